@@ -1,0 +1,121 @@
+"""Turn trained weights into the files that ship: one ONNX file a model, inputs to calibrate and evaluate.
+
+    python export.py language_model --weights language_model.safetensors
+    python export.py dit --weights dit.safetensors
+
+Mamba has no entry: exporting a selective scan takes an operator of its own, which the compiler brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+import corpus
+import digits
+from dit import DiT
+from language_model import LanguageModel
+from weights import name_initializers, restore
+
+__all__ = ["export_dit", "export_language_model"]
+
+HERE = Path(__file__).parent
+LIMIT = 10_000_000
+"""Bytes an ONNX file may have, so that it can live in the repository."""
+
+CALIBRATION_ROWS = 96
+EVALUATION_ROWS = 64
+LENGTH = 256
+DIT_ROWS = 512
+
+
+def _tidy(path: Path, parameters: dict[str, torch.Tensor]) -> None:
+    """Name the weights and drop the exporter's notes (stack traces), a few hundred bytes a node."""
+    model = onnx.load(path)
+    name_initializers(model.graph, parameters)
+    for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.graph.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _export(
+    model: nn.Module, example: dict[str, np.ndarray], path: Path, output: str, shapes: dict[str, dict], opset: int
+) -> None:
+    """Export, tidy, and compare with torch on the example inputs."""
+    import onnxruntime
+
+    tensors = {name: torch.from_numpy(value) for name, value in example.items()}
+    torch.onnx.export(
+        model.eval(),
+        kwargs=tensors,
+        f=path,
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes=shapes,
+        input_names=list(example),
+        output_names=[output],
+        external_data=False,
+    )
+    _tidy(path, model.state_dict())
+    size = path.stat().st_size
+    if size >= LIMIT:
+        raise RuntimeError(f"{path} has {size:,} bytes; {LIMIT:,} is the limit")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for rows in (1, 3):  # neither is the number of rows it was exported with
+        some = {name: value[:rows] for name, value in example.items()}
+        (found,) = session.run([output], some)
+        with torch.no_grad():
+            expected = model(*(torch.from_numpy(value) for value in some.values())).numpy()
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        print(f"{path.name}: {size:,} bytes, {rows} rows, relative L2 to torch {error:.1e}")
+
+
+def export_language_model(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
+    """Write language_model.onnx and the windows to calibrate (learned) and evaluate (held out) it."""
+    text = corpus.load(saved_corpus)
+    calibration = corpus.windows(text["train"], CALIBRATION_ROWS, LENGTH)
+    evaluation = corpus.windows(text["held_out"], EVALUATION_ROWS, LENGTH)
+    np.savez_compressed(folder / "language_model_calibration.npz", input_ids=calibration)
+    np.savez_compressed(folder / "language_model_evaluation.npz", input_ids=evaluation)
+    dynamic = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2)}}
+    model = restore(LanguageModel(), weights)
+    example = {"input_ids": evaluation[:5, :48]}
+    _export(model, example, folder / "language_model.onnx", "logits", dynamic, opset)
+
+
+def export_dit(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
+    """Write dit.onnx and points of the path, over all times, of learned and of held-out digits."""
+    train, held_out = digits.load()
+    calibration, _ = digits.noisy_batch(train, DIT_ROWS, seed=2)
+    evaluation, _ = digits.noisy_batch(held_out, DIT_ROWS, seed=3)
+    np.savez_compressed(folder / "dit_calibration.npz", **calibration)
+    np.savez_compressed(folder / "dit_evaluation.npz", **evaluation)
+    batch = {0: torch.export.Dim("batch")}
+    example = {name: value[:5] for name, value in evaluation.items()}
+    model = restore(DiT(), weights)
+    _export(model, example, folder / "dit.onnx", "velocity", {"x": batch, "t": batch, "y": batch}, opset)
+
+
+def main() -> None:
+    """Export one model of the zoo."""
+    exporters = {"language_model": export_language_model, "dit": export_dit}
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("model", choices=exporters)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=HERE)
+    parser.add_argument("--corpus", type=Path, help="a file made by corpus.py; default: this Python's library")
+    parser.add_argument("--opset", type=int, default=23)
+    options = parser.parse_args()
+    exporters[options.model](options.weights, options.folder, options.corpus, options.opset)
+
+
+if __name__ == "__main__":
+    main()

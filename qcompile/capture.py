@@ -1,0 +1,231 @@
+"""Captures a model: an ONNX file, an exported program, or a torch module, as one ``onnx_ir.Model``.
+
+Weights of ONNX files stay where they are, memory-mapped, until a pass needs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import InputError
+from qcompile.graph import release
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Source", "capture"]
+
+#: The opset that torch programs are exported to.
+TORCH_OPSET = 23
+
+
+@dataclass(frozen=True)
+class Source:
+    """A captured model.
+
+    Args:
+        model: the graph; passes work on a clone, so that it stays what was captured.
+        path: the file that it came from, or the module's class name.
+        sha256: over the file and its external data.
+        bytes: size of the file and its external data, or of the weights of a module.
+    """
+
+    model: ir.Model
+    path: str
+    sha256: str
+    bytes: int
+
+
+def capture(
+    model: Source | ir.Model | str | Path | torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[Any] = (),
+    *,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+) -> Source:
+    """Capture a model and check that it can be worked with.
+
+    Args:
+        model: an ``.onnx`` file (external data beside it), a ``.pt2`` file, an exported program, or a module.
+        example_inputs: positional inputs, for a module.
+        dynamic_shapes: as in ``torch.export.export``, for a module; without it, shapes are those of the inputs.
+        input_names: names of the graph's inputs, for torch programs.
+
+    Raises:
+        InputError: if the file is missing, truncated, of an unknown kind, lacks external data, or holds NaN.
+    """
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, ir.Model):
+        return _from_model(model, "<model>")
+    if isinstance(model, str | Path):
+        path = Path(model)
+        if not path.is_file():
+            raise InputError(f"there is no file '{path}'")
+        if path.suffix == ".pt2":
+            return _from_torch(_load_program(path), str(path), input_names)
+        return _from_onnx(path)
+    return _from_torch(_export_program(model, example_inputs, dynamic_shapes), type(model).__name__, input_names)
+
+
+# -- ONNX files --------------------------------------------------------------------------------------------------
+
+
+def _from_onnx(path: Path) -> Source:
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = ir.load(path)
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"'{path}' is not a readable ONNX model: it is truncated or of another kind") from error
+    if model.graph is None or not len(model.graph) or not model.opset_imports:
+        raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
+    files = [path, *_external_files(model, path)]
+    check_weights(model, str(path))
+    return Source(model, str(path), _digest(files), sum(file.stat().st_size for file in files))
+
+
+def _external_files(model: ir.Model, path: Path) -> list[Path]:
+    files = {}
+    for name, value in _initializers(model):
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        file = path.parent / str(tensor.location)
+        if file.resolve().parent != path.parent.resolve() and path.parent.resolve() not in file.resolve().parents:
+            raise InputError(f"'{path}' keeps weight '{name}' in '{file}', outside of its own folder")
+        if not file.is_file():
+            raise InputError(f"'{path}' keeps weight '{name}' in '{file}', which is missing")
+        if (tensor.offset or 0) + tensor.nbytes > file.stat().st_size:
+            raise InputError(f"'{file}' is too short for weight '{name}' of '{path}': it is truncated")
+        files[file] = None
+    return list(files)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
+    for graph in model.graphs():
+        yield from ((name, value) for name, value in graph.initializers.items() if value.const_value is not None)
+
+
+def check_weights(model: ir.Model, path: str) -> None:
+    """Refuse weights that are not finite, and graphs without inputs, outputs or elements."""
+    if not model.graph.outputs:
+        raise InputError(f"'{path}' has no outputs")
+    for name, value in _initializers(model):
+        if value.dtype is None or not value.dtype.is_floating_point() or value.const_value.size == 0:
+            continue
+        if _has_nan(value.const_value):
+            raise InputError(f"weight '{name}' of '{path}' holds NaN")
+        release(value.const_value)
+
+
+def _has_nan(tensor: ir.TensorProtocol) -> bool:
+    array = tensor.numpy()
+    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float32)):
+            return False
+    return bool(np.isnan(array.astype(np.float32)).any())
+
+
+# -- torch ---------------------------------------------------------------------------------------------------------
+
+
+def _load_program(path: Path) -> torch.export.ExportedProgram:
+    import torch
+
+    try:
+        return torch.export.load(path)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"'{path}' is not a readable exported program: {error}") from error
+
+
+def _export_program(model: Any, inputs: Sequence[Any], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        return model
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"cannot capture a {type(model).__name__}: give an ONNX file, a .pt2 file or a torch module")
+    if not inputs:
+        raise InputError("capturing a torch module needs example inputs")
+    return torch.export.export(model.eval(), tuple(inputs), dynamic_shapes=dynamic_shapes)
+
+
+def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: Sequence[str] | None) -> Source:
+    import torch
+
+    exported = torch.onnx.export(
+        program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False
+    )
+    return _from_model(exported.model, path)
+
+
+def _from_model(model: ir.Model, path: str) -> Source:
+    check_weights(model, path)
+    digest, size = hashlib.sha256(), 0
+    for name, value in _initializers(model):
+        digest.update(name.encode())
+        digest.update(value.const_value.tobytes())
+        size += value.const_value.nbytes
+    for node in model.graph:
+        digest.update(repr((node.op_type, [v.name if v else "" for v in node.inputs])).encode())
+    return Source(model, path, digest.hexdigest(), size)
+
+
+def example_inputs(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Random inputs of a graph's declared shapes and types; dynamic dimensions get ``sizes`` or a small default.
+
+    Integers are drawn below the smallest table that they index, so that every lookup is in range.
+    """
+    rng = np.random.default_rng(seed)
+    symbols: dict[str, int] = dict(sizes or {})
+    inputs = {}
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        shape = [_dimension(dim, i, symbols) for i, dim in enumerate(value.shape or ())]
+        inputs[value.name] = _random(value, shape, rng)
+    return inputs
+
+
+def _dimension(dim: Any, position: int, symbols: dict[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    name = str(dim.value) if dim.value is not None else f"?{position}"
+    return symbols.setdefault(name, 2 if position == 0 else 16)
+
+
+def _random(value: ir.Value, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    dtype = value.dtype.numpy()
+    if value.dtype == ir.DataType.BOOL:
+        return np.ones(shape, bool)
+    if value.dtype.is_floating_point():
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, _table_rows(value), shape).astype(dtype)
+
+
+def _table_rows(value: ir.Value) -> int:
+    """The fewest rows of a table that an integer input indexes directly; 2 where it indexes none."""
+    rows = [
+        int(node.inputs[0].shape[0])
+        for node, index in value.uses()
+        if node.op_type == "Gather" and index == 1 and node.inputs[0].const_value is not None
+    ]
+    return min(rows, default=2)

@@ -1,0 +1,177 @@
+"""Runs graphs: onnxruntime for speed, in float32 or, for checks, in float64.
+
+Every stage of the pipeline is an ordinary ONNX graph, so one executor serves them all: the source, the rotated
+model, the artifact.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import InputError
+
+__all__ = ["Session", "compare", "evaluate", "to_double"]
+
+#: Protobuf messages end at 2 GiB; above half of it weights are written beside the graph.
+INLINE_BYTES = 1 << 30
+
+
+class Session:
+    """One loaded graph.
+
+    Args:
+        model: a graph, or the path of a file.
+        taps: names of further values to return.
+        optimize: whether onnxruntime may rewrite the graph.
+    """
+
+    def __init__(self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True) -> None:
+        import onnxruntime as ort
+
+        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if isinstance(model, ir.Model):
+            model = self._write(_with_taps(model, taps) if taps else model)
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own without a common base
+            raise InputError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def _write(self, model: ir.Model) -> bytes | str:
+        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if size < INLINE_BYTES:
+            return ir.to_proto(ir.external_data.load_to_model(model.clone())).SerializeToString()
+        path = Path(self._folder.name) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        return str(path)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs and taps by name.
+
+        Raises:
+            InputError: if inputs are missing, unknown, or refused by an operator.
+        """
+        check_names(inputs, self.inputs)
+        try:
+            values = self._session.run(None, dict(inputs))
+        except Exception as error:  # as above
+            raise InputError(f"onnxruntime cannot run the graph: {_first_line(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+def check_names(inputs: Mapping[str, np.ndarray], expected: Sequence[str]) -> None:
+    """Refuse inputs whose names differ from the graph's."""
+    missing = [name for name in expected if name not in inputs]
+    unknown = [name for name in inputs if name not in expected]
+    if missing or unknown:
+        said = [f"lacks {', '.join(missing)}"] if missing else []
+        said += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        raise InputError(f"the data {' and '.join(said)}; the model's inputs are {', '.join(expected)}")
+
+
+def _with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
+    model = model.clone()
+    values = ir.convenience.create_value_mapping(model.graph)
+    present = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in taps if name not in present)
+    return model
+
+
+def evaluate(model: ir.Model | str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph once."""
+    return Session(model).run(inputs)
+
+
+def to_double(model: ir.Model) -> ir.Model:
+    """The same graph computed in float64: constants, casts and type annotations are widened.
+
+    Integer-valued and boolean parts stay as they are. Run it with ``evaluate_double``, whose inputs are widened too.
+    """
+    wide = model.clone()
+    for graph in wide.graphs():
+        for value in [*graph.inputs, *graph.initializers.values(), *graph.outputs]:
+            _widen(value)
+        for node in graph.all_nodes():
+            for value in node.outputs:
+                _widen(value)
+            _widen_attributes(node)
+    for function in wide.functions.values():
+        for node in function.all_nodes():
+            _widen_attributes(node)
+    return wide
+
+
+_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _widen(value: ir.Value) -> None:
+    if value.dtype in _NARROW:
+        value.dtype = ir.DataType.DOUBLE
+        if value.const_value is not None:
+            array = value.const_value.numpy().astype(np.float64)
+            value.const_value = ir.tensor(array, name=value.name)
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    for name, attribute in list(node.attributes.items()):
+        if node.op_type == "Cast" and name == "to" and attribute.value in _NARROW:
+            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.DOUBLE))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in _NARROW:
+            array = attribute.value.numpy().astype(np.float64)
+            node.attributes[name] = ir.AttrTensor(name, ir.tensor(array))
+        elif node.op_type == "Constant" and name in ("value_float", "value_floats"):
+            array = np.asarray(attribute.value, np.float64)
+            node.attributes.pop(name)
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
+
+
+def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph once in float64: by onnxruntime, or by ONNX's reference evaluator for what that lacks.
+
+    Raises:
+        InputError: if neither can run it.
+    """
+    wide = to_double(model)
+    feeds = {k: v.astype(np.float64) if np.issubdtype(v.dtype, np.floating) else v for k, v in inputs.items()}
+    try:
+        return Session(wide).run(feeds)
+    except InputError:
+        from onnx.reference import ReferenceEvaluator
+
+        names = [value.name for value in wide.graph.outputs]
+        values = ReferenceEvaluator(ir.to_proto(wide)).run(names, feeds)
+        return dict(zip(names, values, strict=True))
+
+
+def compare(
+    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> tuple[float, float]:
+    """(relative L2, largest absolute difference), the worst over the outputs that hold floating-point numbers."""
+    relative = absolute = 0.0
+    for name, want in reference.items():
+        if not np.issubdtype(want.dtype, np.floating):
+            continue
+        want, have = want.astype(np.float64), other[name].astype(np.float64)
+        finite = np.isfinite(want)
+        if not (finite == np.isfinite(have)).all():
+            return float("inf"), float("inf")
+        difference = (want - have)[finite]
+        norm = float(np.linalg.norm(want[finite]))
+        error = float(np.linalg.norm(difference))
+        relative = max(relative, error / norm if norm else error)
+        absolute = max(absolute, float(np.abs(difference).max(initial=0.0)))
+    return relative, absolute

@@ -1,0 +1,102 @@
+"""Folds transforms into constants: along every axis that a constant shares with a transformed space.
+
+Arithmetic is in float64; the result is stored in the constant's own type. Constants of large models are computed
+when they are read, so that a model larger than memory streams through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.axes import Axes, Mode, Node, Ref, Structure
+from qcompile.graph import release
+from qcompile.spaces import Analysis, is_float
+
+if TYPE_CHECKING:
+    from qcompile.transforms import Transform
+
+__all__ = ["axis_transform", "fold", "rewrite"]
+
+#: Below this many bytes of constants, folded ones are kept in memory.
+EAGER_BYTES = 4 << 30
+
+
+def total_bytes(model: ir.Model) -> int:
+    """Bytes of all constants."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace a constant by ``function`` of its content in float64, keeping shape and type."""
+    source, name = value.const_value, value.name
+
+    def compute() -> ir.Tensor:
+        array = function(source.numpy().astype(np.float64))
+        result = ir.tensor(np.ascontiguousarray(array).astype(source.dtype.numpy()), name=name)
+        release(source)
+        return result
+
+    if total_bytes(model) < EAGER_BYTES:
+        value.const_value = compute()
+    else:
+        value.const_value = ir.LazyTensor(compute, dtype=source.dtype, shape=source.shape, name=name, cache=False)
+
+
+def axis_transform(axes: Axes, ref: Ref, chosen: Mapping[Node, Transform]) -> Transform | None:
+    """The transform of a whole axis, from those of its leaves; ``None`` if nothing on it changes."""
+    from qcompile.transforms import DirectSum, Identity, Kronecker
+
+    root = axes.find(ref)
+    if root.node.structure is Structure.LEAF:
+        found = chosen.get(root.node)
+        return None if found is None else through(found, root.mode)
+    children = axes.children(root)
+    parts = [axis_transform(axes, child, chosen) for child in children]
+    if all(part is None for part in parts):
+        return None
+    sizes = [axes.size(child) for child in children]
+    parts = [part or Identity(size) for part, size in zip(parts, sizes, strict=True)]
+    if root.node.structure is Structure.SUM:
+        return DirectSum(tuple(parts))
+    result = parts[-1]
+    for part in reversed(parts[:-1]):
+        result = Kronecker(part, result)
+    return result
+
+
+def through(transform: Transform, mode: Mode) -> Transform | None:
+    """A node's transform as an axis with that mode carries it."""
+    from qcompile.freedom import Freedom
+
+    if mode is Mode.DUAL:
+        return transform.dual()
+    if mode is Mode.PLAIN:
+        return transform if transform.group in Freedom.PERMUTATION else None
+    return transform
+
+
+def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:
+    """Transform every constant that has an axis in a transformed space; returns how many changed."""
+    changed = 0
+    for value, refs in list(analysis.refs_of.items()):
+        if value.const_value is None or refs is None or not is_float(value):
+            continue
+        parts = [(axis, axis_transform(analysis.axes, ref, chosen)) for axis, ref in enumerate(refs)]
+        parts = [(axis, part) for axis, part in parts if part is not None]
+        if parts:
+            rewrite(analysis.model, value, lambda array, parts=parts: _apply(array, parts))
+            changed += 1
+    return changed
+
+
+def _apply(array: np.ndarray, parts: list[tuple[int, Transform]]) -> np.ndarray:
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    for axis, transform in parts:
+        tensor = transform.apply(tensor, axis)
+    return tensor.numpy()

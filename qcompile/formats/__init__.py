@@ -1,0 +1,70 @@
+"""Number formats: the registry, and quantization to the bit.
+
+    fmt = get_format("nvfp4")
+    q = quantize(weight, fmt)            # codes, stored scales, tensor scale
+    q.dequantize()                       # float32, in the shape of ``weight``
+
+Names that need torch are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qcompile.formats.elements import ELEMENTS
+from qcompile.formats.format import Element, Format, Kind, ScaleRule, ScaleType
+from qcompile.formats.registry import FORMATS, get_format
+
+if TYPE_CHECKING:
+    from qcompile.formats.quantizer import (
+        Quantized,
+        compute_scales,
+        decode,
+        encode,
+        fake_quantize,
+        quantize,
+        round_to,
+    )
+    from qcompile.formats.scales import Scales
+    from qcompile.formats.search import search_scales
+
+_LAZY = {
+    "Quantized": "quantizer",
+    "Scales": "scales",
+    "compute_scales": "quantizer",
+    "decode": "quantizer",
+    "encode": "quantizer",
+    "fake_quantize": "quantizer",
+    "quantize": "quantizer",
+    "round_to": "quantizer",
+    "search_scales": "search",
+}
+
+__all__ = [
+    "ELEMENTS",
+    "FORMATS",
+    "Element",
+    "Format",
+    "Kind",
+    "Quantized",
+    "ScaleRule",
+    "ScaleType",
+    "Scales",
+    "compute_scales",
+    "decode",
+    "encode",
+    "fake_quantize",
+    "get_format",
+    "quantize",
+    "round_to",
+    "search_scales",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,192 @@
+"""The byte layouts of particular runtimes: onnxruntime's MatMulNBits, TensorRT and cuBLAS block-scaled FP4, GGUF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qcompile.errors import InputError
+from qcompile.formats.format import Element, Format, Kind, ScaleType
+from qcompile.formats.packing import pack_codes, unpack_codes
+from qcompile.formats.quantizer import Quantized
+from qcompile.formats.scales import scale_code, scale_from_code
+
+__all__ = [
+    "BlockScaled",
+    "MatMulNBits",
+    "from_block_scaled",
+    "from_gguf",
+    "from_matmulnbits",
+    "swizzle_scales",
+    "to_block_scaled",
+    "to_gguf",
+    "to_matmulnbits",
+    "unswizzle_scales",
+]
+
+
+def _matrix(q: Quantized, runtime: str) -> tuple[int, int]:
+    """Rows and groups of a weight ``[N, K]`` quantized along K, or an InputError."""
+    if len(q.shape) != 2 or q.axis != 1 or q.codes.numel() == 0:
+        raise InputError(f"{runtime} stores a weight [N, K] quantized along its last axis, not {q.shape}")
+    return q.scales.shape[0], q.scales.shape[1]
+
+
+# ---- onnxruntime -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MatMulNBits:
+    """The inputs of ``com.microsoft.MatMulNBits`` for a weight ``[N, K]``.
+
+    Args:
+        b: uint8 ``[N, groups, group · bits / 8]``, unsigned codes, the low bits first.
+        scales: float32 ``[N · groups]``.
+        zero_points: uint8 ``[N · ⌈groups · bits / 8⌉]``; None means ``2^(bits - 1)``.
+        bits, block_size: the attributes.
+    """
+
+    b: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    bits: int
+    block_size: int
+
+
+def to_matmulnbits(q: Quantized) -> MatMulNBits:
+    """Integer codes of 2, 4 or 8 bits; the tensor scale, if any, goes into the scales.
+
+    Raises:
+        InputError: for elements that are not integers, other widths and blocks that the operator rejects.
+    """
+    rows, groups = _matrix(q, "MatMulNBits")
+    element, group = q.format.element, q.codes.shape[1] // groups
+    _check_matmulnbits(element, group)
+    codes = q.codes.view(rows, groups, group)
+    if element.levels[0] < 0:
+        codes = codes ^ (1 << (element.bits - 1))  # two's complement to offset binary
+    packed = pack_codes(codes, element.bits)
+    zero_points = None if q.zero_points is None else pack_codes(q.zero_points, element.bits).flatten()
+    scales = (q.all_scales.effective * element.step).flatten()
+    return MatMulNBits(packed, scales, zero_points, element.bits, group)
+
+
+def _check_matmulnbits(element: Element, group: int) -> None:
+    if element.kind is not Kind.INTEGER or element.bits not in (2, 4, 8):
+        raise InputError(f"MatMulNBits stores integers of 2, 4 or 8 bits, not {element.name}")
+    if group < 16 or group & (group - 1):
+        raise InputError(f"MatMulNBits needs blocks of a power of two from 16 on, not {group}")
+
+
+def from_matmulnbits(packed: MatMulNBits, fmt: Format, size: int) -> Quantized:
+    """The inverse of :func:`to_matmulnbits` for a weight ``[N, size]`` (the tensor scale stays in the scales)."""
+    rows, groups, _ = packed.b.shape
+    codes = unpack_codes(packed.b, packed.bits, packed.block_size).flatten(1)
+    if fmt.element.levels[0] < 0:
+        codes = codes ^ (1 << (packed.bits - 1))
+    zero_points = packed.zero_points
+    if zero_points is not None:
+        zero_points = unpack_codes(zero_points.view(rows, -1), packed.bits, groups)
+    scales = packed.scales.view(rows, groups) / fmt.element.step
+    return Quantized(fmt, (rows, size), 1, codes, scales, zero_points)
+
+
+# ---- TensorRT, cuBLAS: block-scaled FP4, FP6, FP8 ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BlockScaled:
+    """A weight ``[N, K]`` as block-scaled matrix instructions read it.
+
+    Args:
+        codes: uint8, E2M1 packed in pairs ``[N, K/2]``, other elements one a byte ``[N, K]``.
+        scales: uint8 E4M3 or E8M0 bytes: ``[N, groups]``, or flat and swizzled.
+        tensor_scale: float32 scalar, or None.
+        swizzled: whether ``scales`` are in the 128x4 tile layout of :func:`swizzle_scales`.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor | None
+    swizzled: bool
+
+
+def to_block_scaled(q: Quantized, swizzled: bool = False) -> BlockScaled:
+    """NVFP4 and MX formats.
+
+    Raises:
+        InputError: if the element is no float or the scale no byte.
+    """
+    _matrix(q, "a block-scaled matrix")
+    if q.format.scale not in (ScaleType.E4M3, ScaleType.E8M0):
+        raise InputError(f"block-scaled matrices have E4M3 or E8M0 scales, not those of {q.format.name}")
+    codes = pack_codes(q.codes, 4) if q.format.bits == 4 else q.codes
+    scales = scale_code(q.scales, q.format.scale)
+    return BlockScaled(codes, swizzle_scales(scales) if swizzled else scales, q.tensor_scale, swizzled)
+
+
+def from_block_scaled(packed: BlockScaled, fmt: Format, shape: tuple[int, int]) -> Quantized:
+    """The inverse of :func:`to_block_scaled` for a weight of ``shape``."""
+    groups = -(-shape[1] // (fmt.group or shape[1]))
+    scales = unswizzle_scales(packed.scales, shape[0], groups) if packed.swizzled else packed.scales
+    width = packed.codes.shape[1] * (2 if fmt.bits == 4 else 1)
+    codes = unpack_codes(packed.codes, 4, width) if fmt.bits == 4 else packed.codes
+    return Quantized(fmt, shape, 1, codes, scale_from_code(scales, fmt.scale), None, packed.tensor_scale)
+
+
+def swizzle_scales(scales: Tensor) -> Tensor:
+    """Scale bytes ``[rows, groups]`` in the layout of cuBLAS "1D block scaling factors", flat.
+
+    Tiles of 128 rows x 4 groups, row-major among themselves, each 512 bytes with row ``r``, group ``c`` at
+    ``(r % 32) · 16 + (r // 32) · 4 + c``. Rows and groups are padded with zeros.
+    """
+    rows, groups = scales.shape
+    padded = torch.nn.functional.pad(scales, (0, -groups % 4, 0, -rows % 128))
+    tiles = padded.view(-1, 4, 32, padded.shape[1] // 4, 4)  # row tile, r // 32, r % 32, group tile, c
+    return tiles.permute(0, 3, 2, 1, 4).flatten()
+
+
+def unswizzle_scales(flat: Tensor, rows: int, groups: int) -> Tensor:
+    """The inverse of :func:`swizzle_scales`."""
+    tiles = flat.view(-(-rows // 128), -(-groups // 4), 32, 4, 4)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(-(-rows // 128) * 128, -1)[:rows, :groups]
+
+
+# ---- GGUF --------------------------------------------------------------------------------------------------------
+
+
+def to_gguf(q: Quantized) -> Tensor:
+    """Blocks of 32 as ``block_q4_0`` (18 bytes) or ``block_q8_0`` (34 bytes) of GGML: uint8 ``[..., groups · bytes]``.
+
+    A float16 scale first. Q4_0 then holds the codes plus 8, value ``j`` in the low nibble of byte ``j`` and value
+    ``j + 16`` in its high nibble.
+
+    Raises:
+        InputError: for any format but signed four- and eight-bit integers in blocks of 32 with float16 scales.
+    """
+    fmt = q.format
+    _check_gguf(fmt)
+    codes = q.codes.unflatten(-1, (-1, 32))
+    if fmt.bits == 4:
+        codes = codes ^ 8
+        codes = codes[..., :16] | (codes[..., 16:] << 4)
+    scale = scale_code(q.scales, fmt.scale).unsqueeze(-1).view(torch.uint8)
+    return torch.cat([scale, codes], -1).flatten(-2)
+
+
+def from_gguf(blocks: Tensor, fmt: Format, shape: tuple[int, ...]) -> Quantized:
+    """The inverse of :func:`to_gguf` for a tensor of ``shape`` quantized along its last axis."""
+    _check_gguf(fmt)
+    parts = blocks.unflatten(-1, (-1, 2 + 4 * fmt.bits))
+    scale, codes = parts[..., :2].contiguous().view(torch.float16)[..., 0], parts[..., 2:]
+    if fmt.bits == 4:
+        codes = torch.cat([codes & 15, codes >> 4], -1) ^ 8
+    return Quantized(fmt, shape, len(shape) - 1, codes.flatten(-2), scale.float())
+
+
+def _check_gguf(fmt: Format) -> None:
+    signed = fmt.element.kind is Kind.INTEGER and fmt.element.levels[0] < 0 and not fmt.zero_point
+    if not (signed and fmt.group == 32 and fmt.bits in (4, 8) and fmt.scale is ScaleType.FP16):
+        raise InputError(f"GGUF has no block for {fmt.name}: it takes q4_0 and q8_0")

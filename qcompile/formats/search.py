@@ -1,0 +1,130 @@
+"""Search for better scales than a rule gives: per group, by squared error weighted by importance.
+
+The candidates depend only on how the scale is stored: shrunken copies of a float scale, neighbouring powers of two of
+an E8M0 scale, neighbouring codes of an 8-bit float scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from qcompile.errors import InputError
+from qcompile.formats.format import Format, ScaleType
+from qcompile.formats.quantizer import _empty_scales, _Rows, _store, _tensor_scale_of
+from qcompile.formats.scales import (
+    Scales,
+    _share_error,
+    group_error,
+    group_scales,
+    scale_code,
+    scale_from_code,
+    store_scale,
+)
+
+__all__ = ["search_scales"]
+
+_SHRINKS = tuple(1.0 - i / 50 for i in range(26))  # 1.00, 0.98 … 0.50
+_EXPONENTS = (1, -1, -2)
+_NEIGHBOURS = (1, -1, 2, -2, 3, -3, 4, -4)
+
+
+def search_scales(
+    x: Tensor,
+    fmt: Format,
+    axis: int = -1,
+    weight: Tensor | None = None,
+    tensor_scale: Tensor | float | None = None,
+    shrinks: Sequence[float] = _SHRINKS,
+    exponents: Sequence[int] = _EXPONENTS,
+    neighbours: Sequence[int] = _NEIGHBOURS,
+) -> Scales:
+    """Scales with the least ``Σ weight · (x̂ - x)²`` in each group; never worse than the format's rule.
+
+    Args:
+        x: the tensor to quantize.
+        weight: importance of each position along ``axis``, ``[size]`` (the diagonal of E[xxᵀ] of a weight's input),
+            or a tensor that broadcasts against ``x`` with ``axis`` moved last.
+        shrinks: factors tried on float scales (and, with a zero point kept, on asymmetric ones).
+        exponents: steps tried on E8M0 scales.
+        neighbours: steps in code tried on E4M3 and UE5M3 scales.
+
+    Raises:
+        InputError: if ``weight`` fits neither the axis nor the tensor.
+    """
+    view = _Rows.of(x, fmt, axis)
+    tensor_scale = _tensor_scale_of(x, fmt, None, tensor_scale)
+    importance = _Importance(weight, view)
+    stored = _empty_scales(view, fmt, tensor_scale)
+    steps = {ScaleType.E8M0: exponents, ScaleType.E4M3: neighbours, ScaleType.UE5M3: neighbours}
+    options = steps.get(fmt.scale, shrinks)
+    for part, groups in view.chunks():
+        start = group_scales(groups, fmt, tensor_scale)
+        _store(stored, _best(groups, start, fmt, importance.of(part), options), part)
+    return view.shape_scales(stored)
+
+
+class _Importance:
+    """Importance per value, cut like the rows of a tensor."""
+
+    def __init__(self, weight: Tensor | None, view: _Rows) -> None:
+        self.view, self.weight = view, None
+        if weight is None:
+            return
+        try:
+            full = weight.float().expand(*view.lead, view.size)
+        except RuntimeError:
+            shapes = f"{tuple(weight.shape)} does not fit {(*view.lead, view.size)}"
+            raise InputError(f"importance of shape {shapes}") from None
+        self.weight = full
+        self.shared = math.prod(weight.shape[:-1]) == 1 if weight.dim() else True
+
+    def of(self, part: slice) -> Tensor | None:
+        """Importance of some rows, ``[rows, groups, group]``, zero in the padding."""
+        if self.weight is None:
+            return None
+        view = self.view
+        lines = torch.arange(view.count)[part]
+        per_line = view.groups_per_row // view.groups
+        if self.shared:
+            line = self.weight.reshape(-1, view.size)[:1] if self.weight.dim() > 1 else self.weight[None]
+            line = self._grouped(line)
+            return line if per_line == 1 else line.view(-1, 1, view.group)[lines % per_line]
+        flat = self.weight.reshape(-1, view.size)
+        if per_line == 1:
+            return self._grouped(flat[part])
+        return flat.view(-1, 1, view.group)[part]
+
+    def _grouped(self, lines: Tensor) -> Tensor:
+        padded = self.view.groups_per_row * self.view.group
+        lines = torch.nn.functional.pad(lines, (0, padded - self.view.size))
+        return lines.view(lines.shape[0], -1, self.view.group)
+
+
+def _candidates(start: Scales, fmt: Format, options: Sequence[float]) -> Iterator[Tensor]:
+    scale = start.scale
+    if fmt.scale is ScaleType.E8M0:
+        for step in options:
+            yield scale_from_code((scale_code(scale, fmt.scale).int() + int(step)).clamp(0, 254), fmt.scale)
+    elif fmt.scale in (ScaleType.E4M3, ScaleType.UE5M3):
+        top = 126 if fmt.scale is ScaleType.E4M3 else 254
+        codes = scale_code(scale, fmt.scale).int()
+        for step in options:
+            yield scale_from_code((codes + int(step)).clamp(0, top).to(torch.uint8), fmt.scale)
+    else:
+        for factor in options:
+            yield store_scale(scale * factor, fmt.scale)
+
+
+def _best(groups: Tensor, start: Scales, fmt: Format, weight: Tensor | None, options: Sequence[float]) -> Scales:
+    best, unusable = start.scale, start.scale.isnan()
+    error = _share_error(group_error(groups, start, fmt, weight), fmt.rows)
+    for scale in _candidates(start, fmt, options):
+        trial = Scales(scale.masked_fill(unusable, torch.nan), start.zero_point, start.tensor_scale)
+        trial_error = _share_error(group_error(groups, trial, fmt, weight), fmt.rows)
+        best = torch.where(trial_error < error, trial.scale, best)
+        error = torch.minimum(error, trial_error.nan_to_num(torch.inf))
+    return Scales(best, start.zero_point, start.tensor_scale)

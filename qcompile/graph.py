@@ -1,0 +1,114 @@
+"""Small edits of a graph that every pass needs, and the functions of the ``qcompile`` domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["DOMAIN", "add_function", "add_initializer", "append_node", "ensure_function", "initializer_users", "opset"]
+
+#: The domain of our own operators. Each is a function whose body is standard ONNX.
+DOMAIN = "qcompile"
+
+
+def opset(model: ir.Model) -> int:
+    """The version of the standard operators that the graph uses."""
+    return model.opset_imports.get("", 18)
+
+
+def unique(model: ir.Model, name: str) -> str:
+    """``name``, with a number appended if a value of the graph has it already."""
+    taken = model.graph.initializers
+    if name not in taken:
+        return name
+    number = 1
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+def add_initializer(model: ir.Model, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """A new constant; its name is made unique."""
+    name = unique(model, name)
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name) if isinstance(array, np.ndarray) else array
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def ensure_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """The constant of that name, made at its first use: for contents that follow from the name."""
+    found = model.graph.initializers.get(name)
+    return found if found is not None else add_initializer(model, name, array)
+
+
+def replace_initializer(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
+    """Give a constant new content, which may have another shape."""
+    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    value.const_value = tensor
+    value.shape = ir.Shape(tensor.shape)
+    value.type = ir.TensorType(tensor.dtype)
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Let go of the pages of a memory-mapped tensor, so that large models stream through."""
+    if isinstance(tensor, ir.ExternalTensor):
+        try:
+            tensor.release()
+        except BufferError:  # an array over it is still in use somewhere; its pages stay until that is gone
+            return
+
+
+def append_node(
+    before: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict | None = None,
+    *,
+    name: str,
+    domain: str = "",
+    outputs: int = 1,
+    like: ir.Value | None = None,
+    after: bool = False,
+) -> ir.Node:
+    """A new node placed before (or after) an existing one; its first output takes shape and type of ``like``."""
+    attrs = ir.convenience.convert_attributes(attributes or {})
+    node = ir.Node(domain, op, inputs, attrs, num_outputs=outputs, name=name)
+    node.outputs[0].name = name
+    if like is not None:
+        node.outputs[0].shape, node.outputs[0].type = like.shape, like.type
+    graph = before.graph
+    (graph.insert_after if after else graph.insert_before)(before, node)
+    return node
+
+
+def initializer_users(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read a constant."""
+    return [node for node, _ in value.uses()]
+
+
+def ensure_function(model: ir.Model, name: str, text: str) -> str:
+    """Register a function of our domain, written in ONNX's textual syntax, once.
+
+    Args:
+        model: the graph that will call it.
+        name: its operator type.
+        text: signature and body, without the domain and opset header, e.g.
+            ``"(x, scale) => (y) { y = Mul(x, scale) }"``.
+    """
+    import onnx.parser
+
+    if (DOMAIN, name, "") not in model.functions:
+        header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset(model)}]>'
+        proto = onnx.parser.parse_function(f"{header} {name} {text}")
+        add_function(model, ir.from_proto(proto))
+    return name
+
+
+def add_function(model: ir.Model, function: ir.Function) -> None:
+    """Register a function and import its domain."""
+    model.functions[function.identifier()] = function
+    model.opset_imports.setdefault(function.domain, 1)
+    model.graph.opset_imports.setdefault(function.domain, 1)

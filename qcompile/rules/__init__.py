@@ -1,0 +1,8 @@
+"""The commutation rules: what each operator does to axes, and which freedom it leaves.
+
+One file per family of operators. Importing this package registers them all.
+"""
+
+from qcompile.rules import attention, elementwise, linear, normalization, shaping
+
+__all__ = ["attention", "elementwise", "linear", "normalization", "shaping"]

@@ -1,0 +1,190 @@
+"""Operators that act on each element, alone or with the element of another tensor at the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from qcompile.axes import Mode, Ref
+from qcompile.freedom import Freedom
+from qcompile.spaces import Analysis, Scaling, is_float, label, rule
+
+__all__ = ["UNARY", "gate", "product_of"]
+
+#: f(Tx) = T f(x) for each operator f.
+UNARY: dict[Freedom, tuple[str, ...]] = {
+    # linear
+    Freedom.GENERAL: ("Identity", "Neg", "Dropout"),
+    # odd: f(-x) = -f(x)
+    Freedom.SIGNED_PERMUTATION: (
+        "Asin", "Asinh", "Atan", "Atanh", "Erf", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan",
+        "Tanh",
+    ),
+    # positively homogeneous: f(ax) = a f(x) for a > 0
+    Freedom.POSITIVE_MONOMIAL: ("Abs", "LeakyRelu", "Relu"),
+    Freedom.PERMUTATION: (
+        "Acos", "Acosh", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Exp", "Floor", "Gelu",
+        "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "Log", "Mish", "Not", "Selu", "Shrink", "Sigmoid", "Softplus",
+        "Sqrt", "Swish", "ThresholdedRelu",
+    ),
+}  # fmt: skip
+
+
+def _unary(freedom: Freedom) -> rule:
+    def apply(analysis: Analysis, node: ir.Node) -> None:
+        refs = analysis.refs(node.inputs[0])
+        for ref in refs:
+            analysis.axes.constrain(ref, freedom, f"{label(node)} acts on each element")
+        for output in node.outputs:
+            analysis.set(output, refs)
+
+    return apply
+
+
+for _freedom, _ops in UNARY.items():
+    rule(*_ops)(_unary(_freedom))
+rule("QuickGelu", "FastGelu", "Gelu", domain="com.microsoft")(_unary(Freedom.PERMUTATION))
+
+
+@rule("Cast", "CastLike")
+def cast(analysis: Analysis, node: ir.Node) -> None:
+    """Between floating-point types: the identity. To another type: rounds each element."""
+    exact = is_float(node.inputs[0]) and (node.outputs[0].dtype is None or is_float(node.outputs[0]))
+    _unary(Freedom.GENERAL if exact else Freedom.PERMUTATION)(analysis, node)
+    if node.inputs[0] in analysis.dims_of:
+        analysis.dims_of[node.outputs[0]] = analysis.dims_of[node.inputs[0]]
+
+
+def aligned(analysis: Analysis, values: Sequence[ir.Value]) -> list[list[Ref]]:
+    """For each axis of the broadcast result, the operands' axes there (a missing one is of size one)."""
+    operands = [analysis.refs(value) for value in values]
+    rank = max(len(refs) for refs in operands)
+    padded = [[analysis.axes.one] * (rank - len(refs)) + refs for refs in operands]
+    return [list(column) for column in zip(*padded, strict=True)]
+
+
+def is_one(analysis: Analysis, ref: Ref) -> bool:
+    """Whether an axis is broadcast: of size one."""
+    return analysis.axes.size(ref) == 1
+
+
+@rule("Add", "Sub", "Sum", "Mean")
+def add(analysis: Analysis, node: ir.Node) -> None:
+    """T a + T b = T (a + b). One number added along the whole axis stays put only if T·1 = 1."""
+    axes, out = analysis.axes, []
+    for column in aligned(analysis, node.inputs):
+        full = [ref for ref in column if not is_one(analysis, ref)]
+        for ref in full[1:]:
+            axes.unify(full[0], ref, f"{label(node)} adds them")
+        for value, ref in zip(node.inputs, column, strict=True):
+            if full and is_one(analysis, ref) and not _zero(analysis, value):
+                axes.constrain(full[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
+        out.append(full[0] if full else axes.one)
+    analysis.set(node.outputs[0], out)
+
+
+def _zero(analysis: Analysis, value: ir.Value) -> bool:
+    array = analysis.constant(value)
+    return array is not None and not array.any()
+
+
+@rule("Mul")
+def multiply(analysis: Analysis, node: ir.Node) -> None:
+    """A number per row commutes with everything; a product along the axis is a gate."""
+    found = None if analysis.join_norms else _constant_scale(analysis, node)
+    analysis.set(node.outputs[0], found or product_of(analysis, node, *node.inputs[:2]))
+
+
+def _constant_scale(analysis: Analysis, node: ir.Node) -> list[Ref] | None:
+    """The result's axes if the node scales one axis by constants that a pass may fold: that axis starts anew."""
+    for value, scale in (node.inputs, reversed(node.inputs)):
+        refs = analysis.refs(value)
+        if value.const_value is not None or scale.const_value is None or analysis.uniform(scale):
+            continue
+        sizes = [analysis.axes.size(ref) for ref in analysis.refs(scale)]
+        wide = [i - len(sizes) for i, size in enumerate(sizes) if size != 1]
+        if len(wide) == 1 and len(sizes) <= len(refs) and analysis.axes.size(refs[wide[0]]) == sizes[wide[0]]:
+            out = list(refs)
+            out[wide[0]] = analysis.axes.fresh(sizes[wide[0]])
+            analysis.scalings.append(Scaling(node, value, refs[wide[0]], out[wide[0]], scale))
+            return out
+    return None
+
+
+@rule("Div")
+def divide(analysis: Analysis, node: ir.Node) -> None:
+    """The numerator is linear; along the denominator's own axes only permutations survive."""
+    numerator, denominator = node.inputs
+    out = []
+    for top, bottom in aligned(analysis, [numerator, denominator]):
+        if is_one(analysis, bottom) or analysis.uniform(denominator):
+            out.append(top if not is_one(analysis, top) else bottom)
+        elif is_one(analysis, top):
+            analysis.axes.constrain(bottom, Freedom.SIGNED_PERMUTATION, f"{label(node)} divides by it")
+            out.append(bottom)
+        else:
+            out.append(_carry(analysis, top, bottom, label(node)))
+    analysis.set(node.outputs[0], out)
+
+
+def product_of(analysis: Analysis, node: ir.Node, a: ir.Value, b: ir.Value) -> list[Ref]:
+    """The axes of a broadcast product, joined as the product requires."""
+    out = []
+    for left, right in aligned(analysis, [a, b]):
+        if is_one(analysis, left) or is_one(analysis, right):
+            out.append(right if is_one(analysis, left) else left)
+        elif analysis.uniform(a) or analysis.uniform(b):  # the same number along the axis
+            out.append(right if analysis.uniform(a) else left)
+        else:
+            out.append(gate(analysis, left, right, label(node)))
+    return out
+
+
+def gate(analysis: Analysis, left: Ref, right: Ref, reason: str) -> Ref:
+    """Join the two sides of an elementwise product: P on both, a diagonal through the side that can carry it."""
+    swap = Freedom.DIAGONAL not in analysis.free(left) and Freedom.DIAGONAL in analysis.free(right)
+    return _carry(analysis, right, left, reason) if swap else _carry(analysis, left, right, reason)
+
+
+def _carry(analysis: Analysis, carrier: Ref, other: Ref, reason: str) -> Ref:
+    analysis.axes.constrain(carrier, Freedom.MONOMIAL, f"{reason} multiplies along the axis")
+    analysis.axes.constrain(other, Freedom.MONOMIAL, f"{reason} multiplies along the axis")
+    analysis.axes.unify(other, carrier.through(Mode.PLAIN), f"{reason} multiplies along the axis")
+    return carrier
+
+
+@rule("And", "BitShift", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Or", "PRelu",
+      "Pow", "Xor")  # fmt: skip
+def together(analysis: Analysis, node: ir.Node) -> None:
+    """Any function of the elements at one place: both sides may only be permuted alike."""
+    out = []
+    for column in aligned(analysis, node.inputs):
+        full = [ref for ref in column if not is_one(analysis, ref)]
+        for ref in full:
+            analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
+            analysis.axes.unify(ref, full[0], label(node))
+        out.append(full[0] if full else analysis.axes.one)
+    analysis.set(node.outputs[0], out)
+
+
+@rule("Where")
+def where(analysis: Analysis, node: ir.Node) -> None:
+    """A choice per row commutes with everything; a choice per element with permutations."""
+    condition, *branches = node.inputs
+    out = []
+    for chosen, *column in aligned(analysis, node.inputs):
+        full = [ref for ref in column if not is_one(analysis, ref)]
+        for ref in full[1:]:
+            analysis.axes.unify(full[0], ref, f"{label(node)} chooses between them")
+        for value, ref in zip(branches, column, strict=True):
+            if full and is_one(analysis, ref) and not _zero(analysis, value):
+                reason = f"{label(node)} may put one number along the axis"
+                analysis.axes.constrain(full[0], Freedom.ORTHOGONAL_ONES, reason)
+        if not is_one(analysis, chosen):
+            for ref in full:
+                analysis.axes.constrain(ref, Freedom.MONOMIAL, f"{label(node)} chooses per element")
+                analysis.axes.unify(chosen, ref.through(Mode.PLAIN), label(node))
+            full = full or [chosen]
+        out.append(full[0] if full else analysis.axes.one)
+    analysis.set(node.outputs[0], out)

@@ -1,0 +1,198 @@
+"""Linear operators: products of two tensors, convolutions, lookups."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile.axes import Mode, Ref
+from qcompile.freedom import Freedom
+from qcompile.rules.elementwise import gate, is_one
+from qcompile.spaces import Analysis, Site, is_float, label, rule
+
+__all__ = ["contract", "is_weight"]
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a constant matrix (or a stack of them) of floating-point numbers."""
+    if value is None or value.const_value is None or not is_float(value):
+        return False
+    return sum(int(dim) > 1 for dim in value.shape) >= 2
+
+
+def contract(analysis: Analysis, a: Ref, b: Ref, reason: str) -> None:
+    """Σ aᵢ bᵢ is kept by T on one side and T⁻ᵀ on the other."""
+    analysis.axes.unify(a, b.through(Mode.DUAL), f"{reason} contracts them")
+
+
+def batch(analysis: Analysis, a: list[Ref], b: list[Ref], reason: str) -> list[Ref]:
+    """The broadcast leading axes of a batched product."""
+    rank = max(len(a), len(b))
+    a = [analysis.axes.one] * (rank - len(a)) + a
+    b = [analysis.axes.one] * (rank - len(b)) + b
+    out = []
+    for left, right in zip(a, b, strict=True):
+        if is_one(analysis, left) or is_one(analysis, right):
+            out.append(right if is_one(analysis, left) else left)
+        else:
+            out.append(gate(analysis, left, right, reason))
+    return out
+
+
+@rule("MatMul")
+@rule("FusedMatMul", domain="com.microsoft")
+def matmul(analysis: Analysis, node: ir.Node) -> None:
+    """Rows and columns are linear, the contracted axes carry T and T⁻ᵀ."""
+    left, right = (list(analysis.refs(value)) for value in node.inputs[:2])
+    flip_left, flip_right = (node.attributes.get_int(name, 0) for name in ("transA", "transB"))
+    if node.attributes.get_int("transBatchA", 0) or node.attributes.get_int("transBatchB", 0):
+        analysis.opaque(node, f"{label(node)} transposes its batch")
+        return
+    if flip_left and len(left) > 1:
+        left[-2:] = left[:-3:-1]
+    if flip_right and len(right) > 1:
+        right[-2:] = right[:-3:-1]
+    contract(analysis, left[-1], right[-2] if len(right) > 1 else right[0], label(node))
+    out = batch(analysis, left[:-2], right[:-2], label(node))
+    out += left[-2:-1] + (right[-1:] if len(right) > 1 else [])
+    analysis.set(node.outputs[0], out)
+    a, b = node.inputs[:2]
+    if is_weight(b) and a.const_value is None:
+        rank = len(right)
+        axis_in, axis_out = (rank - 1, rank - 2) if flip_right else (rank - 2, rank - 1)
+        analysis.sites.append(Site(node, b, a, axis_in, axis_out, left[-1], out[-1]))
+    elif is_weight(a) and b.const_value is None and len(right) > 1:
+        rank = len(left)
+        axis_in, axis_out = (rank - 2, rank - 1) if flip_left else (rank - 1, rank - 2)
+        analysis.sites.append(Site(node, a, b, axis_in, axis_out, right[-2], out[-2]))
+
+
+@rule("Gemm")
+def gemm(analysis: Analysis, node: ir.Node) -> None:
+    """``alpha · A B + beta · C`` with either factor transposed."""
+    left, right = (list(analysis.refs(value)) for value in node.inputs[:2])
+    flip_right = node.attributes.get_int("transB", 0)
+    if node.attributes.get_int("transA", 0):
+        left.reverse()
+    if flip_right:
+        right.reverse()
+    contract(analysis, left[1], right[0], label(node))
+    out = [left[0], right[1]]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        _add_bias(analysis, node, out)
+    analysis.set(node.outputs[0], out)
+    if is_weight(node.inputs[1]) and node.inputs[0].const_value is None:
+        axis_in, axis_out = (1, 0) if flip_right else (0, 1)
+        analysis.sites.append(Site(node, node.inputs[1], node.inputs[0], axis_in, axis_out, left[1], out[1]))
+
+
+def _add_bias(analysis: Analysis, node: ir.Node, out: list[Ref]) -> None:
+    bias = analysis.refs(node.inputs[2])
+    for ref, own in zip(reversed(out), reversed([analysis.axes.one] * (2 - len(bias)) + bias), strict=True):
+        if not is_one(analysis, own):
+            analysis.axes.unify(ref, own, f"{label(node)} adds its bias")
+        elif not is_one(analysis, ref):
+            analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
+
+
+@rule("Conv", "ConvTranspose")
+def conv(analysis: Analysis, node: ir.Node) -> None:
+    """Channels are linear (one channel alone if depthwise); places are fixed unless the kernel is 1."""
+    x, weight = (analysis.refs(value) for value in node.inputs[:2])
+    groups = node.attributes.get_int("group", 1)
+    read, write = (0, 1) if node.op_type == "ConvTranspose" else (1, 0)
+    if groups == 1:
+        contract(analysis, x[1], weight[read], label(node))
+        channels = weight[write]
+        if is_weight(node.inputs[1]):
+            analysis.sites.append(Site(node, node.inputs[1], node.inputs[0], read, write, x[1], channels))
+    else:
+        channels = _grouped(analysis, node, x[1], weight, groups, read)
+    if channels is None:
+        analysis.opaque(node, f"{label(node)} has groups that cannot be followed")
+        return
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        analysis.axes.unify(channels, analysis.refs(node.inputs[2])[0], f"{label(node)} adds its bias")
+    analysis.set(node.outputs[0], [x[0], channels, *_places(analysis, node, x[2:], weight[2:])])
+
+
+def _grouped(analysis: Analysis, node: ir.Node, x: Ref, weight: list[Ref], groups: int, read: int) -> Ref | None:
+    axes, reason = analysis.axes, label(node)
+    inner = axes.size(x) // groups
+    if read == 0:  # ConvTranspose stores [in, out / groups]
+        inside = axes.as_product(weight[0], [groups, inner], reason)
+        outside = [None, weight[1]]
+    else:
+        outer = axes.size(weight[0]) // groups
+        outside = axes.as_product(weight[0], [groups, outer], reason)
+        inside = [None, weight[1]]
+    group, part = axes.as_product(x, [groups, inner], reason) or (None, None)
+    if group is None or inside is None or outside is None:
+        return None
+    contract(analysis, part, inside[1], reason)
+    return axes.product([gate(analysis, group, outside[0] or inside[0], reason), outside[1]])
+
+
+def _places(analysis: Analysis, node: ir.Node, x: list[Ref], kernel: list[Ref]) -> list[Ref]:
+    strides = node.attributes.get_ints("strides", [1] * len(x))
+    pads = node.attributes.get_ints("pads", [0] * 2 * len(x))
+    shape = node.outputs[0].shape
+    out = []
+    for i, ref in enumerate(x):
+        analysis.axes.constrain(kernel[i], Freedom.NONE, f"{label(node)} reads it by place")
+        if analysis.axes.size(kernel[i]) == 1 and strides[i] == 1 and not pads[i] and not pads[i + len(x)]:
+            out.append(ref)
+            continue
+        analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} slides over it")
+        size = shape[2 + i] if shape is not None and isinstance(shape[2 + i], int) else None
+        out.append(analysis.axes.frozen(size, f"{label(node)} slides over it"))
+    return out
+
+
+@rule("Gather")
+def gather(analysis: Analysis, node: ir.Node) -> None:
+    """A lookup: the axis that is indexed stays as it is, the others pass through."""
+    data, indices = node.inputs
+    refs = analysis.refs(data)
+    axis = node.attributes.get_int("axis", 0) % len(refs)
+    analysis.axes.constrain(refs[axis], Freedom.NONE, f"{label(node)} indexes it")
+    analysis.set(node.outputs[0], [*refs[:axis], *analysis.refs(indices), *refs[axis + 1 :]])
+    if is_weight(data) and indices.const_value is None and len(refs) == 2:
+        analysis.sites.append(Site(node, data, None, axis, 1 - axis, None, refs[1 - axis]))
+    known, picked = analysis.dims_of.get(data), analysis.constant(indices)
+    if known is not None and picked is not None:
+        analysis.dims_of[node.outputs[0]] = [known[int(i)] for i in picked.reshape(-1)]
+
+
+@rule("Einsum")
+def einsum(analysis: Analysis, node: ir.Node) -> None:
+    """Letters in the result pass through; letters that are summed carry T and T⁻ᵀ."""
+    equation = node.attributes.get_string("equation").replace(" ", "")
+    inputs, _, output = equation.partition("->")
+    terms = inputs.split(",")
+    if "." in equation or not output or len(terms) > 2 or any(len(set(t)) < len(t) for t in terms):
+        analysis.opaque(node, f"{label(node)} has an equation '{equation}' that is not followed")
+        return
+    operands = [dict(zip(term, analysis.refs(v), strict=True)) for term, v in zip(terms, node.inputs, strict=True)]
+    merged: dict[str, Ref] = {}
+    for letter in sorted({letter for term in terms for letter in term}):
+        found = [operand[letter] for operand in operands if letter in operand]
+        if letter in output:
+            merged[letter] = found[0] if len(found) == 1 else gate(analysis, *found, label(node))
+        elif len(found) == 2:
+            contract(analysis, *found, label(node))
+        else:
+            analysis.axes.constrain(found[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} sums over it")
+    analysis.set(node.outputs[0], [merged[letter] for letter in output])
+    _einsum_site(analysis, node, terms, output, operands)
+
+
+def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: str, operands: list[dict]) -> None:
+    for i, (weight, other) in enumerate(zip(node.inputs, reversed(node.inputs), strict=True)):
+        if len(terms) < 2 or not is_weight(weight) or other.const_value is not None:
+            continue
+        summed = [c for c in terms[i] if c not in output and c in terms[1 - i]]
+        written = [c for c in terms[i] if c in output and c not in terms[1 - i]]
+        if len(summed) == len(written) == 1:
+            refs = operands[1 - i][summed[0]], operands[i][written[0]]
+            axes = terms[i].index(summed[0]), terms[i].index(written[0])
+            analysis.sites.append(Site(node, weight, other, *axes, *refs))

@@ -1,0 +1,119 @@
+"""Hadamard matrices of one primitive order each: Paley I and II, Goethals-Seidel, T-matrices times Williamson.
+
+Every function returns an int8 matrix of ±1 with ``H Hᵀ = n I``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from qcompile.transforms.finite_field import differences, prime_power, quadratic_character
+from qcompile.transforms.sequences import GOETHALS_SEIDEL, T_SEQUENCES, WILLIAMSON_13
+
+__all__ = ["construction", "construct_primitive", "regular_square"]
+
+
+@lru_cache(maxsize=None)
+def construction(n: int) -> str | None:
+    """The name of the construction used for order ``n``, None where there is none but a Kronecker product."""
+    if n == 2:
+        return "sylvester"
+    if n % 4:
+        return None
+    if prime_power(n - 1):  # n - 1 ≡ 3 (mod 4)
+        return "paley-1"
+    if (n // 2 - 1) % 4 == 1 and prime_power(n // 2 - 1):
+        return "paley-2"
+    if n in GOETHALS_SEIDEL:
+        return "goethals-seidel"
+    return "t-matrices" if n in T_SEQUENCES else None
+
+
+@lru_cache(maxsize=64)
+def construct_primitive(n: int) -> np.ndarray:
+    """The Hadamard matrix of order ``n`` by ``construction(n)``: int8 ``[n, n]``.
+
+    Paley, J. Math. Phys. 12 (1933); Goethals and Seidel, J. Austral. Math. Soc. 11 (1970); Cooper and Wallis,
+    Bull. Austral. Math. Soc. 7 (1972).
+    """
+    builders = {"sylvester": _sylvester, "paley-1": _paley_1, "paley-2": _paley_2,
+                "goethals-seidel": _goethals_seidel_order, "t-matrices": _t_matrices}  # fmt: skip
+    name = construction(n)
+    if name is None:
+        raise ValueError(f"no construction of order {n}")
+    return builders[name](n)
+
+
+def _sylvester(n: int) -> np.ndarray:
+    return np.array([[1, 1], [1, -1]], dtype=np.int8)
+
+
+def _bordered(q: int, corner_sign: int) -> np.ndarray:
+    """The conference matrix of order q + 1: symmetric for sign 1, skew for sign -1."""
+    matrix = np.zeros((q + 1, q + 1), dtype=np.int8)
+    matrix[0, 1:], matrix[1:, 0] = 1, corner_sign
+    matrix[1:, 1:] = quadratic_character(q)[differences(q)]
+    return matrix
+
+
+def _paley_1(n: int) -> np.ndarray:
+    return _bordered(n - 1, -1) + np.eye(n, dtype=np.int8)
+
+
+def _paley_2(n: int) -> np.ndarray:
+    q = n // 2 - 1
+    conference, identity = _bordered(q, 1), np.eye(q + 1, dtype=np.int8)
+    on, off = np.array([[1, 1], [1, -1]], np.int8), np.array([[1, -1], [-1, -1]], np.int8)
+    return np.kron(conference, on) + np.kron(identity, off)
+
+
+def _circulant(row: Sequence[int]) -> np.ndarray:
+    index = np.arange(len(row))
+    return np.asarray(row, dtype=np.int8)[(index[None, :] - index[:, None]) % len(row)]
+
+
+def _signs(text: str) -> list[int]:
+    return ["-0+".index(c) - 1 for c in text]
+
+
+def _goethals_seidel(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    """The Goethals-Seidel array; ``flip`` is the permutation x -> -x of the group that a, b, c, d live on."""
+    br, cr, dr = b @ flip, c @ flip, d @ flip
+    bt, ct, dt = b.T @ flip, c.T @ flip, d.T @ flip
+    return np.block([[a, br, cr, dr], [-br, a, dt, -ct], [-cr, -dt, a, bt], [-dr, ct, -bt, a]]).astype(np.int8)
+
+
+def _back_identity(n: int) -> np.ndarray:
+    return np.eye(n, dtype=np.int8)[::-1]
+
+
+def _goethals_seidel_order(n: int) -> np.ndarray:
+    blocks = [_circulant(_signs(row)) for row in GOETHALS_SEIDEL[n]]
+    return _goethals_seidel(*blocks, _back_identity(n // 4))
+
+
+def _t_matrices(n: int) -> np.ndarray:
+    x = [_circulant(_signs(row)) for row in T_SEQUENCES[n]]
+    w = [_circulant(_signs(row)) for row in WILLIAMSON_13]
+    order = ((0, 1, 2, 3), (-1, 0, 3, -2), (-2, -3, 0, 1), (-3, 2, -1, 0))
+    sign = ((1, 1, 1, 1), (-1, 1, 1, -1), (-1, -1, 1, 1), (-1, 1, -1, 1))
+    blocks = [sum(s * np.kron(t, w[abs(i)]) for s, t, i in zip(sg, x, idx)) for sg, idx in zip(sign, order)]
+    flip = np.kron(_back_identity(len(x[0])), _back_identity(len(w[0])))
+    return _goethals_seidel(*blocks, flip)
+
+
+@lru_cache(maxsize=16)
+def regular_square(n: int) -> np.ndarray:
+    """A Hadamard matrix of order ``n²`` whose rows all sum to ``n``, from one of primitive order ``n``: int8.
+
+    The rank-one matrices ``C_i = r_iᵀ r_i`` of the normalized rows annihilate each other; placed by a Latin
+    square they make a Bush-type matrix (Kharaghani, 1985). ``n = 2`` gives the well-known regular order 4.
+    """
+    h = construct_primitive(n).astype(np.int8)
+    h = h * h[:1]  # first row becomes all ones: C_0 = J, all other C_i sum to zero along rows
+    projectors = h[:, :, None] * h[:, None, :]
+    latin = (np.arange(n)[None, :] - np.arange(n)[:, None]) % n
+    return projectors[latin].transpose(0, 2, 1, 3).reshape(n * n, n * n)

@@ -1,0 +1,163 @@
+"""Transforms without further structure: one matrix, a matrix per block, and a seeded random rotation."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from qcompile.errors import InputError
+from qcompile.freedom import Freedom
+from qcompile.transforms.fields import StepTransform, as_tensor, encode_tensor, freeze, join
+from qcompile.transforms.steps import Step
+
+__all__ = ["BlockDense", "Dense", "RandomOrthogonal", "classify"]
+
+_TOLERANCE = 1e-10  # on each entry of MᵀM - I and of M·1 - 1
+
+
+def classify(matrices: torch.Tensor) -> Freedom:
+    """The smallest named group that holds all of ``matrices`` (float64 ``[count, n, n]``)."""
+    n = matrices.shape[-1]
+    identity = torch.eye(n, dtype=matrices.dtype)
+    if ((matrices != 0).sum(-1) == 1).all() and ((matrices != 0).sum(-2) == 1).all():
+        return _classify_monomial(matrices, identity)
+    if (matrices.mT @ matrices - identity).abs().max() > _TOLERANCE:
+        return Freedom.GENERAL
+    fixes_ones = (matrices.sum(-1) - 1).abs().max() <= _TOLERANCE
+    return Freedom.ORTHOGONAL_ONES if fixes_ones else Freedom.ORTHOGONAL
+
+
+def _classify_monomial(matrices: torch.Tensor, identity: torch.Tensor) -> Freedom:
+    values = matrices[matrices != 0]
+    moved = Freedom.NONE if not matrices[:, identity == 0].any() else Freedom.PERMUTATION
+    signed = Freedom.SIGNS if (values < 0).any() else Freedom.NONE
+    scaled = Freedom.POSITIVE_DIAGONAL if (values.abs() != 1).any() else Freedom.NONE
+    return join((moved, signed, scaled))
+
+
+def _inverse(matrices: torch.Tensor) -> torch.Tensor:
+    """The inverse with one step of Newton's iteration, which wins back what elimination lost."""
+    inverse, info = torch.linalg.inv_ex(matrices)
+    if info.any() or not torch.isfinite(inverse).all():
+        raise InputError("a transform must be invertible, and this matrix is singular")
+    refined = inverse + inverse @ (torch.eye(matrices.shape[-1], dtype=matrices.dtype) - matrices @ inverse)
+    return refined
+
+
+class _Matrices(StepTransform):
+    """What ``Dense`` and ``BlockDense`` share: the field ``matrices`` and everything computed from it."""
+
+    matrices: torch.Tensor
+
+    @cached_property
+    def group(self) -> Freedom:  # type: ignore[override]
+        return classify(self.matrices.view(-1, *self.matrices.shape[-2:]))
+
+    def inverse(self) -> Any:
+        return self.transpose() if self.orthogonal else type(self)(_inverse(self.matrices))
+
+    def transpose(self) -> Any:
+        return type(self)(self.matrices.mT)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.matrices.numel()
+
+    def factors(self) -> list[Step]:
+        """One step; its matrix is the whole ``[count, b, b]`` stack for ``BlockDense``."""
+        outer = self.matrices.shape[0] if self.matrices.ndim == 3 else 1
+        return [(outer, 1, self.matrices)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "size": self.size, "matrices": encode_tensor(self.matrices)}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(_Matrices):
+    """Any invertible matrix, kept in float64.
+
+    Args:
+        matrices: ``[size, size]``.
+
+    Raises:
+        InputError: if it is not square or not finite; ``inverse`` raises it if it is singular.
+    """
+
+    kind: ClassVar[str] = "dense"
+    matrices: torch.Tensor
+
+    def __post_init__(self) -> None:
+        freeze(self, matrices=as_tensor(self.matrices))
+        if self.matrices.ndim != 2 or self.matrices.shape[0] != self.matrices.shape[1]:
+            raise InputError(f"a dense transform needs a square matrix, not shape {list(self.matrices.shape)}")
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.matrices.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDense(_Matrices):
+    """A block-diagonal matrix with a block of its own at every place; applies by batched products.
+
+    Args:
+        matrices: ``[count, b, b]``; the size is ``count · b``.
+
+    Raises:
+        InputError: as for ``Dense``.
+    """
+
+    kind: ClassVar[str] = "block-dense"
+    matrices: torch.Tensor
+
+    def __post_init__(self) -> None:
+        freeze(self, matrices=as_tensor(self.matrices))
+        if self.matrices.ndim != 3 or self.matrices.shape[1] != self.matrices.shape[2]:
+            raise InputError(f"blocks must have shape [count, b, b], not {list(self.matrices.shape)}")
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.matrices.shape[0] * self.matrices.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class RandomOrthogonal(StepTransform):
+    """A rotation drawn from the Haar measure: the Q of a seeded Gaussian matrix, in float64."""
+
+    kind: ClassVar[str] = "random-orthogonal"
+    size: int
+    seed: int
+    transposed: bool = False
+
+    @property
+    def group(self) -> Freedom:
+        return Freedom.ORTHOGONAL
+
+    def transpose(self) -> RandomOrthogonal:
+        return dataclasses.replace(self, transposed=not self.transposed)
+
+    def inverse(self) -> RandomOrthogonal:
+        return self.transpose()
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.size**2
+
+    def factors(self) -> list[Step]:
+        matrix = _haar(self.size, self.seed)
+        return [(1, 1, matrix.T.contiguous() if self.transposed else matrix)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+@lru_cache(maxsize=4)
+def _haar(size: int, seed: int) -> torch.Tensor:
+    normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((size, size))
+    q, r = torch.linalg.qr(torch.from_numpy(normal))
+    return q * torch.sign(torch.diagonal(r))  # signs of R fixed, or Q is not Haar (Mezzadri, 2007)

@@ -1,0 +1,98 @@
+"""What every transform shares: tensors as dataclass fields, their JSON form, and joins of groups."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from qcompile.errors import InputError
+from qcompile.freedom import Freedom
+from qcompile.transforms.steps import Step, apply_steps, check_axis, to_dtype
+from qcompile.transforms.transform import Transform
+
+__all__ = ["StepTransform", "as_tensor", "decode_tensor", "encode_tensor", "freeze", "join"]
+
+_NAMED = [freedom for name, freedom in Freedom.__members__.items() if not name.startswith("_")]
+
+
+def join(groups: Iterable[Freedom]) -> Freedom:
+    """The smallest named group that holds all of ``groups``."""
+    union = Freedom.NONE
+    for group in groups:
+        union |= group
+    return min((g for g in _NAMED if union in g), key=lambda g: g.value.bit_count())
+
+
+def freeze(transform: Transform, **values: object) -> None:
+    """Set fields of a frozen dataclass in its ``__post_init__``."""
+    for name, value in values.items():
+        object.__setattr__(transform, name, value)
+
+
+def as_tensor(values: Any, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A detached CPU copy in ``dtype``; InputError if it holds NaN or infinity."""
+    tensor = torch.as_tensor(values).detach().to("cpu", dtype, copy=True).contiguous()
+    if dtype.is_floating_point and not torch.isfinite(tensor).all():
+        raise InputError("a transform cannot hold NaN or infinity")
+    return tensor
+
+
+def encode_tensor(tensor: torch.Tensor) -> dict[str, Any]:
+    """Shape, type and little-endian bytes in base64."""
+    array = tensor.numpy()
+    array = array.astype(array.dtype.newbyteorder("<"))
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "data": base64.b64encode(array.tobytes()).decode()}
+
+
+def decode_tensor(data: dict[str, Any]) -> torch.Tensor:
+    """The inverse of ``encode_tensor``."""
+    array = np.frombuffer(base64.b64decode(data["data"]), np.dtype(data["dtype"]).newbyteorder("<"))
+    return torch.from_numpy(array.astype(data["dtype"]).reshape(data["shape"]))
+
+
+class StepTransform(Transform):
+    """A transform that applies by running its steps, and compares and hashes by its fields.
+
+    Subclasses are frozen dataclasses with ``eq=False`` and implement ``factors``; those with a faster split for
+    torch than for graphs override ``torch_steps``.
+    """
+
+    def torch_steps(self, dtype: torch.dtype, device: torch.device) -> list[Step]:
+        """The steps that torch runs fastest, in ``dtype`` on ``device``."""
+        return to_dtype(self.factors(), dtype, device)
+
+    def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        """``T x`` along ``axis``; half precision is computed in float32 and rounded once."""
+        axis = check_axis(x, self.size, axis, self.kind)
+        work = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return apply_steps(work, self.torch_steps(work.dtype, work.device), axis).to(x.dtype)
+
+    def apply_(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        """``T x`` written over ``x``, with no memory beyond a few cache-sized pieces where the transform has steps.
+
+        Raises:
+            InputError: if ``x`` is not contiguous.
+        """
+        axis = check_axis(x, self.size, axis, self.kind)
+        if not x.is_contiguous():
+            raise InputError("a transform can only be applied in place to a contiguous tensor")
+        if type(self).apply is not StepTransform.apply or x.dtype not in (torch.float32, torch.float64):
+            return x.copy_(self.apply(x, axis))
+        with torch.no_grad():
+            apply_steps(x, self.torch_steps(x.dtype, x.device), axis, in_place=True)
+        return x
+
+    def _key(self) -> tuple[object, ...]:
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(v.numpy().tobytes() if isinstance(v, torch.Tensor) else v for v in values)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._key() == other._key()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._key()))

@@ -1,0 +1,67 @@
+"""A low-rank branch in high precision beside a quantized weight: ``W ≈ L₁ L₂ + Q(R)`` (SVDQuant)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from qcompile.errors import InputError
+
+__all__ = ["LowRank", "svd_lowrank"]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``left @ right + residual``, the residual being what the caller's rounding returned.
+
+    Args:
+        left: ``[out, rank]``.
+        right: ``[rank, in]``.
+        residual: ``[out, in]``, rounded.
+        error: ``‖W - left right - residual‖² / ‖W‖²``.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    residual: torch.Tensor
+    error: float
+
+
+def svd_lowrank(
+    weight: torch.Tensor, rank: int, quantize: Callable[[torch.Tensor], torch.Tensor], iterations: int = 4
+) -> LowRank:
+    """Alternate ``L = SVD_rank(W - Q)`` and ``Q = quantize(W - L)``, keeping the best (Li et al., 2024).
+
+    Args:
+        weight: ``[out, in]``.
+        rank: of the branch, between 0 and ``min(out, in)``.
+        quantize: rounds a matrix to the values of a format.
+        iterations: at least 1; the first takes the SVD of the weight itself.
+
+    Raises:
+        InputError: if ``rank`` or ``iterations`` is out of range.
+    """
+    if weight.ndim != 2 or not 0 <= rank <= min(weight.shape) or iterations < 1:
+        raise InputError(f"low rank {rank} ({iterations} iterations) does not fit a weight of {list(weight.shape)}")
+    residual = torch.zeros_like(weight)
+    best: LowRank | None = None
+    for _ in range(iterations):
+        left, right = _truncated_svd(weight - residual, rank)
+        residual = quantize(weight - left @ right)
+        error = float((weight - left @ right - residual).double().square().sum() / _norm(weight))
+        if best is None or error < best.error:
+            best = LowRank(left, right, residual, error)
+    assert best is not None
+    return best
+
+
+def _norm(weight: torch.Tensor) -> float:
+    return float(weight.double().square().sum()) or 1.0
+
+
+def _truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    root = s[:rank].sqrt()
+    return (u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype)

@@ -1,0 +1,84 @@
+"""The transform: an invertible matrix with structure.
+
+Convention, everywhere in qcompile: a transform ``T`` of size ``n`` acts on column vectors. A value with a
+transformed axis holds ``x' = T x`` along it. A site ``y = W x + b`` (``W`` written as ``[out, in]``) that reads
+``x' = T_in x`` and is to write ``y' = T_out y`` holds ``W' = T_out W T_in⁻¹`` and ``b' = T_out b``: along its
+output axis a weight is hit by ``T_out``, along its input axis by ``T_in⁻ᵀ``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qcompile.freedom import Freedom
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Transform"]
+
+
+class Transform(ABC):
+    """An invertible ``size x size`` matrix that knows its structure.
+
+    Subclasses are frozen dataclasses whose fields are how they are constructed (size, seed, factors), never a
+    dense matrix where a construction exists; ``to_json`` and ``from_json`` round-trip through those fields.
+    """
+
+    kind: ClassVar[str]
+    size: int
+
+    @property
+    @abstractmethod
+    def group(self) -> Freedom:
+        """The smallest named group that holds this matrix for every choice of its random signs."""
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether ``TᵀT = I``."""
+        return self.group in Freedom.ORTHOGONAL
+
+    @abstractmethod
+    def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        """``T x`` along ``axis``, in the dtype and on the device of ``x``, at the cost of ``flops``.
+
+        Raises:
+            InputError: if ``x.shape[axis] != size``.
+        """
+
+    @abstractmethod
+    def inverse(self) -> Transform:
+        """``T⁻¹``."""
+
+    @abstractmethod
+    def transpose(self) -> Transform:
+        """``Tᵀ``."""
+
+    def dual(self) -> Transform:
+        """``T⁻ᵀ``: what a weight is multiplied by along the axis that it reads, itself if orthogonal."""
+        return self if self.orthogonal else self.inverse().transpose()
+
+    @property
+    @abstractmethod
+    def flops(self) -> int:
+        """Floating-point operations to apply it to one vector."""
+
+    @abstractmethod
+    def factors(self) -> list[tuple[int, int, torch.Tensor | None]]:
+        """The matrix as a product of steps that a graph or a kernel can run, first applied first.
+
+        Each step is ``(outer, inner, M)``: view the axis as ``[outer, m, inner]`` with ``M`` an ``m x m``
+        float64 matrix, and multiply ``M`` along the middle; the steps of a Kronecker product are its factors,
+        a diagonal is one step whose ``M`` is a vector of length ``size``.
+        """
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """``{"kind", "size", ...}``: enough to construct it again."""
+
+    def matrix(self) -> torch.Tensor:
+        """The dense float64 matrix; for tests and small sizes."""
+        import torch
+
+        return self.apply(torch.eye(self.size, dtype=torch.float64), axis=0)
