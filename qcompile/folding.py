@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Axes, Mode, Node, Ref, Structure
+from qcompile.errors import InputError
 from qcompile.graph import release
 from qcompile.spaces import Analysis, is_float
 
@@ -24,10 +25,15 @@ __all__ = ["axis_transform", "fold", "rewrite"]
 #: Below this many bytes of constants, folded ones are kept in memory.
 EAGER_BYTES = 4 << 30
 
+_BYTES = "qcompile.bytes"
+
 
 def total_bytes(model: ir.Model) -> int:
-    """Bytes of all constants."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    """Bytes of all constants when first asked; passes keep their number about the same."""
+    if _BYTES not in model.meta:
+        constants = (v.const_value for v in model.graph.initializers.values())
+        model.meta[_BYTES] = sum(tensor.nbytes for tensor in constants if tensor is not None)
+    return model.meta[_BYTES]
 
 
 def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -70,13 +76,27 @@ def axis_transform(axes: Axes, ref: Ref, chosen: Mapping[Node, Transform]) -> Tr
 
 def through(transform: Transform, mode: Mode) -> Transform | None:
     """A node's transform as an axis with that mode carries it."""
-    from qcompile.freedom import Freedom
-
     if mode is Mode.DUAL:
         return transform.dual()
-    if mode is Mode.PLAIN:
-        return transform if transform.group in Freedom.PERMUTATION else None
-    return transform
+    return permutation_part(transform) if mode is Mode.PLAIN else transform
+
+
+def permutation_part(transform: Transform) -> Transform | None:
+    """``P`` of a monomial transform ``P·D``, ``None`` if it is the identity.
+
+    Raises:
+        InputError: if the transform is not written as permutations and diagonals.
+    """
+    from qcompile.transforms import Compose, Diagonal, Identity, Permutation
+
+    if isinstance(transform, Permutation):
+        return transform
+    if isinstance(transform, Diagonal | Identity):
+        return None
+    if isinstance(transform, Compose):
+        parts = [part for part in map(permutation_part, transform.parts) if part is not None]
+        return Compose(tuple(parts)) if parts else None
+    raise InputError(f"a transform of kind '{transform.kind}' cannot pass a product of two activations")
 
 
 def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:

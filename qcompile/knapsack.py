@@ -115,7 +115,7 @@ def _priced(problem: Problem, price: float) -> list[int]:
     """The best items when the first limit's cost has a price; the cheaper of equally good ones."""
     if not len(problem.limits):
         return [int(loss.argmin()) for loss in problem.losses]
-    return [int(np.lexsort((c[:, 0], l + price * c[:, 0]))[0]) for l, c in zip(problem.losses, problem.costs)]
+    return [int(np.lexsort((c[:, 0], loss + price * c[:, 0]))[0]) for loss, c in zip(problem.losses, problem.costs)]
 
 
 def _bound(problem: Problem) -> tuple[float, float]:
@@ -147,8 +147,14 @@ def greedy(problem: Problem) -> list[int]:
 
 
 def _cheapest(problem: Problem) -> list[int]:
-    scale = np.where(problem.limits > 0, problem.limits, 1.0)
-    return [int(np.lexsort((l, (c / scale).sum(1)))[0]) for l, c in zip(problem.losses, problem.costs)]
+    scale = _scale(problem)
+    return [int(np.lexsort((loss, (c / scale).sum(1)))[0]) for loss, c in zip(problem.losses, problem.costs)]
+
+
+def _scale(problem: Problem) -> np.ndarray:
+    """What makes costs of different budgets comparable: the budget, or its dearest item where that is more."""
+    dearest = np.array([np.abs(cost).max(0) for cost in problem.costs]).max(0, initial=np.finfo(float).tiny)
+    return np.maximum(problem.limits, dearest)
 
 
 def _improved(problem: Problem, chosen: list[int]) -> list[int]:
@@ -157,7 +163,7 @@ def _improved(problem: Problem, chosen: list[int]) -> list[int]:
     group = np.repeat(np.arange(len(sizes)), sizes)
     start = np.concatenate([[0], np.cumsum(sizes)])[:-1]
     loss, cost = np.concatenate(problem.losses), np.concatenate(problem.costs)
-    scale = np.where(problem.limits > 0, problem.limits, 1.0)
+    scale = _scale(problem)
     current = start + np.array(chosen)
     while True:
         saved = loss[current][group] - loss
@@ -185,18 +191,19 @@ def integer_program(problem: Problem) -> tuple[list[int], float]:
     from scipy.optimize import LinearConstraint
 
     sizes = [len(loss) for loss in problem.losses]
+    if not sizes:
+        return [], 0.0
     stop = np.cumsum(sizes)
-    rows = np.zeros((len(sizes), int(stop[-1]) if sizes else 0))
+    rows = np.zeros((len(sizes), stop[-1]))
     for row, end, size in zip(rows, stop, sizes):
         row[end - size : end] = 1
-    objective = _objective(problem)
-    cost = np.concatenate(problem.costs) if sizes else np.zeros((0, len(problem.limits)))
-    scale = np.where(problem.limits != 0, np.abs(problem.limits), 1.0)
+    excess = _excess(problem)
+    upper = (excess <= 1 + 1e-9).all(1).astype(float)
     constraints = [LinearConstraint(rows, 1, 1)]
     if len(problem.limits):
-        constraints.append(LinearConstraint((cost / scale).T, -np.inf, problem.allowed / scale))
+        constraints.append(LinearConstraint(np.where(upper[:, None] > 0, excess, 0.0).T, -np.inf, 1))
     while True:
-        x, gap = _solve(objective, constraints)
+        x, gap = _solve(_objective(problem), upper, constraints)
         chosen = [int(x[end - size : end].argmax()) for end, size in zip(stop, sizes)]
         if problem.fits(chosen):
             return chosen, gap
@@ -205,26 +212,39 @@ def integer_program(problem: Problem) -> tuple[list[int], float]:
         constraints.append(LinearConstraint(picked[None], -np.inf, len(sizes) - 1))
 
 
+def _excess(problem: Problem) -> np.ndarray:
+    """Costs above their class's least, ``[items, limits]``, in units of the room that the least costs leave.
+
+    An item above 1 cannot be afforded; what remains lies between 0 and 1 whatever the scale of the budget.
+    """
+    least = np.array([cost.min(0) for cost in problem.costs])
+    room = problem.allowed - np.array([math.fsum(column) for column in least.T])
+    room = np.maximum(room, np.maximum(_SLACK * np.abs(problem.limits), np.finfo(float).tiny))
+    with np.errstate(over="ignore"):
+        return np.concatenate([cost - low for cost, low in zip(problem.costs, least)]) / room
+
+
 def _objective(problem: Problem) -> np.ndarray:
     """Losses above their class's least, scaled against HiGHS's absolute gap of 1e-6, which cannot be set.
 
     The unit is what a known solution loses; an item that loses more on its own cannot be part of the optimum, so
     its loss is cut there, which keeps the range of the coefficients small.
     """
-    loss = np.concatenate([loss - loss.min() for loss in problem.losses]) if problem.losses else np.zeros(0)
+    loss = np.concatenate([losses - losses.min() for losses in problem.losses])
     start = _cheapest(problem)
-    floor = math.fsum(loss.min() for loss in problem.losses)
-    known = problem.loss(_improved(problem, start)) - floor if problem.fits(start) else loss.sum()
-    unit = known or 1.0
-    return np.minimum(loss / unit, 2.0) * 1e4
+    known = loss.sum()
+    if problem.fits(start):
+        steps = zip(problem.losses, _improved(problem, start))
+        known = math.fsum(losses[i] - losses.min() for losses, i in steps)
+    unit = known or min(loss[loss > 0], default=1.0)  # at 0 the known solution is optimal, anything else is not
+    with np.errstate(over="ignore"):
+        return np.minimum(loss / unit, 2.0) * 1e4
 
 
-def _solve(objective: np.ndarray, constraints: list) -> tuple[np.ndarray, float]:
+def _solve(objective: np.ndarray, upper: np.ndarray, constraints: list) -> tuple[np.ndarray, float]:
     from scipy.optimize import Bounds, milp
 
-    if not len(objective):
-        return objective, 0.0
-    result = milp(objective, integrality=np.ones_like(objective), bounds=Bounds(0, 1), constraints=constraints,
+    result = milp(objective, integrality=np.ones_like(objective), bounds=Bounds(0, upper), constraints=constraints,
                   options={"mip_rel_gap": 0.0})  # fmt: skip
     if result.status == 2:
         raise InputError("the budgets cannot be met together, although each of them can be met alone")

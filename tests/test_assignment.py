@@ -89,7 +89,7 @@ def check(result: Assignment, options: list[list[Option]], budgets: dict[str, fl
         assert len({taken[site].name for site in tie}) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(problems())
 def test_exact_solvers_agree_with_brute_force(problem: tuple) -> None:
     options, budgets, ties = problem

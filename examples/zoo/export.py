@@ -47,7 +47,12 @@ def _tidy(path: Path, parameters: dict[str, torch.Tensor]) -> None:
 
 
 def _export(
-    model: nn.Module, example: dict[str, np.ndarray], path: Path, output: str, shapes: dict[str, dict], opset: int
+    model: nn.Module,
+    example: dict[str, np.ndarray],
+    path: Path,
+    output: str,
+    shapes: dict[str, dict],
+    opset: int,
 ) -> None:
     """Export, tidy, and compare with torch on the example inputs."""
     import onnxruntime
@@ -111,7 +116,9 @@ def main() -> None:
     parser.add_argument("model", choices=exporters)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=HERE)
-    parser.add_argument("--corpus", type=Path, help="a file made by corpus.py; default: this Python's library")
+    parser.add_argument(
+        "--corpus", type=Path, help="a file made by corpus.py; default: this Python's library"
+    )
     parser.add_argument("--opset", type=int, default=23)
     options = parser.parse_args()
     exporters[options.model](options.weights, options.folder, options.corpus, options.opset)

@@ -131,9 +131,7 @@ class Block(nn.Module):
 class Mamba(nn.Module):
     """Token ids int64 [batch, length] -> logits float32 [batch, length, vocabulary]."""
 
-    def __init__(
-        self, shape: Shape | None = None, dropout: float = 0.0, scan: Scan = selective_scan
-    ) -> None:
+    def __init__(self, shape: Shape | None = None, dropout: float = 0.0, scan: Scan = selective_scan) -> None:
         super().__init__()
         self.shape = shape = shape or Shape()
         self.embedding = nn.Embedding(shape.vocabulary, shape.hidden)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import digits
 from dit import DiT
-from training import cosine_with_warmup, optimizer_for
+from training import cosine_with_warmup, optimizer_for, set_learning_rate
 
 
 def flow_loss(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,8 +83,7 @@ def train(options: argparse.Namespace) -> nn.Module:
     started = time.monotonic()
     for step in range(options.steps):
         share = cosine_with_warmup(step, options.steps, warmup=200)
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * share
+        set_learning_rate(optimizer, options.learning_rate * share)
         images, labels = random_images(split, options.rows, generator)
         loss = flow_loss(fast, images, labels, generator)
         loss.backward()
@@ -96,7 +95,10 @@ def train(options: argparse.Namespace) -> nn.Module:
         last = step + 1 == options.steps or seconds > 60 * options.minutes
         if (step + 1) % options.evaluate_every == 0 or last:
             errors = [error_on(averaged, s, device) for s in (learn, held_out)]
-            print(f"step {step + 1:6d}  train {errors[0]:.4f}  held out {errors[1]:.4f}  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step + 1:6d}  train {errors[0]:.4f}  held out {errors[1]:.4f}  {seconds:.0f} s",
+                flush=True,
+            )
         if last:
             break
     return averaged

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import corpus
 
-__all__ = ["add_arguments", "cosine_with_warmup", "held_out_loss", "optimizer_for", "sample", "train"]
+__all__ = [
+    "add_arguments",
+    "cosine_with_warmup",
+    "held_out_loss",
+    "optimizer_for",
+    "sample",
+    "set_learning_rate",
+    "train",
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, rows: int, length: int) -> None:
@@ -31,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, rows: int, len
     parser.add_argument("--evaluate-every", type=int, default=250, help="steps between held-out losses")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=default_device)
-    parser.add_argument("--corpus", type=Path, help="a file made by corpus.py; default: this Python's library")
+    parser.add_argument(
+        "--corpus", type=Path, help="a file made by corpus.py; default: this Python's library"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop early, as a safeguard")
 
 
@@ -81,8 +91,38 @@ def held_out_loss(model: nn.Module, text: np.ndarray, rows: int, length: int, de
     return sum(losses) / len(losses)
 
 
-def _save(model: nn.Module, path: Path) -> None:
-    save_file({name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}, path)
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One rate for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+class Report:
+    """Prints both losses now and then and keeps the weights that did best on held-out text."""
+
+    def __init__(self, model: nn.Module, output: Path) -> None:
+        self.model, self.output = model, output
+        self.started, self.best = time.monotonic(), math.inf
+        self.losses: list[Tensor] = []
+
+    def seconds(self) -> float:
+        """Since training began."""
+        return time.monotonic() - self.started
+
+    def write(self, step: int, held_out: float) -> None:
+        """One line; saves the weights when they are the best so far."""
+        train_loss = torch.stack(self.losses).mean().item()
+        self.losses.clear()
+        mark = "(best)" if held_out < self.best else ""
+        line = (
+            f"step {step:6d}  train {train_loss:.4f}  held out {held_out:.4f}  {self.seconds():.0f} s {mark}"
+        )
+        print(line, flush=True)
+        if held_out < self.best:
+            self.best = held_out
+            save_file(
+                {n: p.detach().cpu().contiguous() for n, p in self.model.state_dict().items()}, self.output
+            )
 
 
 def train(model: nn.Module, options: argparse.Namespace, output: Path) -> None:
@@ -92,39 +132,26 @@ def train(model: nn.Module, options: argparse.Namespace, output: Path) -> None:
     text = torch.from_numpy(splits["train"].copy()).to(device)
     generator = torch.Generator(device).manual_seed(options.seed)
     model.to(device).train()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text):,} bytes to learn", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text):,} bytes to learn", flush=True
+    )
     fast = torch.compile(model) if device.type == "cuda" else model
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
-    started, best = time.monotonic(), math.inf
-    total = torch.zeros((), device=device)
-    since = 0
-    for step in range(options.steps):
-        share = cosine_with_warmup(step, options.steps, options.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * share
+    report = Report(model, output)
+    for step in range(1, options.steps + 1):
+        share = cosine_with_warmup(step - 1, options.steps, options.warmup)
+        set_learning_rate(optimizer, options.learning_rate * share)
         with _autocast(device):
-            window = _random_windows(text, options.rows, options.length + 1, generator)
-            loss = next_byte_loss(fast, window)
+            loss = next_byte_loss(fast, _random_windows(text, options.rows, options.length + 1, generator))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        total += loss.detach()
-        since += 1
-        late = time.monotonic() - started > 60 * options.minutes
-        if (step + 1) % options.evaluate_every and step + 1 < options.steps and not late:
-            continue
-        held_out = held_out_loss(fast, splits["held_out"], options.rows, options.length, device)
-        seconds = time.monotonic() - started
-        print(f"step {step + 1:6d}  train {total.item() / since:.4f}  held out {held_out:.4f}", end="  ")
-        print(f"{seconds:.0f} s", "(best)" if held_out < best else "", flush=True)
-        total.zero_()
-        since = 0
-        if held_out < best:
-            best = held_out
-            _save(model, output)
-        if late:
-            print("stopped by --minutes", flush=True)
+        report.losses.append(loss.detach())
+        last = step == options.steps or report.seconds() > 60 * options.minutes
+        if step % options.evaluate_every == 0 or last:
+            report.write(step, held_out_loss(fast, splits["held_out"], options.rows, options.length, device))
+        if last:
             return
 
 

@@ -51,6 +51,7 @@ class ScaleRule(enum.Enum):
     CEIL = "ceil"  # 2^(⌈log2 amax⌉ - emax)
     RCEIL = "rceil"  # 2^⌈log2(amax / max element)⌉: never clips
     EVEN = "even"  # FLOOR after rounding amax to the element's mantissa
+    NEAREST = "nearest"  # 2^round(log2(amax / max element))
     FOUR_THIRDS = "four-thirds"  # 4/3 · FLOOR (MR-GPTQ): never clips E2M1
 
 

@@ -44,6 +44,7 @@ _MX_RULES = {
     "-ceil": (ScaleRule.CEIL, "torchao, ScaleCalculationMode.CEIL"),
     "-rceil": (ScaleRule.RCEIL, "cuBLAS, MXFP8 quantization; torchao, ScaleCalculationMode.RCEIL"),
     "-even": (ScaleRule.EVEN, "AMD Quark; torchao, ScaleCalculationMode.EVEN"),
+    "-nearest": (ScaleRule.NEAREST, "the scale nearest to ABSMAX in log2"),
     "-mrgptq": (ScaleRule.FOUR_THIRDS, _MR_GPTQ),
 }
 

@@ -220,6 +220,11 @@ def _rceil_rule(amax: Tensor, fmt: Format) -> Tensor:
     return _ceil_exponent(amax.double() / fmt.element.max)
 
 
+def _nearest_rule(amax: Tensor, fmt: Format) -> Tensor:
+    """The border between two exponents is their geometric mean: √2 is taken off before rounding up."""
+    return _ceil_exponent(amax.double() / (fmt.element.max * 2**0.5))
+
+
 def _ceil_exponent(values: Tensor) -> Tensor:
     """``⌈log2 values⌉`` of float64 values."""
     return ((values.view(torch.int64) + (2**52 - 1)) >> 52) - 1023
@@ -238,5 +243,6 @@ _EXPONENT_RULES: dict[ScaleRule, Callable[[Tensor, Format], Tensor]] = {
     ScaleRule.CEIL: _ceil_rule,
     ScaleRule.RCEIL: _rceil_rule,
     ScaleRule.EVEN: _even_rule,
+    ScaleRule.NEAREST: _nearest_rule,
     ScaleRule.FOUR_THIRDS: _floor_rule,
 }

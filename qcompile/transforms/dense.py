@@ -160,4 +160,4 @@ class RandomOrthogonal(StepTransform):
 def _haar(size: int, seed: int) -> torch.Tensor:
     normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((size, size))
     q, r = torch.linalg.qr(torch.from_numpy(normal))
-    return q * torch.sign(torch.diagonal(r))  # signs of R fixed, or Q is not Haar (Mezzadri, 2007)
+    return (q * torch.sign(torch.diagonal(r))).contiguous()  # signs of R fixed, or Q is not Haar (Mezzadri, 2007)

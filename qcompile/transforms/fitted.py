@@ -17,7 +17,7 @@ from qcompile.transforms.transform import Transform
 
 __all__ = ["diagonal_blocks", "duquant_block", "klt_hadamard", "wush"]
 
-_MAX_DAMPING_STEPS = 8
+_LEAST_DAMPING, _MOST_DAMPING = 1e-8, 0.1  # of the mean eigenvalue; what needs more is not a second moment
 
 
 def diagonal_blocks(second_moment: torch.Tensor, size: int | None = None) -> torch.Tensor:
@@ -106,17 +106,17 @@ def wush(
 
 def _damped(blocks: torch.Tensor, damping: float) -> torch.Tensor:
     """Blocks plus a multiple of the mean of their diagonals; an all-zero block becomes a multiple of I."""
-    mean = blocks.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = blocks.diagonal(dim1=-2, dim2=-1).mean(-1).abs()
     scale = torch.where(mean > 0, mean, torch.ones_like(mean))
     return blocks + damping * scale[:, None, None] * torch.eye(blocks.shape[-1], dtype=blocks.dtype)
 
 
 def _cholesky(blocks: torch.Tensor, damping: float) -> torch.Tensor:
-    for _ in range(_MAX_DAMPING_STEPS):
+    while damping <= _MOST_DAMPING:
         lower, info = torch.linalg.cholesky_ex(_damped(blocks, damping))
         if not info.any():
             return lower
-        damping *= 10
+        damping = max(10 * damping, _LEAST_DAMPING)
     raise InputError("WUSH: the second moment is not positive semidefinite")
 
 

@@ -1,0 +1,1 @@
+"""onnxruntime: integer kernels where it has them, and any block format by exact emulation in standard operators."""

@@ -1,0 +1,95 @@
+"""What kernels use to edit the graph: new nodes before a site, constants and quantized inputs shared between sites."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph import DOMAIN, add_function, add_initializer, append_node, opset
+from qcompile.targets import Target
+
+__all__ = ["Emitter"]
+
+
+class Emitter:
+    """One lowering under way.
+
+    Args:
+        model: the graph that is edited.
+        target: whose options kernels read.
+    """
+
+    def __init__(self, model: ir.Model, target: Target) -> None:
+        self.model = model
+        self.target = target
+        self.opset = opset(model)
+        self._made: dict[tuple, ir.Value] = {}
+        self._names = {value.name for node in model.graph for value in node.outputs}
+        self._names |= {value.name for value in model.graph.inputs}
+
+    def op(self, before: ir.Node, op: str, *inputs: ir.Value | None, domain: str = "", hint: str = "", **attributes: Any) -> ir.Value:
+        """The first output of a new node placed before another, with a name made from ``hint``."""
+        name = self._unique(hint or f"{before.name}/{op}")
+        return append_node(before, op, inputs, attributes, name=name, domain=domain).outputs[0]
+
+    def call(self, before: ir.Node, function: str, *inputs: ir.Value, hint: str = "", **attributes: Any) -> ir.Value:
+        """The output of a new call of one of our functions."""
+        return self.op(before, function, *inputs, domain=DOMAIN, hint=hint, **attributes)
+
+    def _unique(self, name: str) -> str:
+        number, wanted = 0, name
+        while name in self._names or name in self.model.graph.initializers:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._names.add(name)
+        return name
+
+    def shared(self, key: tuple, make: Callable[[], ir.Value]) -> ir.Value:
+        """A value made at its first use. Sites come in the order of the graph, so the first use is the earliest."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def constant(self, name: str, tensor: ir.TensorProtocol | np.ndarray) -> ir.Value:
+        """An initializer. One of equal content is used again: tied weights are stored once."""
+        tensor = ir.tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
+        key = ("constant", tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest())
+        return self.shared(key, lambda: self._initializer(name, tensor))
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        tensor.name = self._unique(name)
+        return add_initializer(self.model, tensor.name, tensor)
+
+    def weights(self, name: str, parts: Mapping[str, ir.TensorProtocol | np.ndarray]) -> list[ir.Value]:
+        """Initializers for the parts of a packed weight, named after it."""
+        return [self.constant(f"{name}.{part}", tensor) for part, tensor in parts.items()]
+
+    def define(self, make: Callable[..., ir.Function], *arguments: Any) -> str:
+        """Register a function at its first use, and return its name."""
+        key = ("function", make, *arguments)
+        if key not in self._made:
+            function = make(*arguments, self.opset)
+            add_function(self.model, function)
+            self._made[key] = function.name
+        return self._made[key]
+
+    def replace(self, node: ir.Node, new: ir.Value) -> None:
+        """Let a new value stand for the first output of a node, under its name, and remove the node."""
+        old = node.outputs[0]
+        name, new.shape, new.type = old.name, old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        weights = [value for value in node.inputs if value is not None and value.is_initializer()]
+        self.model.graph.remove(node, safe=True)
+        old.name, new.name = None, name
+        new.producer().name = node.name
+        for value in weights:
+            self.drop(value)
+
+    def drop(self, value: ir.Value) -> None:
+        """Remove an initializer that nothing reads any more."""
+        if not value.uses() and not value.is_graph_output() and value.name in self.model.graph.initializers:
+            del self.model.graph.initializers[value.name]

@@ -1,0 +1,45 @@
+"""Any block format by functions of standard operators: packed weights, activations quantized as they come.
+
+Products run in float32, so that a result differs from the exact one by the rounding of a float32 sum only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.backends.ort.activations import quantize_function
+from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.frame import graph_type, prepare, wrap
+from qcompile.backends.ort.sites import Linear, Lookup
+from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_parts, packed_width
+from qcompile.formats import Format
+from qcompile.targets import Plan, Scheme
+
+__all__ = ["emit_linear", "emit_lookup", "takes", "takes_lookup"]
+
+_FLOAT = ir.DataType.FLOAT
+
+
+def takes(scheme: Scheme) -> bool:
+    """Every weight format; activation formats whose scales stay within a row."""
+    return scheme.activation is None or scheme.activation.rows == 1
+
+
+def takes_lookup(scheme: Scheme) -> bool:
+    """Every weight format: a lookup has no activation to quantize."""
+    return True
+
+
+def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+    """``LinearX(QuantizeY(x), codes, scales, ...)``; sites that read one value share its quantization."""
+    fmt, width = plan.scheme.weight, packed_width(plan.weight)
+    x = prepare(emit, site, _common_width(width, plan.scheme.activation), [_FLOAT])
+    if plan.scheme.activation is not None:
+        x = _quantized(emit, site.node, x, plan.scheme.activation, width)
+    emit.define(decode_function, fmt)
+    parts = emit.weights(site.weight.name, packed_parts(plan.weight))
+    y = emit.call(site.node, emit.define(linear_function, fmt), x, *parts)
+    return wrap(emit, site, y, _FLOAT), {}

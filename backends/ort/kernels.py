@@ -1,0 +1,63 @@
+"""How a site can be computed. A target names the kernels that it allows; the first that takes a site lowers it.
+
+A kernel is chosen by properties of the scheme and of the operator, never by the name of a format or target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.backends.ort import emulation, integer, nbits
+from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.sites import Linear, Lookup, read_site
+from qcompile.errors import TargetError
+from qcompile.targets import Plan, Scheme
+
+__all__ = ["KERNELS", "Kernel", "choose"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute a site.
+
+    Args:
+        site: the kind of site that it is for.
+        takes: whether it computes a scheme.
+        emit: writes the nodes, returns the result and what to say about it.
+        about: one line for the report.
+    """
+
+    site: type[Linear] | type[Lookup]
+    takes: Callable[[Scheme], bool]
+    emit: Callable[[Emitter, Any, Plan], tuple[ir.Value, Mapping[str, Any]]]
+    about: str
+
+
+KERNELS: dict[str, Kernel] = {
+    "nbits": Kernel(Linear, nbits.takes, nbits.emit_linear, "com.microsoft.MatMulNBits"),
+    "nbits-lookup": Kernel(Lookup, nbits.takes, nbits.emit_lookup, "com.microsoft.GatherBlockQuantized"),
+    "integer": Kernel(Linear, integer.takes, integer.emit, "MatMulInteger, activations quantized per token"),
+    "emulated": Kernel(Linear, emulation.takes, emulation.emit_linear, "standard operators, exact"),
+    "lookup": Kernel(Lookup, emulation.takes_lookup, emulation.emit_lookup, "standard operators, exact"),
+}
+
+
+def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...]) -> tuple[str, Linear | Lookup]:
+    """The name of the first allowed kernel for a site, and the site.
+
+    Raises:
+        TargetError: if there is none.
+    """
+    site = read_site(node)
+    for name in allowed:
+        kernel = KERNELS[name]
+        if isinstance(site, kernel.site) and kernel.takes(plan.scheme):
+            return name, site
+    raise TargetError(
+        f"onnxruntime: no kernel for site '{plan.site}' ({node.op_type}) in format '{plan.scheme.name}'; "
+        f"the target has {', '.join(allowed)}"
+    )

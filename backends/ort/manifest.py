@@ -1,0 +1,71 @@
+"""The targets that onnxruntime runs."""
+
+from __future__ import annotations
+
+from qcompile.targets import Target
+
+__all__ = ["EXTRA", "TARGETS"]
+
+#: onnxruntime is a dependency of the core: nothing more to install.
+EXTRA = None
+
+_GROUPS = (16, 32, 64, 128, 256)
+_FP8 = ("fp8-e4m3-channel/fp8-e4m3-channel", "fp8-e4m3-channel")
+_MXFP8 = ("mxfp8-e4m3/mxfp8-e4m3", "mxfp8-e4m3")
+_NVFP4 = ("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448")
+_MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-mrgptq")
+
+
+def _both(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each format for weights and activations, then for weights alone."""
+    return tuple(f"{name}/{name}" for name in names) + names
+
+
+TARGETS = (
+    Target(
+        "cpu-int4",
+        "4-bit and 8-bit weights in onnxruntime's MatMulNBits, on any CPU",
+        "ort",
+        schemes=tuple(f"{kind}{bits}-g{group}" for bits in (4, 8) for kind in ("int", "uint") for group in _GROUPS),
+        default="int4-g32",
+        edge="int8-g32",
+        options={"kernels": ("nbits", "nbits-lookup"), "accuracy_level": 4},
+    ),
+    Target(
+        "cpu-int8",
+        "8-bit weights per channel and activations per token in integer arithmetic, on any CPU",
+        "ort",
+        schemes=("int8-channel/int8-channel",),
+        default="int8-channel/int8-channel",
+        edge="int8-channel/int8-channel",
+        options={"kernels": ("integer", "lookup")},
+    ),
+    Target(
+        "blackwell-fp4",
+        "NVFP4 weights and activations, emulated to the bit in onnxruntime",
+        "ort",
+        schemes=_both(_NVFP4) + _FP8 + _MXFP8,
+        default="nvfp4-4over6/nvfp4-4over6",
+        edge="fp8-e4m3-channel",
+        aliases=("blackwell-nvfp4",),
+        options={"kernels": ("emulated", "lookup")},
+    ),
+    Target(
+        "blackwell-mxfp4",
+        "MXFP4 weights and activations, emulated to the bit in onnxruntime",
+        "ort",
+        schemes=_both(_MXFP4) + _MXFP8 + _FP8,
+        default="mxfp4/mxfp4",
+        edge="mxfp8-e4m3",
+        options={"kernels": ("emulated", "lookup")},
+    ),
+    Target(
+        "reference",
+        "any format for weights and activations, emulated to the bit in onnxruntime",
+        "ort",
+        schemes=("*",),
+        default="int4-g32/int4-g32",
+        edge="int8-g32",
+        options={"kernels": ("emulated", "lookup")},
+    ),
+)

@@ -1,0 +1,131 @@
+"""Group scales of an activation in standard operators, by every rule of ``qcompile.formats``, to the bit.
+
+Values come as ``[rows, groups, group]``, scales go as ``[rows, groups, 1]``: a row is a token, and a second-level
+scale belongs to one row, so that no token depends on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.backends.ort.body import Body
+from qcompile.backends.ort.rounding import clip, power_of_two_wide, round_float
+from qcompile.formats import Format, Kind, ScaleRule, ScaleType
+
+__all__ = ["divisor", "effective_scales"]
+
+_TINY = float(np.finfo(np.float32).smallest_subnormal)
+
+
+def effective_scales(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
+    """The candidates for the effective scale of each group, with its zero point: one, or one per target."""
+    return _RULES[fmt.rule](body, x, fmt)
+
+
+def divisor(body: Body, scale: ir.Value, fmt: Format) -> ir.Value:
+    """What to divide by: never zero. The quotient may then be anything; it is multiplied by a scale of zero."""
+    if fmt.rule is ScaleRule.SIGNED_MAX:  # scales of either sign
+        return body.Where(body.Equal(scale, body.constant(0.0)), body.constant(np.inf), scale)
+    return body.Max(scale, body.constant(_TINY))
+
+
+def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
+    amax = body.reduce("ReduceMax", body.Abs(x), -1)
+    second = None if fmt.tensor_scale is None else _row_scale(body, amax, fmt)
+    scales = []
+    for target in fmt.targets or (fmt.element.max,):
+        scale = body.Div(amax, body.constant(target))
+        if second is None:
+            scales.append((_store(body, scale, fmt.scale), None))
+        else:
+            scale = _store(body, body.Div(scale, second), fmt.scale)
+            scales.append((body.Mul(scale, second), None))
+    return scales
+
+
+def _row_scale(body: Body, amax: ir.Value, fmt: Format) -> ir.Value:
+    """The second-level scale of each row, ``[rows, 1, 1]``."""
+    target = fmt.targets[0] if fmt.targets else fmt.element.max
+    scale = body.Div(body.reduce("ReduceMax", amax, 1), body.constant(target * fmt.tensor_scale))
+    return body.Where(body.Equal(scale, body.constant(0.0)), body.constant(1.0), scale)
+
+
+def _power(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
+    """All E8M0 rules are one: ``2^⌊log2 amax⌋``, doubled where amax exceeds it by more than a threshold."""
+    amax = body.reduce("ReduceMax", body.Abs(x), -1)
+    binade = power_of_two_wide(body, amax)
+    scale = body.Mul(binade, body.constant(2.0**-fmt.element.max_exponent))
+    threshold = _THRESHOLD[fmt.rule](fmt)
+    if threshold < 2:
+        above = body.Greater(amax, body.Mul(binade, body.constant(threshold)))
+        scale = body.Mul(scale, body.Add(body.to(above, ir.DataType.FLOAT), body.constant(1.0)))
+    scale = clip(body, scale, 2.0**-127, 2.0**127)
+    if fmt.rule is ScaleRule.FOUR_THIRDS:
+        scale = body.Mul(scale, body.constant(2.0 ** (fmt.element.max_exponent + 1) / fmt.element.max))
+    return [(scale, None)]
+
+
+def _even_threshold(fmt: Format) -> float:
+    """The least float32 below ``2 - 2^-(m + 1)``: from there on, half a unit of the mantissa carries over."""
+    mantissa = fmt.element.mantissa_bits if fmt.element.kind is Kind.FLOAT else fmt.element.bits - 2
+    return 2 - 2.0 ** -(mantissa + 1) - 2.0**-23
+
+
+_THRESHOLD: dict[ScaleRule, Callable[[Format], float]] = {
+    ScaleRule.FLOOR: lambda fmt: 2.0,
+    ScaleRule.FOUR_THIRDS: lambda fmt: 2.0,
+    ScaleRule.CEIL: lambda fmt: 1.0,
+    ScaleRule.RCEIL: lambda fmt: fmt.element.max / 2.0**fmt.element.max_exponent,
+    ScaleRule.EVEN: _even_threshold,
+}
+
+
+def _signed_max(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
+    low, high = body.reduce("ReduceMin", x, -1), body.reduce("ReduceMax", x, -1)
+    largest = body.Where(body.Greater(high, body.Neg(low)), high, low)
+    return [(_store(body, body.Div(largest, body.constant(fmt.element.levels[0])), fmt.scale), None)]
+
+
+def _minmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
+    zero, steps = body.constant(0.0), float(len(fmt.element.levels) - 1)
+    low = body.Min(body.reduce("ReduceMin", x, -1), zero)
+    high = body.Max(body.reduce("ReduceMax", x, -1), zero)
+    scale = _store(body, body.Div(body.Sub(high, low), body.constant(steps)), fmt.scale)
+    empty = body.Equal(scale, zero)
+    quotient = body.Div(body.Neg(low), body.Where(empty, body.constant(np.inf), scale))
+    return [(scale, clip(body, body.Round(quotient), 0.0, steps))]
+
+
+_RULES: dict[ScaleRule, Callable[[Body, ir.Value, Format], Sequence[tuple[ir.Value, ir.Value | None]]]] = {
+    ScaleRule.ABSMAX: _absmax,
+    ScaleRule.SIGNED_MAX: _signed_max,
+    ScaleRule.MINMAX: _minmax,
+    **dict.fromkeys(_THRESHOLD, _power),
+}
+
+
+# ---- storage -----------------------------------------------------------------------------------------------------
+
+
+def _store(body: Body, scale: ir.Value, storage: ScaleType) -> ir.Value:
+    return _STORE[storage](body, scale)
+
+
+def _through(dtype: ir.DataType, largest: float) -> Callable[[Body, ir.Value], ir.Value]:
+    def store(body: Body, scale: ir.Value) -> ir.Value:
+        return body.to(body.to(clip(body, scale, -largest, largest), dtype), ir.DataType.FLOAT)
+
+    return store
+
+
+_STORE: dict[ScaleType, Callable[[Body, ir.Value], ir.Value]] = {
+    ScaleType.NONE: lambda body, scale: body.Add(body.Mul(scale, body.constant(0.0)), body.constant(1.0)),
+    ScaleType.FP32: lambda body, scale: scale,
+    ScaleType.FP16: _through(ir.DataType.FLOAT16, 65504.0),
+    ScaleType.BF16: lambda body, scale: round_float(body, scale, 7, 2.0**-126),
+    ScaleType.E4M3: lambda body, scale: round_float(body, clip(body, scale, 0.0, 448.0), 3, 2.0**-6),
+    ScaleType.UE5M3: lambda body, scale: round_float(body, clip(body, scale, 0.0, 114688.0), 3, 2.0**-14),
+}

@@ -1,0 +1,141 @@
+"""Sites as they stand in the graph, in one form: ``after(alpha · before(x) Wᵀ + beta · bias)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qcompile.errors import TargetError
+
+__all__ = ["Linear", "Lookup", "read_site"]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A Gather of rows.
+
+    Args:
+        node: the operator.
+        weight: the table.
+        indices: which rows.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    indices: ir.Value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A product with a constant matrix.
+
+    Args:
+        node: the operator.
+        weight: the matrix, in the operator's own layout.
+        x: what it reads.
+        before: a permutation of the axes of ``x`` that puts the contracted one last, or ``None``.
+        after: a permutation of the axes of the result, or ``None``.
+        bias: added, scaled by ``beta``.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    x: ir.Value
+    before: tuple[int, ...] | None = None
+    after: tuple[int, ...] | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+    bias: ir.Value | None = None
+
+
+def read_site(node: ir.Node) -> Linear | Lookup:
+    """The node in that form.
+
+    Raises:
+        TargetError: if it cannot be put so.
+    """
+    reader = _READERS.get((node.domain, node.op_type))
+    if reader is None:
+        raise _refuse(node, "is no MatMul, Gemm, 1x1 Conv or Gather")
+    return reader(node)
+
+
+def _refuse(node: ir.Node, reason: str) -> TargetError:
+    return TargetError(f"onnxruntime: site '{node.name}' ({node.op_type}) cannot be lowered: it {reason}")
+
+
+def _constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _swapped(node: ir.Node, value: ir.Value) -> tuple[int, ...]:
+    """The permutation that swaps the last two axes."""
+    if value.shape is None or value.shape.rank() < 2:
+        raise _refuse(node, f"reads '{value.name}', whose rank is not known or below two")
+    return _swap_last(value.shape.rank())
+
+
+def _swap_last(rank: int) -> tuple[int, ...]:
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _matmul(node: ir.Node) -> Linear:
+    left, right = node.inputs
+    if _constant(right):
+        _check_rank(node, right, left)
+        return Linear(node, right, left)
+    if not _constant(left):
+        raise _refuse(node, "has no constant operand")
+    _check_rank(node, left, right)
+    swap = _swapped(node, right)
+    return Linear(node, left, right, before=swap, after=swap)
+
+
+def _check_rank(node: ir.Node, weight: ir.Value, x: ir.Value) -> None:
+    rank = weight.shape.rank()
+    if rank == 2:
+        return
+    if any(dim != 1 for dim in weight.shape[: rank - 2]):
+        raise _refuse(node, f"has a stack of weights, {list(weight.shape)}")
+    if x.shape is None or x.shape.rank() < rank:
+        raise _refuse(node, "has a weight of more axes than its input")
+
+
+def _gemm(node: ir.Node) -> Linear:
+    x, weight, bias = [*node.inputs, None][:3]
+    if not _constant(weight):
+        raise _refuse(node, "has no constant right operand")
+    before = (1, 0) if node.attributes.get_int("transA", 0) else None
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    return Linear(node, weight, x, before=before, alpha=alpha, beta=beta, bias=bias)
+
+
+def _conv(node: ir.Node) -> Linear:
+    x, weight, bias = [*node.inputs, None][:3]
+    rank = weight.shape.rank()
+    if not _constant(weight) or any(dim != 1 for dim in weight.shape[2:]):
+        raise _refuse(node, "has a kernel larger than 1, or none that is constant")
+    strides, pads = node.attributes.get_ints("strides", ()), node.attributes.get_ints("pads", ())
+    if node.attributes.get_int("group", 1) != 1 or any(s != 1 for s in strides) or any(pads):
+        raise _refuse(node, "has groups, strides or padding")
+    before, after = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+    return Linear(node, weight, x, before=before, after=after, bias=bias)
+
+
+def _gather(node: ir.Node) -> Lookup:
+    table, indices = node.inputs
+    if not _constant(table) or table.shape.rank() != 2 or node.attributes.get_int("axis", 0) != 0:
+        raise _refuse(node, "does not look up rows of a constant matrix")
+    return Lookup(node, table, indices)
+
+
+_READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup]] = {
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("", "Conv"): _conv,
+    ("", "Gather"): _gather,
+}
+
+

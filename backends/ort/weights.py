@@ -1,0 +1,124 @@
+"""Packed weights and the functions that read them: ``DecodeNVFP4(codes, scales, tensor_scale) -> w``.
+
+Bytes become values by a lookup: a table of 256 rows holds the levels of all codes in a byte. That is exact for every
+codebook at any version of the operators, FP8 scales included, and onnxruntime folds it into a float weight when it
+loads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcompile.backends.ort.activations import label
+from qcompile.backends.ort.body import Body
+from qcompile.formats import Format, Quantized, ScaleType
+from qcompile.formats.packing import pack_codes, unpack_codes
+from qcompile.formats.rounding import decode_element
+from qcompile.formats.scales import scale_code, scale_from_code
+
+__all__ = ["decode_function", "linear_function", "lookup_function", "packed_parts"]
+
+_FLOATS = {ScaleType.FP16: ir.DataType.FLOAT16, ScaleType.BF16: ir.DataType.BFLOAT16, ScaleType.FP32: None}
+
+
+def packed_parts(q: Quantized) -> dict[str, ir.TensorProtocol]:
+    """The inputs of the functions below, in order: codes ``[N, ⌈K · bits / 8⌉]``, scales and zero points
+    ``[N, groups]``, tensor scale."""
+    parts = {"codes": ir.tensor(pack_codes(q.codes, q.format.bits).numpy())}
+    parts["scales"] = _scales(q)
+    if q.zero_points is not None:
+        parts["zero_points"] = ir.tensor(q.zero_points.numpy())
+    if q.tensor_scale is not None:
+        parts["tensor_scale"] = ir.tensor(q.tensor_scale.reshape(()).numpy())
+    return parts
+
+
+def _scales(q: Quantized) -> ir.TensorProtocol:
+    stored = scale_code(q.scales, q.format.scale)
+    if stored.dtype is torch.bfloat16:
+        return ir.Tensor(stored.view(torch.uint16).numpy(), dtype=ir.DataType.BFLOAT16)
+    return ir.tensor(stored.numpy())
+
+
+def part_names(fmt: Format) -> list[str]:
+    """The names of :func:`packed_parts`."""
+    second = fmt.tensor_scale is not None or fmt.rule.value == "four-thirds"
+    return ["codes", "scales"] + ["zero_points"] * fmt.zero_point + ["tensor_scale"] * second
+
+
+# ---- functions ---------------------------------------------------------------------------------------------------
+
+
+def decode_function(fmt: Format, opset: int) -> ir.Function:
+    """Packed rows to float32 ``[N, K]``, padded to whole groups, equal to ``Quantized.dequantize`` to the bit."""
+    body = Body(opset)
+    parts = {name: body.input(name) for name in part_names(fmt)}
+    group = [0, -1, fmt.group] if fmt.group else [0, 1, -1]
+    levels = body.Reshape(_levels(body, parts["codes"], fmt), body.vector(*group))
+    if "zero_points" in parts:
+        levels = body.Sub(levels, _as_column(body, body.to(parts["zero_points"], ir.DataType.FLOAT)))
+    scale = _read_scale(body, parts["scales"], fmt)
+    if "tensor_scale" in parts:
+        scale = body.Mul(scale, parts["tensor_scale"])
+    out = body.Mul(levels, _as_column(body, scale))
+    return body.function(f"Decode{label(fmt)}", body.Reshape(out, body.vector(0, -1)))
+
+
+def linear_function(fmt: Format, opset: int) -> ir.Function:
+    """``x [..., K]`` times a packed weight ``[N, K]``, transposed: ``[..., N]``."""
+    body = Body(opset)
+    x = body.input("x")
+    weight = body.call(f"Decode{label(fmt)}", [body.input(name) for name in part_names(fmt)])
+    return body.function(f"Linear{label(fmt)}", body.MatMul(x, body.Transpose(weight, perm=[1, 0])))
+
+
+def lookup_function(fmt: Format, opset: int) -> ir.Function:
+    """Rows of a packed table by ``indices`` of any shape: only the rows that are asked for are decoded."""
+    body = Body(opset)
+    indices = body.input("indices")
+    flat = body.Reshape(indices, body.vector(-1))
+    parts = {name: body.input(name) for name in part_names(fmt)}
+    rows = [value if name == "tensor_scale" else body.Gather(value, flat, axis=0) for name, value in parts.items()]
+    decoded = body.call(f"Decode{label(fmt)}", rows)
+    shape = body.Concat(body.Shape(indices), body.vector(-1), axis=0)
+    return body.function(f"Lookup{label(fmt)}", body.Reshape(decoded, shape))
+
+
+def _as_column(body: Body, x: ir.Value) -> ir.Value:
+    return body.Unsqueeze(x, body.vector(-1))
+
+
+def _read_scale(body: Body, scales: ir.Value, fmt: Format) -> ir.Value:
+    if fmt.scale in _FLOATS:
+        return scales if _FLOATS[fmt.scale] is None else body.to(scales, ir.DataType.FLOAT)
+    table = scale_from_code(torch.arange(256, dtype=torch.uint8), fmt.scale).numpy()
+    return body.Gather(body.constant(table), body.to(scales, ir.DataType.INT32))
+
+
+def _levels(body: Body, codes: ir.Value, fmt: Format) -> ir.Value:
+    """Bytes ``[N, bytes]`` to levels, of which ``fmt.group`` or ``K`` make a group."""
+    unpack: Callable[[Body, ir.Value, Format], ir.Value] = _by_byte if 8 % fmt.bits == 0 else _by_word
+    return unpack(body, codes, fmt)
+
+
+def _by_byte(body: Body, codes: ir.Value, fmt: Format) -> ir.Value:
+    every = unpack_codes(torch.arange(256, dtype=torch.uint8)[:, None], fmt.bits, 8 // fmt.bits)
+    table = decode_element(every, fmt.element).numpy()
+    return body.Gather(body.constant(table), body.to(codes, ir.DataType.INT32))
+
+
+def _by_word(body: Body, codes: ir.Value, fmt: Format) -> ir.Value:
+    """Eight codes of ``bits`` bits fill as many bytes: make one integer of them, and shift each code out."""
+    bits = fmt.bits
+    bytes_ = body.to(body.Reshape(codes, body.vector(0, -1, bits)), ir.DataType.UINT64)
+    placed = body.BitShift(bytes_, body.constant(np.arange(bits) * 8, np.uint64), direction="LEFT")
+    halves = body.to(placed, ir.DataType.INT64)  # sums of int64, which are those of uint64 below 2^56
+    word = body.to(body.reduce("ReduceSum", halves, -1), ir.DataType.UINT64)
+    shifted = body.BitShift(word, body.constant(np.arange(8) * bits, np.uint64), direction="RIGHT")
+    code = body.Mod(body.to(shifted, ir.DataType.INT64), body.constant(1 << bits, np.int64))
+    table = decode_element(torch.arange(1 << bits, dtype=torch.uint8), fmt.element).numpy()
+    return body.Gather(body.constant(table), body.Reshape(code, body.vector(0, -1)))

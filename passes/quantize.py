@@ -1,0 +1,129 @@
+"""Quantize: round every planned weight to its format, in the basis that it has been brought to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from qcompile.calibration import Statistics
+from qcompile.errors import InputError
+from qcompile.formats import Quantized, compute_scales, quantize, search_scales
+from qcompile.pipeline import State
+from qcompile.placement import Group
+from qcompile.scoring import weight_matrix
+from qcompile.spaces import Site
+from qcompile.targets import Plan, Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompile.calibration import Progress
+    from qcompile.gptq import Factor
+    from qcompile.transforms import Transform
+
+__all__ = ["METHODS", "Quantize"]
+
+#: ``rtn`` rounds to nearest, ``search`` also searches scales, ``gptq`` makes up for what each rounding lost.
+METHODS = ("gptq", "search", "rtn")
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Round the weights of sites.
+
+    Args:
+        groups: sites by the value that they read, with the total transform of that value.
+        tables: embedding tables, which read nothing.
+        schemes: by site name.
+        statistics: of the untransformed inputs, by value name.
+        method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none.
+        device: where torch computes.
+    """
+
+    groups: Sequence[tuple[Group, Transform | None]]
+    tables: Sequence[Site]
+    schemes: Mapping[str, Scheme]
+    statistics: Mapping[str, Statistics]
+    method: str = "gptq"
+    device: str = "cpu"
+    progress: Progress | None = None
+    name: ClassVar[str] = "quantize"
+
+    def apply(self, state: State) -> bool:
+        """Leaves ``plans`` in ``state.notes``; the graph keeps its weights until it is lowered."""
+        if self.method not in METHODS:
+            raise InputError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
+        plans: list[Plan] = []
+        for done, (group, transform) in enumerate(self.groups):
+            factors = _Factors(group, transform, self.statistics.get(group.value.name), self.device)
+            for site in group.sites:
+                scheme = self.schemes[site.name]
+                plans.append(Plan(site.name, scheme, self._round(state, site, scheme, factors)))
+            if self.progress is not None:
+                self.progress("quantizing", done + 1, len(self.groups))
+        for site in self.tables:
+            scheme = self.schemes[site.name]
+            rounded = None if scheme.weight is None else quantize(weight_matrix(site), scheme.weight)
+            plans.append(Plan(site.name, scheme, rounded))
+        state.notes["plans"] = plans
+        return bool(plans)
+
+    def _round(self, state: State, site: Site, scheme: Scheme, factors: _Factors) -> Quantized | None:
+        if scheme.weight is None:
+            return None
+        weight = weight_matrix(site).to(self.device)
+        if self.method == "gptq" and factors.usable:
+            from qcompile.gptq import gptq
+
+            result = gptq(weight, factors.get(), scheme.weight, scales="search")
+            if result.damping > 0.011:
+                state.decline(site.name, "the usual damping of GPTQ", f"its inputs needed a damping of {result.damping:g}")
+            return _to_cpu(result.quantized)
+        scales = search_scales if self.method == "search" else compute_scales
+        importance = {"weight": factors.importance} if self.method == "search" else {}
+        return quantize(weight, scheme.weight, scales=scales(weight, scheme.weight, **importance))
+
+
+def _to_cpu(quantized: Quantized) -> Quantized:
+    from dataclasses import replace
+
+    def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.cpu()
+
+    return replace(quantized, codes=move(quantized.codes), scales=move(quantized.scales),
+                   zero_points=move(quantized.zero_points), tensor_scale=move(quantized.tensor_scale))  # fmt: skip
+
+
+class _Factors:
+    """The transformed second moment of a group's input, factorized once for all of its sites."""
+
+    def __init__(self, group: Group, transform: Transform | None, statistics: Statistics | None, device: str) -> None:
+        self.usable = statistics is not None
+        self._make: Callable[[], torch.Tensor] = lambda: _transformed(statistics, transform).to(device)
+        self._factor: Factor | None = None
+
+    @property
+    def importance(self) -> torch.Tensor | None:
+        """The energy of each input feature, ``None`` without statistics."""
+        return self._make().diagonal().float() if self.usable else None
+
+    def get(self) -> Factor:
+        """The factor for GPTQ."""
+        from qcompile.gptq import factorize
+
+        if self._factor is None:
+            self._factor = factorize(self._make())
+        return self._factor
+
+
+def _transformed(statistics: Statistics, transform: Transform | None) -> torch.Tensor:
+    """``T G Tᵀ``."""
+    import torch
+
+    moment = torch.from_numpy(np.ascontiguousarray(statistics.second_moment))
+    if transform is not None:
+        moment = transform.apply(transform.apply(moment, 0), 1)
+    return moment

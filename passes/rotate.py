@@ -1,0 +1,120 @@
+"""Rotate: put chosen transforms into the graph. What meets a constant folds, the rest stays as function nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.folding import fold, rewrite
+from qcompile.graph import DOMAIN, append_node, ensure_function, ensure_initializer
+from qcompile.pipeline import State
+from qcompile.placement import Group, Placement
+from qcompile.spaces import Analysis
+
+if TYPE_CHECKING:
+    from qcompile.transforms import Transform
+
+__all__ = ["Rotate"]
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Apply a placement.
+
+    Args:
+        analysis: of the graph as it stands.
+        groups: the sites by the value that they read.
+        placement: the chosen transforms.
+    """
+
+    analysis: Analysis
+    groups: tuple[Group, ...]
+    placement: Placement
+    name: ClassVar[str] = "rotate"
+
+    def apply(self, state: State) -> bool:
+        """Folds offline transforms, then puts online ones in front of their sites."""
+        fold(self.analysis, self.placement.offline)
+        for group in self.groups:
+            transform = self.placement.online.get(group.value.name)
+            if transform is not None:
+                insert_online(state.model, group, transform)
+        return bool(self.placement.offline or self.placement.online)
+
+
+def insert_online(model: ir.Model, group: Group, transform: Transform) -> ir.Value:
+    """Put ``T`` between a value and its sites, and ``T⁻ᵀ`` into their weights along the axis that they read."""
+    import torch
+
+    value = group.value
+    dual = transform.dual()
+    for weight, axis in dict.fromkeys((site.weight, site.axis_in) for site in group.sites):
+        rewrite(model, weight, lambda array, axis=axis: dual.apply(torch.from_numpy(array), axis).numpy())
+    first = min((site.node for site in group.sites), key=lambda node: _position(model, node))
+    made = _emit(model, first, value, transform)
+    for site in group.sites:
+        for index, read in enumerate(site.node.inputs):
+            if read is value:
+                site.node.replace_input_with(index, made)
+    return made
+
+
+def _position(model: ir.Model, node: ir.Node) -> int:
+    for position, other in enumerate(model.graph):
+        if other is node:
+            return position
+    return -1
+
+
+def _emit(model: ir.Model, before: ir.Node, value: ir.Value, transform: Transform) -> ir.Value:
+    """One function node for the transform of the last axis; its matrices are inputs, so that graphs stay small."""
+    dtype = value.dtype.numpy()
+    steps = transform.factors()
+    body, inputs, shape_known = ["shape = Shape(x)", "v0 = Identity(x)"], [value], 0
+    for i, (outer, inner, matrix) in enumerate(steps):
+        lines, constant = _step(i, outer, inner, matrix.numpy(), transform.size)
+        body += lines
+        content = constant if np.issubdtype(constant.dtype, np.integer) else constant.astype(dtype)
+        inputs.append(ensure_initializer(model, _constant_name(content), content))
+        shape_known += 1
+    body.append(f"y = Reshape(v{shape_known}, shape)")
+    kind = "".join(part.capitalize() for part in transform.kind.split("-"))
+    signature = ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
+    form = "_".join(_form(outer, inner, matrix.ndim, tuple(matrix.shape)) for outer, inner, matrix in steps)
+    name = ensure_function(model, f"Transform{kind}_{form}", f"({signature}) => (y) {{ " + "\n".join(body) + " }")
+    node = append_node(before, name, inputs, name=f"{value.name}_transformed", domain=DOMAIN, like=value)
+    return node.outputs[0]
+
+
+def _form(outer: int, inner: int, rank: int, shape: tuple[int, ...]) -> str:
+    return f"{outer}x{shape[-1] if rank > 1 else 'v'}x{inner}" + ("s" if rank == 3 else "")
+
+
+def _constant_name(content: np.ndarray) -> str:
+    import hashlib
+
+    return f"transform_{hashlib.sha256(content.tobytes() + str(content.shape).encode()).hexdigest()[:16]}"
+
+
+def _step(i: int, outer: int, inner: int, matrix: np.ndarray, size: int) -> tuple[list[str], np.ndarray]:
+    """Lines that compute ``v{i+1}`` from ``v{i}``, and the constant that they read as ``m{i}``."""
+    source, result = f"v{i}", f"v{i + 1}"
+    if matrix.ndim == 1 and np.issubdtype(matrix.dtype, np.integer):
+        return [f"r{i} = Constant <value_ints = [-1, {size}]> ()", f"w{i} = Reshape({source}, r{i})",
+                f"{result} = Gather <axis = 1> (w{i}, m{i})"], matrix  # fmt: skip
+    if matrix.ndim == 1:
+        return [f"r{i} = Constant <value_ints = [-1, {size}]> ()", f"w{i} = Reshape({source}, r{i})",
+                f"{result} = Mul(w{i}, m{i})"], matrix  # fmt: skip
+    width = matrix.shape[-1]
+    if matrix.ndim == 3:  # one matrix per block: batched over blocks, rows of the input in each batch
+        return [f"r{i} = Constant <value_ints = [-1, {outer}, {width}]> ()", f"w{i} = Reshape({source}, r{i})",
+                f"a{i} = Transpose <perm = [1, 0, 2]> (w{i})", f"b{i} = MatMul(a{i}, m{i})",
+                f"{result} = Transpose <perm = [1, 0, 2]> (b{i})"], matrix.transpose(0, 2, 1)  # fmt: skip
+    if inner == 1:
+        return [f"r{i} = Constant <value_ints = [-1, {width}]> ()", f"w{i} = Reshape({source}, r{i})",
+                f"{result} = MatMul(w{i}, m{i})"], matrix.T  # fmt: skip
+    return [f"r{i} = Constant <value_ints = [-1, {width}, {inner}]> ()", f"w{i} = Reshape({source}, r{i})",
+            f"{result} = MatMul(m{i}, w{i})"], matrix  # fmt: skip

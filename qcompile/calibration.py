@@ -1,0 +1,265 @@
+"""Calibration: one pass of data through the float graph, and what is kept of it.
+
+Kept per distinct site input: the second moment ``G = E[x xᵀ]`` and a sample of rows. The effect of every transform
+and format is then computed (``G ↦ T G Tᵀ``), not run again. Sensitivities ``α`` come from noise on one weight at a
+time: by the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metric is ``α · t²`` for a relative error
+``t²``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.capture import example_inputs
+from qcompile.errors import InputError
+from qcompile.evaluate import Session, check_names
+from qcompile.spaces import Site
+
+__all__ = ["Data", "Statistics", "collect", "load_data", "sensitivities"]
+
+Progress = Callable[[str, int, int], None]
+
+#: Rows of each site input that are kept.
+SAMPLE_ROWS = 512
+
+#: Relative squared error of the noise that measures sensitivities: that of a good 4-bit format.
+NOISE = 0.01
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs to calibrate with, one batch each.
+
+    Args:
+        batches: mappings from input name to array.
+        random: whether they were drawn at random because no data was given.
+    """
+
+    batches: tuple[Mapping[str, np.ndarray], ...]
+    random: bool
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is kept of one site input of ``size`` features.
+
+    Args:
+        second_moment: ``E[x xᵀ]``, ``[size, size]`` float64.
+        sample: ``[rows, size]`` float32.
+        rows: how many rows were seen.
+    """
+
+    second_moment: np.ndarray
+    sample: np.ndarray
+    rows: int
+
+
+def load_data(path: str | Path | None, model: ir.Model, *, seed: int = 0, batches: int = 8) -> Data:
+    """Calibration data from an ``.npz`` file or a folder of them, or random inputs.
+
+    Every array of a file holds rows along its first axis; each row of the data is one batch, except that rows are
+    grouped where the graph has a fixed batch size.
+
+    Raises:
+        InputError: if the file is missing, unreadable, or its names are not the graph's inputs.
+    """
+    if path is None:
+        drawn = tuple(example_inputs(model, seed=seed + i) for i in range(batches))
+        return Data(drawn, random=True)
+    names = [value.name for value in model.graph.inputs if value.name not in model.graph.initializers]
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"there is no calibration data at '{path}'")
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"the folder '{path}' has no .npz files to calibrate with")
+    return Data(tuple(batch for file in files for batch in _split(model, read_npz(file, names))), random=False)
+
+
+def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of a file, checked against the graph's input names.
+
+    Raises:
+        InputError: if it is no ``.npz`` file or the names differ.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise InputError(f"'{file}' is not a readable .npz file") from error
+    try:
+        check_names(arrays, names)
+    except InputError as error:
+        raise InputError(f"'{file}': {error}") from error
+    for name, array in arrays.items():
+        if array.size == 0:
+            raise InputError(f"'{file}': '{name}' is empty")
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise InputError(f"'{file}': '{name}' holds NaN or infinity")
+    return arrays
+
+
+def _split(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Cut a file's rows into batches of one row, or of the graph's fixed batch size."""
+    shapes = {value.name: value.shape for value in model.graph.inputs}
+    fixed = {int(shapes[n][0]) for n in arrays if shapes[n] is not None and len(shapes[n]) and isinstance(shapes[n][0], int)}
+    rows = {array.shape[0] for array in arrays.values() if array.ndim}
+    size = max(fixed, default=1)
+    if len(rows) != 1 or (count := rows.pop()) < size:
+        yield dict(arrays)
+        return
+    for start in range(0, count - size + 1, size):
+        yield {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
+
+
+def collect(
+    model: ir.Model, inputs: Sequence[ir.Value], data: Data, *, max_rows: int = 8192, progress: Progress | None = None
+) -> dict[str, Statistics]:
+    """Run the data through the graph and keep the statistics of those values' last axes.
+
+    Args:
+        model: the float graph.
+        inputs: distinct site inputs; their features are along the last axis (axis 1 for images).
+        data: batches; they stop once ``max_rows`` rows were seen.
+    """
+    import torch
+
+    names = [value.name for value in inputs]
+    session = Session(model, names)
+    moments: dict[str, torch.Tensor] = {}
+    samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    rows = dict.fromkeys(names, 0)
+    total = len(data.batches)
+    keep = max(1, -(-SAMPLE_ROWS // total))
+    for done, batch in enumerate(data.batches):
+        if names and min(rows.values()) >= max_rows:
+            break
+        results = session.run(batch)
+        for value in inputs:
+            x = torch.from_numpy(np.ascontiguousarray(_features_last(results[value.name], value))).float()
+            x = x.reshape(-1, x.shape[-1])
+            moment = (x.T @ x).double()
+            moments[value.name] = moments[value.name] + moment if value.name in moments else moment
+            picked = torch.linspace(0, len(x) - 1, min(keep, len(x))).long()
+            samples[value.name].append(x[picked])
+            rows[value.name] += len(x)
+        if progress is not None:
+            progress("calibrating", done + 1, total)
+    return {
+        name: Statistics((moments[name] / rows[name]).numpy(), torch.cat(samples[name]).numpy(), rows[name])
+        for name in names
+    }
+
+
+def _features_last(array: np.ndarray, value: ir.Value) -> np.ndarray:
+    readers = {node.op_type for node, _ in value.uses()}
+    return np.moveaxis(array, 1, -1) if array.ndim > 2 and readers <= {"Conv", "ConvTranspose"} else array
+
+
+# -- sensitivities ---------------------------------------------------------------------------------------------------
+
+
+def sensitivities(
+    model: ir.Model,
+    sites: Sequence[Site],
+    data: Data,
+    *,
+    seed: int = 0,
+    tokens: int = 256,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """``α`` of every site: how much the metric grows per unit of relative squared weight error.
+
+    The metric is the mean KL divergence to the float model where the output is logits over a table that the inputs
+    index, else half the relative squared error of the outputs.
+
+    Args:
+        tokens: leading positions of each batch that are used, over all batches together.
+    """
+    batches = _short(data.batches, tokens)
+    overridable = model.clone()
+    for name in {site.weight.name for site in sites}:
+        overridable.graph.inputs.append(overridable.graph.initializers[name])
+    session = _Overridable(overridable, [v.name for v in model.graph.inputs])
+    logits = logit_outputs(model, sites)
+    reference = [session.run(batch) for batch in batches]
+    result = {}
+    for done, site in enumerate(sites):
+        rng = np.random.default_rng([seed, done])
+        weight = site.weight.const_value.numpy()
+        noise = rng.standard_normal(weight.shape, np.float32)
+        noise *= np.sqrt(NOISE) * np.linalg.norm(weight) / np.linalg.norm(noise)
+        override = {site.weight.name: (weight + noise).astype(weight.dtype)}
+        moved = [session.run(batch | override) for batch in batches]
+        changes = [divergence(a, b, logits) for a, b in zip(reference, moved, strict=True)]
+        result[site.name] = float(np.mean(changes)) / NOISE
+        if progress is not None:
+            progress("measuring sensitivities", done + 1, len(sites))
+    return result
+
+
+class _Overridable(Session):
+    """A session whose weights may be given as inputs."""
+
+    def __init__(self, model: ir.Model, required: Sequence[str]) -> None:
+        super().__init__(model)
+        self.required = list(required)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+def _short(batches: Sequence[Mapping[str, np.ndarray]], tokens: int) -> list[dict[str, np.ndarray]]:
+    """The first batches, as many as hold about ``tokens`` rows of integer inputs (two batches where there are none)."""
+    chosen, seen = [], 0
+    for batch in batches:
+        count = max((array.size for array in batch.values() if np.issubdtype(array.dtype, np.integer)), default=0)
+        chosen.append(dict(batch))
+        seen += count or tokens // 2
+        if seen >= tokens:
+            break
+    return chosen
+
+
+def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
+    """Outputs whose last axis is as long as a table that an embedding looks up: scores over the same vocabulary."""
+    rows = {site.shape[site.axis_in] for site in sites if site.input is None}
+    rows |= {int(n.inputs[0].shape[0]) for n in model.graph if n.op_type == "Gather" and n.inputs[0].const_value is not None
+             and len(n.inputs[0].shape) == 2}  # fmt: skip
+    return {v.name for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
+
+
+def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: set[str]) -> float:
+    """Mean KL divergence over logits, if there are any, else half the relative squared error of the outputs."""
+    if logits:
+        return float(np.mean([_kl(reference[name], moved[name]) for name in logits]))
+    errors = [
+        float(np.sum((moved[name] - want) ** 2.0) / max(np.sum(want**2.0), 1e-30))
+        for name, want in reference.items()
+        if np.issubdtype(want.dtype, np.floating)
+    ]
+    if not errors:
+        raise InputError("the model has no floating-point output to measure the effect of quantization on")
+    return 0.5 * float(np.mean(errors))
+
+
+def _kl(reference: np.ndarray, moved: np.ndarray) -> float:
+    import torch
+
+    p = torch.from_numpy(np.ascontiguousarray(reference)).float().log_softmax(-1)
+    q = torch.from_numpy(np.ascontiguousarray(moved)).float().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def next_token_loss(logits: np.ndarray, tokens: np.ndarray) -> float:
+    """Mean cross-entropy, in nats, of each next token: logits ``[batch, length, vocabulary]``, tokens ``[batch, length]``."""
+    import torch
+
+    scores = torch.from_numpy(np.ascontiguousarray(logits)).float()[:, :-1]
+    target = torch.from_numpy(np.ascontiguousarray(tokens)).long()[:, 1:]
+    return float(torch.nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten()))

@@ -1,0 +1,35 @@
+"""Finds passes by name: the file ``passes/fold_norms.py`` holds the pass ``fold-norms``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any
+
+from qcompile.errors import InputError
+
+__all__ = ["all_passes", "load_pass"]
+
+
+@cache
+def all_passes() -> dict[str, type[Any]]:
+    """Every pass by its name."""
+    package = importlib.import_module("qcompile.passes")
+    found: dict[str, type[Any]] = {}
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        name = module.name.replace("_", "-")
+        content = importlib.import_module(f"qcompile.passes.{module.name}")
+        found[name] = next(v for v in vars(content).values() if isinstance(v, type) and getattr(v, "name", None) == name)
+    return found
+
+
+def load_pass(name: str) -> type[Any]:
+    """The pass of that name.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if name not in all_passes():
+        raise InputError(f"unknown pass '{name}'; there are {', '.join(all_passes())}")
+    return all_passes()[name]

@@ -1,0 +1,291 @@
+"""Chooses transforms: offline for whole spaces where the freedom allows, online in front of sites where it pays.
+
+For every space with an orthogonal freedom the candidates are the identity, block-diagonal Hadamard matrices of the
+format's group and its multiples, and the full width; where any invertible matrix is allowed, also the closed form
+WUSH. What stays is decided by predicted error on the sites that read the space. In front of sites whose space cannot
+take a transform, the same candidates compete as online transforms, charged for their cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.axes import Mode, Node, Ref, Structure
+from qcompile.errors import InputError
+from qcompile.folding import axis_transform
+from qcompile.freedom import Freedom
+from qcompile.scoring import Probe, group_error, probe, site_error, weight_matrix
+from qcompile.spaces import Analysis, Site
+from qcompile.targets import Scheme
+
+if TYPE_CHECKING:
+    from qcompile.calibration import Progress, Statistics
+    from qcompile.transforms import Transform
+
+__all__ = ["Group", "KINDS", "Placement", "groups_of", "place"]
+
+#: What ``--transforms`` takes.
+KINDS = ("auto", "none", "hadamard", "block", "wush")
+
+#: An online transform that costs a fraction ``c`` of its sites' arithmetic must lower their error by a factor of at
+#: least ``1 + PRICE · c``, and by ``LEAST_GAIN`` in any case.
+PRICE = 3.0
+LEAST_GAIN = 0.10
+
+#: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
+COMPARED = 12
+
+BLOCKS = (16, 32, 64, 128)
+
+
+@dataclass(eq=False)
+class Group:
+    """Sites that read one value, and therefore share its basis.
+
+    Args:
+        value: the activation.
+        ref: its feature axis.
+        sites: its readers.
+    """
+
+    value: ir.Value
+    ref: Ref
+    sites: list[Site]
+    probes: list[Probe] = field(default_factory=list)
+    alphas: list[float] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Features of the value."""
+        return self.sites[0].shape[self.sites[0].axis_in]
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the sites for one row, as floating-point operations."""
+        return sum(2 * int(np.prod(site.shape)) for site in self.sites)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The transforms of a graph.
+
+    Args:
+        offline: by leaf of the axis forest; folded into constants.
+        online: by name of the value in front of whose sites the transform stays in the graph.
+        errors: by space or value, the predicted error of each candidate relative to none, for the report.
+    """
+
+    offline: dict[Node, Transform]
+    online: dict[str, Transform]
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def groups_of(sites: Sequence[Site]) -> list[Group]:
+    """Sites by the value that they read; embedding tables read none."""
+    found: dict[ir.Value, Group] = {}
+    for site in sites:
+        if site.input is not None:
+            found.setdefault(site.input, Group(site.input, site.ref_in, [])).sites.append(site)
+    return list(found.values())
+
+
+def place(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    scheme: Callable[[Group], Scheme],
+    *,
+    kind: str = "auto",
+    statistics: Mapping[str, Statistics] | None = None,
+    alphas: Mapping[str, float] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Placement:
+    """Choose all transforms of a graph.
+
+    Args:
+        groups: the sites to be helped.
+        scheme: how the sites of a group will compute.
+        kind: one of ``KINDS``; ``hadamard`` forces full-width rotations wherever a space allows, and online in
+            front of the other sites; ``block`` the same with blocks of the format's group; ``wush`` is WUSH online.
+        statistics: by value name; without them the identity.
+        alphas: sensitivities by site name; without them all alike.
+
+    Raises:
+        InputError: if ``kind`` is unknown.
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown transforms '{kind}'; there are {', '.join(KINDS)}")
+    if kind == "none":
+        return Placement({}, {})
+    for group in groups:
+        own = (statistics or {}).get(group.value.name)
+        group.probes = [probe(site, own) for site in group.sites]
+        group.alphas = [(alphas or {}).get(site.name, 1.0) for site in group.sites]
+    placement = Placement({}, {})
+    _place_offline(analysis, groups, scheme, kind, seed, placement)
+    for done, group in enumerate(groups):
+        _place_online(analysis, group, scheme(group), kind, statistics, seed, placement)
+        if progress is not None:
+            progress("choosing transforms", done + 1, len(groups))
+    return placement
+
+
+# -- offline -------------------------------------------------------------------------------------------------------
+
+
+def _place_offline(
+    analysis: Analysis, groups: Sequence[Group], scheme: Callable, kind: str, seed: int, placement: Placement
+) -> None:
+    readers: dict[Node, list[Group]] = defaultdict(list)
+    for group in groups:
+        for leaf in analysis.axes.leaves(group.ref):
+            if leaf.node.size and leaf.node.size > 1 and leaf.mode is not Mode.PLAIN:
+                readers[leaf.node].append(group)
+    for number, (node, group_list) in enumerate(readers.items()):
+        if not _allowed(node) or kind == "wush":
+            continue
+        compared = [group_list[i] for i in np.linspace(0, len(group_list) - 1, min(COMPARED, len(group_list))).astype(int)]
+        candidates = _candidates(node.size, scheme(compared[0]), kind, seed + number)
+        best, errors = None, {"none": 1.0}
+        base = least = sum(_error(analysis, g, scheme(g), placement.offline) for g in compared)
+        for name, transform in candidates.items():
+            error = sum(_error(analysis, g, scheme(g), placement.offline | {node: transform}) for g in compared)
+            errors[name] = error / base if base else 1.0
+            if kind != "auto" or error < least:
+                best, least = transform, error
+        space = analysis.space_of(node)
+        placement.errors[space.id if space else f"axis{number}"] = errors
+        if best is not None:
+            placement.offline[node] = best
+
+
+def _allowed(node: Node) -> bool:
+    return node.structure is Structure.LEAF and Freedom.ORTHOGONAL in node.freedom
+
+
+def _error(analysis: Analysis, group: Group, scheme: Scheme, offline: Mapping[Node, Transform]) -> float:
+    return group_error(group.probes, group.alphas, scheme, axis_transform(analysis.axes, group.ref, offline))
+
+
+def _candidates(size: int, scheme: Scheme, kind: str, seed: int) -> dict[str, Transform]:
+    """Orthogonal transforms of an axis, by name, small blocks first."""
+    from qcompile.transforms import BlockDiagonal, Hadamard, has_hadamard
+
+    group = (scheme.weight.group if scheme.weight else None) or size
+    found: dict[str, Transform] = {}
+    if kind in ("auto", "block"):
+        blocks = [b for b in BLOCKS if size % b == 0 and b < size and (b >= group or kind == "auto")]
+        for block in blocks[:1] if kind == "block" else blocks:
+            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed), size // block)
+    if (kind != "block" or not found) and has_hadamard(size):
+        found["hadamard"] = Hadamard(size, seed)
+    if not found and kind != "none":
+        block = _largest_block(size)
+        if block > 1:
+            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed), size // block)
+    return found
+
+
+def _largest_block(size: int) -> int:
+    """The largest divisor with a Hadamard matrix: for sizes that have none themselves."""
+    from qcompile.transforms import has_hadamard
+
+    return max((d for d in range(1, size + 1) if size % d == 0 and has_hadamard(d)), default=1)
+
+
+# -- online --------------------------------------------------------------------------------------------------------
+
+
+def _place_online(
+    analysis: Analysis,
+    group: Group,
+    scheme: Scheme,
+    kind: str,
+    statistics: Mapping[str, Statistics] | None,
+    seed: int,
+    placement: Placement,
+) -> None:
+    offline = axis_transform(analysis.axes, group.ref, placement.offline)
+    if kind in ("hadamard", "block"):
+        if offline is None:
+            forced = list(_candidates(group.width, scheme, kind, seed).values())
+            if forced:
+                placement.online[group.value.name] = forced[-1]
+        return
+    if scheme.weight is None:
+        return
+    own = (statistics or {}).get(group.value.name)
+    errors = {"none": 1.0}
+    base = group_error(group.probes, group.alphas, scheme, offline)
+    best, least = None, base * (1 - LEAST_GAIN)
+    for name, transform in _online_candidates(analysis, group, scheme, offline, own, kind, seed).items():
+        total = transform if offline is None else _compose(offline, transform)
+        error = group_error(group.probes, group.alphas, scheme, total)
+        errors[name] = error / base if base else 1.0
+        charged = error * (1 + PRICE * transform.flops / group.flops)
+        if charged < least or (kind == "wush" and name.startswith("wush")):
+            best, least = transform, charged
+    placement.errors[group.value.name] = errors
+    if best is not None:
+        placement.online[group.value.name] = best
+
+
+def _compose(first: Transform, second: Transform) -> Transform:
+    from qcompile.transforms import Compose
+
+    return Compose((first, second))
+
+
+def _online_candidates(
+    analysis: Analysis,
+    group: Group,
+    scheme: Scheme,
+    offline: Transform | None,
+    own: Statistics | None,
+    kind: str,
+    seed: int,
+) -> dict[str, Transform]:
+    found = {} if kind == "wush" or offline is not None else _candidates(group.width, scheme, "auto", seed)
+    block = scheme.weight.group or 0
+    if own is not None and block and block & (block - 1) == 0 and group.width % block == 0:
+        found[f"wush-{block}"] = _wush(group, offline, own, block)
+    return found
+
+
+def _wush(group: Group, offline: Transform | None, own: Statistics, block: int) -> Transform:
+    import torch
+
+    from qcompile.transforms import wush
+
+    moment = torch.from_numpy(own.second_moment)
+    weight = torch.cat([weight_matrix(site).double() for site in group.sites])
+    if offline is not None:
+        moment = offline.apply(offline.apply(moment, 0), 1)
+        weight = offline.dual().apply(weight, -1)
+    return wush(moment, weight, block)
+
+
+def total_transform(analysis: Analysis, group: Group, placement: Placement) -> Transform | None:
+    """What the group's input goes through: offline, then online."""
+    offline = axis_transform(analysis.axes, group.ref, placement.offline)
+    online = placement.online.get(group.value.name)
+    if offline is None or online is None:
+        return offline if online is None else online
+    return _compose(offline, online)
+
+
+def cost_fraction(group: Group, transform: Transform) -> float:
+    """Arithmetic of an online transform, relative to that of the sites that it serves."""
+    return transform.flops / group.flops if group.flops else math.inf
+
+
+def site_errors(group: Group, scheme: Scheme, transform: Transform | None) -> list[float]:
+    """``t²`` of each site of a group."""
+    return [site_error(item, scheme, transform) for item in group.probes]

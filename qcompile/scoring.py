@@ -1,0 +1,91 @@
+"""Predicted errors: what a (scheme, transform) does to the output of a site, before anything is changed.
+
+``t² = E‖x̂ Ŵᵀ - x Wᵀ‖² / E‖x Wᵀ‖²`` in the transformed basis, with the activation quantized if the scheme says so,
+on a sample of rows. Without statistics the second moment is the identity and ``t² = ‖Ŵ - W‖² / ‖W‖²``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qcompile.formats import Format, fake_quantize
+from qcompile.targets import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompile.calibration import Statistics
+    from qcompile.spaces import Site
+    from qcompile.transforms import Transform
+
+__all__ = ["Probe", "probe", "quantize_rows", "site_error", "weight_matrix"]
+
+#: Rows of the weight and of the sample that a prediction looks at.
+ROWS = 256
+
+
+def weight_matrix(site: Site) -> torch.Tensor:
+    """A site's weight as ``[out, in]`` float32; an embedding table as ``[rows, features]``."""
+    import torch
+
+    weight = torch.tensor(site.weight.const_value.numpy(), dtype=torch.float32)
+    rows, columns = (site.axis_in, site.axis_out) if site.input is None else (site.axis_out, site.axis_in)
+    return weight.movedim((rows, columns), (0, 1)).reshape(weight.shape[rows], -1)
+
+
+def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself.
+
+    A second-level scale is that of its row, so that a token's result does not depend on its neighbours.
+    """
+    import torch
+
+    if fmt.tensor_scale is None:
+        return fake_quantize(x, fmt)
+    target = fmt.targets[0] if fmt.targets else fmt.element.max
+    scale = x.abs().amax(-1, keepdim=True) / (target * fmt.tensor_scale)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few rows of a site's weight and of its input: what predictions are computed on."""
+
+    weight: torch.Tensor  # [rows, in]
+    sample: torch.Tensor | None  # [rows, in]
+
+
+def probe(site: Site, statistics: Statistics | None) -> Probe:
+    """Rows spread evenly over the weight's outputs and the sample."""
+    import torch
+
+    weight = weight_matrix(site)
+    weight = weight[torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()]
+    if statistics is None:
+        return Probe(weight, None)
+    sample = torch.from_numpy(statistics.sample)
+    return Probe(weight, sample[torch.linspace(0, len(sample) - 1, min(ROWS, len(sample))).long()])
+
+
+def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
+    """``t²`` of one site under a scheme, with its input in the basis of ``transform``."""
+    if scheme.weight is None:
+        return 0.0
+    weight, sample = item.weight, item.sample
+    if transform is not None:
+        weight = transform.dual().apply(weight, -1)
+        sample = None if sample is None else transform.apply(sample, -1)
+    rounded = fake_quantize(weight, scheme.weight)
+    if sample is None:
+        return float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+    seen = sample if scheme.activation is None else quantize_rows(sample, scheme.activation)
+    exact = sample @ weight.T
+    return float((seen @ rounded.T - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
+
+
+def group_error(items: Sequence[Probe], alphas: Sequence[float], scheme: Scheme, transform: Transform | None) -> float:
+    """``Σ α t²`` over sites that read one value."""
+    return sum(alpha * site_error(item, scheme, transform) for item, alpha in zip(items, alphas, strict=True))

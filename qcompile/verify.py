@@ -1,0 +1,221 @@
+"""Verifies twice: that the rotated model is the same function, and that the lowered one computes what was planned.
+
+*Implementation error* compares each lowered site with the reference interpreter, the format's oracle in float64, on
+the very input that the site got: rounding is all that may remain. *Quantization error* compares the artifact's
+outputs with those of the float source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.calibration import Data, divergence, logit_outputs, next_token_loss
+from qcompile.capture import Source
+from qcompile.errors import InputError, VerificationError
+from qcompile.evaluate import Session, compare
+from qcompile.scoring import quantize_rows
+from qcompile.spaces import Analysis
+from qcompile.targets import Plan
+
+if TYPE_CHECKING:
+    from qcompile.calibration import Progress
+    from qcompile.compiler import Prepared
+
+__all__ = ["Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "verify"]
+
+#: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+
+#: Sites whose lowering is compared with the oracle, spread over the graph.
+CHECKED_SITES = 12
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """How far the rotated float model is from its source."""
+
+    rel_l2: float
+    max_abs: float
+    checked_inputs: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Implementation error: the worst relative L2 of a lowered site against the oracle on the same input."""
+
+    rel_l2: float
+    sites: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Quantization error: the artifact against the float source.
+
+    Args:
+        rel_l2: of the outputs.
+        divergence: mean KL divergence over logits, or half the relative squared error of other outputs.
+        loss: mean next-token loss, in nats, by name of the model; empty where there is nothing to measure it on.
+        rows: how many inputs were used.
+    """
+
+    rel_l2: float
+    divergence: float
+    loss: Mapping[str, float]
+    rows: int
+
+
+def source_session(source: Source) -> Session:
+    """The captured model, ready to run."""
+    return Session(source.path if Path(source.path).suffix == ".onnx" and Path(source.path).is_file() else source.model)
+
+
+def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs under other names: passes keep the order of outputs."""
+    return dict(zip(names, values.values(), strict=True))
+
+
+def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None, inputs: int = 1) -> Equivalence:
+    """Compare the rewritten float graph with its source on the first inputs.
+
+    Raises:
+        VerificationError: if they differ by more than rounding.
+    """
+    reference, rewritten = source_session(prepared.source), Session(prepared.model)
+    relative = absolute = 0.0
+    batches = data.batches[:inputs]
+    for batch in batches:
+        want = reference.run(batch)
+        l2, largest = compare(want, by_position(list(want), rewritten.run(batch)))
+        relative, absolute = max(relative, l2), max(absolute, largest)
+    allowed = _tolerance(prepared.model)
+    if not relative <= allowed:
+        raise VerificationError(
+            f"the rotated model differs from its source by a relative L2 of {relative:.2e}, more than {allowed:.0e}"
+        )
+    if progress is not None:
+        progress("checking equivalence", 1, 1)
+    return Equivalence(relative, absolute, len(batches))
+
+
+def _tolerance(model: ir.Model) -> float:
+    kinds = {value.dtype.name.lower() for value in model.graph.initializers.values() if value.dtype is not None}
+    names = {"float": "float32", "double": "float64"}
+    found = [TOLERANCE[names.get(kind, kind)] for kind in kinds if names.get(kind, kind) in TOLERANCE]
+    return max(found, default=TOLERANCE["float32"])
+
+
+# -- implementation error --------------------------------------------------------------------------------------------
+
+
+def check_lowering(
+    model: ir.Model, analysis: Analysis, plans: Sequence[Plan], graph: Path, data: Data
+) -> Checked | None:
+    """Compare lowered sites with the oracle, each on the input that it got in the lowered graph.
+
+    Args:
+        model: the rotated graph before lowering: it says what each site reads, writes and adds.
+        plans: how the sites were quantized.
+        graph: the lowered graph, or a folder that holds it as ``model.onnx``; other artifacts are not checked here.
+    """
+    file = graph / "model.onnx" if graph.is_dir() else graph
+    if not file.is_file():
+        return None
+    nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm")}
+    found = [plan for plan in plans if plan.site in nodes and plan.weight is not None]
+    found = [found[i] for i in sorted({round(x) for x in np.linspace(0, len(found) - 1, min(CHECKED_SITES, len(found)))})]
+    lowered = ir.load(file)
+    present = ir.convenience.create_value_mapping(lowered.graph)
+    pairs = [(plan, nodes[plan.site]) for plan in found]
+    pairs = [(p, n) for p, n in pairs if n.inputs[0].name in present and n.outputs[0].name in present]
+    taps = list(dict.fromkeys(name for _, n in pairs for name in (n.inputs[0].name, n.outputs[0].name)))
+    results = dict(Session(lowered, taps).run(data.batches[0])) | dict(data.batches[0])
+    worst = 0.0
+    for plan, node in pairs:
+        want = _oracle(plan, node, results[node.inputs[0].name])
+        worst = max(worst, compare({"y": want}, {"y": results[node.outputs[0].name]})[0])
+    return Checked(worst, len(pairs))
+
+
+def _oracle(plan: Plan, node: ir.Node, x: np.ndarray) -> np.ndarray:
+    import torch
+
+    rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
+    if plan.scheme.activation is not None:
+        rows = quantize_rows(rows, plan.scheme.activation)
+    y = rows.double() @ plan.weight.dequantize().double().T * node.attributes.get_float("alpha", 1.0)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        y = y + torch.from_numpy(node.inputs[2].const_value.numpy().astype(np.float64)) * node.attributes.get_float("beta", 1.0)
+    return y.reshape(*x.shape[:-1], -1).numpy()
+
+
+# -- quantization error ------------------------------------------------------------------------------------------------
+
+
+def measure(
+    prepared: Prepared,
+    run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
+    evaluation: str | Path | None,
+    data: Data,
+    progress: Progress | None = None,
+) -> Measured:
+    """Compare an artifact with the float source, on evaluation data if given, else on two calibration inputs."""
+    from qcompile.calibration import load_data
+
+    batches = load_data(evaluation, prepared.model).batches if evaluation is not None else data.batches[:2]
+    reference = source_session(prepared.source)
+    logits = logit_outputs(prepared.model, prepared.analysis.sites)
+    relative, divergences, losses = [], [], {"float": [], "quantized": []}
+    for done, batch in enumerate(batches):
+        want = reference.run(batch)
+        want = by_position([value.name for value in prepared.model.graph.outputs], want)
+        have = by_position(list(want), run(batch))
+        relative.append(compare(want, have)[0])
+        divergences.append(divergence(want, have, logits))
+        tokens = _tokens(batch, want, logits)
+        if tokens is not None:
+            name = next(iter(logits))
+            losses["float"].append(next_token_loss(want[name], tokens))
+            losses["quantized"].append(next_token_loss(have[name], tokens))
+        if progress is not None:
+            progress("measuring", done + 1, len(batches))
+    loss = {name: float(np.mean(values)) for name, values in losses.items() if values}
+    return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(batches))
+
+
+def _tokens(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: set[str]) -> np.ndarray | None:
+    """The input whose next elements the logits predict: integers of the logits' leading shape."""
+    if not logits:
+        return None
+    shape = outputs[next(iter(logits))].shape[:-1]
+    found = [v for v in batch.values() if np.issubdtype(v.dtype, np.integer) and v.shape == shape and v.shape[-1] > 1]
+    return found[0] if found else None
+
+
+def verify(artifact_folder: str | Path, against: str | Path | None = None, inputs: str | Path | None = None) -> Measured:
+    """Measure an artifact against its source model again.
+
+    Args:
+        against: the source model; by default the path that the manifest names.
+        inputs: an ``.npz`` file to measure on; random inputs without it.
+
+    Raises:
+        InputError: if the source is missing or is not the one that the artifact was made from.
+    """
+    from qcompile.artifact import Artifact
+    from qcompile.calibration import load_data
+    from qcompile.compiler import prepare
+
+    artifact = Artifact.open(artifact_folder)
+    stated = artifact.manifest["source"]
+    prepared = prepare(against if against is not None else stated["path"])
+    if prepared.source.sha256 != stated["sha256"]:
+        raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
+    data = load_data(inputs, prepared.model)
+    return measure(prepared, artifact.load(), None if inputs is None else inputs, data)
+
