@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_function, opset
+from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_function, ensure_initializer, opset, tidy
 from qcompile.pipeline import State
 
-__all__ = ["Canonicalize", "norm_operator"]
+__all__ = ["Canonicalize", "make_norm"]
 
 #: Constants above this are not multiplied out, but transposed weights are: a site needs its weight itself.
 FOLD_LIMIT = 1 << 31
@@ -37,13 +37,13 @@ class Canonicalize:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         _fold_constants(model)
-        common.IdentityEliminationPass()(model)
+        _drop_identities(model)
         common.RemoveUnusedNodesPass()(model)
         common.NameFixPass()(model)
         for node in list(model.graph):
             if node.graph is not None:
                 _fuse_norm(model, node)
-        common.RemoveUnusedNodesPass()(model)
+        tidy(model)
         return True
 
 
@@ -95,6 +95,14 @@ def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
     ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
+def _drop_identities(model: ir.Model) -> None:
+    """Remove identities of the main graph, but for those that give an output its name."""
+    for node in list(model.graph):
+        if node.op_type == "Identity" and node.domain == "" and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            model.graph.remove(node, safe=True)
+
+
 # -- normalizations ----------------------------------------------------------------------------------------------
 
 
@@ -113,11 +121,9 @@ def _fuse_norm(model: ir.Model, node: ir.Node) -> None:
         return
     if scale is None:
         scale = add_initializer(model, f"{node.name}_scale", np.ones(size, x.dtype.numpy()))
-    inputs = [x, scale] + ([shift] if shift is not None else [])
-    op, domain = norm_operator(model, centered=centered)
-    producer = output.producer()
-    attributes = {"axis": -1, "epsilon": epsilon} if not domain else {"epsilon": epsilon}
-    made = append_node(producer, op, inputs, attributes, name=f"{node.name}_norm", domain=domain, like=output)
+    made = make_norm(
+        model, output.producer(), x, scale, shift, epsilon, centered=centered, name=f"{node.name}_norm", like=output
+    )  # fmt: skip
     ir.convenience.replace_all_uses_with(output, made.outputs[0], replace_graph_outputs=True)
 
 
@@ -128,18 +134,39 @@ def norm_operator(model: ir.Model, *, centered: bool) -> tuple[str, str]:
         return "LayerNormalization", ""
     if not centered and version >= 23:
         return "RMSNormalization", ""
-    axes = "axes = Constant <value_ints = [-1]> ()\n m = ReduceMean(sq, axes)" if version >= 18 else (
-        "m = ReduceMean <axes = [-1]> (sq)"
-    )  # fmt: skip
-    body = f"sq = Mul(d, d)\n {axes}\n eps = Constant <value_float: float = @epsilon> ()\n" \
-        "e = CastLike(eps, m)\n v = Add(m, e)\n s = Sqrt(v)\n n = Div(d, s)"  # fmt: skip
+    read = "ax = Constant <value = int64[1] {-1}> ()\n" if version >= 18 else ""
+    mean = "ReduceMean(%s, ax)" if version >= 18 else "ReduceMean <axes = [-1]> (%s)"
+    tail = f"sq = Mul(d, d)\n m = {mean % 'sq'}\n v = Add(m, epsilon)\n s = Sqrt(v)\n n = Div(d, s)"
     if not centered:
-        text = f"<epsilon>(x, scale) => (y) {{ d = Identity(x)\n {body}\n y = Mul(n, scale) }}"
+        text = f"(x, scale, epsilon) => (y) {{ {read} d = Identity(x)\n {tail}\n y = Mul(n, scale) }}"
         return ensure_function(model, "RMSNorm", text), DOMAIN
-    middle = axes.replace("m = ", "c = ").replace("sq", "x")
-    text = f"<epsilon>(x, scale, shift) => (y) {{ {middle}\n d = Sub(x, c)\n {body.replace('axes = ', 'axes2 = ').replace(', axes)', ', axes2)')}\n" \
-        "w = Mul(n, scale)\n y = Add(w, shift) }"  # fmt: skip
+    text = f"(x, scale, shift, epsilon) => (y) {{ {read} c = {mean % 'x'}\n d = Sub(x, c)\n {tail}\n w = Mul(n, scale)\n y = Add(w, shift) }}"
     return ensure_function(model, "LayerNorm", text), DOMAIN
+
+
+def make_norm(
+    model: ir.Model,
+    before: ir.Node,
+    x: ir.Value,
+    scale: ir.Value,
+    shift: ir.Value | None,
+    epsilon: float,
+    *,
+    centered: bool,
+    name: str,
+    like: ir.Value,
+) -> ir.Node:
+    """A norm over the last axis in front of a node; ``shift`` is for centered norms alone."""
+    op, domain = norm_operator(model, centered=centered)
+    if not domain:
+        inputs = [x, scale] + ([shift] if shift is not None else [])
+        return append_node(before, op, inputs, {"axis": -1, "epsilon": epsilon}, name=name, like=like)
+    dtype = scale.dtype.numpy()
+    constant = ensure_initializer(model, f"epsilon_{epsilon:g}_{scale.dtype.name.lower()}", np.asarray(epsilon, dtype))
+    if centered and shift is None:
+        shift = add_initializer(model, f"{name}_shift", np.zeros(scale.shape.numpy(), dtype))
+    inputs = [x, scale, shift, constant] if centered else [x, scale, constant]
+    return append_node(before, op, inputs, name=name, domain=domain, like=like)
 
 
 def _match_core(node: ir.Node) -> tuple[ir.Value, float, int] | None:
@@ -209,7 +236,7 @@ def _match_centering(value: ir.Value, axis: int) -> ir.Value | None:
     node = _producer(value, "Sub")
     mean = _producer(node.inputs[1], "ReduceMean") if node is not None else None
     if mean is not None and _over_last_axis(mean) and _alike(mean.inputs[0], node.inputs[0]):
-        return _uncast(node.inputs[0]) if _uncast(node.inputs[0]).dtype == value.dtype else node.inputs[0]
+        return node.inputs[0]
     return None
 
 

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from qcompile.axes import Limit, Mode, Node, Ref, Structure
 from qcompile.folding import rewrite
 from qcompile.freedom import Freedom
-from qcompile.graph import add_initializer, append_node, ensure_initializer
-from qcompile.passes.canonicalize import norm_operator
+from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_initializer, tidy
+from qcompile.passes.canonicalize import make_norm
 from qcompile.pipeline import State
 from qcompile.spaces import Analysis, Norm, Scaling, Site, analyze, label
 
@@ -28,7 +28,6 @@ __all__ = ["FoldNorms"]
 
 #: A shift may be divided by a scale no smaller than this fraction of the largest.
 SMALLEST_SCALE = 1e-3
-
 
 @dataclass(frozen=True)
 class FoldNorms:
@@ -40,8 +39,11 @@ class FoldNorms:
         """Rewrites constants and norm operators; the function of the graph stays the same."""
         untied = _untie(state.model)
         shifted = _fold_shifts(state)
-        scaled = _fold_scales(state)
+        scaled = 0
+        while folded := _fold_scales(state):  # one link of a chain of scalings a round
+            scaled += folded
         centered = _center(state)
+        tidy(state.model)
         return bool(untied or shifted or scaled or centered)
 
 
@@ -74,7 +76,7 @@ def _fold_shifts(state: State) -> int:
     folded = 0
     for norm in analysis.norms:
         output = norm.node.outputs[0]
-        if norm.shift is None or not norm.shift.const_value.numpy().any():
+        if norm.shift is None or norm.shift.const_value is None or not norm.shift.const_value.numpy().any():
             continue
         if output.is_graph_output() or {site.node for site in readers[output]} != {n for n, _ in output.uses()}:
             continue
@@ -143,7 +145,7 @@ def _fold_scales(state: State) -> int:
 def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
     groups: dict[Node, list[Norm | Scaling]] = defaultdict(list)
     for item in [*analysis.norms, *analysis.scalings]:
-        if item.scale is not None and not analysis.uniform(item.scale):
+        if item.scale is not None and item.scale.const_value is not None and not analysis.uniform(item.scale):
             groups[analysis.axes.find(item.ref_out).node].append(item)
     return groups
 
@@ -160,6 +162,8 @@ def _fold_forward(analysis: Analysis, node: Node, group: list[Norm | Scaling], u
     constants = [(value, axis) for value, axis in uses[node] if value.const_value is not None]
     if reason is None and _has_shifts(analysis, constants, base) and not _well_conditioned(scale):
         reason = "a shift is added behind the scale, which is too small on some channels to divide by"
+    if reason is None and any(analysis.axes.find(other.ref_in).node is node for other in analysis.scalings):
+        reason = "another scaling reads it"
     if reason is None and _written_by_sites(analysis, base, uses[node]):
         reason = "other operators write the same space"
     if reason is not None:
@@ -222,7 +226,8 @@ def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
         ones = ensure_initializer(model, f"ones_{size}_{item.scale.dtype.name.lower()}", np.ones(size, item.scale.dtype.numpy()))
         item.node.replace_input_with(index, ones)
         return
-    ir.convenience.replace_all_uses_with(item.node.outputs[0], item.input, replace_graph_outputs=True)
+    source = next(value for value in item.node.inputs if value is not item.scale)
+    ir.convenience.replace_all_uses_with(item.node.outputs[0], source, replace_graph_outputs=True)
     item.node.graph.remove(item.node, safe=True)
 
 
@@ -241,6 +246,10 @@ def _fold_backward(analysis: Analysis, item: Scaling, uses: dict) -> str | None:
         return "something else reads the value before it is scaled"
     if any(other is not item and analysis.axes.same(other.ref_in, item.ref_in) for other in analysis.scalings):
         return "something else reads the value before it is scaled"
+    if any(analysis.axes.find(other.ref_out).node is root.node for other in analysis.scalings):
+        return "another scaling writes it"
+    norms = [norm for norm in analysis.norms if analysis.axes.find(norm.ref_out).node is root.node]
+    constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in norms]
     for value, axis in constants:
         shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
         rewrite(analysis.model, value, lambda array, shape=shape: array * scale.reshape(shape))
@@ -298,15 +307,20 @@ def _center_writers(analysis: Analysis, node: Node, uses: dict) -> None:
             rewrite(analysis.model, value, lambda array, axis=axis: array - array.mean(axis=axis, keepdims=True))
 
 
+def _epsilon(node: ir.Node) -> float:
+    if node.domain == DOMAIN:
+        return float(node.inputs[-1].const_value.numpy())
+    return node.attributes.get_float("epsilon", 1e-5)
+
+
 def _to_rms(model: ir.Model, norm: Norm) -> ir.Node:
-    op, domain = norm_operator(model, centered=False)
     old = norm.node
-    epsilon = old.attributes.get_float("epsilon", 1e-5)
-    attributes = {"epsilon": epsilon} if domain else {"axis": -1, "epsilon": epsilon}
-    made = append_node(old, op, [old.inputs[0], norm.scale], attributes, name=f"{old.name}_rms", domain=domain,
-                       like=old.outputs[0])  # fmt: skip
+    epsilon = _epsilon(old)
+    made = make_norm(
+        model, old, old.inputs[0], norm.scale, None, epsilon, centered=False, name=f"{old.name}_rms", like=old.outputs[0]
+    )  # fmt: skip
     result = made.outputs[0]
-    if norm.shift is not None and norm.shift.const_value.numpy().any():
+    if norm.shift is not None and (norm.shift.const_value is None or norm.shift.const_value.numpy().any()):
         result = append_node(old, "Add", [result, norm.shift], name=f"{old.name}_shift", like=result).outputs[0]
     ir.convenience.replace_all_uses_with(old.outputs[0], result, replace_graph_outputs=True)
     old.graph.remove(old, safe=True)

@@ -54,7 +54,7 @@ def insert_online(model: ir.Model, group: Group, transform: Transform) -> ir.Val
     for weight, axis in dict.fromkeys((site.weight, site.axis_in) for site in group.sites):
         rewrite(model, weight, lambda array, axis=axis: dual.apply(torch.from_numpy(array), axis).numpy())
     first = min((site.node for site in group.sites), key=lambda node: _position(model, node))
-    made = _emit(model, first, value, transform)
+    made = _emit(model, first, value, group.sites[0].weight, transform)
     for site in group.sites:
         for index, read in enumerate(site.node.inputs):
             if read is value:
@@ -69,9 +69,9 @@ def _position(model: ir.Model, node: ir.Node) -> int:
     return -1
 
 
-def _emit(model: ir.Model, before: ir.Node, value: ir.Value, transform: Transform) -> ir.Value:
+def _emit(model: ir.Model, before: ir.Node, value: ir.Value, weight: ir.Value, transform: Transform) -> ir.Value:
     """One function node for the transform of the last axis; its matrices are inputs, so that graphs stay small."""
-    dtype = value.dtype.numpy()
+    dtype = weight.dtype.numpy()
     steps = transform.factors()
     body, inputs, shape_known = ["shape = Shape(x)", "v0 = Identity(x)"], [value], 0
     for i, (outer, inner, matrix) in enumerate(steps):
@@ -103,18 +103,18 @@ def _step(i: int, outer: int, inner: int, matrix: np.ndarray, size: int) -> tupl
     """Lines that compute ``v{i+1}`` from ``v{i}``, and the constant that they read as ``m{i}``."""
     source, result = f"v{i}", f"v{i + 1}"
     if matrix.ndim == 1 and np.issubdtype(matrix.dtype, np.integer):
-        return [f"r{i} = Constant <value_ints = [-1, {size}]> ()", f"w{i} = Reshape({source}, r{i})",
+        return [f"r{i} = Constant <value = int64[2] {{-1, {size}}}> ()", f"w{i} = Reshape({source}, r{i})",
                 f"{result} = Gather <axis = 1> (w{i}, m{i})"], matrix  # fmt: skip
     if matrix.ndim == 1:
-        return [f"r{i} = Constant <value_ints = [-1, {size}]> ()", f"w{i} = Reshape({source}, r{i})",
+        return [f"r{i} = Constant <value = int64[2] {{-1, {size}}}> ()", f"w{i} = Reshape({source}, r{i})",
                 f"{result} = Mul(w{i}, m{i})"], matrix  # fmt: skip
     width = matrix.shape[-1]
     if matrix.ndim == 3:  # one matrix per block: batched over blocks, rows of the input in each batch
-        return [f"r{i} = Constant <value_ints = [-1, {outer}, {width}]> ()", f"w{i} = Reshape({source}, r{i})",
+        return [f"r{i} = Constant <value = int64[3] {{-1, {outer}, {width}}}> ()", f"w{i} = Reshape({source}, r{i})",
                 f"a{i} = Transpose <perm = [1, 0, 2]> (w{i})", f"b{i} = MatMul(a{i}, m{i})",
                 f"{result} = Transpose <perm = [1, 0, 2]> (b{i})"], matrix.transpose(0, 2, 1)  # fmt: skip
     if inner == 1:
-        return [f"r{i} = Constant <value_ints = [-1, {width}]> ()", f"w{i} = Reshape({source}, r{i})",
+        return [f"r{i} = Constant <value = int64[2] {{-1, {width}}}> ()", f"w{i} = Reshape({source}, r{i})",
                 f"{result} = MatMul(w{i}, m{i})"], matrix.T  # fmt: skip
-    return [f"r{i} = Constant <value_ints = [-1, {width}, {inner}]> ()", f"w{i} = Reshape({source}, r{i})",
+    return [f"r{i} = Constant <value = int64[3] {{-1, {width}, {inner}}}> ()", f"w{i} = Reshape({source}, r{i})",
             f"{result} = MatMul(m{i}, w{i})"], matrix  # fmt: skip

@@ -121,10 +121,10 @@ def _result(
     gap: float,
 ) -> Assignment:
     choice = [0] * len(options)
-    for group, index in zip(groups, chosen):
-        for site, member in zip(group.sites, group.members[index]):
+    for group, index in zip(groups, chosen, strict=True):
+        for site, member in zip(group.sites, group.members[index], strict=True):
             choice[site] = int(member)
-    taken = [site[i] for site, i in zip(options, choice)]
+    taken = [site[i] for site, i in zip(options, choice, strict=True)]
     cost = {name: math.fsum(option.cost[name] for option in taken) for name in names}
     return Assignment(tuple(choice), math.fsum(option.loss for option in taken), cost, method, gap)
 
@@ -150,15 +150,15 @@ def _tied(count: int, ties: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 def _joined(sites: tuple[int, ...], options: Sequence[Sequence[Option]], names: list[str]) -> _Group:
     """The options that all of ``sites`` have, in the order of the first, their losses and costs added."""
     tables = [{option.name: i for i, option in enumerate(options[site])} for site in sites]
-    for site, table in zip(sites, tables):
+    for site, table in zip(sites, tables, strict=True):
         if len(table) != len(options[site]):
             raise InputError(f"site {site} has two options of the same name")
     common = [name for name in tables[0] if all(name in table for table in tables)]
     if not common:
-        what = f"tied sites {list(sites)} have no option in common" if len(sites) > 1 else f"site {sites[0]} has no option"
-        raise InputError(what)
+        alone = f"site {sites[0]} has no option"
+        raise InputError(alone if len(sites) == 1 else f"tied sites {list(sites)} have no option in common")
     members = np.array([[table[name] for table in tables] for name in common])
-    rows = [[options[site][i] for site, i in zip(sites, row)] for row in members]
+    rows = [[options[site][i] for site, i in zip(sites, row, strict=True)] for row in members]
     try:
         loss = np.array([math.fsum(o.loss for o in row) for row in rows])
         cost = np.array([[math.fsum(o.cost[n] for o in row) for n in names] for row in rows])

@@ -83,13 +83,32 @@ def _from_onnx(path: Path) -> Source:
 
     try:
         model = ir.load(path)
+    except ir.serde.SerdeError as error:
+        raise InputError(f"'{path}' is not a valid ONNX graph: {_root_cause(error)}") from error
     except (DecodeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"'{path}' is not a readable ONNX model: it is truncated or of another kind") from error
     if model.graph is None or not len(model.graph) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
     files = [path, *_external_files(model, path)]
+    _sort(model, str(path))
     check_weights(model, str(path))
     return Source(model, str(path), _digest(files), sum(file.stat().st_size for file in files))
+
+
+def _sort(model: ir.Model, path: str) -> None:
+    """Put the nodes in an order in which they can run: some exporters do not."""
+    from onnx_ir.passes.common import TopologicalSortPass
+
+    try:
+        TopologicalSortPass()(model)
+    except ValueError as error:
+        raise InputError(f"'{path}' is not a valid ONNX graph: {_root_cause(error)}") from error
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0][:200]
 
 
 def _external_files(model: ir.Model, path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError
 
-__all__ = ["Session", "compare", "evaluate", "to_double"]
+__all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double", "to_double"]
 
 #: Protobuf messages end at 2 GiB; above half of it weights are written beside the graph.
 INLINE_BYTES = 1 << 30
@@ -120,7 +120,7 @@ _NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def _widen(value: ir.Value) -> None:
     if value.dtype in _NARROW:
-        value.dtype = ir.DataType.DOUBLE
+        value.type = ir.TensorType(ir.DataType.DOUBLE)  # a clone shares type objects with its original
         if value.const_value is not None:
             array = value.const_value.numpy().astype(np.float64)
             value.const_value = ir.tensor(array, name=value.name)

@@ -61,6 +61,16 @@ def release(tensor: ir.TensorProtocol) -> None:
             return
 
 
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing reads, and give every constant's tensor the name of its value."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.name != name:
+            value.const_value.name = name
+
+
 def append_node(
     before: ir.Node,
     op: str,

@@ -43,11 +43,12 @@ class Problem:
         return self.limits + _SLACK * np.abs(self.limits)
 
     def loss(self, chosen: list[int]) -> float:
-        return math.fsum(loss[i] for loss, i in zip(self.losses, chosen))
+        return math.fsum(loss[i] for loss, i in zip(self.losses, chosen, strict=True))
 
     def spent(self, chosen: list[int]) -> np.ndarray:
-        taken = [cost[i] for cost, i in zip(self.costs, chosen)]
-        return np.array([math.fsum(column) for column in zip(*taken)]) if taken else np.zeros(len(self.limits))
+        taken = [cost[i] for cost, i in zip(self.costs, chosen, strict=True)]
+        columns = zip(*taken, strict=True) if taken else [()] * len(self.limits)
+        return np.array([math.fsum(column) for column in columns])
 
     def fits(self, chosen: list[int]) -> bool:
         return bool((self.spent(chosen) <= self.allowed).all())
@@ -71,7 +72,7 @@ def dynamic_program(problem: Problem) -> list[int]:
     limit = float(problem.allowed[0])
     price, incumbent = _bound(problem)
     costs = [cost[:, 0] for cost in problem.costs]
-    after = _suffix_sums([(loss + price * cost).min() for loss, cost in zip(problem.losses, costs)])
+    after = _suffix_sums([(loss + price * cost).min() for loss, cost in zip(problem.losses, costs, strict=True)])
     least = _suffix_sums([cost.min() for cost in costs])
     cost, loss, history = np.zeros(1), np.zeros(1), []
     for k in range(len(costs)):
@@ -115,7 +116,10 @@ def _priced(problem: Problem, price: float) -> list[int]:
     """The best items when the first limit's cost has a price; the cheaper of equally good ones."""
     if not len(problem.limits):
         return [int(loss.argmin()) for loss in problem.losses]
-    return [int(np.lexsort((c[:, 0], loss + price * c[:, 0]))[0]) for loss, c in zip(problem.losses, problem.costs)]
+    return [
+        int(np.lexsort((c[:, 0], loss + price * c[:, 0]))[0])
+        for loss, c in zip(problem.losses, problem.costs, strict=True)
+    ]
 
 
 def _bound(problem: Problem) -> tuple[float, float]:
@@ -148,7 +152,9 @@ def greedy(problem: Problem) -> list[int]:
 
 def _cheapest(problem: Problem) -> list[int]:
     scale = _scale(problem)
-    return [int(np.lexsort((loss, (c / scale).sum(1)))[0]) for loss, c in zip(problem.losses, problem.costs)]
+    return [
+        int(np.lexsort((loss, (c / scale).sum(1)))[0]) for loss, c in zip(problem.losses, problem.costs, strict=True)
+    ]
 
 
 def _scale(problem: Problem) -> np.ndarray:
@@ -195,7 +201,7 @@ def integer_program(problem: Problem) -> tuple[list[int], float]:
         return [], 0.0
     stop = np.cumsum(sizes)
     rows = np.zeros((len(sizes), stop[-1]))
-    for row, end, size in zip(rows, stop, sizes):
+    for row, end, size in zip(rows, stop, sizes, strict=True):
         row[end - size : end] = 1
     excess = _excess(problem)
     upper = (excess <= 1 + 1e-9).all(1).astype(float)
@@ -204,11 +210,11 @@ def integer_program(problem: Problem) -> tuple[list[int], float]:
         constraints.append(LinearConstraint(np.where(upper[:, None] > 0, excess, 0.0).T, -np.inf, 1))
     while True:
         x, gap = _solve(_objective(problem), upper, constraints)
-        chosen = [int(x[end - size : end].argmax()) for end, size in zip(stop, sizes)]
+        chosen = [int(x[end - size : end].argmax()) for end, size in zip(stop, sizes, strict=True)]
         if problem.fits(chosen):
             return chosen, gap
         picked = np.zeros(len(x))
-        picked[[end - size + i for end, size, i in zip(stop, sizes, chosen)]] = 1
+        picked[[end - size + i for end, size, i in zip(stop, sizes, chosen, strict=True)]] = 1
         constraints.append(LinearConstraint(picked[None], -np.inf, len(sizes) - 1))
 
 
@@ -221,7 +227,7 @@ def _excess(problem: Problem) -> np.ndarray:
     room = problem.allowed - np.array([math.fsum(column) for column in least.T])
     room = np.maximum(room, np.maximum(_SLACK * np.abs(problem.limits), np.finfo(float).tiny))
     with np.errstate(over="ignore"):
-        return np.concatenate([cost - low for cost, low in zip(problem.costs, least)]) / room
+        return np.concatenate([cost - low for cost, low in zip(problem.costs, least, strict=True)]) / room
 
 
 def _objective(problem: Problem) -> np.ndarray:
@@ -234,7 +240,7 @@ def _objective(problem: Problem) -> np.ndarray:
     start = _cheapest(problem)
     known = loss.sum()
     if problem.fits(start):
-        steps = zip(problem.losses, _improved(problem, start))
+        steps = zip(problem.losses, _improved(problem, start), strict=True)
         known = math.fsum(losses[i] - losses.min() for losses, i in steps)
     unit = known or min(loss[loss > 0], default=1.0)  # at 0 the known solution is optimal, anything else is not
     with np.errstate(over="ignore"):

@@ -212,6 +212,8 @@ def _place_online(
     seed: int,
     placement: Placement,
 ) -> None:
+    if not _features_last(group):
+        return
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
     if kind in ("hadamard", "block"):
         if offline is None:
@@ -235,6 +237,11 @@ def _place_online(
     placement.errors[group.value.name] = errors
     if best is not None:
         placement.online[group.value.name] = best
+
+
+def _features_last(group: Group) -> bool:
+    """Whether the features of the value are its last axis, which online transforms act on."""
+    return all(site.node.op_type not in ("Conv", "ConvTranspose") and site.node.inputs[0] is group.value for site in group.sites)
 
 
 def _compose(first: Transform, second: Transform) -> Transform:

@@ -25,11 +25,13 @@ def hawq_problem(name: str) -> tuple[list[list[Option]], float, list[list[int]]]
     costs = {
         "size": [(0.5 * p, p) for p in net["params_m"]],
         "bops": [(b / 64, b / 16) for b in net["bops"]],
-        "latency": list(zip(net["latency_4bit_ms"], net["latency_8bit_ms"])),
+        "latency": list(zip(net["latency_4bit_ms"], net["latency_8bit_ms"], strict=True)),
     }[kind]
     options = [
         [Option("4", trace * four, {kind: cost[0]}), Option("8", trace * eight, {kind: cost[1]})]
-        for trace, four, eight, cost in zip(net["hessian_trace"], net["weight_error_4bit"], net["weight_error_8bit"], costs)
+        for trace, four, eight, cost in zip(
+            net["hessian_trace"], net["weight_error_4bit"], net["weight_error_8bit"], costs, strict=True
+        )
     ]
     return options, optimum["limit"], optimum["ties"]
 
@@ -43,8 +45,9 @@ def test_hawq_v3_optima(name: str, method: str) -> None:
     assert result.loss == pytest.approx(optimum["omega"], abs=optimum["tol"])
     assert result.cost[kind] <= limit * (1 + 1e-9)
     assert result.cost[kind] == pytest.approx(optimum["constraint_used"], abs=1e-6)
-    assert [int(site[i].name) for site, i in zip(options, result.choice)] == optimum["bits"]
-    assert result.method == method and result.gap < 1e-9
+    assert [int(site[i].name) for site, i in zip(options, result.choice, strict=True)] == optimum["bits"]
+    assert result.method == method
+    assert result.gap < 1e-9
 
 
 @pytest.mark.parametrize("name", HAWQ["optima"])
@@ -69,7 +72,9 @@ def brute_force(options: list[list[Option]], budgets: dict[str, float], ties: li
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[list[list[Option]], dict[str, float], list[list[int]]]:
     sites, names = draw(st.integers(1, 6)), ["a", "b"][: draw(st.integers(0, 2))]
-    number = draw(st.sampled_from([st.integers(0, 9), st.floats(0, 1, width=32), st.floats(0, 1e-6), st.floats(-1, 1e3)]))
+    number = draw(
+        st.sampled_from([st.integers(0, 9), st.floats(0, 1, width=32), st.floats(0, 1e-6), st.floats(-1, 1e3)])
+    )
     cost = draw(st.sampled_from([st.integers(0, 12), st.floats(0, 3, width=32)]))
     options = [
         [Option(f"o{i}", draw(number), {n: draw(cost) for n in names}) for i in range(draw(st.integers(2, 4)))]
@@ -81,7 +86,7 @@ def problems(draw: st.DrawFn) -> tuple[list[list[Option]], dict[str, float], lis
 
 
 def check(result: Assignment, options: list[list[Option]], budgets: dict[str, float], ties: list[list[int]]) -> None:
-    taken = [site[i] for site, i in zip(options, result.choice)]
+    taken = [site[i] for site, i in zip(options, result.choice, strict=True)]
     assert result.loss == pytest.approx(sum(o.loss for o in taken), rel=1e-12, abs=1e-300)
     for name, budget in budgets.items():
         assert result.cost[name] <= budget * (1 + 1e-9)
@@ -112,9 +117,22 @@ def large_problem(sites: int, seed: int) -> list[list[Option]]:
     problem = []
     for _ in range(sites):
         size, alpha = rng.integers(1, 64) * 4096, rng.lognormal()
-        formats = [("int4", 4.25, 1e-2), ("mxfp4", 4.25, 1.3e-2), ("int6", 6.25, 6e-4), ("int8", 8.25, 4e-5), ("bf16", 16, 0)]
+        formats = [
+            ("int4", 4.25, 1e-2),
+            ("mxfp4", 4.25, 1.3e-2),
+            ("int6", 6.25, 6e-4),
+            ("int8", 8.25, 4e-5),
+            ("bf16", 16, 0),
+        ]
         problem.append(
-            [Option(n, alpha * t * rng.uniform(0.8, 1.2), {"bytes": size * b / 8, "us": size * rng.uniform(0.9, 1.1) * b}) for n, b, t in formats]
+            [
+                Option(
+                    n,
+                    alpha * t * rng.uniform(0.8, 1.2),
+                    {"bytes": size * b / 8, "us": size * rng.uniform(0.9, 1.1) * b},
+                )
+                for n, b, t in formats
+            ]
         )
     return problem
 
@@ -155,7 +173,12 @@ def test_budget_equal_to_a_sum_of_costs_is_met() -> None:
 @pytest.mark.parametrize(
     ("options", "budgets", "ties", "message"),
     [
-        ([[Option("a", 1, {"bytes": 5})], [Option("a", 1, {"bytes": 7})]], {"bytes": 10}, [], "least reachable bytes is 12"),
+        (
+            [[Option("a", 1, {"bytes": 5})], [Option("a", 1, {"bytes": 7})]],
+            {"bytes": 10},
+            [],
+            "least reachable bytes is 12",
+        ),
         ([[Option("a", 1, {"b": 5, "c": 0}), Option("d", 1, {"b": 0, "c": 5})]], {"b": 2, "c": 2}, [], "together"),
         ([[Option("a", 1, {})], [Option("b", 1, {})]], {}, [[0, 1]], r"tied sites \[0, 1\] have no option in common"),
         ([[]], {}, [], "site 0 has no option"),

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.activations import quantize_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.backends.ort.frame import graph_type, prepare, wrap
+from qcompile.backends.ort.frame import cut, graph_type, prepare, resize, wrap
 from qcompile.backends.ort.sites import Linear, Lookup
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_parts, packed_width
 from qcompile.formats import Format
@@ -35,11 +35,36 @@ def takes_lookup(scheme: Scheme) -> bool:
 
 def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LinearX(QuantizeY(x), codes, scales, ...)``; sites that read one value share its quantization."""
-    fmt, width = plan.scheme.weight, packed_width(plan.weight)
-    x = prepare(emit, site, _common_width(width, plan.scheme.activation), [_FLOAT])
+    fmt, size = plan.scheme.weight, plan.weight.shape[1]
+    x, width = prepare(emit, site, [_FLOAT]), size
     if plan.scheme.activation is not None:
-        x = _quantized(emit, site.node, x, plan.scheme.activation, width)
+        x, width = _quantized(emit, site.node, x, plan.scheme.activation, size)
+    x = resize(emit, site.node, x, size, width, packed_width(plan.weight))
     emit.define(decode_function, fmt)
     parts = emit.weights(site.weight.name, packed_parts(plan.weight))
     y = emit.call(site.node, emit.define(linear_function, fmt), x, *parts)
     return wrap(emit, site, y, _FLOAT), {}
+
+
+def _quantized(emit: Emitter, node: ir.Node, x: ir.Value, fmt: Format, size: int) -> tuple[ir.Value, int]:
+    """The quantized input, padded to whole groups, and its width."""
+    group = fmt.group or size
+    groups = -(-size // group)
+    x = resize(emit, node, x, size, size, groups * group)
+    shape = [-1, groups, group]
+    name = emit.define(quantize_function, fmt)
+    hint = f"{x.name}/{fmt.name}"
+    return emit.shared((name, x), lambda: emit.call(node, name, x, groups=shape, hint=hint)), groups * group
+
+
+def emit_lookup(emit: Emitter, site: Lookup, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+    """``LookupX(indices, codes, scales, ...)``."""
+    fmt, size = plan.scheme.weight, plan.weight.shape[1]
+    emit.define(decode_function, fmt)
+    parts = emit.weights(site.weight.name, packed_parts(plan.weight))
+    y = emit.call(site.node, emit.define(lookup_function, fmt), site.indices, *parts)
+    if packed_width(plan.weight) != size:
+        y = cut(emit, site.node, y, size)
+    if graph_type(site.weight) != _FLOAT:
+        y = emit.op(site.node, "Cast", y, to=int(graph_type(site.weight)))
+    return y, {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.sites import Linear
 
-__all__ = ["graph_type", "prepare", "scalar", "wrap"]
+__all__ = ["graph_type", "prepare", "resize", "wrap"]
 
 
 def graph_type(weight: ir.Value) -> ir.DataType:
@@ -19,35 +19,44 @@ def graph_type(weight: ir.Value) -> ir.DataType:
     return weight.dtype or ir.DataType.FLOAT
 
 
-def scalar(emit: Emitter, value: float, dtype: ir.DataType) -> ir.Value:
-    """A constant of the graph's type."""
-    return emit.constant("scalar", ir.tensor(np.array(value, dtype.numpy())))
-
-
-def prepare(emit: Emitter, site: Linear, width: int, types: Sequence[ir.DataType]) -> ir.Value:
-    """The input with the contracted axis last, zero-padded to ``width``, of one of ``types`` (else the first).
+def prepare(emit: Emitter, site: Linear, types: Sequence[ir.DataType]) -> ir.Value:
+    """The input with the contracted axis last, of one of ``types`` (else cast to the first).
 
     Sites that read the same value share it.
     """
     x, node = site.x, site.node
     if site.before is not None:
-        key = ("transpose", x, site.before)
-        x = emit.shared(key, lambda v=x: emit.op(node, "Transpose", v, perm=site.before, hint=f"{v.name}/last"))
+        x = emit.shared(("axes", x, site.before), lambda v=x: _transpose(emit, node, v, site.before))
     if graph_type(site.weight) not in types:
-        key = ("cast", x, types[0])
-        x = emit.shared(key, lambda v=x: emit.op(node, "Cast", v, to=int(types[0]), hint=f"{v.name}/float"))
-    return _padded(emit, site, x, width)
+        x = emit.shared(("cast", x, types[0]), lambda v=x: _cast(emit, node, v, types[0]))
+    return x
 
 
-def _padded(emit: Emitter, site: Linear, x: ir.Value, width: int) -> ir.Value:
-    size = _inputs(site)
-    if width == size:
-        return x
-    pad = emit.define(pad_function)
-    make: Callable[[], ir.Value] = lambda: emit.call(  # noqa: E731
-        site.node, pad, x, count=[width - size], hint=f"{x.name}/padded"
-    )
-    return emit.shared(("pad", x, width), make)
+def _transpose(emit: Emitter, node: ir.Node, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+    return emit.op(node, "Transpose", x, perm=axes, hint=f"{x.name}/channels_last")
+
+
+def _cast(emit: Emitter, node: ir.Node, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    return emit.op(node, "Cast", x, to=int(dtype), hint=f"{x.name}/{dtype.name.lower()}")
+
+
+def resize(emit: Emitter, node: ir.Node, x: ir.Value, size: int, have: int, want: int) -> ir.Value:
+    """``x``, of ``size`` elements along its last axis and zeros up to ``have``, with zeros up to ``want``."""
+    if have > want:
+        x, have = emit.shared(("cut", x, size), lambda v=x: cut(emit, node, v, size)), size
+    if have < want:
+        x = emit.shared(("pad", x, want), lambda v=x, count=want - have: _pad(emit, node, v, count))
+    return x
+
+
+def cut(emit: Emitter, node: ir.Node, x: ir.Value, size: int) -> ir.Value:
+    """The first elements along the last axis."""
+    bounds = (emit.constant(f"qcompile.{n}", np.array([n], np.int64)) for n in (0, size, -1))
+    return emit.op(node, "Slice", x, *bounds, hint=f"{x.name}/cut")
+
+
+def _pad(emit: Emitter, node: ir.Node, x: ir.Value, count: int) -> ir.Value:
+    return emit.call(node, emit.define(pad_function), x, count=[count], hint=f"{x.name}/padded")
 
 
 def wrap(emit: Emitter, site: Linear, y: ir.Value, computed: ir.DataType) -> ir.Value:
@@ -56,10 +65,12 @@ def wrap(emit: Emitter, site: Linear, y: ir.Value, computed: ir.DataType) -> ir.
     if computed != dtype:
         y = emit.op(node, "Cast", y, to=int(dtype))
     if site.alpha != 1:
-        y = emit.op(node, "Mul", y, scalar(emit, site.alpha, dtype))
+        y = emit.op(node, "Mul", y, _scalar(emit, site.alpha, dtype))
     if site.bias is not None and site.beta != 0:
-        bias = site.bias
-        if site.beta != 1:
-            bias = emit.op(node, "Mul", bias, scalar(emit, site.beta, dtype))
+        bias = site.bias if site.beta == 1 else emit.op(node, "Mul", site.bias, _scalar(emit, site.beta, dtype))
         y = emit.op(node, "Add", y, bias)
     return y if site.after is None else emit.op(node, "Transpose", y, perm=site.after)
+
+
+def _scalar(emit: Emitter, value: float, dtype: ir.DataType) -> ir.Value:
+    return emit.constant(f"qcompile.{value}", ir.tensor(np.array(value, dtype.numpy())))

@@ -46,8 +46,8 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...]) -> tuple[str, Linear | Lookup]:
-    """The name of the first allowed kernel for a site, and the site.
+def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...]) -> Kernel:
+    """The first allowed kernel for a site.
 
     Raises:
         TargetError: if there is none.
@@ -56,7 +56,7 @@ def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...]) -> tuple[str, Li
     for name in allowed:
         kernel = KERNELS[name]
         if isinstance(site, kernel.site) and kernel.takes(plan.scheme):
-            return name, site
+            return kernel
     raise TargetError(
         f"onnxruntime: no kernel for site '{plan.site}' ({node.op_type}) in format '{plan.scheme.name}'; "
         f"the target has {', '.join(allowed)}"

@@ -15,25 +15,35 @@ import torch
 
 from qcompile.backends.ort.activations import label
 from qcompile.backends.ort.body import Body
-from qcompile.formats import Format, Quantized, ScaleType
+from qcompile.errors import InputError
+from qcompile.formats import Format, Quantized, ScaleRule, ScaleType
 from qcompile.formats.packing import pack_codes, unpack_codes
 from qcompile.formats.rounding import decode_element
 from qcompile.formats.scales import scale_code, scale_from_code
 
-__all__ = ["decode_function", "linear_function", "lookup_function", "packed_parts"]
+__all__ = ["decode_function", "linear_function", "lookup_function", "packed_parts", "packed_width"]
 
 _FLOATS = {ScaleType.FP16: ir.DataType.FLOAT16, ScaleType.BF16: ir.DataType.BFLOAT16, ScaleType.FP32: None}
 
 
+def packed_width(q: Quantized) -> int:
+    """Columns of a packed weight ``[N, K]``: whole groups, and whole runs of eight codes, which end on a byte."""
+    return -(-q.codes.shape[1] // 8) * 8
+
+
 def packed_parts(q: Quantized) -> dict[str, ir.TensorProtocol]:
-    """The inputs of the functions below, in order: codes ``[N, ⌈K · bits / 8⌉]``, scales and zero points
-    ``[N, groups]``, tensor scale."""
-    parts = {"codes": ir.tensor(pack_codes(q.codes, q.format.bits).numpy())}
-    parts["scales"] = _scales(q)
+    """The inputs of the functions below by name, in order.
+
+    Codes ``[N, width · bits / 8]``, scales and zero points ``[N, groups]``, tensor scale.
+    """
+    codes = torch.nn.functional.pad(q.codes, (0, packed_width(q) - q.codes.shape[1]))
+    parts = {"codes": ir.tensor(pack_codes(codes, q.format.bits).numpy()), "scales": _scales(q)}
     if q.zero_points is not None:
         parts["zero_points"] = ir.tensor(q.zero_points.numpy())
     if q.tensor_scale is not None:
         parts["tensor_scale"] = ir.tensor(q.tensor_scale.reshape(()).numpy())
+    if list(parts) != part_names(q.format):
+        raise InputError(f"a weight in {q.format.name} has {', '.join(parts)}, not {', '.join(part_names(q.format))}")
     return parts
 
 
@@ -46,7 +56,7 @@ def _scales(q: Quantized) -> ir.TensorProtocol:
 
 def part_names(fmt: Format) -> list[str]:
     """The names of :func:`packed_parts`."""
-    second = fmt.tensor_scale is not None or fmt.rule.value == "four-thirds"
+    second = fmt.tensor_scale is not None or fmt.rule is ScaleRule.FOUR_THIRDS
     return ["codes", "scales"] + ["zero_points"] * fmt.zero_point + ["tensor_scale"] * second
 
 
@@ -54,7 +64,7 @@ def part_names(fmt: Format) -> list[str]:
 
 
 def decode_function(fmt: Format, opset: int) -> ir.Function:
-    """Packed rows to float32 ``[N, K]``, padded to whole groups, equal to ``Quantized.dequantize`` to the bit."""
+    """Packed rows to float32 ``[N, width]``, equal to ``Quantized.dequantize`` to the bit."""
     body = Body(opset)
     parts = {name: body.input(name) for name in part_names(fmt)}
     group = [0, -1, fmt.group] if fmt.group else [0, 1, -1]
@@ -69,7 +79,7 @@ def decode_function(fmt: Format, opset: int) -> ir.Function:
 
 
 def linear_function(fmt: Format, opset: int) -> ir.Function:
-    """``x [..., K]`` times a packed weight ``[N, K]``, transposed: ``[..., N]``."""
+    """``x [..., width]`` times a packed weight ``[N, width]``, transposed: ``[..., N]``."""
     body = Body(opset)
     x = body.input("x")
     weight = body.call(f"Decode{label(fmt)}", [body.input(name) for name in part_names(fmt)])

@@ -12,9 +12,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qcompile.formats.catalogue import EXTENDED_FORMATS, FORMATS, AnyFormat, get_format
 from qcompile.formats.elements import ELEMENTS
 from qcompile.formats.format import Element, Format, Kind, ScaleRule, ScaleType
-from qcompile.formats.registry import FORMATS, get_format
 
 if TYPE_CHECKING:
     from qcompile.formats.quantizer import (
@@ -43,7 +43,9 @@ _LAZY = {
 
 __all__ = [
     "ELEMENTS",
+    "EXTENDED_FORMATS",
     "FORMATS",
+    "AnyFormat",
     "Element",
     "Format",
     "Kind",

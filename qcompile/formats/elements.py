@@ -68,7 +68,6 @@ _FLOATS = (
     float_element("e3m2", 3, 2, 3),
     float_element("e4m3", 4, 3, 7, reserved=1, native="float8_e4m3fn"),
     float_element("e5m2", 5, 2, 15, reserved=4, native="float8_e5m2"),
-    float_element("e5m3", 5, 3, 15, reserved=1),
 )
 _TABLES = (table_element("nf4", _NF4), table_element("af4", _AF4), table_element("bnb-fp4", _BNB_FP4))
 _INTEGERS = tuple(

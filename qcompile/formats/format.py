@@ -37,6 +37,12 @@ class ScaleType(enum.Enum):
         """Stored bits per scale."""
         return 8 if self is ScaleType.UE5M3 else abs(self.value)
 
+    @property
+    def rounding(self) -> float:
+        """The largest relative error of rounding a normal number to this type; 0 for powers of two, which are exact."""
+        digits = {"FP32": 24, "FP16": 11, "BF16": 8, "E4M3": 4, "UE5M3": 4}
+        return 2.0 ** -digits[self.name] if self.name in digits else 0.0
+
 
 class ScaleRule(enum.Enum):
     """How a group's scale follows from its values (``amax`` is the largest magnitude in the group).
@@ -142,3 +148,27 @@ class Format:
         groups = -(-axis_size // group)
         overhead = self.scale.bits / self.rows + (self.element.bits if self.zero_point else 0)
         return groups * (group * self.element.bits + overhead) / max(axis_size, 1)
+
+    def error_bound(self) -> float:
+        """The largest ``|x - x̂|`` of any value, in units of the effective scale, while the scale is not subnormal.
+
+        Half the widest gap between levels, or what the rule lets stick out above the largest level.
+        """
+        levels = self.element.levels
+        gap = max(b - a for a, b in zip(levels, levels[1:], strict=False)) / 2
+        if self.zero_point:
+            return 2 * gap * (1 + self._reach() * self.scale.rounding)  # the zero point rounds as well
+        top = self._reach() * (1 + self.scale.rounding)
+        return max(gap, top - self.element.max)
+
+    def _reach(self) -> float:
+        """The largest magnitude that the rule maps a group onto, before the scale is rounded."""
+        top, binade = self.element.max, 2.0**self.element.max_exponent
+        mantissa = self.element.mantissa_bits if self.element.kind is Kind.FLOAT else self.element.bits - 2
+        reach = {
+            ScaleRule.SIGNED_MAX: -self.element.levels[0],
+            ScaleRule.FLOOR: 2 * binade,
+            ScaleRule.EVEN: binade * (2 - 2.0 ** -(mantissa + 1)),
+            ScaleRule.NEAREST: top * 2**0.5,
+        }
+        return reach.get(self.rule, top)

@@ -133,6 +133,8 @@ def quantize(
     Raises:
         InputError: if ``x`` has no axes, is not floating point, or ``scales`` has another shape.
     """
+    if not isinstance(fmt, Format):  # a format with a structure of its own brings its own encoder
+        return fmt.quantize(x, axis)
     view = _Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
     view.check(scales)
@@ -156,6 +158,8 @@ def fake_quantize(
     tensor_scale: Tensor | float | None = None,
 ) -> Tensor:
     """``quantize(...).dequantize()`` without the codes: float32 values in the shape of ``x``."""
+    if not isinstance(fmt, Format):
+        return fmt.quantize(x, axis).dequantize()
     view = _Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
     view.check(scales)

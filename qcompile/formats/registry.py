@@ -1,15 +1,16 @@
-"""Every scalar block format by name, generated from a few lines of data per family."""
+"""Every scalar block format by name, generated from a few lines of data per family.
+
+``FORMATS`` and ``get_format`` for all formats, the others included, are in ``catalogue``.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
-from qcompile.errors import InputError
 from qcompile.formats.elements import ELEMENTS
 from qcompile.formats.format import Format, ScaleRule, ScaleType
 
-__all__ = ["FORMATS", "get_format"]
+__all__ = ["SCALAR_FORMATS"]
 
 _GROUPS = (16, 32, 64, 128, 256)
 _MX = "OCP Microscaling Formats (MX) specification 1.0"
@@ -89,19 +90,6 @@ def _ggml() -> Iterator[Format]:
     yield Format("q8_0", ELEMENTS["int8"], 32, ScaleType.FP16, ScaleRule.ABSMAX, source=source)
 
 
-FORMATS: dict[str, Format] = {
+SCALAR_FORMATS: dict[str, Format] = {
     fmt.name: fmt for family in (_grouped, _microscaling, _two_level, _ggml) for fmt in family()
 }
-
-
-def get_format(name: str) -> Format:
-    """The format of that name.
-
-    Raises:
-        InputError: with the names that come closest.
-    """
-    if name in FORMATS:
-        return FORMATS[name]
-    near = difflib.get_close_matches(name, FORMATS, n=4, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise InputError(f"there is no format {name!r}{hint}")

@@ -157,7 +157,7 @@ def _table_index(y: Tensor, element: Element) -> Tensor:
 
 def _table_round(y: Tensor, element: Element, zero_point: Tensor | None) -> Tensor:
     levels = torch.tensor(element.levels, dtype=torch.float32, device=y.device)
-    return levels[_table_index(y, element).int()] + y.mul_(0)  # the product carries NaN through
+    return torch.where(y.isnan(), y, levels[_table_index(y, element).int()])
 
 
 def _table_encode(y: Tensor, element: Element, zero_point: Tensor | None) -> Tensor:

@@ -63,6 +63,8 @@ def _over_axis(
         reason = f"{label(node)} has a scale that could not be folded away"
         axes.constrain(ref, Freedom.MONOMIAL, reason)
         axes.unify(analysis.refs(scale)[-1], ref.through(Mode.PLAIN), reason)
+    if scale is not None and (not analysis.join_norms or analysis.uniform(scale)):
+        analysis.freeze([scale], f"{label(node)} scales with it")
     if shift is not None:
         axes.unify(analysis.refs(shift)[-1], out, f"{label(node)} adds its shift")
     analysis.norms.append(Norm(node, ref, out, scale, shift, centered))

@@ -125,7 +125,7 @@ class DirectSum(StepTransform):
     def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         axis = check_axis(x, self.size, axis, self.kind)
         pieces = x.split([part.size for part in self.parts], axis)
-        return torch.cat([part.apply(piece, axis) for part, piece in zip(self.parts, pieces)], axis)
+        return torch.cat([part.apply(piece, axis) for part, piece in zip(self.parts, pieces, strict=True)], axis)
 
     def inverse(self) -> DirectSum:
         return DirectSum(tuple(part.inverse() for part in self.parts))

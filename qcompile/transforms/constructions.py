@@ -6,22 +6,28 @@ Every function returns an int8 matrix of ±1 with ``H Hᵀ = n I``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
 from qcompile.transforms.finite_field import differences, prime_power, quadratic_character
 from qcompile.transforms.sequences import GOETHALS_SEIDEL, T_SEQUENCES, WILLIAMSON_13
 
-__all__ = ["construction", "construct_primitive", "regular_square"]
+__all__ = ["construct_primitive", "construction", "regular_square"]
 
 
-@lru_cache(maxsize=None)
+_LARGEST = 4096  # a dense factor beyond this would cost more than the transform can be worth
+
+
+@cache
 def construction(n: int) -> str | None:
-    """The name of the construction used for order ``n``, None where there is none but a Kronecker product."""
+    """The name of the construction used for order ``n``, None where there is none but a Kronecker product.
+
+    Paley's constructions go on for ever; orders above 4096, which would be applied densely, are left out.
+    """
     if n == 2:
         return "sylvester"
-    if n % 4:
+    if n % 4 or n > _LARGEST:
         return None
     if prime_power(n - 1):  # n - 1 ≡ 3 (mod 4)
         return "paley-1"
@@ -100,7 +106,10 @@ def _t_matrices(n: int) -> np.ndarray:
     w = [_circulant(_signs(row)) for row in WILLIAMSON_13]
     order = ((0, 1, 2, 3), (-1, 0, 3, -2), (-2, -3, 0, 1), (-3, 2, -1, 0))
     sign = ((1, 1, 1, 1), (-1, 1, 1, -1), (-1, -1, 1, 1), (-1, 1, -1, 1))
-    blocks = [sum(s * np.kron(t, w[abs(i)]) for s, t, i in zip(sg, x, idx)) for sg, idx in zip(sign, order)]
+    blocks = [
+        sum(s * np.kron(t, w[abs(i)]) for s, t, i in zip(sg, x, idx, strict=True))
+        for sg, idx in zip(sign, order, strict=False)
+    ]
     flip = np.kron(_back_identity(len(x[0])), _back_identity(len(w[0])))
     return _goethals_seidel(*blocks, flip)
 

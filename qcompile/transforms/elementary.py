@@ -207,7 +207,8 @@ class Givens(StepTransform):
     angle: float
 
     def __post_init__(self) -> None:
-        if self.first == self.second or not 0 <= min(self.first, self.second) <= max(self.first, self.second) < self.size:
+        low, high = sorted((self.first, self.second))
+        if not 0 <= low < high < self.size:
             raise InputError(f"no plane ({self.first}, {self.second}) in {self.size} dimensions")
 
     @property

@@ -6,14 +6,14 @@ An element is an integer below ``q = p^k`` whose digits in base ``p`` are the co
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 __all__ = ["differences", "prime_power", "quadratic_character"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def prime_power(q: int) -> tuple[int, int] | None:
     """``(p, k)`` with ``p`` prime and ``p^k == q``, or None if there are none."""
     if q < 2:
@@ -33,12 +33,12 @@ def _orbit(p: int, tail: tuple[int, ...]) -> list[int]:
     while True:
         powers.append(sum(c * p**i for i, c in enumerate(element)))
         carry = element[-1]
-        element = tuple((low + carry * t) % p for low, t in zip((0, *element[:-1]), tail))
+        element = tuple((low + carry * t) % p for low, t in zip((0, *element[:-1]), tail, strict=True))
         if element == one or not any(element) or len(powers) >= p**k:
             return powers
 
 
-@lru_cache(maxsize=None)
+@cache
 def _primitive_powers(p: int, k: int) -> list[int]:
     """The powers of a generator of the multiplicative group of GF(p^k), by the first primitive polynomial."""
     for tail in itertools.product(range(p), repeat=k):
@@ -47,7 +47,7 @@ def _primitive_powers(p: int, k: int) -> list[int]:
     raise AssertionError(f"GF({p}^{k}) has a primitive polynomial")
 
 
-@lru_cache(maxsize=None)
+@cache
 def quadratic_character(q: int) -> np.ndarray:
     """``chi[a]`` = 1 for a non-zero square of GF(q), -1 for a non-square, 0 for 0; int8 ``[q]``, q odd."""
     p, k = prime_power(q) or (0, 0)
@@ -61,10 +61,10 @@ def quadratic_character(q: int) -> np.ndarray:
 
 
 def differences(q: int) -> np.ndarray:
-    """``d[a, b] = a - b`` in GF(q), int64 ``[q, q]``."""
+    """``d[a, b] = a - b`` in GF(q), int32 ``[q, q]``."""
     p, k = prime_power(q) or (0, 0)
-    elements = np.arange(q)
-    result = np.zeros((q, q), dtype=np.int64)
+    elements = np.arange(q, dtype=np.int32)
+    result = np.zeros((q, q), dtype=np.int32)
     for digit in range(k):
         coefficient = elements // p**digit % p
         result += (coefficient[:, None] - coefficient[None, :]) % p * p**digit

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -105,13 +106,13 @@ def random_hadamard(size: int, seed: int) -> Hadamard:
     return Hadamard(size, seed)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_symmetric(size: int, variant: Variant) -> bool:
     matrices = (primitive_matrix(p, variant) for p in set(primitives(size, variant)))
     return all((m == m.T).all() for m in matrices)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _split(orders: tuple[int, ...], pass_cost: int) -> tuple[int, ...]:
     """How many consecutive primitives each factor takes, for the least ``Σ (width + pass_cost)``."""
     if not orders:
@@ -122,7 +123,7 @@ def _split(orders: tuple[int, ...], pass_cost: int) -> tuple[int, ...]:
 
 def _work(orders: tuple[int, ...], counts: tuple[int, ...], pass_cost: int) -> int:
     starts = np.cumsum((0, *counts))
-    return sum(math.prod(orders[a:b]) + pass_cost for a, b in zip(starts, starts[1:]))
+    return sum(math.prod(orders[a:b]) + pass_cost for a, b in itertools.pairwise(starts))
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ The choice is deterministic and part of what a serialized transform means: ``H_n
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ Variant = Literal["default", "regular"]
 _REGULAR_4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=np.int8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bases(n: int) -> tuple[int, ...] | None:
     """Orders above 2 whose product, times a power of two, is ``n``; the least sum, then the fewest."""
     if n & (n - 1) == 0:
@@ -44,7 +44,7 @@ def _cost(n: int, bases: tuple[int, ...]) -> int:
     return sum(bases) + 2 * int(math.log2(n // math.prod(bases)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def primitives(n: int, variant: Variant = "default") -> tuple[int, ...]:
     """Orders whose Kronecker product is ``H_n``: dense bases in decreasing order, then 2s (4s if regular).
 
@@ -54,14 +54,15 @@ def primitives(n: int, variant: Variant = "default") -> tuple[int, ...]:
     root = math.isqrt(max(n, 0))
     if variant == "regular" and root * root == n and n > 0:
         bases, small = _bases(root), 4
-        bases = None if bases is None else tuple(b * b for b in bases)
+        # a dense factor of order b²: beyond 64² it would cost more than the transform can be worth
+        bases = None if bases is None or max(bases, default=0) > 64 else tuple(b * b for b in bases)
     elif variant == "default" and n > 0:
         bases, small = _bases(n), 2
     else:
         bases, small = None, 0
     if bases is None:
         kind = "regular Hadamard" if variant == "regular" else "Hadamard"
-        raise InputError(f"no {kind} matrix of order {n} is known; use a block size or a Kronecker product that divides it")
+        raise InputError(f"no {kind} matrix of order {n} is known: choose blocks of another size")
     return bases + (small,) * round(math.log(n // math.prod(bases), small))
 
 

@@ -1,9 +1,9 @@
 """Sequences behind the Hadamard orders that Paley's constructions do not reach, found by computer search.
 
 ``GOETHALS_SEIDEL[n]`` holds the first rows of four circulants of order n / 4 whose periodic autocorrelations
-sum to zero; those of 92 and 116 are symmetric (Williamson's case), those of 172 and
-292 constant on the orbits of a multiplier of order 7 and 9. ``T_SEQUENCES[n]`` holds four sequences
-of disjoint support that multiply the Williamson matrices of order 13.
+sum to zero: symmetric ones (Williamson's case) for 92 and 116; for 172, 268 and 292 constant on the orbits of a
+multiplier of order 7, 3 and 9. ``T_SEQUENCES[n]`` holds four sequences of disjoint support that multiply the
+Williamson matrices of order 13.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ GOETHALS_SEIDEL: dict[int, tuple[str, str, str, str]] = {
         "++-+++-+---++---+-++++----+-+++--+++-+---+-",
         "++++++--+--++---+--++++----+----++-+-+-+-++",
         "+-+----++---------+---+---+++++-+-+----+--+",
+    ),
+    268: (
+        "+-+--+++---+++--+-+--+---+----+-+-+-+-++++++-+--+-++++++++++--++--+",
+        "++++-+-+++-+++---+--+---+-+++++++---++++-++++++---++-----+++++---++",
+        "+-+----+--+-++-+++-+--+++-++--+--++++-++-+++--+++-+-+---+-++-++-+-+",
+        "+++++--+----++++---++--+-+-+-+---+--++-+-++++-++-++---++--++-+--+--",
     ),
     292: (
         "+--+-+++--+-+-+--+-++--+++-++----+++--+++----++-+++--++-+--+-+-+--+++-+--",

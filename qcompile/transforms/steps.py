@@ -20,7 +20,7 @@ __all__ = ["Step", "apply_steps", "check_axis", "embed", "to_dtype"]
 
 Step = tuple[int, int, torch.Tensor]
 
-_CHUNK = 1 << 20  # elements worked on at once; two buffers of this size are all the extra memory
+_CHUNK = 1 << 22  # elements worked on at once; two buffers of this size are all the extra memory
 _MIN_COLUMNS = 64  # of a strided piece: whole cache lines
 
 
@@ -73,12 +73,10 @@ def apply_steps(x: torch.Tensor, steps: Sequence[Step], axis: int, in_place: boo
 def _pieces(view: torch.Tensor) -> list[tuple[slice, slice]]:
     """Slices of the first and last axis that cut the tensor into pieces of about ``_CHUNK`` elements."""
     count, size, post = view.shape
-    chunk = _CHUNK if view.device.type == "cpu" else _CHUNK << 6
+    chunk = _CHUNK if view.device.type == "cpu" else _CHUNK << 4
     rows = max(1, chunk // (size * post))
     columns = post if rows > 1 or post == 1 else min(post, max(_MIN_COLUMNS, chunk // size))
-    return [
-        (slice(r, r + rows), slice(c, c + columns)) for r in range(0, count, rows) for c in range(0, post, columns)
-    ]
+    return [(slice(r, r + rows), slice(c, c + columns)) for r in range(0, count, rows) for c in range(0, post, columns)]
 
 
 def _run_piece(source: torch.Tensor, target: torch.Tensor, steps: Sequence[Step]) -> None:
@@ -103,7 +101,7 @@ def _chain(x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
 def _step(x: torch.Tensor, step: Step, out: torch.Tensor | None) -> torch.Tensor:
     """One step on a contiguous ``[rows, size, post]``, into ``out`` if given (contiguous, not ``x``)."""
     outer, inner, m = step
-    rows, size, post = x.shape
+    rows, _, post = x.shape
     if m.ndim == 1:
         if not m.is_floating_point():
             return torch.index_select(x, 1, m, out=out)

@@ -68,7 +68,7 @@ def test_every_code_survives_a_round_trip(name):
 def test_rounds_to_the_nearest_level_with_the_tie_rule(name):
     element = ELEMENTS[name]
     y = probes(element)
-    y = y[y.isfinite()]
+    y = y[y.abs() < 1e6]  # farther out float64 cannot tell the levels apart
     levels = torch.tensor(element.levels, dtype=torch.float32).double()
     distance = (y.double()[:, None] - levels).abs()
     value = round_element(y.clone(), element).double()

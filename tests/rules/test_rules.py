@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, str, Freedom, dict]] = {
     "1-norm": ("g = LpNormalization<axis=-1, p=1>(h)", "", Freedom.SIGNED_PERMUTATION, {}),
     "divided by its 2-norm": ("r = ReduceL2<keepdims=1>(h, a)\n g = Div(h, r)", "int64[1] a", Freedom.ORTHOGONAL, {"a": np.array([-1])}),
     "rms norm spelled out": (
-        "q = Mul(h, h)\n m = ReduceMean<keepdims=1>(q, a)\n r = Sqrt(m)\n g = Div(h, r)", "int64[1] a", Freedom.SIGNED_PERMUTATION,
+        "q = Mul(h, h)\n m = ReduceMean<keepdims=1>(q, a)\n r = Sqrt(m)\n g = Div(h, r)", "int64[1] a", Freedom.PERMUTATION,
         {"a": np.array([-1])},
     ),
     "centered": ("m = ReduceMean<keepdims=1>(h, a)\n g = Sub(h, m)", "int64[1] a", Freedom.ORTHOGONAL_ONES, {"a": np.array([-1])}),

@@ -31,7 +31,8 @@ def transformed(t: Transform, g: torch.Tensor) -> torch.Tensor:
 def test_klt_hadamard_levels_the_channels(size: int, count: int, seed: int) -> None:
     g = moments(size * count, seed)
     t = klt_hadamard(g, size)
-    assert t.orthogonal and t.inverse() == t.transpose()
+    assert t.orthogonal
+    assert t.inverse() == t.transpose()
     for block in diagonal_blocks(transformed(t, g), size):
         assert (block.diagonal() / block.diagonal().mean() - 1).abs().max() < 1e-9
 
@@ -54,7 +55,7 @@ def test_wush_makes_both_moments_equal_and_flat(size: int, count: int, seed: int
     folded = t.dual().apply(weight, 1)
     activations = diagonal_blocks(transformed(t, g), size)
     weights = diagonal_blocks(folded.T @ folded / len(weight), size)
-    for a, w in zip(activations, weights):
+    for a, w in zip(activations, weights, strict=True):
         scale = a.diagonal().mean()
         assert (a - w).abs().max() < 1e-8 * scale
         assert (a.diagonal() / scale - 1).abs().max() < 1e-8
@@ -92,9 +93,10 @@ def test_wush_survives_dead_channels_and_thin_weights() -> None:
 def test_duquant_lowers_the_largest_energy(size: int, count: int, seed: int) -> None:
     g = moments(size * count, seed)
     t = duquant_block(g, size)
-    assert t.orthogonal and t.size == size * count
+    assert t.orthogonal
+    assert t.size == size * count
     before, after = diagonal_blocks(g, size), diagonal_blocks(transformed(t, g), size)
-    for b, a in zip(before, after):
+    for b, a in zip(before, after, strict=True):
         assert a.diagonal().max() <= b.diagonal().max() * (1 + 1e-12)
         assert a.diagonal().sum() == pytest.approx(float(b.diagonal().sum()))
     loud = size * count // 2 // size
@@ -135,7 +137,8 @@ def test_low_rank_branch_takes_what_the_format_cannot() -> None:
     first = svd_lowrank(weight, 8, lambda w: fake_quantize(w, fmt), iterations=1)
     best = svd_lowrank(weight, 8, lambda w: fake_quantize(w, fmt), iterations=8)
     assert best.error <= first.error < 0.3 * alone
-    assert best.left.shape == (64, 8) and best.right.shape == (8, 96)
+    assert best.left.shape == (64, 8)
+    assert best.right.shape == (8, 96)
     rebuilt = best.left @ best.right + best.residual
     assert float((weight - rebuilt).square().sum() / weight.square().sum()) == pytest.approx(best.error, rel=1e-3)
     assert svd_lowrank(weight, 0, lambda w: fake_quantize(w, fmt)).error == pytest.approx(alone, rel=1e-5)

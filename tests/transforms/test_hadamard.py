@@ -58,7 +58,7 @@ def test_every_multiple_of_four_up_to_300_but_the_known_gaps() -> None:
     assert missing == MISSING
 
 
-MISSING = {188, 236, 268}
+MISSING = {188, 236}
 
 
 @pytest.mark.parametrize("n", COMMON + SIZES)
@@ -69,7 +69,7 @@ def test_widths_of_common_models_are_reachable_and_cheap(n: int) -> None:
 
 
 def test_orders_that_do_not_exist_are_refused() -> None:
-    for n in (0, -4, 3, 6, 18, 668):
+    for n in (0, -4, 3, 6, 18, 668, 32372):
         assert not has_hadamard(n)
         with pytest.raises(InputError, match="no Hadamard matrix of order"):
             Hadamard(n)
@@ -84,17 +84,23 @@ def test_orders_that_do_not_exist_are_refused() -> None:
 @pytest.mark.parametrize("q", [3, 5, 9, 11, 25, 27, 49, 81, 121, 125, 243])
 def test_finite_fields(q: int) -> None:
     chi, d = quadratic_character(q), differences(q)
-    assert chi[0] == 0 and chi.sum() == 0 and (chi != 0).sum() == q - 1
-    assert (np.sort(d, axis=1) == np.arange(q)).all() and (np.diagonal(d) == 0).all()
+    assert chi[0] == 0
+    assert chi.sum() == 0
+    assert (chi != 0).sum() == q - 1
+    assert (np.sort(d, axis=1) == np.arange(q)).all()
+    assert (np.diagonal(d) == 0).all()
     # Jacobsthal's matrix: Q Qᵀ = qI - J holds only if chi is multiplicative and d is the field's subtraction
     jacobsthal = chi[d].astype(int)
     assert np.array_equal(jacobsthal @ jacobsthal.T, q * np.eye(q, dtype=int) - 1)
 
 
 def test_prime_powers() -> None:
-    assert prime_power(27) == (3, 3) and prime_power(29) == (29, 1)
-    assert prime_power(1) is None and prime_power(12) is None
-    assert construction(92) == "goethals-seidel" and construction(40) is None
+    assert prime_power(27) == (3, 3)
+    assert prime_power(29) == (29, 1)
+    assert prime_power(1) is None
+    assert prime_power(12) is None
+    assert construction(92) == "goethals-seidel"
+    assert construction(40) is None
     with pytest.raises(ValueError, match="order 40"):
         construct_primitive(40)
 
@@ -114,7 +120,7 @@ def test_apply_is_the_dense_matrix(n: int, seed: int | None, transposed: bool) -
     assert (t.inverse().apply(t.apply(x, 1), 1) - x).abs().max() < 2e-14
 
 
-@pytest.mark.parametrize("n", COMMON + [14336, 32768])
+@pytest.mark.parametrize("n", [*COMMON, 14336, 32768])
 def test_large_orders_keep_the_norm_and_invert(n: int) -> None:
     x = torch.randn(2, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     t = random_hadamard(n, 3)
@@ -142,8 +148,10 @@ def test_signs_are_frozen() -> None:
     """The stream of a seed is part of what a stored transform means: it may never change."""
     assert random_signs(16, 0).tolist() == FROZEN_SIGNS
     assert random_permutation(8, 0).tolist() == FROZEN_PERMUTATION
-    assert (random_signs(4096, 1).sum() != 4096) and abs(random_signs(4096, 1).mean()) < 0.06
-    assert primitives(14336) == (28,) + (2,) * 9 and primitives(29568) == (44, 28, 12, 2)
+    assert random_signs(4096, 1).sum() != 4096
+    assert abs(random_signs(4096, 1).mean()) < 0.06
+    assert primitives(14336) == (28,) + (2,) * 9
+    assert primitives(29568) == (44, 28, 12, 2)
 
 
 FROZEN_SIGNS = [-1, -1, -1, -1, -1, 1, -1, 1, 1, -1, 1, 1, 1, 1, 1, -1]

@@ -126,9 +126,11 @@ def _nearly_in(m: torch.Tensor, group: Freedom) -> bool:
 @given(transforms())
 def test_json_round_trip(t: Transform) -> None:
     data = json.loads(json.dumps(t.to_json()))
-    assert data["kind"] == t.kind and data["size"] == t.size
+    assert data["kind"] == t.kind
+    assert data["size"] == t.size
     again = from_json(data)
-    assert again == t and hash(again) == hash(t)
+    assert again == t
+    assert hash(again) == hash(t)
     assert torch.equal(again.matrix(), t.matrix())
 
 
@@ -154,7 +156,8 @@ def test_apply_on_every_axis_and_dtype(t: Transform, rows: int) -> None:
         assert torch.allclose(t.apply(x, axis), expected, atol=1e-12 * scale)
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
             y = t.apply(x.to(dtype), axis)
-            assert y.dtype == dtype and y.shape == x.shape
+            assert y.dtype == dtype
+            assert y.shape == x.shape
             assert torch.allclose(y.double(), expected, atol=tolerance * 4 * scale, rtol=tolerance)
         assert torch.allclose(t.apply_(x.clone(), axis), expected, atol=1e-12 * scale)
 

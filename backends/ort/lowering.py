@@ -1,0 +1,77 @@
+"""Writes a planned graph for onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.kernels import Kernel, choose
+from qcompile.backends.ort.sites import read_site
+from qcompile.errors import InputError
+from qcompile.graph import opset
+from qcompile.targets import Lowered, Plan, Target
+
+__all__ = ["lower"]
+
+FILE, DATA = "model.onnx", "model.onnx.data"
+
+#: Weights of more bytes than this in all are written beside the graph, from where they are memory-mapped.
+INLINE_BYTES = 64 << 20
+_OLDEST = 13  # axes of Squeeze, Unsqueeze and ReduceSum became inputs
+_FUNCTIONS = 8  # the version of the file format that holds functions
+
+
+def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:
+    """Rewrite each planned site in place and save the graph.
+
+    Args:
+        model: the graph; it is edited.
+        plans: one for each site that is quantized; those without a weight are left alone.
+        target: whose ``options["kernels"]`` name the kernels that may be used, in order of preference.
+        folder: exists; gets ``model.onnx`` and, if the weights are large, ``model.onnx.data``.
+
+    Raises:
+        InputError: if a plan names no node, or the graph's operators are older than version 13.
+        TargetError: if no kernel of the target computes a site.
+    """
+    planned = _match(model, plans)
+    kernels = [choose(node, plan, target.options["kernels"]) for node, plan in planned]  # all, before any edit
+    emitter = Emitter(model, target)
+    triples = zip(planned, kernels, strict=True)
+    sites = {plan.site: _lower_site(emitter, node, plan, kernel) for (node, plan), kernel in triples}
+    model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
+    return Lowered(_save(model, folder), sites)
+
+
+def _match(model: ir.Model, plans: Sequence[Plan]) -> list[tuple[ir.Node, Plan]]:
+    """Nodes with their plans, in the order of the graph."""
+    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
+    found = [(node, wanted.pop(_name(node))) for node in model.graph if _name(node) in wanted]
+    if wanted:
+        raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
+    if found and opset(model) < _OLDEST:
+        raise InputError(f"lowering: the graph uses operators of version {opset(model)}; {_OLDEST} or later is needed")
+    return found
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or ""
+
+
+def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel) -> Mapping[str, Any]:
+    value, notes = kernel.emit(emitter, read_site(node), plan)
+    emitter.replace(node, value)
+    return {"kernel": kernel.about, **notes}
+
+
+def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    if sum(tensor.nbytes for tensor in constants if tensor is not None) <= INLINE_BYTES:
+        ir.save(ir.external_data.load_to_model(model), folder / FILE)
+        return (FILE,)
+    ir.save(model, folder / FILE, external_data=DATA)
+    return (FILE, DATA)

@@ -1,0 +1,75 @@
+"""Runs an artifact in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from qcompile.errors import InputError
+from qcompile.evaluate import check_names
+
+__all__ = ["load"]
+
+FILE = "model.onnx"
+
+
+def load(folder: Path, *, keep_packed: bool = False, threads: int = 0) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The artifact as a function of named inputs.
+
+    Args:
+        folder: of the artifact.
+        keep_packed: decode emulated weights at every run instead of once, while loading: memory stays as small as
+            the file, runs take longer.
+        threads: 0 lets onnxruntime choose.
+
+    Raises:
+        InputError: if the folder has no graph, or onnxruntime refuses it, or (from the function) the inputs.
+    """
+    import onnxruntime as ort
+
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {FILE}: it is no artifact of this target")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if _saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    disabled = ["ConstantFolding"] if keep_packed else None
+    try:
+        session = ort.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise InputError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+    return lambda inputs: _run(session, inputs)
+
+
+@cache
+def _saturates() -> bool:
+    """Whether MatMulInteger overflows here: x86 without VNNI adds two products of bytes in 16 bits.
+
+    onnxruntime then has an exact mode, which costs half the speed; so the machine is asked, by one small product.
+    """
+    import onnx.parser
+    import onnxruntime as ort
+
+    text = """<ir_version: 8, opset_import: ["" : 13]> g (uint8[4, 64] a, int8[64, 16] b) => (int32[4, 16] c)
+        { c = MatMulInteger(a, b) }"""
+    session = ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString(), providers=["CPUExecutionProvider"])
+    (product,) = session.run(None, {"a": np.full((4, 64), 255, np.uint8), "b": np.full((64, 16), 127, np.int8)})
+    return bool((product != 64 * 255 * 127).any())
+
+
+def _run(session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    check_names(inputs, [value.name for value in session.get_inputs()])
+    try:
+        values = session.run(None, dict(inputs))
+    except Exception as error:  # as above
+        raise InputError(f"onnxruntime cannot run the artifact: {_first_line(error)}") from error
+    return dict(zip((value.name for value in session.get_outputs()), values, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -1,0 +1,140 @@
+"""What the commands share: errors as exit statuses, progress bars, tables, and the syntax of options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperGroup
+
+from qcompile.errors import InputError, QCompileError
+
+if TYPE_CHECKING:
+    import rich.progress
+
+__all__ = ["CommandGroup", "Progress", "budgets", "names", "say"]
+
+_MISTAKE, _BUG, _INTERRUPTED = 2, 1, 130
+
+#: Errors of the operating system that no program can do anything about.
+_SYSTEM = (PermissionError, NotADirectoryError, IsADirectoryError)
+
+_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+class CommandGroup(TyperGroup):
+    """Says each mistake of the user in one sentence and exits with 2; everything else keeps its traceback."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Run a command; without ``standalone_mode`` errors reach the caller."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except Exception as error:
+            message = mistake(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(_MISTAKE)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def mistake(error: Exception) -> str | None:
+    """What the user did wrong, in one sentence; ``None`` if it is not the user's doing."""
+    if isinstance(error, QCompileError):
+        return " ".join(str(error).split())
+    if hasattr(error, "format_message"):  # usage errors of the parser
+        return " ".join(error.format_message().split())
+    if isinstance(error, _SYSTEM) or (isinstance(error, OSError) and error.errno in _full()):
+        return f"{error.strerror}: '{error.filename}'" if error.filename else str(error)
+    return None
+
+
+def _full() -> set[int]:
+    import errno
+
+    return {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+def say(*things: Any, quiet: bool = False) -> None:
+    """Print text and tables on the standard output."""
+    from rich.console import Console
+
+    if not quiet:
+        console = Console(soft_wrap=False, highlight=False)
+        if not console.is_terminal:
+            console = Console(width=max(console.width, 120), highlight=False)
+        for thing in things:
+            console.print(thing)
+
+
+class Progress:
+    """Bars on the standard error, one per step; called with a step, how much of it is done, and how much there is."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._bars: rich.progress.Progress | None = None
+        self._steps: dict[str, rich.progress.TaskID] = {}
+
+    def __enter__(self) -> Progress:
+        if not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bars
+
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Show how far a step is."""
+        if self._bars is not None:
+            if step not in self._steps:
+                self._steps[step] = self._bars.add_task(step, total=total)
+            self._bars.update(self._steps[step], completed=done, total=total)
+
+
+# -- the syntax of options -------------------------------------------------------------------------------------------
+
+
+def names(given: Sequence[str] | None) -> list[str]:
+    """``a,b`` and repeated options as one list."""
+    return [name for text in given or () for name in (part.strip() for part in text.split(",")) if name]
+
+
+def budgets(given: Sequence[str] | None) -> dict[str, float]:
+    """``bits=4.25,bytes=80M`` as numbers by unit.
+
+    Raises:
+        InputError: if it is not of that form.
+    """
+    found: dict[str, float] = {}
+    for text in names(given):
+        unit, equals, bound = text.partition("=")
+        if not equals or unit in found:
+            raise InputError(f"budget '{text}' is not of the form bits=4.25 or bytes=80e6, each given once")
+        found[unit] = _bound(text, bound)
+    return found
+
+
+def _bound(text: str, bound: str) -> float:
+    digits = bound.lower().removesuffix("b")
+    scale = _UNITS.get(digits[-1:], 1.0)
+    try:
+        return float(digits if scale == 1.0 else digits[:-1]) * scale
+    except ValueError:
+        raise InputError(f"budget '{text}' has no number behind its equals sign") from None

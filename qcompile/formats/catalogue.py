@@ -1,0 +1,36 @@
+"""All formats by name: ``FORMATS`` has the scalar ones, ``EXTENDED_FORMATS`` those with a structure of their own."""
+
+from __future__ import annotations
+
+import difflib
+
+from qcompile.errors import InputError
+from qcompile.formats.family import FAMILIES, FamilyFormat
+from qcompile.formats.format import Format
+from qcompile.formats.planes import PLANE_FORMATS, PlaneFormat
+from qcompile.formats.registry import SCALAR_FORMATS
+from qcompile.formats.two_axis import TWO_AXIS_FORMATS, TwoAxisFormat
+from qcompile.formats.vector import VECTOR_FORMATS, VectorFormat
+
+__all__ = ["EXTENDED_FORMATS", "FORMATS", "AnyFormat", "get_format"]
+
+AnyFormat = Format | FamilyFormat | VectorFormat | PlaneFormat | TwoAxisFormat
+
+FORMATS: dict[str, Format] = SCALAR_FORMATS
+EXTENDED_FORMATS: dict[str, FamilyFormat | VectorFormat | PlaneFormat | TwoAxisFormat] = {
+    **FAMILIES, **VECTOR_FORMATS, **PLANE_FORMATS, **TWO_AXIS_FORMATS,
+}  # fmt: skip
+
+
+def get_format(name: str) -> AnyFormat:
+    """The format of that name.
+
+    Raises:
+        InputError: with the names that come closest.
+    """
+    found = FORMATS.get(name) or EXTENDED_FORMATS.get(name)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name, [*FORMATS, *EXTENDED_FORMATS], n=4, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise InputError(f"there is no format {name!r}{hint}")

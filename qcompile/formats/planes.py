@@ -1,0 +1,140 @@
+"""Trit-planes: a weight as the sum of a few ternary planes, each with its own scale per group (PTQTP).
+
+``x ≈ Σ_k α_k · t_k``, ``t_k ∈ {-1, 0, 1}``. The scales and the trits improve in turn: least squares for the scales of a
+group (a 2x2 system, with a ridge where it is singular), then the nearest of the nine sums for each value.
+PTQTP, arXiv:2509.16989.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qcompile.formats.format import ScaleType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["PLANE_FORMATS", "PlaneFormat", "PlaneQuantized"]
+
+_CHUNK = 1 << 16
+_TRITS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1))
+
+
+@dataclass(frozen=True)
+class PlaneFormat:
+    """Two trit-planes with two scales per group.
+
+    Args:
+        group: values along the axis that share the scales; None for the whole axis.
+        iterations: rounds of alternation.
+        scale: storage of each scale.
+    """
+
+    name: str
+    group: int | None = 128
+    iterations: int = 20
+    scale: ScaleType = ScaleType.BF16
+    source: str = "PTQTP, arXiv:2509.16989"
+
+    @property
+    def bits(self) -> float:
+        """Bits of a value's two trits: five trits fit a byte."""
+        return 2 * 8 / 5
+
+    def bits_per_weight(self, axis_size: int) -> float:
+        """Stored bits per weight, both scales and padding included."""
+        group = self.group or max(axis_size, 1)
+        groups = -(-axis_size // group)
+        return groups * (group * self.bits + 2 * self.scale.bits) / max(axis_size, 1)
+
+    def quantize(self, x: Tensor, axis: int = -1) -> PlaneQuantized:
+        """Round a tensor; the axis is padded with zeros to whole groups."""
+        import torch
+
+        moved = x.movedim(axis, -1)
+        size, lead = moved.shape[-1], moved.shape[:-1]
+        group = self.group or max(size, 1)
+        groups = -(-size // group)
+        codes = torch.empty(math.prod(lead), groups, group, dtype=torch.uint8, device=x.device)
+        scales = torch.empty(math.prod(lead), groups, 2, device=x.device)
+        step = max(1, _CHUNK // max(groups * group, 1))
+        for start in range(0, len(codes) if codes.numel() else 0, step):
+            part = slice(start, start + step)
+            rows = moved.reshape(-1, size)[part].float()
+            rows = torch.nn.functional.pad(rows, (0, groups * group - size)).view(-1, groups, group)
+            codes[part], scales[part] = self._fit(rows)
+        return PlaneQuantized(
+            self, tuple(x.shape), axis % x.dim(), codes.view(*lead, groups, group), scales.view(*lead, groups, 2)
+        )
+
+    def _fit(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from qcompile.formats.scales import store_scale
+
+        finite = rows.isfinite().all(-1, keepdim=True)
+        rows = rows.nan_to_num(0, 0, 0).masked_fill(~finite, 0)
+        # Evenly spaced sums 0, ±a/3, ±2a/3, ±a with a at two and a half mean magnitudes: near the optimum for bells.
+        mean = rows.abs().mean(-1, keepdim=True)
+        scales = torch.cat([mean * (2.5 * 0.7), mean * (2.5 * 0.3)], -1)
+        for _ in range(self.iterations):
+            scales = _least_squares(rows, _nearest(rows, scales), scales)
+        scales = store_scale(scales, self.scale)
+        return _nearest(rows, scales), scales.masked_fill(~finite, torch.nan)
+
+
+def _nearest(rows: Tensor, scales: Tensor) -> Tensor:
+    """The best of the nine sums for each value, as uint8 ``3 · (t₁ + 1) + t₂ + 1``; the first of a tie."""
+    import torch
+
+    best = torch.full_like(rows, torch.inf)
+    codes = torch.zeros_like(rows, dtype=torch.uint8)
+    for code, (first, second) in enumerate(_TRITS):
+        distance = (rows - (first * scales[..., :1] + second * scales[..., 1:])).abs_()
+        codes.masked_fill_(distance < best, code)
+        torch.minimum(best, distance, out=best)
+    return codes
+
+
+def _planes(codes: Tensor) -> tuple[Tensor, Tensor]:
+    return (codes // 3).float() - 1, (codes % 3).float() - 1
+
+
+def _least_squares(rows: Tensor, codes: Tensor, before: Tensor) -> Tensor:
+    import torch
+
+    first, second = _planes(codes)
+    a, b, c = first.square().sum(-1), (first * second).sum(-1), second.square().sum(-1)
+    u, v = (first * rows).sum(-1), (second * rows).sum(-1)
+    determinant = a * c - b * b
+    solved = torch.stack([(u * c - v * b), (v * a - u * b)], -1) / determinant.clamp(min=1).unsqueeze(-1)
+    return torch.where((determinant > 0).unsqueeze(-1), solved, before)
+
+
+@dataclass(frozen=True)
+class PlaneQuantized:
+    """A tensor as two trit-planes.
+
+    Args:
+        codes: uint8 ``[..., groups, group]``: ``3 · (t₁ + 1) + t₂ + 1``.
+        scales: float32 values of the stored scales, ``[..., groups, 2]``.
+    """
+
+    format: PlaneFormat
+    shape: tuple[int, ...]
+    axis: int
+    codes: Tensor
+    scales: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The float32 values, in the original shape."""
+        first, second = _planes(self.codes)
+        values = first * self.scales[..., :1] + second * self.scales[..., 1:]
+        return values.flatten(-2)[..., : self.shape[self.axis]].movedim(-1, self.axis)
+
+
+PLANE_FORMATS: dict[str, PlaneFormat] = {
+    fmt.name: fmt for fmt in (PlaneFormat("ptqtp-g128"), PlaneFormat("ptqtp-g64", 64), PlaneFormat("ptqtp-channel", None))
+}

@@ -1,0 +1,271 @@
+"""Vector formats: several weights become one code of a grid that is optimal for normally distributed values.
+
+A group is divided by its root mean square and each run of ``dimension`` values is rounded to the nearest point of the
+grid. HIGGS (arXiv:2411.17525) and QuIP# apply a Hadamard transform first, which here is a transform of its own;
+TurboQuant (arXiv:2504.19874) and EDEN (arXiv:2108.08842) rotate each vector themselves, which ``rotated`` asks for.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from qcompile.errors import InputError
+from qcompile.formats.format import ScaleType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Correction", "VECTOR_FORMATS", "VectorFormat", "VectorQuantized", "higgs_grid"]
+
+_CHUNK = 1 << 16
+
+
+class Correction(enum.Enum):
+    """How the stored scale makes up for what rounding to a grid does to a vector's length."""
+
+    NONE = "none"  # the root mean square as it is (TurboQuant-mse, HIGGS)
+    LEAST_SQUARES = "least-squares"  # <x, c> / <c, c>: the least error (EDEN, biased)
+    UNBIASED = "unbiased"  # <x, x> / <x, c>: the right inner product on average (EDEN, DRIVE)
+
+
+@dataclass(frozen=True)
+class VectorFormat:
+    """Groups along an axis, scaled to unit variance, in runs of ``dimension`` values to a code.
+
+    Args:
+        dimension: values a code.
+        code_bits: bits of a code.
+        group: values that share a scale; None for the whole axis.
+        scale: storage of the scale.
+        lattice: "grid" for a table of points, "e8p" for QuIP#'s.
+        stretch: values are divided by this before rounding (E8P's is 1/1.03, its best for normal values).
+        correction: what the scale is.
+        rotated: whether each group goes through a seeded randomized Hadamard transform (a dense rotation where the
+            group is no power of two).
+    """
+
+    name: str
+    dimension: int
+    code_bits: int
+    group: int | None = 1024
+    scale: ScaleType = ScaleType.BF16
+    lattice: str = "grid"
+    stretch: float = 1.0
+    correction: Correction = Correction.NONE
+    rotated: bool = False
+    source: str = ""
+
+    @property
+    def bits(self) -> float:
+        """Bits of a code, per value."""
+        return self.code_bits / self.dimension
+
+    def bits_per_weight(self, axis_size: int) -> float:
+        """Stored bits per weight, scale and padding included."""
+        group = self._group(axis_size)
+        groups = -(-axis_size // group)
+        return groups * (group * self.bits + self.scale.bits) / max(axis_size, 1)
+
+    def _group(self, axis_size: int) -> int:
+        group = self.group or max(axis_size, 1)
+        return -(-group // self.dimension) * self.dimension
+
+    def quantize(self, x: Tensor, axis: int = -1, seed: int = 0) -> VectorQuantized:
+        """Round a tensor; the axis is padded with zeros to whole groups.
+
+        Raises:
+            InputError: if ``x`` is not floating point.
+        """
+        import torch
+
+        if not x.is_floating_point():
+            raise InputError(f"cannot quantize a tensor of {x.dtype}: expected a floating-point dtype")
+        moved = x.movedim(axis, -1)
+        size, lead = moved.shape[-1], moved.shape[:-1]
+        group = self._group(size)
+        groups = -(-size // group)
+        codes = torch.empty(math.prod(lead), groups, group // self.dimension, dtype=torch.int32, device=x.device)
+        scales = torch.empty(math.prod(lead), groups, device=x.device)
+        step = max(1, _CHUNK // max(groups * group, 1))
+        for start in range(0, len(codes) if codes.numel() else 0, step):
+            part = slice(start, start + step)
+            rows = moved.reshape(-1, size)[part].float()
+            rows = torch.nn.functional.pad(rows, (0, groups * group - size)).view(-1, groups, group)
+            codes[part], scales[part] = self._encode(rows, seed)
+        shape = (*lead, groups)
+        return VectorQuantized(
+            self, tuple(x.shape), axis % x.dim(), codes.view(*shape, -1), scales.view(shape), seed
+        )
+
+    def _encode(self, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Codes and stored scales of ``[rows, groups, group]``; a group with NaN or infinity has a NaN scale."""
+        import torch
+
+        from qcompile.formats.scales import divisor, store_scale
+
+        rows = _rotate(rows, seed) if self.rotated else rows
+        rms = rows.square().mean(-1).sqrt()
+        unit = (rows / divisor(rms).unsqueeze(-1) / self.stretch).nan_to_num_(0, 0, 0)
+        codes = self._nearest(unit.view(-1, self.dimension)).view(*rows.shape[:2], -1)
+        scale = rms
+        if self.correction is not Correction.NONE:
+            scale = _corrected(rows, self._points(codes).view(rows.shape), self.correction)
+        scale = store_scale(scale, self.scale).masked_fill(~rms.isfinite(), torch.nan)
+        return codes, scale
+
+    def _nearest(self, unit: Tensor) -> Tensor:
+        if self.lattice == "e8p":
+            from qcompile.formats.e8p import encode_e8p
+
+            return encode_e8p(unit)
+        grid = _grid_tensor(self.dimension, 2**self.code_bits, unit.device)
+        if self.dimension == 1:
+            return _nearest_level(unit[:, 0], grid[:, 0])
+        half = grid.square().sum(1) / 2
+        import torch
+
+        return torch.cat([(part @ grid.t() - half).argmax(1) for part in unit.split(1 << 13)]).int()
+
+    def _points(self, codes: Tensor) -> Tensor:
+        """The values of codes ``[..., n]`` on the grid, ``[..., n · dimension]``, unit variance."""
+        if self.lattice == "e8p":
+            from qcompile.formats.e8p import decode_e8p
+
+            points = decode_e8p(codes.flatten())
+        else:
+            points = _grid_tensor(self.dimension, 2**self.code_bits, codes.device)[codes.flatten()]
+        return (points * self.stretch).view(*codes.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class VectorQuantized:
+    """A tensor in a vector format.
+
+    Args:
+        codes: int32 ``[..., groups, group / dimension]``, with the quantized axis moved last.
+        scales: float32 values of the stored scales, ``[..., groups]``.
+        seed: of the rotation, if the format has one.
+    """
+
+    format: VectorFormat
+    shape: tuple[int, ...]
+    axis: int
+    codes: Tensor
+    scales: Tensor
+    seed: int = 0
+
+    def dequantize(self) -> Tensor:
+        """The float32 values, in the original shape."""
+        values = self.format._points(self.codes) * self.scales.unsqueeze(-1)
+        if self.format.rotated:
+            values = _rotate(values, self.seed, inverse=True)
+        values = values.flatten(-2)[..., : self.shape[self.axis]]
+        return values.movedim(-1, self.axis)
+
+
+def _corrected(rows: Tensor, points: Tensor, correction: Correction) -> Tensor:
+    inner = (rows * points).sum(-1)
+    if correction is Correction.LEAST_SQUARES:
+        return inner / points.square().sum(-1).clamp(min=1e-30)
+    return (rows.square().sum(-1) / inner).nan_to_num(0, 0, 0)
+
+
+def _nearest_level(values: Tensor, levels: Tensor) -> Tensor:
+    import torch
+
+    middle = (levels[1:] + levels[:-1]) / 2
+    if len(middle) > 20:
+        return torch.bucketize(values, middle, out_int32=True)
+    index = torch.zeros_like(values, dtype=torch.int32)
+    for border in middle.tolist():
+        index += values > border
+    return index
+
+
+# ---- grids -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def higgs_grid(dimension: int, points: int) -> tuple[tuple[float, ...], ...]:
+    """The grid of least error for N(0, I): Lloyd-Max in one dimension, CLVQ in two.
+
+    In two dimensions 16, 64 and 256 points ship with the package; others are searched for (seconds to minutes).
+
+    Raises:
+        InputError: for more than two dimensions.
+    """
+    if dimension == 1:
+        from qcompile.formats.lloyd_max import lloyd_max
+
+        return tuple((level,) for level in lloyd_max(points).levels)
+    if dimension != 2:
+        raise InputError(f"grids are made in one and two dimensions, not {dimension}")
+    shipped = json.loads(resources.files(__package__).joinpath("data/higgs.json").read_text())
+    if f"p2_n{points}" in shipped:
+        return tuple(tuple(point) for point in shipped[f"p2_n{points}"]["points"])
+    from qcompile.formats.clvq import search_grid
+
+    return tuple(tuple(point) for point in search_grid(points, starts=16, rounds=3, steps=100).tolist())
+
+
+@lru_cache
+def _grid_tensor(dimension: int, points: int, device: torch.device) -> Tensor:
+    import torch
+
+    return torch.tensor(higgs_grid(dimension, points), dtype=torch.float32, device=device)
+
+
+# ---- rotation ----------------------------------------------------------------------------------------------------
+
+
+def _rotate(values: Tensor, seed: int, inverse: bool = False) -> Tensor:
+    """An orthogonal transform of the last axis, the same for every group."""
+    import torch
+
+    size = values.shape[-1]
+    generator = torch.Generator().manual_seed(seed)
+    if size & (size - 1):
+        q, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+        q = q.float().to(values.device)
+        return values @ (q.t() if inverse else q)
+    signs = (torch.randint(0, 2, (size,), generator=generator) * 2 - 1).to(values)
+    if inverse:
+        return _hadamard(values) * signs
+    return _hadamard(values * signs)
+
+
+def _hadamard(values: Tensor) -> Tensor:
+    import torch
+
+    size, half = values.shape[-1], 1
+    while half < size:
+        pairs = values.unflatten(-1, (-1, 2, half))
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        values = torch.stack([a + b, a - b], -2).flatten(-3)
+        half *= 2
+    return values / math.sqrt(size)
+
+
+def _registry() -> list[VectorFormat]:
+    higgs, turbo = "HIGGS, arXiv:2411.17525", "TurboQuant, arXiv:2504.19874"
+    found = [VectorFormat(f"higgs-p1-n{2**b}", 1, b, source=higgs) for b in (2, 3, 4, 5, 6)]
+    found += [VectorFormat(f"higgs-p2-n{2**b}", 2, b, source=higgs) for b in (4, 6, 8)]
+    found.append(VectorFormat("e8p", 8, 16, lattice="e8p", stretch=1 / 1.03, source="QuIP#, arXiv:2402.04396"))
+    for bits in (1, 2, 3, 4):
+        shared = {"dimension": 1, "code_bits": bits, "group": None, "rotated": True}
+        found.append(VectorFormat(f"turboquant{bits}", source=turbo, **shared))
+        for correction in (Correction.LEAST_SQUARES, Correction.UNBIASED):
+            name = {"least-squares": f"eden{bits}", "unbiased": f"eden{bits}-unbiased"}[correction.value]
+            source = "EDEN, arXiv:2108.08842"
+            found.append(VectorFormat(name, correction=correction, source=source, **shared))
+    return found
+
+
+VECTOR_FORMATS: dict[str, VectorFormat] = {fmt.name: fmt for fmt in _registry()}

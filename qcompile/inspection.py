@@ -1,0 +1,100 @@
+"""``qcompile inspect``: what a graph allows, without changing it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.artifact import Artifact, is_artifact
+from qcompile.compiler import prepare, quantizable
+from qcompile.description import declined_entries, obstacles, site_entry, space_entries, ties
+from qcompile.drawing import drawing
+from qcompile.pages import render_inspection, render_report
+from qcompile.saving import write_text
+
+if TYPE_CHECKING:
+    from qcompile.calibration import Progress
+    from qcompile.compiler import Prepared
+
+__all__ = ["describe", "inspect", "inspect_artifact", "inspect_files"]
+
+#: What an artifact's manifest has in common with the inspection of a model.
+SHARED = ("qcompile", "source", "target", "seed", "spaces", "sites", "declined", "online_transforms")
+
+
+def inspect(model: Any, progress: Progress | None = None, **capture_options: Any) -> dict[str, Any]:
+    """Spaces, sites and reasons of a model or an artifact, with the keys of a manifest.
+
+    Args:
+        model: what ``capture`` takes, or the folder of an artifact.
+        progress: called with a step, how much of it is done, and how much there is.
+        capture_options: those of ``capture``.
+
+    Raises:
+        QCompileError: if it cannot be read.
+    """
+    if isinstance(model, str | Path) and is_artifact(model):
+        return inspect_artifact(model)
+    return describe(prepare(model, progress, **capture_options))
+
+
+def inspect_artifact(folder: str | Path) -> dict[str, Any]:
+    """The part of an artifact's manifest that the inspection of a model has too."""
+    manifest = Artifact.open(folder).manifest
+    return {key: manifest[key] for key in SHARED if key in manifest}
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """The same for a model that has been captured and analyzed."""
+    from qcompile import __version__
+
+    analysis = prepared.analysis
+    quantized = {site.name for site in quantizable(prepared)}
+    tied = ties(analysis.sites)
+    sites = [site_entry(analysis, site, tied[site.name]) for site in analysis.sites]
+    declined = declined_entries(prepared.state.declined) + obstacles(analysis, analysis.sites)
+    return {
+        "qcompile": __version__,
+        "source": {"path": prepared.source.path, "sha256": prepared.source.sha256, "bytes": prepared.source.bytes},
+        "graph": {"nodes": len(prepared.model.graph), "operators": _operators(prepared)},
+        "spaces": space_entries(analysis),
+        "sites": [entry | {"quantizable": entry["name"] in quantized} for entry in sites],
+        "declined": declined,
+    }
+
+
+def _operators(prepared: Prepared) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in prepared.model.graph:
+        found[node.op_type] = found.get(node.op_type, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def inspect_files(
+    model: str, html: Path | None = None, json_file: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Inspect a model or an artifact; write the result as a page, as JSON (``-`` prints it), or both.
+
+    The page of a model draws its graph; that of an artifact is its report.
+    """
+    if is_artifact(model):
+        found, page = inspect_artifact(model), partial(render_report, Artifact.open(model).manifest)
+    else:
+        prepared = prepare(model, progress)
+        found = describe(prepared)
+        page = partial(_drawn, found, prepared)
+    if html is not None:
+        write_text(html, page())
+    text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+    if json_file is not None and str(json_file) != "-":
+        write_text(json_file, text)
+    elif json_file is not None:
+        sys.stdout.write(text)
+    return found
+
+
+def _drawn(found: dict[str, Any], prepared: Prepared) -> str:
+    return render_inspection(found, drawing(prepared.analysis, found))
