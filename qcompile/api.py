@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.compiler import Options
 from qcompile.compiler import export as _export
 from qcompile.compiler import rotate
+from qcompile.selection import Options
 
 if TYPE_CHECKING:
     from qcompile.artifact import Artifact
@@ -18,7 +18,7 @@ __all__ = ["default_folder", "export", "rotate"]
 
 
 def default_folder(model: Any, target: str) -> Path:
-    """Where an artifact goes by default: ``NAME.TARGET`` in the current folder, NAME being the file's or the class's."""
+    """Where an artifact goes by default: ``NAME.TARGET`` in the current folder, after the file or the class."""
     if isinstance(model, str | Path):
         name = Path(model).stem
     else:

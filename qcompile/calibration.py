@@ -43,6 +43,10 @@ class Data:
     batches: tuple[Mapping[str, np.ndarray], ...]
     random: bool
 
+    def first(self, count: int) -> Data:
+        """The first batches alone."""
+        return Data(self.batches[:count], self.random)
+
 
 @dataclass(frozen=True)
 class Statistics:

@@ -75,14 +75,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def export(
     model: Model,
     target: Annotated[str, typer.Option(help="A name that `qcompile targets` lists.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The new folder; NAME.TARGET by default.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The new folder; else NAME.TARGET.")] = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="bits=4.25 (per weight, without scales), bytes=80e6; several: repeat.")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="An .npz file, or a folder of them.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure the loss on.")] = None,
     formats: Annotated[list[str] | None, typer.Option(help="Formats to choose among: a,b.")] = None,
-    transforms: Annotated[Transforms, typer.Option(help="Choose by predicted error, or force a kind.")] = Transforms.auto,
+    transforms: Annotated[Transforms, typer.Option(help="Choose by predicted error, or force one.")] = Transforms.auto,
     method: Annotated[Method, typer.Option(help="How weights are rounded.")] = Method.gptq,
     seed: Seed = 0,
     device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.cpu,
@@ -184,7 +184,7 @@ def targets() -> None:
     from qcompile.tables import targets_table
     from qcompile.targets import targets as known
 
-    say(targets_table(dict.fromkeys(known().values())))
+    say(targets_table({target.name: target for target in known().values()}.values()))
 
 
 @app.command()

@@ -70,9 +70,9 @@ def say(*things: Any, quiet: bool = False) -> None:
     from rich.console import Console
 
     if not quiet:
-        console = Console(soft_wrap=False, highlight=False)
+        console = Console(highlight=False)
         if not console.is_terminal:
-            console = Console(width=max(console.width, 120), highlight=False)
+            console = Console(width=max(console.width, 160), highlight=False)
         for thing in things:
             console.print(thing)
 

@@ -165,7 +165,9 @@ def _layer(nodes: list[dict[str, Any]], before: Mapping[int, list[int]], after: 
             nodes[i]["layer"] = lowest if nodes[i]["aux"] or branch else nodes[i]["layer"]
 
 
-def _spread(row: list[int], near: Mapping[int, list[int]], x: dict[int, float], nodes: Sequence[Mapping[str, Any]]) -> None:
+def _spread(
+    row: list[int], near: Mapping[int, list[int]], x: dict[int, float], nodes: Sequence[Mapping[str, Any]]
+) -> None:
     """Put a layer's operators next to their neighbours, without overlap."""
     wanted = {i: _mean([x[j] for j in near[i] if not nodes[j]["aux"]], x[i]) for i in row}
     main = sorted((i for i in row if not nodes[i]["aux"]), key=lambda i: (wanted[i], i))

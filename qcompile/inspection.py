@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact import Artifact, is_artifact
-from qcompile.compiler import prepare, quantizable
 from qcompile.description import declined_entries, obstacles, site_entry, space_entries, ties
 from qcompile.drawing import drawing
 from qcompile.pages import render_inspection, render_report
+from qcompile.preparation import prepare, quantizable
 from qcompile.saving import write_text
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
-    from qcompile.compiler import Prepared
+    from qcompile.preparation import Prepared
 
 __all__ = ["describe", "inspect", "inspect_artifact", "inspect_files"]
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["format_name", "human_bytes", "render_inspection", "render_report", "scientific"]
+__all__ = ["format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific"]
+
+#: How losses are called, in the order in which they are shown.
+LOSSES = {"float": "float", "round_to_nearest": "round-to-nearest", "quantized": "this artifact"}
 
 #: Width and height of a bar chart, in its own units.
 CHART = (1000.0, 180.0)
@@ -25,7 +28,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         ("Predicted output error of each site (t²)", bars(sites, "t2", colors)),
         ("Predicted loss increase of each site (α·t²)", bars(sites, "predicted_delta", colors)),
     ]
-    losses = manifest["quantization"].get("loss", {})
+    losses = named_losses(manifest["quantization"]["loss"])
     return _template("report.html").render(
         m=manifest, formats=formats, colors=colors, charts=[c for c in charts if c[1]], losses=losses
     )
@@ -73,6 +76,13 @@ def human_bytes(count: float) -> str:
 def scientific(value: float | None) -> str:
     """A small number in few characters; a dash for none."""
     return "–" if value is None else f"{value:.3g}"
+
+
+def named_losses(losses: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Losses with their names for people, the float model's first."""
+    order = list(LOSSES)
+    known = sorted(losses, key=lambda name: order.index(name) if name in order else len(order))
+    return [(LOSSES.get(name, name), losses[name]) for name in known]
 
 
 # -- charts ----------------------------------------------------------------------------------------------------------

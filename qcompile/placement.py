@@ -34,15 +34,16 @@ __all__ = ["Group", "KINDS", "Placement", "groups_of", "place"]
 #: What ``--transforms`` takes.
 KINDS = ("auto", "none", "hadamard", "block", "wush")
 
-#: An online transform that costs a fraction ``c`` of its sites' arithmetic must lower their error by a factor of at
-#: least ``1 + PRICE · c``, and by ``LEAST_GAIN`` in any case.
-PRICE = 3.0
-LEAST_GAIN = 0.10
+#: An online transform must lower the error of its sites by this fraction at least, besides paying its price.
+LEAST_GAIN = 0.05
 
 #: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
 COMPARED = 12
 
 BLOCKS = (16, 32, 64, 128)
+
+#: Blocks of the closed form; a larger one costs more and equalizes more.
+FITTED_BLOCKS = (16, 32, 64)
 
 
 @dataclass(eq=False)
@@ -104,6 +105,7 @@ def place(
     kind: str = "auto",
     statistics: Mapping[str, Statistics] | None = None,
     alphas: Mapping[str, float] | None = None,
+    price: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Placement:
@@ -116,6 +118,8 @@ def place(
             front of the other sites; ``block`` the same with blocks of the format's group; ``wush`` is WUSH online.
         statistics: by value name; without them the identity.
         alphas: sensitivities by site name; without them all alike.
+        price: an online transform that costs a fraction ``c`` of its sites' arithmetic must lower their error by a
+            factor of at least ``1 + price · c``.
 
     Raises:
         InputError: if ``kind`` is unknown.
@@ -131,7 +135,7 @@ def place(
     placement = Placement({}, {})
     _place_offline(analysis, groups, scheme, kind, seed, placement)
     for done, group in enumerate(groups):
-        _place_online(analysis, group, scheme(group), kind, statistics, seed, placement)
+        _place_online(analysis, group, scheme(group), kind, statistics, price, seed, placement)
         if progress is not None:
             progress("choosing transforms", done + 1, len(groups))
     return placement
@@ -209,6 +213,7 @@ def _place_online(
     scheme: Scheme,
     kind: str,
     statistics: Mapping[str, Statistics] | None,
+    price: float,
     seed: int,
     placement: Placement,
 ) -> None:
@@ -231,8 +236,8 @@ def _place_online(
         total = transform if offline is None else _compose(offline, transform)
         error = group_error(group.probes, group.alphas, scheme, total)
         errors[name] = error / base if base else 1.0
-        charged = error * (1 + PRICE * transform.flops / group.flops)
-        if charged < least or (kind == "wush" and name.startswith("wush")):
+        charged = error * (1 + price * cost_fraction(group, transform))
+        if charged < least or (kind == "wush" and best is None):
             best, least = transform, charged
     placement.errors[group.value.name] = errors
     if best is not None:
@@ -260,9 +265,10 @@ def _online_candidates(
     seed: int,
 ) -> dict[str, Transform]:
     found = {} if kind == "wush" or offline is not None else _candidates(group.width, scheme, "auto", seed)
-    block = scheme.weight.group or 0
-    if own is not None and block and block & (block - 1) == 0 and group.width % block == 0:
-        found[f"wush-{block}"] = _wush(group, offline, own, block)
+    least = scheme.weight.group or group.width
+    for block in FITTED_BLOCKS if own is not None else ():
+        if block >= least and group.width % block == 0:
+            found[f"wush-{block}"] = _wush(group, offline, own, block)
     return found
 
 

@@ -22,8 +22,9 @@ from qcompile.pages import render_report
 from qcompile.placement import cost_fraction, total_transform
 
 if TYPE_CHECKING:
-    from qcompile.compiler import Choice, Options, Rotated
+    from qcompile.compiler import Rotated
     from qcompile.formats import Quantized
+    from qcompile.selection import Choice, Options
     from qcompile.spaces import Site
     from qcompile.targets import Lowered, Plan, Target
     from qcompile.verify import Checked, Equivalence, Measured
@@ -72,7 +73,7 @@ def build_manifest(
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
         },
-        "implementation": None if checked is None else {"rel_l2": number(checked.rel_l2), "checked_sites": checked.sites},
+        "implementation": None if checked is None else _implementation(checked),
         "quantization": _quantization(sites, chosen, measured),
         "assignment": _assignment(chosen),
         "bytes": {"source": prepared.source.bytes, "artifact": _bytes_in(folder, lowered)},
@@ -80,6 +81,10 @@ def build_manifest(
         "files": sorted(lowered.files),
         "notes": dict(lowered.notes),
     }  # fmt: skip
+
+
+def _implementation(checked: Checked) -> dict[str, Any]:
+    return {"rel_l2": number(checked.rel_l2), "checked_sites": checked.sites}
 
 
 def _options(options: Options) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.axes import Axes, Limit, Mode, Node, Ref, Structure
+from qcompile.axes import Axes, Limit, Node, Ref, Structure
 from qcompile.freedom import Freedom
 
 __all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "rule"]

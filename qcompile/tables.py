@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.pages import format_name, human_bytes, scientific
+from qcompile.pages import format_name, human_bytes, named_losses, scientific
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,19 +32,19 @@ __all__ = [
     "targets_table",
 ]
 
-#: How the names of losses are shown.
-LOSSES = {"float": "float", "rtn": "round-to-nearest", "quantized": "this artifact"}
+#: How every table looks.
+TITLED: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False}
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, **TITLED)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
 def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False, pad_edge=False)
+    table = Table(title=Text(title), box=box.SIMPLE, show_header=False, **TITLED)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -58,13 +58,15 @@ def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 def artifact_tables(artifact: Artifact) -> list[Any]:
     """What an export made: sizes, formats, errors, and where the report is."""
     m = artifact.manifest
-    return [_facts(f"{artifact.folder}", [*_sizes(m), *_choices(m), *_errors(m), ("report", str(artifact.folder / "report.html"))])]
+    report = ("report", str(artifact.folder / "report.html"))
+    return [_facts(str(artifact.folder), [*_sizes(m), *_choices(m), *_errors(m), report])]
 
 
 def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     source, made = m["bytes"]["source"], m["bytes"]["artifact"]
-    sizes = f"{source:,} → {made:,} bytes ({human_bytes(source)} → {human_bytes(made)}, {source / max(made, 1):.2f}x smaller)"
-    return [("target", m["target"]), ("size", sizes), ("bits per weight", f"{m['bits_per_weight']:.3f}")]
+    ratio = f"{human_bytes(source)} → {human_bytes(made)}, {source / max(made, 1):.2f}x smaller"
+    sizes = ("size", f"{source:,} → {made:,} bytes ({ratio})")
+    return [("target", m["target"]), sizes, ("bits per weight", f"{m['bits_per_weight']:.3f}")]
 
 
 def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -73,7 +75,8 @@ def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     cost = max((t["cost_fraction"] or 0.0 for t in m["online_transforms"]), default=0.0)
     offline = Counter(s["transform"] for s in m["spaces"] if s["transform"] != "none")
     online = f"{_counts(kinds)} (at most {cost:.1%} of what each serves)" if kinds else "none"
-    return [("sites", _counts(formats)), ("offline transforms", _counts(offline) or "none"), ("online transforms", online)]
+    folded = ("offline transforms", _counts(offline) or "none")
+    return [("sites", _counts(formats)), folded, ("online transforms", online)]
 
 
 def _counts(counter: Mapping[str, int]) -> str:
@@ -81,15 +84,27 @@ def _counts(counter: Mapping[str, int]) -> str:
 
 
 def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
-    q, losses = m["quantization"], m["quantization"].get("loss", {})
+    q = m["quantization"]
     rows = [("rotated vs. source", f"relative L2 {scientific(m['equivalence']['rel_l2'])} (float equivalence)")]
     if m.get("implementation"):
-        rows.append(("lowered vs. oracle", f"relative L2 {scientific(m['implementation']['rel_l2'])} (implementation error)"))
+        error = scientific(m["implementation"]["rel_l2"])
+        rows.append(("lowered vs. oracle", f"relative L2 {error} (implementation error)"))
     rows.append(("artifact vs. source", f"relative L2 {scientific(q['rel_l2'])} (quantization error)"))
-    rows += [(f"held-out loss, {LOSSES.get(name, name)}", f"{value:.4f} nats") for name, value in losses.items()]
+    held_out = "held-out loss" if m["options"]["evaluation"] else "loss"
+    rows += [(f"{held_out}, {name}", said) for name, said in _losses(q["loss"])]
     if q["predicted_loss_delta"] is not None:
         rows.append(("loss above float", f"predicted {scientific(q['predicted_loss_delta'])}, "
                      f"measured {scientific(q['measured_loss_delta'])}"))  # fmt: skip
+    return rows
+
+
+def _losses(losses: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Each loss in nats, and how far it is above float."""
+    base = losses.get("float")
+    rows = []
+    for name, value in named_losses(losses):
+        above = "" if base is None or name == "float" else f" ({value - base:+.4f})"
+        rows.append((name, f"{value:.4f} nats{above}"))
     return rows
 
 
@@ -121,7 +136,7 @@ def arrays_table(arrays: Mapping[str, np.ndarray], output: Path) -> Table:
 def measured_table(measured: Measured) -> Table:
     """How far an artifact is from its source."""
     rows = [("relative L2", scientific(measured.rel_l2)), ("divergence", f"{scientific(measured.divergence)} nats")]
-    rows += [(f"loss, {LOSSES.get(name, name)}", f"{value:.4f} nats") for name, value in measured.loss.items()]
+    rows += [(f"loss, {name}", said) for name, said in _losses(measured.loss)]
     return _facts("artifact vs. source", [*rows, ("inputs", str(measured.rows))])
 
 

@@ -79,6 +79,11 @@ class Target:
             first scheme with that weight format. ``("*",)`` means every format.
         default: the scheme of sites when no formats are asked for.
         edge: the scheme of sites at the edges of the model: embedding tables and what writes an output.
+        plain: the scheme whose rounding to nearest, without transforms, results are measured against; the default
+            scheme where none is named.
+        transform_price: by how much an online transform must lower the error of its sites, per fraction of their
+            arithmetic that it costs: 1 where it fuses with the quantization of activations, more where it is a pass
+            of its own over memory.
         aliases: other names.
         runs_here: whether an artifact can run on any machine, or only on the target's hardware.
         options: constants that the backend's lowering reads.
@@ -90,6 +95,8 @@ class Target:
     schemes: tuple[str, ...]
     default: str
     edge: str = "float"
+    plain: str | None = None
+    transform_price: float = 1.0
     aliases: tuple[str, ...] = ()
     runs_here: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -20,14 +20,15 @@ from qcompile.capture import Source
 from qcompile.errors import InputError, VerificationError
 from qcompile.evaluate import Session, compare
 from qcompile.scoring import quantize_rows
-from qcompile.spaces import Analysis
 from qcompile.targets import Plan
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
-    from qcompile.compiler import Prepared
+    from qcompile.preparation import Prepared
 
-__all__ = ["Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "verify"]
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+__all__ = ["Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss", "verify"]
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -66,7 +67,7 @@ class Measured:
 
     rel_l2: float
     divergence: float
-    loss: Mapping[str, float]
+    loss: dict[str, float]
     rows: int
 
 
@@ -114,7 +115,7 @@ def _tolerance(model: ir.Model) -> float:
 
 
 def check_lowering(
-    model: ir.Model, analysis: Analysis, plans: Sequence[Plan], graph: Path, data: Data
+    model: ir.Model, plans: Sequence[Plan], graph: Path, data: Data
 ) -> Checked | None:
     """Compare lowered sites with the oracle, each on the input that it got in the lowered graph.
 
@@ -157,35 +158,37 @@ def _oracle(plan: Plan, node: ir.Node, x: np.ndarray) -> np.ndarray:
 # -- quantization error ------------------------------------------------------------------------------------------------
 
 
-def measure(
-    prepared: Prepared,
-    run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
-    evaluation: str | Path | None,
-    data: Data,
-    progress: Progress | None = None,
-) -> Measured:
-    """Compare an artifact with the float source, on evaluation data if given, else on two calibration inputs."""
-    from qcompile.calibration import load_data
-
-    batches = load_data(evaluation, prepared.model).batches if evaluation is not None else data.batches[:2]
+def measure(prepared: Prepared, run: Run, data: Data, progress: Progress | None = None) -> Measured:
+    """Compare an artifact with the float source."""
     reference = source_session(prepared.source)
     logits = logit_outputs(prepared.model, prepared.analysis.sites)
+    names = [value.name for value in prepared.model.graph.outputs]
     relative, divergences, losses = [], [], {"float": [], "quantized": []}
-    for done, batch in enumerate(batches):
-        want = reference.run(batch)
-        want = by_position([value.name for value in prepared.model.graph.outputs], want)
-        have = by_position(list(want), run(batch))
+    for done, batch in enumerate(data.batches):
+        want = by_position(names, reference.run(batch))
+        have = by_position(names, run(batch))
         relative.append(compare(want, have)[0])
         divergences.append(divergence(want, have, logits))
-        tokens = _tokens(batch, want, logits)
-        if tokens is not None:
-            name = next(iter(logits))
-            losses["float"].append(next_token_loss(want[name], tokens))
-            losses["quantized"].append(next_token_loss(have[name], tokens))
+        for name, outputs in (("float", want), ("quantized", have)):
+            losses[name] += _losses(batch, outputs, logits)
         if progress is not None:
-            progress("measuring", done + 1, len(batches))
+            progress("measuring", done + 1, len(data.batches))
     loss = {name: float(np.mean(values)) for name, values in losses.items() if values}
-    return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(batches))
+    return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches))
+
+
+def quantized_loss(prepared: Prepared, run: Run, data: Data) -> float | None:
+    """The mean next-token loss of an artifact alone; ``None`` where the model predicts no tokens."""
+    logits = logit_outputs(prepared.model, prepared.analysis.sites)
+    names = [value.name for value in prepared.model.graph.outputs]
+    losses = [loss for batch in data.batches for loss in _losses(batch, by_position(names, run(batch)), logits)]
+    return float(np.mean(losses)) if losses else None
+
+
+def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: set[str]) -> list[float]:
+    """The next-token loss of one batch, or nothing."""
+    tokens = _tokens(batch, outputs, logits)
+    return [] if tokens is None else [next_token_loss(outputs[next(iter(logits))], tokens)]
 
 
 def _tokens(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: set[str]) -> np.ndarray | None:
@@ -209,13 +212,12 @@ def verify(artifact_folder: str | Path, against: str | Path | None = None, input
     """
     from qcompile.artifact import Artifact
     from qcompile.calibration import load_data
-    from qcompile.compiler import prepare
+    from qcompile.preparation import prepare
 
     artifact = Artifact.open(artifact_folder)
     stated = artifact.manifest["source"]
     prepared = prepare(against if against is not None else stated["path"])
     if prepared.source.sha256 != stated["sha256"]:
         raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
-    data = load_data(inputs, prepared.model)
-    return measure(prepared, artifact.load(), None if inputs is None else inputs, data)
+    return measure(prepared, artifact.load(), load_data(inputs, prepared.model))
 

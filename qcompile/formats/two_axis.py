@@ -63,7 +63,7 @@ class TwoAxisFormat:
         if x.dim() < 2:
             raise InputError(f"{self.name} needs two axes to scale, the tensor has {x.dim()}")
         moved = x.movedim(axis, -1).float()
-        second = store_scale(level_deviations(moved.reshape(-1, moved.shape[-1]), self.iterations), self.second)
+        second = store_scale(level_deviations(moved.flatten(0, -2), self.iterations), self.second)
         inner = quantize((moved / second).movedim(-1, axis), self.inner, axis)
         return TwoAxisQuantized(self, inner, second)
 

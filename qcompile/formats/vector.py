@@ -74,7 +74,7 @@ class VectorFormat:
         return groups * (group * self.bits + self.scale.bits) / max(axis_size, 1)
 
     def _group(self, axis_size: int) -> int:
-        group = self.group or max(axis_size, 1)
+        group = min(self.group or axis_size, axis_size) or 1  # a short axis is one group
         return -(-group // self.dimension) * self.dimension
 
     def quantize(self, x: Tensor, axis: int = -1, seed: int = 0) -> VectorQuantized:
@@ -93,30 +93,33 @@ class VectorFormat:
         groups = -(-size // group)
         codes = torch.empty(math.prod(lead), groups, group // self.dimension, dtype=torch.int32, device=x.device)
         scales = torch.empty(math.prod(lead), groups, device=x.device)
+        counts = (size - torch.arange(groups, device=x.device) * group).clamp(max=group)
         step = max(1, _CHUNK // max(groups * group, 1))
         for start in range(0, len(codes) if codes.numel() else 0, step):
             part = slice(start, start + step)
             rows = moved.reshape(-1, size)[part].float()
             rows = torch.nn.functional.pad(rows, (0, groups * group - size)).view(-1, groups, group)
-            codes[part], scales[part] = self._encode(rows, seed)
+            codes[part], scales[part] = self._encode(rows, counts, seed)
         shape = (*lead, groups)
-        return VectorQuantized(
-            self, tuple(x.shape), axis % x.dim(), codes.view(*shape, -1), scales.view(shape), seed
-        )
+        codes = codes.view(*shape, group // self.dimension)
+        return VectorQuantized(self, tuple(x.shape), axis % x.dim(), codes, scales.view(shape), seed)
 
-    def _encode(self, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Codes and stored scales of ``[rows, groups, group]``; a group with NaN or infinity has a NaN scale."""
+    def _encode(self, rows: Tensor, counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Codes and stored scales of ``[rows, groups, group]``; a group with NaN or infinity has a NaN scale.
+
+        ``counts [groups]`` is how many values of each group are no padding.
+        """
         import torch
 
         from qcompile.formats.scales import divisor, store_scale
 
         rows = _rotate(rows, seed) if self.rotated else rows
-        rms = rows.square().mean(-1).sqrt()
+        rms = (rows.square().sum(-1) / counts).sqrt()
         unit = (rows / divisor(rms).unsqueeze(-1) / self.stretch).nan_to_num_(0, 0, 0)
-        codes = self._nearest(unit.view(-1, self.dimension)).view(*rows.shape[:2], -1)
+        codes = self._nearest(unit.reshape(-1, self.dimension)).view(*rows.shape[:2], -1)
         scale = rms
         if self.correction is not Correction.NONE:
-            scale = _corrected(rows, self._points(codes).view(rows.shape), self.correction)
+            scale = _corrected(rows, self._points(codes).reshape(rows.shape), self.correction)
         scale = store_scale(scale, self.scale).masked_fill(~rms.isfinite(), torch.nan)
         return codes, scale
 
@@ -141,7 +144,7 @@ class VectorFormat:
             points = decode_e8p(codes.flatten())
         else:
             points = _grid_tensor(self.dimension, 2**self.code_bits, codes.device)[codes.flatten()]
-        return (points * self.stretch).view(*codes.shape[:-1], -1)
+        return (points * self.stretch).view(*codes.shape[:-1], codes.shape[-1] * self.dimension)
 
 
 @dataclass(frozen=True)

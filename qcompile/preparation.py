@@ -1,0 +1,102 @@
+"""Everything that comes before choices: capture, canonicalize, fold norms, analyze, and which sites can be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from qcompile.capture import Source, capture
+from qcompile.passes_index import load_pass
+from qcompile.pipeline import Pipeline, State
+from qcompile.spaces import Analysis, Site, analyze
+
+if TYPE_CHECKING:
+    from qcompile.calibration import Progress
+
+__all__ = ["Prepared", "edge_sites", "prepare", "quantizable"]
+
+
+@dataclass
+class Prepared:
+    """A captured model, canonical and with its norms folded, analyzed."""
+
+    source: Source
+    state: State
+    analysis: Analysis
+
+    @property
+    def model(self) -> ir.Model:
+        """The graph."""
+        return self.state.model
+
+
+def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:
+    """Everything that comes before choices: capture, canonicalize, fold norms, analyze."""
+    source = capture(model, **capture_options)
+    state = State(source.model.clone())
+    steps = [load_pass("canonicalize")(), load_pass("fold-norms")()]
+
+    def tell(step: Any, _state: State, _following: Any) -> None:
+        if progress is not None:
+            progress(step.name, 1, 1)
+
+    Pipeline(steps, tell).apply(state)
+    return Prepared(source, state, analyze(state.model))
+
+
+def quantizable(prepared: Prepared) -> list[Site]:
+    """Sites that a target can quantize; the others are declined with their reason."""
+    chosen = []
+    for site in prepared.analysis.sites:
+        reason = _unsupported(site, prepared.analysis)
+        if reason is None:
+            chosen.append(site)
+        else:
+            prepared.state.decline(site.name, "quantizing its weight", reason)
+    return chosen
+
+
+def _unsupported(site: Site, analysis: Analysis) -> str | None:
+    node = site.node
+    if sum(other.weight is site.weight for other in analysis.sites) > 1:
+        kinds = {other.node.op_type for other in analysis.sites if other.weight is site.weight}
+        if len(kinds) > 1:
+            return "its weight is shared with an operator of another kind"
+    if node.op_type in ("MatMul", "Gemm") and node.domain == "":
+        if node.inputs[1] is not site.weight:
+            return "its weight is the left operand"
+        if len(site.shape) != 2:
+            return f"its weight has {len(site.shape)} axes: stacks of matrices are not quantized yet"
+        return "its first operand is transposed" if node.attributes.get_int("transA", 0) else None
+    if node.op_type == "Gather":
+        return None if site.axis_in == 0 else "the table is not looked up by rows"
+    if node.op_type == "Conv":
+        kernel = [int(n) for n in site.shape[2:]]
+        plain = all(n == 1 for n in kernel + list(node.attributes.get_ints("strides", [1])))
+        plain = plain and not any(node.attributes.get_ints("pads", [0]))
+        return None if plain else f"convolutions with a {'x'.join(map(str, kernel))} kernel or stride keep their weights"
+    return f"{node.op_type} holds several weights in one"
+
+
+def edge_sites(prepared: Prepared, sites: Sequence[Site]) -> set[str]:
+    """Sites at the edges of the model: embedding tables, and what writes an output of the graph directly."""
+    outputs = set(prepared.model.graph.outputs)
+    return {site.name for site in sites if site.input is None or outputs & _written(site.node.outputs[0])}
+
+
+def _written(value: ir.Value) -> set[ir.Value]:
+    """The value and what elementwise operators with constants, casts and reshapes make of it."""
+    found, queue = set(), [value]
+    while queue:
+        value = queue.pop()
+        if value in found:
+            continue
+        found.add(value)
+        for node, _ in value.uses():
+            others = [v for v in node.inputs if v is not None and v is not value and v.const_value is None]
+            if not others and node.op_type in ("Add", "Cast", "Reshape", "Mul", "Div", "Tanh", "Softmax", "Squeeze"):
+                queue.extend(node.outputs)
+    return found

@@ -1,0 +1,242 @@
+"""Formats with a structure of their own: vectors, lattices, planes, two axes, families."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qcompile.errors import InputError
+from qcompile.formats import EXTENDED_FORMATS, FORMATS, fake_quantize, get_format, quantize
+from qcompile.formats.clvq import grid_error, lloyd, plane_quadrature, search_grid
+from qcompile.formats.e8p import decode_e8p, encode_e8p, patterns
+from qcompile.formats.family import power_element, twin_log_element
+from qcompile.formats.two_axis import level_deviations
+from qcompile.formats.vector import higgs_grid
+
+VALUES = json.loads((Path(__file__).parents[1] / "data" / "values.json").read_text())
+# One of each kind: the rest differ in numbers only.
+SOME = [
+    "llm-fp4-g64", "nupes4-g64", "twin-log4-g64", "higgs-p1-n16", "higgs-p2-n64", "e8p", "turboquant3", "eden2",
+    "eden2-unbiased", "ptqtp-g128", "sinq-int4-g64", "sinq-uint3-g64",
+]  # fmt: skip
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(value, x):
+    return float((value - x).double().square().sum() / x.double().square().sum())
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_shapes_and_axes(name):
+    fmt = EXTENDED_FORMATS[name]
+    for shape in ((3, 40), (2, 3, 100), (4, 1), (0, 8), (8, 0)):
+        x = randn(*shape)
+        for axis in range(len(shape)):
+            q = quantize(x, fmt, axis)
+            assert q.dequantize().shape == x.shape
+            assert torch.equal(q.dequantize(), fake_quantize(x, fmt, axis))
+    assert get_format(name) is fmt
+
+
+@pytest.mark.parametrize("name", EXTENDED_FORMATS)
+def test_error_is_in_line_with_the_bits(name):
+    fmt, x = EXTENDED_FORMATS[name], randn(16, 256)
+    slack = {2: 8.0}.get(round(fmt.bits), 6.5)
+    assert relative(fake_quantize(x, fmt), x) < slack * 4.0 ** -min(fmt.bits, 5.5)
+    assert fmt.bits < fmt.bits_per_weight(256) <= fmt.bits + 1.1
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_zero_stays_finite_and_broken_values_become_nan(name):
+    x = randn(8, 128)
+    x[2] = 0
+    value = fake_quantize(x, EXTENDED_FORMATS[name])
+    assert value.isfinite().all()
+    assert (value[2].abs() < 1e-12).all()
+    x[4, 7] = torch.nan
+    assert fake_quantize(x, EXTENDED_FORMATS[name])[4, 7].isnan()
+
+
+# ---- HIGGS -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in VALUES["higgs_grids_mse_per_dim"] if "_p2_" in n])
+def test_grids_reach_the_best_known_error(name):
+    n = int(re.search(r"n(\d+)$", name).group(1))
+    error = grid_error(torch.tensor(higgs_grid(2, n), dtype=torch.float64), 1500)
+    assert error < VALUES["higgs_grids_mse_per_dim"][name]["value"] * 1.001
+
+
+def test_shipped_errors_are_those_of_the_grids():
+    shipped = json.loads((Path(__file__).parents[2] / "qcompile/formats/data/higgs.json").read_text())
+    for name, entry in shipped.items():
+        if name.startswith("p2"):
+            grid = torch.tensor(entry["points"], dtype=torch.float64)
+            assert len(set(map(tuple, entry["points"]))) == len(entry["points"]) == int(name[4:])
+            assert grid_error(grid, 1500) == pytest.approx(entry["error"], rel=2e-5)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_shipped_grids_are_stationary(n):
+    grid = torch.tensor(higgs_grid(2, n), dtype=torch.float64)
+    nodes, weights = plane_quadrature(1500)
+    assert (lloyd(grid[None], nodes, weights, 1)[0] - grid).abs().max() < 0.01
+
+
+def test_one_dimension_is_lloyd_max():
+    for name in ("hf_p1_n4", "hf_p1_n8", "hf_p1_n16"):
+        reference = VALUES["higgs_grids_mse_per_dim"][name]
+        levels = np.array(higgs_grid(1, int(name.split("_n")[1])))[:, 0]
+        x = randn(1 << 20).double().numpy()
+        error = np.abs(x[:, None] - levels).min(1) ** 2
+        assert error.mean() == pytest.approx(reference["value"], abs=4 * error.std() / 1024)
+
+
+def test_a_searched_grid_of_four_points_is_a_product():
+    """Four points in the plane: the square of the two-level grid, error 1 - 2/π a dimension."""
+    grid = search_grid(4, starts=8, rounds=2, steps=60)
+    assert grid_error(grid, 1000) == pytest.approx(1 - 2 / math.pi, rel=2e-4)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_codes_are_the_nearest_points(n):
+    fmt = EXTENDED_FORMATS[f"higgs-p2-n{n}"]
+    x = randn(4, 1024)
+    q = quantize(x, fmt)
+    rms = x.square().mean(1, keepdim=True).sqrt()
+    pairs = (x / rms).view(4, -1, 1, 2)
+    distance = (pairs - torch.tensor(higgs_grid(2, n))).square().sum(-1)
+    chosen = distance.gather(-1, q.codes.view(4, -1, 1).long())[..., 0]
+    assert torch.allclose(chosen, distance.amin(-1), atol=1e-5)
+
+
+# ---- E8P ---------------------------------------------------------------------------------------------------------
+
+
+def test_e8p_patterns():
+    table = patterns()
+    assert table.shape == (256, 8)
+    norms = table.square().sum(1)
+    assert int((norms <= 10).sum()) == 227 and set(norms[227:].tolist()) == {12.0}
+    assert len(set(map(tuple, table.tolist()))) == 256
+
+
+def test_e8p_points_are_distinct_lattice_points():
+    points = decode_e8p(torch.arange(1 << 16, dtype=torch.int32))
+    assert len(torch.unique(points, dim=0)) == 1 << 16
+    for shift in (0.25, -0.25):
+        part = points[torch.arange(1 << 16) % 2 == (shift > 0)] - shift
+        assert (part - 0.5 == (part - 0.5).round()).all()
+        assert (part.sum(1) % 2 == 0).all()
+
+
+def test_e8p_finds_the_nearest_of_all_points():
+    points = decode_e8p(torch.arange(1 << 16, dtype=torch.int32))
+    x = torch.cat([randn(64, 8), randn(16, 8) * 3])
+    distance = torch.cdist(x.double(), points.double())
+    found = (decode_e8p(encode_e8p(x)).double() - x).norm(dim=1)
+    assert torch.allclose(found, distance.amin(1), atol=1e-5)
+    assert torch.equal(decode_e8p(encode_e8p(points)), points)
+
+
+def test_e8p_error():
+    reference = VALUES["e8p"]
+    x = randn(256, 1024)
+    assert relative(fake_quantize(x, EXTENDED_FORMATS["e8p"]), x) == pytest.approx(
+        reference["mse_per_dim"], abs=reference["tol"]
+    )
+
+
+# ---- EDEN, TurboQuant --------------------------------------------------------------------------------------------
+
+KINDS = {"tq_S1": "turboquant{}", "biased": "eden{}", "unbiased": "eden{}-unbiased"}
+
+
+@pytest.mark.parametrize(("entry", "kind"), list(itertools.product(VALUES["eden_finite_d_mc"], KINDS)))
+def test_eden_in_finitely_many_dimensions(entry, kind):
+    reference = VALUES["eden_finite_d_mc"][entry][kind]
+    d, bits = map(int, re.fullmatch(r"d(\d+)_b(\d)", entry).groups())
+    x = randn((1 << 20) // d, d, seed=bits)
+    fmt = EXTENDED_FORMATS[KINDS[kind].format(bits)]
+    error = (fake_quantize(x, fmt) - x).square().sum(1) / x.square().sum(1)
+    deviation = math.hypot(float(error.std()) / len(x) ** 0.5, reference["se"])
+    # The scale is stored in bfloat16, whose rounding adds (2^-9)² / 3 at most.
+    assert abs(float(error.mean()) - reference["value"]) < 4 * deviation + 2e-6
+
+
+def test_unbiased_means_unbiased():
+    x, fmt = randn(1, 64), EXTENDED_FORMATS["eden1-unbiased"]
+    estimate = torch.stack([fmt.quantize(x, seed=seed).dequantize() for seed in range(3000)]).mean(0)
+    assert relative(estimate, x) < 4 * 0.57 / 3000 * 3
+
+
+def test_rotation_needs_no_power_of_two():
+    x = randn(512, 96)
+    assert relative(fake_quantize(x, EXTENDED_FORMATS["turboquant4"]), x) == pytest.approx(0.0093, rel=0.03)
+    spike = torch.zeros(4, 96)
+    spike[:, 3] = 5.0
+    assert relative(fake_quantize(spike, EXTENDED_FORMATS["turboquant4"]), spike) < 0.02
+
+
+# ---- planes, two axes, families ----------------------------------------------------------------------------------
+
+
+def test_trit_planes_represent_what_they_can_exactly():
+    trits = torch.randint(-1, 2, (2, 4, 128), generator=torch.Generator().manual_seed(0)).float()
+    x = trits[0] * 1.5 + trits[1] * 0.5
+    assert relative(fake_quantize(x, EXTENDED_FORMATS["ptqtp-g128"]), x) < 1e-4
+
+
+def test_trit_planes_are_a_fixed_point_of_least_squares():
+    x = randn(64, 128)
+    q = quantize(x, EXTENDED_FORMATS["ptqtp-g128"])
+    first, second = q.codes // 3 - 1.0, q.codes % 3 - 1.0
+    planes = torch.stack([first, second], -1).squeeze(1)
+    best = planes @ torch.linalg.lstsq(planes, x.unsqueeze(-1)).solution
+    ours, least = relative(q.dequantize(), x), relative(best.squeeze(-1), x)
+    assert ours < least * 1.01
+
+
+def test_two_axis_scales_undo_a_diagonal():
+    x = randn(128, 256)
+    outliers = torch.exp(randn(256, seed=1) * 2)
+    plain, leveled = FORMATS["int4-g64"], EXTENDED_FORMATS["sinq-int4-g64"]
+    worse = (fake_quantize(x * outliers, plain) / outliers - x).square().mean()
+    better = (fake_quantize(x * outliers, leveled) / outliers - x).square().mean()
+    assert better < worse / 10
+    assert float(better) == pytest.approx(float((fake_quantize(x, plain) - x).square().mean()), rel=0.05)
+
+
+def test_leveled_deviations():
+    x = randn(200, 300) * torch.exp(randn(200, 1, seed=1)) * torch.exp(randn(300, seed=2))
+    column = level_deviations(x, 16)
+    y = x / column
+    y = y / y.square().mean(1, keepdim=True).sqrt()
+    deviations = y.square().mean(0).sqrt()
+    assert float(deviations.max() / deviations.min()) < 1.02
+    assert float(column.log().mean().abs()) < 1e-5
+    with pytest.raises(InputError, match="two axes"):
+        quantize(randn(5), EXTENDED_FORMATS["sinq-int4-g64"])
+
+
+def test_a_family_takes_its_best_member():
+    uniform = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    heavy = torch.distributions.StudentT(2.0).sample((64, 64))
+    fmt = EXTENDED_FORMATS["llm-fp4-g64"]
+    assert quantize(uniform, fmt).format.element.name == "e1m2"
+    assert quantize(heavy, fmt).format.element.name in ("e2m1", "e3m0")
+    for x in (uniform, heavy):
+        assert relative(fake_quantize(x, fmt), x) <= min(relative(fake_quantize(x, m), x) for m in fmt.members)
+
+
+def test_power_and_logarithmic_levels():
+    assert power_element(3, 0.5).levels == pytest.approx((-1, -4 / 9, -1 / 9, 0, 1 / 9, 4 / 9, 1))
+    assert twin_log_element(3, 2.0).levels == (-1, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 1)
