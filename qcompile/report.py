@@ -67,7 +67,7 @@ def build_manifest(
         "options": _options(options),
         "spaces": space_entries(prepared.analysis, rotated.placement.offline),
         "sites": _sites(rotated, chosen, plans, lowered),
-        "declined": declined_entries(prepared.state.declined) + _unrotated(rotated, sites),
+        "declined": declined_entries(prepared.state.declined) + _unrotated(rotated, sites, options),
         "online_transforms": _online(rotated),
         "candidates": {key: _numbers(errors) for key, errors in sorted(rotated.placement.errors.items())},
         "equivalence": {
@@ -152,13 +152,14 @@ def _online(rotated: Rotated) -> list[dict[str, Any]]:
     ]
 
 
-def _unrotated(rotated: Rotated, sites: Sequence[Site]) -> list[dict[str, str]]:
+def _unrotated(rotated: Rotated, sites: Sequence[Site], options: Options) -> list[dict[str, str]]:
     """Why sites read a plain basis: the graph forbids another, or none was predicted to help."""
     entries = obstacles(rotated.prepared.analysis, sites)
     blocked, transforms = {entry["site"] for entry in entries}, _transforms(rotated)
+    reason = "none of the transforms that its space allows was predicted to lower the error enough"
+    reason = "no transforms were asked for" if options.transforms == "none" else reason
     for site in sites:
         if site.name not in blocked and transforms.get(site.name, {}).get("kind") == "none":
-            reason = "none of the transforms that its space allows was predicted to lower the error enough"
             entries.append({"site": site.name, "what": "rotating its input", "reason": reason})
     return entries
 

@@ -18,16 +18,19 @@ def label(fmt: Format) -> str:
 
 
 def quantize_function(fmt: Format, opset: int) -> ir.Function:
-    """``x -> x̂``: float32 of any rank, groups along the last axis, which they divide.
+    """``x -> x̂``: float32, groups along the last axis, which they divide.
 
-    Its attribute ``groups`` is ``[-1, groups, group]``. Each row is quantized on its own and reads back as
-    ``qcompile.formats.fake_quantize`` of that row. A NaN stays where it is instead of spreading over its group.
+    Its attributes are the shapes to compute in, ``groups = [0, ..., groups, group]``, and to return, ``shape =
+    [0, ..., K]``, where 0 keeps an axis: with a product of axes instead, their sizes would have no name, and
+    onnxruntime's memory planner takes quadratic time over buffers of unnamed sizes.
+
+    Each row is quantized on its own and reads back as ``qcompile.formats.fake_quantize`` of that row. A NaN stays
+    where it is instead of spreading over its group.
     """
     body = Body(opset)
-    x = body.input("x")
-    groups = body.Reshape(x, body.ints("groups"))
+    groups = body.Reshape(body.input("x"), body.ints("groups"))
     out = _quantize(body, groups, fmt)
-    return body.function(f"Quantize{label(fmt)}", body.Reshape(out, body.Shape(x)))
+    return body.function(f"Quantize{label(fmt)}", body.Reshape(out, body.ints("shape")))
 
 
 def _quantize(body: Body, x: ir.Value, fmt: Format) -> ir.Value:

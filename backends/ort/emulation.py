@@ -38,7 +38,7 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapp
     fmt, size = plan.scheme.weight, plan.weight.shape[1]
     x, width = prepare(emit, site, [_FLOAT]), size
     if plan.scheme.activation is not None:
-        x, width = _quantized(emit, site.node, x, plan.scheme.activation, size)
+        x, width = _quantized(emit, site, x, plan.scheme.activation, size)
     x = resize(emit, site.node, x, size, width, packed_width(plan.weight))
     emit.define(decode_function, fmt)
     parts = emit.weights(site.weight.name, packed_parts(plan.weight))
@@ -46,15 +46,15 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapp
     return wrap(emit, site, y, _FLOAT), {}
 
 
-def _quantized(emit: Emitter, node: ir.Node, x: ir.Value, fmt: Format, size: int) -> tuple[ir.Value, int]:
+def _quantized(emit: Emitter, site: Linear, x: ir.Value, fmt: Format, size: int) -> tuple[ir.Value, int]:
     """The quantized input, padded to whole groups, and its width."""
-    group = fmt.group or size
+    node, group = site.node, fmt.group or size
     groups = -(-size // group)
     x = resize(emit, node, x, size, size, groups * group)
-    shape = [-1, groups, group]
-    name = emit.define(quantize_function, fmt)
+    name, lead = emit.define(quantize_function, fmt), [0] * (site.rank - 1)
+    shapes = {"groups": [*lead, groups, group], "shape": [*lead, groups * group]}
     hint = f"{x.name}/{fmt.name}"
-    return emit.shared((name, x), lambda: emit.call(node, name, x, groups=shape, hint=hint)), groups * group
+    return emit.shared((name, x), lambda: emit.call(node, name, x, hint=hint, **shapes)), groups * group
 
 
 def emit_lookup(emit: Emitter, site: Lookup, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:

@@ -1,6 +1,6 @@
 """Group scales of an activation in standard operators, by every rule of ``qcompile.formats``, to the bit.
 
-Values come as ``[rows, groups, group]``, scales go as ``[rows, groups, 1]``: a row is a token, and a second-level
+Values come as ``[..., groups, group]``, scales go as ``[..., groups, 1]``: a row is a token, and a second-level
 scale belongs to one row, so that no token depends on another.
 """
 
@@ -47,9 +47,9 @@ def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir
 
 
 def _row_scale(body: Body, amax: ir.Value, fmt: Format) -> ir.Value:
-    """The second-level scale of each row, ``[rows, 1, 1]``."""
+    """The second-level scale of each row, ``[..., 1, 1]``."""
     target = fmt.targets[0] if fmt.targets else fmt.element.max
-    scale = body.Div(body.reduce("ReduceMax", amax, 1), body.constant(target * fmt.tensor_scale))
+    scale = body.Div(body.reduce("ReduceMax", amax, -2), body.constant(target * fmt.tensor_scale))
     return body.Where(body.Equal(scale, body.constant(0.0)), body.constant(1.0), scale)
 
 

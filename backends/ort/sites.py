@@ -50,6 +50,12 @@ class Linear:
     bias: ir.Value | None = None
 
 
+    @property
+    def rank(self) -> int:
+        """Axes of ``x``."""
+        return self.x.shape.rank()
+
+
 def read_site(node: ir.Node) -> Linear | Lookup:
     """The node in that form.
 
@@ -62,6 +68,12 @@ def read_site(node: ir.Node) -> Linear | Lookup:
     return reader(node)
 
 
+def _input(node: ir.Node, x: ir.Value) -> ir.Value:
+    if x.shape is None or x.shape.rank() == 0:
+        raise _refuse(node, f"reads '{x.name}', whose rank is not known")
+    return x
+
+
 def _refuse(node: ir.Node, reason: str) -> TargetError:
     return TargetError(f"onnxruntime: site '{node.name}' ({node.op_type}) cannot be lowered: it {reason}")
 
@@ -72,23 +84,20 @@ def _constant(value: ir.Value | None) -> bool:
 
 def _swapped(node: ir.Node, value: ir.Value) -> tuple[int, ...]:
     """The permutation that swaps the last two axes."""
-    if value.shape is None or value.shape.rank() < 2:
-        raise _refuse(node, f"reads '{value.name}', whose rank is not known or below two")
-    return _swap_last(value.shape.rank())
-
-
-def _swap_last(rank: int) -> tuple[int, ...]:
+    rank = value.shape.rank()
+    if rank < 2:
+        raise _refuse(node, f"reads the vector '{value.name}'")
     return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _matmul(node: ir.Node) -> Linear:
     left, right = node.inputs
     if _constant(right):
-        _check_rank(node, right, left)
+        _check_rank(node, right, _input(node, left))
         return Linear(node, right, left)
     if not _constant(left):
         raise _refuse(node, "has no constant operand")
-    _check_rank(node, left, right)
+    _check_rank(node, left, _input(node, right))
     swap = _swapped(node, right)
     return Linear(node, left, right, before=swap, after=swap)
 
@@ -99,7 +108,7 @@ def _check_rank(node: ir.Node, weight: ir.Value, x: ir.Value) -> None:
         return
     if any(dim != 1 for dim in weight.shape[: rank - 2]):
         raise _refuse(node, f"has a stack of weights, {list(weight.shape)}")
-    if x.shape is None or x.shape.rank() < rank:
+    if x.shape.rank() < rank:
         raise _refuse(node, "has a weight of more axes than its input")
 
 
@@ -109,7 +118,7 @@ def _gemm(node: ir.Node) -> Linear:
         raise _refuse(node, "has no constant right operand")
     before = (1, 0) if node.attributes.get_int("transA", 0) else None
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    return Linear(node, weight, x, before=before, alpha=alpha, beta=beta, bias=bias)
+    return Linear(node, weight, _input(node, x), before=before, alpha=alpha, beta=beta, bias=bias)
 
 
 def _conv(node: ir.Node) -> Linear:
@@ -121,7 +130,7 @@ def _conv(node: ir.Node) -> Linear:
     if node.attributes.get_int("group", 1) != 1 or any(s != 1 for s in strides) or any(pads):
         raise _refuse(node, "has groups, strides or padding")
     before, after = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
-    return Linear(node, weight, x, before=before, after=after, bias=bias)
+    return Linear(node, weight, _input(node, x), before=before, after=after, bias=bias)
 
 
 def _gather(node: ir.Node) -> Lookup:

@@ -190,9 +190,13 @@ def group_error(groups: Tensor, scales: Scales, fmt: Format, weight: Tensor | No
     return error.sum(-1)
 
 
+def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
+    return groups.amin(-1), groups.amax(-1)  # much faster here than torch.aminmax
+
+
 def _minmax(groups: Tensor, fmt: Format) -> Scales:
     """Zero is always inside the range, so that the zero point fits and zero stays exact."""
-    low, high = torch.aminmax(groups, dim=-1)
+    low, high = _ends(groups)
     low, high = low.clamp_(max=0), high.clamp_(min=0)
     steps = len(fmt.element.levels) - 1
     scale = store_scale((high - low) / steps, fmt.scale)
@@ -202,7 +206,7 @@ def _minmax(groups: Tensor, fmt: Format) -> Scales:
 
 def _signed_max(groups: Tensor, fmt: Format) -> Scales:
     """On a tie of magnitudes the negative value counts, which keeps the scale positive."""
-    low, high = torch.aminmax(groups, dim=-1)
+    low, high = _ends(groups)
     largest = torch.where(high > -low, high, low)
     scale = store_scale(largest / fmt.element.levels[0], fmt.scale)
     return Scales(_nan_if_infinite(scale, high - low))
