@@ -96,9 +96,7 @@ def _compressed(bits: int, kind: str, strategy: str, group: int | None, symmetri
     args = importlib.import_module("compressed_tensors.quantization")
     forward = importlib.import_module("compressed_tensors.quantization.lifecycle.forward")
     helpers = importlib.import_module("compressed_tensors.quantization.utils.helpers")
-    scheme = args.QuantizationArgs(
-        num_bits=bits, type=kind, strategy=strategy, group_size=group, symmetric=symmetric
-    )
+    scheme = args.QuantizationArgs(num_bits=bits, type=kind, strategy=strategy, group_size=group, symmetric=symmetric)
 
     def run(weight: torch.Tensor) -> object:
         grouped = weight.unflatten(1, (-1, group or weight.shape[1]))
@@ -110,7 +108,9 @@ def _compressed(bits: int, kind: str, strategy: str, group: int | None, symmetri
 
 def _hqq(bits: int, group: int) -> Run:
     quantizer = importlib.import_module("hqq.core.quantize").Quantizer
-    return lambda weight: quantizer.quantize(weight, nbits=bits, group_size=group, optimize=False, device="cpu", compute_dtype=torch.float32)
+    return lambda weight: quantizer.quantize(
+        weight, nbits=bits, group_size=group, optimize=False, device="cpu", compute_dtype=torch.float32
+    )
 
 
 # format: its peers, by name

@@ -27,6 +27,9 @@ Progress = Callable[[str, int, int], None]
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
 
+#: Elements of the largest input in one batch.
+BATCH_ELEMENTS = 1024
+
 #: Relative squared error of the noise that measures sensitivities: that of a good 4-bit format.
 NOISE = 0.01
 
@@ -66,8 +69,7 @@ class Statistics:
 def load_data(path: str | Path | None, model: ir.Model, *, seed: int = 0, batches: int = 8) -> Data:
     """Calibration data from an ``.npz`` file or a folder of them, or random inputs.
 
-    Every array of a file holds rows along its first axis; each row of the data is one batch, except that rows are
-    grouped where the graph has a fixed batch size.
+    Every array of a file holds rows along its first axis; they are cut into batches.
 
     Raises:
         InputError: if the file is missing, unreadable, or its names are not the graph's inputs.
@@ -109,16 +111,24 @@ def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _split(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Cut a file's rows into batches of one row, or of the graph's fixed batch size."""
+    """Cut a file's rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
     shapes = {value.name: value.shape for value in model.graph.inputs}
-    fixed = {int(shapes[n][0]) for n in arrays if shapes[n] is not None and len(shapes[n]) and isinstance(shapes[n][0], int)}
+    first = [shapes[name][0] for name in arrays if shapes[name] is not None and len(shapes[name])]
+    fixed = {dim for dim in first if isinstance(dim, int)}
     rows = {array.shape[0] for array in arrays.values() if array.ndim}
-    size = max(fixed, default=1)
+    size = max(fixed) if fixed else _rows_per_batch(arrays)
     if len(rows) != 1 or (count := rows.pop()) < size:
         yield dict(arrays)
         return
-    for start in range(0, count - size + 1, size):
+    stop = count - size + 1 if fixed else count
+    for start in range(0, stop, size):
         yield {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
+
+
+def _rows_per_batch(arrays: Mapping[str, np.ndarray]) -> int:
+    """Rows that make up a batch: few enough for the outputs of a model with a large vocabulary to fit in memory."""
+    largest = max((array[0].size for array in arrays.values() if array.ndim), default=1)
+    return max(1, BATCH_ELEMENTS // max(largest, 1))
 
 
 def collect(
@@ -139,7 +149,6 @@ def collect(
     samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     rows = dict.fromkeys(names, 0)
     total = len(data.batches)
-    keep = max(1, -(-SAMPLE_ROWS // total))
     for done, batch in enumerate(data.batches):
         if names and min(rows.values()) >= max_rows:
             break
@@ -149,7 +158,7 @@ def collect(
             x = x.reshape(-1, x.shape[-1])
             moment = (x.T @ x).double()
             moments[value.name] = moments[value.name] + moment if value.name in moments else moment
-            picked = torch.linspace(0, len(x) - 1, min(keep, len(x))).long()
+            picked = torch.linspace(0, len(x) - 1, min(max(1, len(x) * SAMPLE_ROWS // max_rows), len(x))).long()
             samples[value.name].append(x[picked])
             rows[value.name] += len(x)
         if progress is not None:
@@ -219,7 +228,7 @@ class _Overridable(Session):
 
 
 def _short(batches: Sequence[Mapping[str, np.ndarray]], tokens: int) -> list[dict[str, np.ndarray]]:
-    """The first batches, as many as hold about ``tokens`` rows of integer inputs (two batches where there are none)."""
+    """The first batches, as many as hold about ``tokens`` elements of integer inputs (two where there are none)."""
     chosen, seen = [], 0
     for batch in batches:
         count = max((array.size for array in batch.values() if np.issubdtype(array.dtype, np.integer)), default=0)

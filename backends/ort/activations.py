@@ -37,7 +37,7 @@ def _quantize(body: Body, x: ir.Value, fmt: Format) -> ir.Value:
     candidates = [_candidate(body, x, scale, zero, fmt) for scale, zero in effective_scales(body, x, fmt)]
     if len(candidates) == 1:
         _, rounded, scale = candidates[0]
-        return body.Mul(rounded, scale)
+        return body.Mul(rounded, body.column(scale))
     return _better(body, *candidates)
 
 
@@ -46,8 +46,8 @@ _Candidate = tuple[ir.Value, ir.Value, ir.Value]
 
 def _candidate(body: Body, x: ir.Value, scale: ir.Value, zero: ir.Value | None, fmt: Format) -> _Candidate:
     """(values over scale, the nearest levels, scale)."""
-    y = body.Div(x, divisor(body, scale, fmt))
-    return y, round_element(body, y, fmt.element, zero), scale
+    y = body.Div(x, body.column(divisor(body, scale, fmt)))
+    return y, round_element(body, y, fmt.element, None if zero is None else body.column(zero)), scale
 
 
 def _better(body: Body, first: _Candidate, second: _Candidate) -> ir.Value:
@@ -58,13 +58,13 @@ def _better(body: Body, first: _Candidate, second: _Candidate) -> ir.Value:
     """
     keep = body.LessOrEqual(_error(body, *first), _error(body, *second))
     mask = body.to(keep, ir.DataType.FLOAT)
-    left = body.Mul(first[1], body.Mul(first[2], mask))
-    right = body.Mul(second[1], body.Mul(second[2], body.Sub(body.constant(1.0), mask)))
-    return body.Add(left, right)
+    scales = body.Mul(first[2], mask), body.Mul(second[2], body.Sub(body.constant(1.0), mask))
+    parts = [body.Mul(rounded, body.column(scale)) for (_, rounded, _), scale in zip((first, second), scales, strict=True)]
+    return body.Add(*parts)
 
 
 def _error(body: Body, y: ir.Value, rounded: ir.Value, scale: ir.Value) -> ir.Value:
-    squares = body.reduce("ReduceSumSquare", body.Sub(rounded, y), -1)
+    squares = body.reduce("ReduceSumSquare", body.Sub(rounded, y))
     return body.Mul(body.Mul(squares, scale), scale)
 
 

@@ -72,11 +72,16 @@ class Body:
 
     # ---- what reads better than the operators themselves ---------------------------------------------------------
 
-    def reduce(self, op: str, x: ir.Value, axis: int) -> ir.Value:
-        """``ReduceMax``, ``ReduceMin`` or another along one axis, which is kept."""
+    def reduce(self, op: str, x: ir.Value, *, keep: bool = False) -> ir.Value:
+        """``ReduceMax``, ``ReduceMin`` or another along the last axis, which is dropped or kept with size 1."""
+        keepdims = ir.AttrInt64("keepdims", int(keep))
         if self.opset >= 18 or op == "ReduceSum":
-            return self._append(op, (x, self.vector(axis)), [ir.AttrInt64("keepdims", 1)])
-        return self._append(op, (x,), [ir.AttrInt64s("axes", [axis]), ir.AttrInt64("keepdims", 1)])
+            return self._append(op, (x, self.vector(-1)), [keepdims])
+        return self._append(op, (x,), [ir.AttrInt64s("axes", [-1]), keepdims])
+
+    def column(self, x: ir.Value) -> ir.Value:
+        """A new last axis of size 1, to broadcast along."""
+        return self.Unsqueeze(x, self.vector(-1))
 
     def to(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         """A cast."""

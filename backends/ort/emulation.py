@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompile.backends.ort.activations import quantize_function
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.frame import cut, graph_type, prepare, resize, wrap
+from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.sites import Linear, Lookup
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_parts, packed_width
 from qcompile.formats import Format
@@ -24,13 +25,14 @@ _FLOAT = ir.DataType.FLOAT
 
 
 def takes(scheme: Scheme) -> bool:
-    """Every weight format; activation formats whose scales stay within a row."""
-    return scheme.activation is None or scheme.activation.rows == 1
+    """Every scalar weight format; scalar activation formats whose scales stay within a row."""
+    fmt = scheme.activation
+    return takes_lookup(scheme) and (fmt is None or isinstance(fmt, Format) and supported(fmt))
 
 
 def takes_lookup(scheme: Scheme) -> bool:
-    """Every weight format: a lookup has no activation to quantize."""
-    return True
+    """Every scalar weight format: a lookup has no activation to quantize."""
+    return isinstance(scheme.weight, Format)
 
 
 def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:

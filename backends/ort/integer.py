@@ -32,7 +32,7 @@ def takes(scheme: Scheme) -> bool:
 
 
 def _fits(fmt: Format) -> bool:
-    signed = fmt.element.kind is Kind.INTEGER and fmt.bits == 8 and fmt.element.levels[0] == -127
+    signed = isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER and fmt.bits == 8 and fmt.element.levels[0] == -127
     return signed and fmt.group is None and fmt.scale is ScaleType.FP32 and not fmt.zero_point
 
 
@@ -40,7 +40,7 @@ def scale_function(fmt: Format, opset: int) -> ir.Function:
     """``x [..., K] -> scale [..., 1]``: what one step of the code of each row is worth."""
     body = Body(opset)
     ((scale, _),) = effective_scales(body, body.input("x"), fmt)
-    return body.function("ScaleInteger", scale)
+    return body.function("ScaleInteger", body.column(scale))
 
 
 def codes_function(fmt: Format, opset: int) -> ir.Function:

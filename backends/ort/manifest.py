@@ -13,7 +13,7 @@ _GROUPS = (16, 32, 64, 128, 256)
 _FP8 = ("fp8-e4m3-channel/fp8-e4m3-channel", "fp8-e4m3-channel")
 _MXFP8 = ("mxfp8-e4m3/mxfp8-e4m3", "mxfp8-e4m3")
 _NVFP4 = ("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448")
-_MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-mrgptq")
+_MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "mxfp4-mrgptq")
 
 
 def _both(names: tuple[str, ...]) -> tuple[str, ...]:

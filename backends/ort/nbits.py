@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.frame import cut, graph_type, prepare, wrap
 from qcompile.backends.ort.sites import Linear, Lookup
-from qcompile.formats import Kind
+from qcompile.formats import Format, Kind
 from qcompile.formats.layouts import to_matmulnbits
 from qcompile.targets import Plan, Scheme, Target
 
@@ -30,7 +30,7 @@ _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # what both operators compute
 def takes(scheme: Scheme) -> bool:
     """Integers of 2, 4 or 8 bits in blocks of a power of two from 16 to 256, activations as they are."""
     fmt = scheme.weight
-    integer = fmt.element.kind is Kind.INTEGER and fmt.bits in (2, 4, 8)
+    integer = isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER and fmt.bits in (2, 4, 8)
     return integer and scheme.activation is None and fmt.group in (16, 32, 64, 128, 256)
 
 

@@ -68,8 +68,8 @@ def _round_integer(body: Body, y: ir.Value, element: Element, zero_point: ir.Val
 
 def _round_table(body: Body, y: ir.Value, element: Element, _: ir.Value | None) -> ir.Value:
     levels = np.array(element.levels, np.float32)
-    above = body.Greater(body.Unsqueeze(y, body.vector(-1)), body.constant(midpoints(levels)))
-    count = body.ReduceSum(body.to(above, ir.DataType.INT32), body.vector(-1), keepdims=0)
+    above = body.Greater(body.column(y), body.constant(midpoints(levels)))
+    count = body.reduce("ReduceSum", body.to(above, ir.DataType.INT32))
     return body.Add(body.Gather(body.constant(levels), count), body.Mul(y, body.constant(0.0)))
 
 

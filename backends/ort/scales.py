@@ -1,11 +1,13 @@
 """Group scales of an activation in standard operators, by every rule of ``qcompile.formats``, to the bit.
 
-Values come as ``[..., groups, group]``, scales go as ``[..., groups, 1]``: a row is a token, and a second-level
-scale belongs to one row, so that no token depends on another.
+Values come as ``[..., groups, group]``, scales go as ``[..., groups]``: with a last axis of size 1 instead, onnxruntime
+takes an operation with a scalar one element at a time. A second-level scale belongs to one row, so that no token
+depends on another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,9 +17,15 @@ from qcompile.backends.ort.body import Body
 from qcompile.backends.ort.rounding import clip, power_of_two_wide, round_float
 from qcompile.formats import Format, Kind, ScaleRule, ScaleType
 
-__all__ = ["divisor", "effective_scales"]
+__all__ = ["divisor", "effective_scales", "supported"]
 
 _TINY = float(np.finfo(np.float32).smallest_subnormal)
+
+
+def supported(fmt: Format) -> bool:
+    """Whether scales of the format can be computed, each within one row."""
+    stored = fmt.scale in _STORE or (fmt.scale is ScaleType.E8M0 and fmt.rule in _BORDERS)
+    return fmt.rows == 1 and fmt.rule in _RULES and stored and len(fmt.targets) <= 2
 
 
 def effective_scales(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
@@ -33,7 +41,7 @@ def divisor(body: Body, scale: ir.Value, fmt: Format) -> ir.Value:
 
 
 def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
-    amax = body.reduce("ReduceMax", body.Abs(x), -1)
+    amax = body.reduce("ReduceMax", body.Abs(x))
     second = None if fmt.tensor_scale is None else _row_scale(body, amax, fmt)
     scales = []
     for target in fmt.targets or (fmt.element.max,):
@@ -47,18 +55,18 @@ def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir
 
 
 def _row_scale(body: Body, amax: ir.Value, fmt: Format) -> ir.Value:
-    """The second-level scale of each row, ``[..., 1, 1]``."""
+    """The second-level scale of each row, ``[..., 1]``."""
     target = fmt.targets[0] if fmt.targets else fmt.element.max
-    scale = body.Div(body.reduce("ReduceMax", amax, -2), body.constant(target * fmt.tensor_scale))
+    scale = body.Div(body.reduce("ReduceMax", amax, keep=True), body.constant(target * fmt.tensor_scale))
     return body.Where(body.Equal(scale, body.constant(0.0)), body.constant(1.0), scale)
 
 
 def _power(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
-    """All E8M0 rules are one: ``2^⌊log2 amax⌋``, doubled where amax exceeds it by more than a threshold."""
-    amax = body.reduce("ReduceMax", body.Abs(x), -1)
+    """All E8M0 rules are one: ``2^(⌊log2 amax⌋ - shift)``, doubled where amax is above a multiple of its binade."""
+    amax = body.reduce("ReduceMax", body.Abs(x))
     binade = power_of_two_wide(body, amax)
-    scale = body.Mul(binade, body.constant(2.0**-fmt.element.max_exponent))
-    threshold = _THRESHOLD[fmt.rule](fmt)
+    shift, threshold = _BORDERS[fmt.rule](fmt)
+    scale = body.Mul(binade, body.constant(2.0**-shift))
     if threshold < 2:
         above = body.Greater(amax, body.Mul(binade, body.constant(threshold)))
         scale = body.Mul(scale, body.Add(body.to(above, ir.DataType.FLOAT), body.constant(1.0)))
@@ -68,31 +76,39 @@ def _power(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.
     return [(scale, None)]
 
 
-def _even_threshold(fmt: Format) -> float:
-    """The least float32 below ``2 - 2^-(m + 1)``: from there on, half a unit of the mantissa carries over."""
+def _border(largest: float) -> tuple[int, float]:
+    """The rule that rounds ``log2(amax / largest)`` up, as (shift, threshold rounded down to float32)."""
+    shift = math.frexp(largest)[1] - 1
+    threshold = math.floor(largest / 2.0**shift * 2**23) / 2**23
+    return shift, threshold
+
+
+def _even(fmt: Format) -> tuple[int, float]:
+    """From ``2 - 2^-(m + 1)`` times the binade on, half a unit of the mantissa carries over."""
     mantissa = fmt.element.mantissa_bits if fmt.element.kind is Kind.FLOAT else fmt.element.bits - 2
-    return 2 - 2.0 ** -(mantissa + 1) - 2.0**-23
+    return fmt.element.max_exponent, 2 - 2.0 ** -(mantissa + 1) - 2.0**-23
 
 
-_THRESHOLD: dict[ScaleRule, Callable[[Format], float]] = {
-    ScaleRule.FLOOR: lambda fmt: 2.0,
-    ScaleRule.FOUR_THIRDS: lambda fmt: 2.0,
-    ScaleRule.CEIL: lambda fmt: 1.0,
-    ScaleRule.RCEIL: lambda fmt: fmt.element.max / 2.0**fmt.element.max_exponent,
-    ScaleRule.EVEN: _even_threshold,
+_BORDERS: dict[ScaleRule, Callable[[Format], tuple[int, float]]] = {
+    ScaleRule.FLOOR: lambda fmt: (fmt.element.max_exponent, 2.0),
+    ScaleRule.FOUR_THIRDS: lambda fmt: (fmt.element.max_exponent, 2.0),
+    ScaleRule.CEIL: lambda fmt: (fmt.element.max_exponent, 1.0),
+    ScaleRule.RCEIL: lambda fmt: _border(fmt.element.max),
+    ScaleRule.NEAREST: lambda fmt: _border(fmt.element.max * 2**0.5),
+    ScaleRule.EVEN: _even,
 }
 
 
 def _signed_max(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
-    low, high = body.reduce("ReduceMin", x, -1), body.reduce("ReduceMax", x, -1)
+    low, high = body.reduce("ReduceMin", x), body.reduce("ReduceMax", x)
     largest = body.Where(body.Greater(high, body.Neg(low)), high, low)
     return [(_store(body, body.Div(largest, body.constant(fmt.element.levels[0])), fmt.scale), None)]
 
 
 def _minmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
     zero, steps = body.constant(0.0), float(len(fmt.element.levels) - 1)
-    low = body.Min(body.reduce("ReduceMin", x, -1), zero)
-    high = body.Max(body.reduce("ReduceMax", x, -1), zero)
+    low = body.Min(body.reduce("ReduceMin", x), zero)
+    high = body.Max(body.reduce("ReduceMax", x), zero)
     scale = _store(body, body.Div(body.Sub(high, low), body.constant(steps)), fmt.scale)
     empty = body.Equal(scale, zero)
     quotient = body.Div(body.Neg(low), body.Where(empty, body.constant(np.inf), scale))
@@ -103,7 +119,7 @@ _RULES: dict[ScaleRule, Callable[[Body, ir.Value, Format], Sequence[tuple[ir.Val
     ScaleRule.ABSMAX: _absmax,
     ScaleRule.SIGNED_MAX: _signed_max,
     ScaleRule.MINMAX: _minmax,
-    **dict.fromkeys(_THRESHOLD, _power),
+    **dict.fromkeys(_BORDERS, _power),
 }
 
 

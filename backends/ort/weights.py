@@ -70,11 +70,11 @@ def decode_function(fmt: Format, opset: int) -> ir.Function:
     group = [0, -1, fmt.group] if fmt.group else [0, 1, -1]
     levels = body.Reshape(_levels(body, parts["codes"], fmt), body.vector(*group))
     if "zero_points" in parts:
-        levels = body.Sub(levels, _as_column(body, body.to(parts["zero_points"], ir.DataType.FLOAT)))
+        levels = body.Sub(levels, body.column(body.to(parts["zero_points"], ir.DataType.FLOAT)))
     scale = _read_scale(body, parts["scales"], fmt)
     if "tensor_scale" in parts:
         scale = body.Mul(scale, parts["tensor_scale"])
-    out = body.Mul(levels, _as_column(body, scale))
+    out = body.Mul(levels, body.column(scale))
     return body.function(f"Decode{label(fmt)}", body.Reshape(out, body.vector(0, -1)))
 
 
@@ -96,10 +96,6 @@ def lookup_function(fmt: Format, opset: int) -> ir.Function:
     decoded = body.call(f"Decode{label(fmt)}", rows)
     shape = body.Concat(body.Shape(indices), body.vector(-1), axis=0)
     return body.function(f"Lookup{label(fmt)}", body.Reshape(decoded, shape))
-
-
-def _as_column(body: Body, x: ir.Value) -> ir.Value:
-    return body.Unsqueeze(x, body.vector(-1))
 
 
 def _read_scale(body: Body, scales: ir.Value, fmt: Format) -> ir.Value:
@@ -127,8 +123,8 @@ def _by_word(body: Body, codes: ir.Value, fmt: Format) -> ir.Value:
     bytes_ = body.to(body.Reshape(codes, body.vector(0, -1, bits)), ir.DataType.UINT64)
     placed = body.BitShift(bytes_, body.constant(np.arange(bits) * 8, np.uint64), direction="LEFT")
     halves = body.to(placed, ir.DataType.INT64)  # sums of int64, which are those of uint64 below 2^56
-    word = body.to(body.reduce("ReduceSum", halves, -1), ir.DataType.UINT64)
-    shifted = body.BitShift(word, body.constant(np.arange(8) * bits, np.uint64), direction="RIGHT")
+    word = body.to(body.reduce("ReduceSum", halves), ir.DataType.UINT64)
+    shifted = body.BitShift(body.column(word), body.constant(np.arange(8) * bits, np.uint64), direction="RIGHT")
     code = body.Mod(body.to(shifted, ir.DataType.INT64), body.constant(1 << bits, np.int64))
     table = decode_element(torch.arange(1 << bits, dtype=torch.uint8), fmt.element).numpy()
     return body.Gather(body.constant(table), body.Reshape(code, body.vector(0, -1)))

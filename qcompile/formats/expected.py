@@ -194,9 +194,7 @@ def _extreme_nodes(source: Distribution, group: int, nodes: int, smallest: bool)
     return (edges[1:] + edges[:-1]) / 2, np.diff(edges)
 
 
-def _minmax_errors(
-    low: Array, high: Array, fmt: Format, source: Distribution, group: int, between: Array
-) -> Array:
+def _minmax_errors(low: Array, high: Array, fmt: Format, source: Distribution, group: int, between: Array) -> Array:
     """Summed squared error of a group whose ends are ``low`` and ``high``."""
     bottom, top = np.minimum(low, 0), np.maximum(high, 0)
     steps = len(fmt.element.levels) - 1

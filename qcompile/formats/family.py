@@ -72,7 +72,7 @@ class FamilyFormat:
 def _error(trial: Quantized, x: Tensor, weight: Tensor | None) -> float:
     error = (trial.dequantize() - x).square_().movedim(trial.axis, -1)
     error = error if weight is None else error * weight
-    return float(error.nan_to_num_(0).double().sum()) if error.numel() < 1 << 22 else float(error.nan_to_num_(0).sum())
+    return float(error.nan_to_num_(0).double().sum())
 
 
 def power_element(bits: int, exponent: float) -> Element:

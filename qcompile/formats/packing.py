@@ -114,9 +114,7 @@ def pack(q: Quantized) -> Packed:
     if q.format.rows > 1:
         scales = scales.reshape(math.prod(scales.shape[:-1]), scales.shape[-1])[:: q.format.rows]
     zero_points = None if q.zero_points is None else pack_codes(q.zero_points, bits)
-    return Packed(
-        q.format, q.shape, q.axis, pack_codes(q.codes, bits), scales, zero_points, q.tensor_scale
-    )
+    return Packed(q.format, q.shape, q.axis, pack_codes(q.codes, bits), scales, zero_points, q.tensor_scale)
 
 
 def unpack(packed: Packed) -> Quantized:

@@ -147,5 +147,6 @@ class PlaneQuantized:
 
 
 PLANE_FORMATS: dict[str, PlaneFormat] = {
-    fmt.name: fmt for fmt in (PlaneFormat("ptqtp-g128"), PlaneFormat("ptqtp-g64", 64), PlaneFormat("ptqtp-channel", None))
+    fmt.name: fmt
+    for fmt in (PlaneFormat("ptqtp-g128"), PlaneFormat("ptqtp-g64", 64), PlaneFormat("ptqtp-channel", None))
 }

@@ -172,9 +172,7 @@ def fake_quantize(
     return out.view(*view.lead, view.size).movedim(-1, view.axis)
 
 
-def compute_scales(
-    x: Tensor, fmt: Format, axis: int = -1, tensor_scale: Tensor | float | None = None
-) -> Scales:
+def compute_scales(x: Tensor, fmt: Format, axis: int = -1, tensor_scale: Tensor | float | None = None) -> Scales:
     """The scales that :func:`quantize` would store, without the codes. Shapes as in :class:`Scales`."""
     view = _Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, None, tensor_scale)
@@ -184,9 +182,7 @@ def compute_scales(
     return view.shape_scales(stored)
 
 
-def _tensor_scale_of(
-    x: Tensor, fmt: Format, scales: Scales | None, given: Tensor | float | None
-) -> Tensor | None:
+def _tensor_scale_of(x: Tensor, fmt: Format, scales: Scales | None, given: Tensor | float | None) -> Tensor | None:
     if scales is not None:
         return scales.tensor_scale
     if given is not None:

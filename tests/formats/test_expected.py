@@ -18,7 +18,9 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", ["int4-g32", "uint4-g64", "int4-signedmax-g64", "mxfp4-even", "nf4-g64", "int8-g128", "e2m1-ue5m3"])
+@pytest.mark.parametrize(
+    "name", ["int4-g32", "uint4-g64", "int4-signedmax-g64", "mxfp4-even", "nf4-g64", "int8-g128", "e2m1-ue5m3"]
+)
 def test_quadrature_agrees_with_the_encoder(name, source):
     fmt, rows = FORMATS[name], 1 << 13
     x = SOURCES[source].rvs((rows, fmt.group), random_state=1).astype(np.float32)

@@ -125,7 +125,8 @@ def test_e8p_patterns():
     table = patterns()
     assert table.shape == (256, 8)
     norms = table.square().sum(1)
-    assert int((norms <= 10).sum()) == 227 and set(norms[227:].tolist()) == {12.0}
+    assert int((norms <= 10).sum()) == 227
+    assert set(norms[227:].tolist()) == {12.0}
     assert len(set(map(tuple, table.tolist()))) == 256
 
 

@@ -43,7 +43,17 @@ def run_matmulnbits(packed, rows, size, x):
 
 @pytest.mark.parametrize(
     "name",
-    ["int4-g32", "uint4-g32", "int8-g64", "uint8-g16", "int2-g32", "uint2-g64", "int4-signedmax-g128", "int4-e4m3", "mxint4"],
+    [
+        "int4-g32",
+        "uint4-g32",
+        "int8-g64",
+        "uint8-g16",
+        "int2-g32",
+        "uint2-g64",
+        "int4-signedmax-g128",
+        "int4-e4m3",
+        "mxint4",
+    ],
 )
 def test_onnxruntime_reads_matmulnbits_as_we_do(name):
     q = quantize(weight(), FORMATS[name])

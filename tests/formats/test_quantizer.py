@@ -148,6 +148,8 @@ def test_errors_stay_within_the_bound(name, rows, size, exponent, seed):
     assert ((q.dequantize() - x).abs() <= fmt.error_bound() * step * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize(("name", "bound"), [("int4-g32-fp32", 0.5), ("mxfp4", 2.0), ("mxfp4-even", 1.0), ("mxfp4-rceil", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("int4-g32-fp32", 0.5), ("mxfp4", 2.0), ("mxfp4-even", 1.0), ("mxfp4-rceil", 1.0)]
+)
 def test_known_bounds(name, bound):
     assert FORMATS[name].error_bound() == pytest.approx(bound, abs=1e-5)

@@ -85,7 +85,11 @@ def rotated(distribution, order):
     return (samples(distribution).view(-1, order) @ hadamard).view(-1, 128)
 
 
-SEARCH = {"MXFP4_bestof4_g32": "mxfp4", "E2M1_clipsearch_fpscale_g32": "e2m1-g32", "INT4_clipsearch_fpscale_g32": "int4-g32"}
+SEARCH = {
+    "MXFP4_bestof4_g32": "mxfp4",
+    "E2M1_clipsearch_fpscale_g32": "e2m1-g32",
+    "INT4_clipsearch_fpscale_g32": "int4-g32",
+}
 
 
 @pytest.mark.parametrize(("distribution", "name"), entries("rtn_monte_carlo"))

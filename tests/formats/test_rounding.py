@@ -18,7 +18,12 @@ FLOATS = {
     "e4m3": ml_dtypes.float8_e4m3fn,
     "e5m2": ml_dtypes.float8_e5m2,
 }
-INTEGERS = {"int2-full": ml_dtypes.int2, "int4-full": ml_dtypes.int4, "uint2": ml_dtypes.uint2, "uint4": ml_dtypes.uint4}
+INTEGERS = {
+    "int2-full": ml_dtypes.int2,
+    "int4-full": ml_dtypes.int4,
+    "uint2": ml_dtypes.uint2,
+    "uint4": ml_dtypes.uint4,
+}
 
 
 def probes(element):
@@ -50,7 +55,9 @@ def test_integers_agree_with_ml_dtypes(name):
     element = ELEMENTS[name]
     y = torch.linspace(-20, 20, 4001)
     reference = np.rint(y.numpy()).clip(element.levels[0], element.max).astype(INTEGERS[name])
-    assert np.array_equal(decode_element(encode_element(y.clone(), element), element).numpy(), reference.astype(np.float32))
+    assert np.array_equal(
+        decode_element(encode_element(y.clone(), element), element).numpy(), reference.astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -78,7 +85,9 @@ def test_rounds_to_the_nearest_level_with_the_tie_rule(name):
         assert torch.equal(value, lowest)
 
 
-@pytest.mark.parametrize(("y", "value"), [(0.25, 0), (0.75, 1), (1.25, 1), (1.75, 2), (2.5, 2), (3.5, 4), (5.0, 4), (9.0, 6)])
+@pytest.mark.parametrize(
+    ("y", "value"), [(0.25, 0), (0.75, 1), (1.25, 1), (1.75, 2), (2.5, 2), (3.5, 4), (5.0, 4), (9.0, 6)]
+)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_ties_of_e2m1(y, value, sign):
     assert float(round_element(torch.tensor([sign * y]), ELEMENTS["e2m1"])) == sign * value

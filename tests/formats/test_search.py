@@ -6,10 +6,21 @@ import torch
 from qcompile.errors import InputError
 from qcompile.formats import FORMATS, fake_quantize, search_scales
 
-NAMES = ["int4-g32", "uint4-g32", "e2m1-g16", "mxfp4", "mxint4-ceil", "nvfp4", "nvfp4-16x16", "int4-ue5m3", "nf4-g64", "int4-channel"]
+NAMES = [
+    "int4-g32",
+    "uint4-g32",
+    "e2m1-g16",
+    "mxfp4",
+    "mxint4-ceil",
+    "nvfp4",
+    "nvfp4-16x16",
+    "int4-ue5m3",
+    "nf4-g64",
+    "int4-channel",
+]
 
 
-def loss(x, y, weight=None, groups=None):
+def loss(x, y, weight=None):
     error = (y - x).double().square()
     return error if weight is None else error * weight
 
@@ -21,8 +32,8 @@ def test_no_group_gets_worse(name, weighted, size):
     fmt = FORMATS[name]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, size, generator=generator)
-    weight = {"none": None, "line": torch.rand(size, generator=generator), "full": torch.rand(32, size, generator=generator)}
-    weight = weight[weighted]
+    shape = {"none": None, "line": (size,), "full": (32, size)}[weighted]
+    weight = None if shape is None else torch.rand(shape, generator=generator)
     before = loss(x, fake_quantize(x, fmt), weight)
     after = loss(x, fake_quantize(x, fmt, scales=search_scales(x, fmt, weight=weight)), weight)
     group = fmt.group or size

@@ -1,0 +1,65 @@
+"""Draw the grids of docs/formats.md: ``python docs/draw_formats.py`` rewrites docs/formats-*.svg from the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qcompile.formats import ELEMENTS
+from qcompile.formats.e8p import decode_e8p
+from qcompile.formats.family import power_element, twin_log_element
+from qcompile.formats.vector import higgs_grid
+
+_SCALAR = (
+    "int2", "int3", "int4", "int4-full", "e1m2", "e2m1", "e3m0", "nf4", "af4", "bnb-fp4", "e2m3", "e3m2", "int8",
+    "e4m3", "e5m2",
+)  # fmt: skip
+_ROW, _LEFT, _WIDTH = 26, 110, 720
+
+
+def _svg(width: int, height: int, body: list[str]) -> str:
+    view = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {view}>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *body, "</svg>\n"])
+
+
+def scalar_grids() -> str:
+    """A row of ticks for each codebook, scaled to its largest magnitude."""
+    rows = [(name, ELEMENTS[name].levels) for name in _SCALAR]
+    rows += [("NUPES a=0.5", power_element(4, 0.5).levels), ("twin-log √2", twin_log_element(4, 2**0.5).levels)]
+    rows.append(("2 trit-planes", tuple(a * 0.75 + b * 0.25 for a in (-1, 0, 1) for b in (-1, 0, 1))))
+    body = []
+    for i, (name, levels) in enumerate(rows):
+        y = 20 + i * _ROW
+        body.append(f'<text x="4" y="{y + 4}">{name}</text>')
+        body.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y}" y2="{y}" stroke="#ccc"/>')
+        body += [_tick(level / max(map(abs, levels)), y) for level in levels]
+    return _svg(_LEFT + _WIDTH + 20, 20 + len(rows) * _ROW, body)
+
+
+def _tick(position: float, y: int) -> str:
+    x = _LEFT + (position + 1) / 2 * _WIDTH
+    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 7}" y2="{y + 7}" stroke="#1f5fa8" stroke-width="1.2"/>'
+
+
+def plane_grids() -> str:
+    """The two-dimensional HIGGS grids, and two coordinates of E8P, each within ±4 standard deviations."""
+    import torch
+
+    e8p = {tuple(p) for p in (decode_e8p(torch.arange(1 << 16, dtype=torch.int32))[:, :2] / 1.03).tolist()}
+    panels = [(f"HIGGS p=2, n={n}", higgs_grid(2, n)) for n in (16, 64, 256)] + [("E8P, two of eight", sorted(e8p))]
+    body = []
+    for i, (name, points) in enumerate(panels):
+        body.append(f'<text x="{10 + 230 * i}" y="16">{name}</text>')
+        body += [_dot(point, 120 + 230 * i, 135) for point in points if max(map(abs, point)) < 4]
+    return _svg(230 * len(panels) + 10, 260, body)
+
+
+def _dot(point: Sequence[float], x: int, y: int) -> str:
+    return f'<circle cx="{x + point[0] * 27:.1f}" cy="{y - point[1] * 27:.1f}" r="1.8" fill="#1f5fa8"/>'
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    (folder / "formats-scalar.svg").write_text(scalar_grids())
+    (folder / "formats-plane.svg").write_text(plane_grids())
