@@ -1,4 +1,4 @@
-"""Finds passes by name: the file ``passes/fold_norms.py`` holds the pass ``fold-norms``."""
+"""Finds passes by name: the file ``passes/fold_scales.py`` holds the pass ``fold-scales``."""
 
 from __future__ import annotations
 

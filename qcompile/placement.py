@@ -18,10 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Mode, Node, Ref, Structure
+from qcompile.candidates import FITTED_BLOCKS, fitted, orthogonal_candidates
 from qcompile.errors import InputError
 from qcompile.folding import axis_transform
 from qcompile.freedom import Freedom
-from qcompile.scoring import Probe, group_error, probe, site_error, weight_matrix
+from qcompile.scoring import Probe, group_error, probe, site_error
 from qcompile.spaces import Analysis, Site
 from qcompile.targets import Scheme
 
@@ -39,11 +40,6 @@ LEAST_GAIN = 0.05
 
 #: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
 COMPARED = 12
-
-BLOCKS = (16, 32, 64, 128)
-
-#: Blocks of the closed form; a larger one costs more and equalizes more.
-FITTED_BLOCKS = (16, 32, 64)
 
 
 @dataclass(eq=False)
@@ -156,7 +152,7 @@ def _place_offline(
         if not _allowed(node) or kind == "wush":
             continue
         compared = [group_list[i] for i in np.linspace(0, len(group_list) - 1, min(COMPARED, len(group_list))).astype(int)]
-        candidates = _candidates(node.size, scheme(compared[0]), kind, seed + number)
+        candidates = orthogonal_candidates(node.size, scheme(compared[0]), kind, seed + number)
         best, errors = None, {"none": 1.0}
         base = least = sum(_error(analysis, g, scheme(g), placement.offline) for g in compared)
         for name, transform in candidates.items():
@@ -178,32 +174,6 @@ def _error(analysis: Analysis, group: Group, scheme: Scheme, offline: Mapping[No
     return group_error(group.probes, group.alphas, scheme, axis_transform(analysis.axes, group.ref, offline))
 
 
-def _candidates(size: int, scheme: Scheme, kind: str, seed: int) -> dict[str, Transform]:
-    """Orthogonal transforms of an axis, by name, small blocks first."""
-    from qcompile.transforms import BlockDiagonal, Hadamard, has_hadamard
-
-    group = (scheme.weight.group if scheme.weight else None) or size
-    found: dict[str, Transform] = {}
-    if kind in ("auto", "block"):
-        blocks = [b for b in BLOCKS if size % b == 0 and b < size and (b >= group or kind == "auto")]
-        for block in blocks[:1] if kind == "block" else blocks:
-            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed), size // block)
-    if (kind != "block" or not found) and has_hadamard(size):
-        found["hadamard"] = Hadamard(size, seed)
-    if not found and kind != "none":
-        block = _largest_block(size)
-        if block > 1:
-            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed), size // block)
-    return found
-
-
-def _largest_block(size: int) -> int:
-    """The largest divisor with a Hadamard matrix: for sizes that have none themselves."""
-    from qcompile.transforms import has_hadamard
-
-    return max((d for d in range(1, size + 1) if size % d == 0 and has_hadamard(d)), default=1)
-
-
 # -- online --------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +192,7 @@ def _place_online(
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
     if kind in ("hadamard", "block"):
         if offline is None:
-            forced = list(_candidates(group.width, scheme, kind, seed).values())
+            forced = list(orthogonal_candidates(group.width, scheme, kind, seed).values())
             if forced:
                 placement.online[group.value.name] = forced[-1]
         return
@@ -232,7 +202,7 @@ def _place_online(
     errors = {"none": 1.0}
     base = group_error(group.probes, group.alphas, scheme, offline)
     best, least = None, base * (1 - LEAST_GAIN)
-    for name, transform in _online_candidates(analysis, group, scheme, offline, own, kind, seed).items():
+    for name, transform in _onlineorthogonal_candidates(analysis, group, scheme, offline, own, kind, seed).items():
         total = transform if offline is None else _compose(offline, transform)
         error = group_error(group.probes, group.alphas, scheme, total)
         errors[name] = error / base if base else 1.0
@@ -255,7 +225,7 @@ def _compose(first: Transform, second: Transform) -> Transform:
     return Compose((first, second))
 
 
-def _online_candidates(
+def _onlineorthogonal_candidates(
     analysis: Analysis,
     group: Group,
     scheme: Scheme,
@@ -264,25 +234,12 @@ def _online_candidates(
     kind: str,
     seed: int,
 ) -> dict[str, Transform]:
-    found = {} if kind == "wush" or offline is not None else _candidates(group.width, scheme, "auto", seed)
+    found = {} if kind == "wush" or offline is not None else orthogonal_candidates(group.width, scheme, "auto", seed)
     least = scheme.weight.group or group.width
     for block in FITTED_BLOCKS if own is not None else ():
         if block >= least and group.width % block == 0:
-            found[f"wush-{block}"] = _wush(group, offline, own, block)
+            found[f"wush-{block}"] = fitted(group.sites, offline, own, block)
     return found
-
-
-def _wush(group: Group, offline: Transform | None, own: Statistics, block: int) -> Transform:
-    import torch
-
-    from qcompile.transforms import wush
-
-    moment = torch.from_numpy(own.second_moment)
-    weight = torch.cat([weight_matrix(site).double() for site in group.sites])
-    if offline is not None:
-        moment = offline.apply(offline.apply(moment, 0), 1)
-        weight = offline.dual().apply(weight, -1)
-    return wush(moment, weight, block)
 
 
 def total_transform(analysis: Analysis, group: Group, placement: Placement) -> Transform | None:

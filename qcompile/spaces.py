@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.axes import Axes, Limit, Node, Ref, Structure
+from qcompile.axes import Axes, Limit, Mode, Node, Ref, Structure
 from qcompile.freedom import Freedom
 
 __all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "rule"]
@@ -190,6 +190,11 @@ class Analysis:
         for leaf in self.axes.leaves(ref):
             freedom &= leaf.node.freedom
         return freedom
+
+    def relative(self, ref: Ref, base: Ref) -> Mode:
+        """How the transform of ``ref`` follows from that of ``base``, which refers to the same node."""
+        mode, own = self.axes.find(ref).mode, self.axes.find(base).mode
+        return Mode.PLAIN if Mode.PLAIN in (mode, own) else mode.after(own)
 
     # -- what passes and reports use ----------------------------------------------------------------------------
 

@@ -15,8 +15,6 @@ CORE, PASSES, BACKENDS = ROOT / "qcompile", ROOT / "passes", ROOT / "backends"
 
 #: Files above the limit, each with the reason why it is one file.
 LONG = {
-    "passes/canonicalize.py": "every spelling of a normalization that exporters write, side by side",
-    "passes/fold_norms.py": "scales, shifts and centering read and rewrite the same norms",
     "qcompile/axes.py": "one data structure: every operation keeps the same invariants of the forest",
     "qcompile/rules/shaping.py": "one rule for each of ONNX's operators that move axes",
     "qcompile/spaces.py": "the types that rules, passes and reports share, with their analysis",
@@ -24,7 +22,7 @@ LONG = {
 LIMIT = 300
 
 #: Passes that use another pass's helper.
-SHARED_HELPERS = {("fold_norms", "canonicalize"): "norm_operator: the spelling of norms, which both must agree on"}
+SHARED_HELPERS: dict[tuple[str, str], str] = {}
 
 #: What this project depends on: no module may take such a name.
 DEPENDENCIES = {"jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich",

@@ -390,7 +390,7 @@ def test_targets_and_passes() -> None:
     listed = done("targets").stdout
     assert all(name in listed for name in ("cpu-int4", "cpu-int8", "blackwell-fp4", "blackwell-mxfp4"))
     listed = done("passes").stdout
-    assert all(name in listed for name in ("canonicalize", "fold-norms", "rotate", "quantize"))
+    assert all(name in listed for name in ("canonicalize", "fold-scales", "rotate", "quantize"))
 
 
 def test_choices_are_those_of_the_core() -> None:

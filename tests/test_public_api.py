@@ -99,6 +99,6 @@ def test_rotate_and_inspect(model: Path) -> None:
 
 def test_passes_compose(model: Path) -> None:
     state = qc.State(qc.capture(model).model.clone())
-    assert qc.Pipeline([qc.load_pass("canonicalize")(), qc.load_pass("fold-norms")()]).apply(state)
+    assert qc.Pipeline([qc.load_pass("canonicalize")(), qc.load_pass("fold-scales")()]).apply(state)
     with pytest.raises(qc.InputError, match="unknown pass 'nonsense'; there are"):
         qc.load_pass("nonsense")

@@ -59,7 +59,9 @@ def _better(body: Body, first: _Candidate, second: _Candidate) -> ir.Value:
     keep = body.LessOrEqual(_error(body, *first), _error(body, *second))
     mask = body.to(keep, ir.DataType.FLOAT)
     scales = body.Mul(first[2], mask), body.Mul(second[2], body.Sub(body.constant(1.0), mask))
-    parts = [body.Mul(rounded, body.column(scale)) for (_, rounded, _), scale in zip((first, second), scales, strict=True)]
+    parts = [
+        body.Mul(rounded, body.column(scale)) for (_, rounded, _), scale in zip((first, second), scales, strict=True)
+    ]
     return body.Add(*parts)
 
 

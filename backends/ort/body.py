@@ -1,8 +1,8 @@
 """Writes the body of a function of our domain, one operator a call.
 
-    body = Body(opset=17)
-    x = body.input("x")
-    function = body.function("Twice", body.Mul(x, body.constant(2.0)))
+body = Body(opset=17)
+x = body.input("x")
+function = body.function("Twice", body.Mul(x, body.constant(2.0)))
 """
 
 from __future__ import annotations

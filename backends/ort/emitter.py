@@ -31,7 +31,9 @@ class Emitter:
         self._names = {value.name for node in model.graph for value in node.outputs}
         self._names |= {value.name for value in model.graph.inputs}
 
-    def op(self, before: ir.Node, op: str, *inputs: ir.Value | None, domain: str = "", hint: str = "", **attributes: Any) -> ir.Value:
+    def op(
+        self, before: ir.Node, op: str, *inputs: ir.Value | None, domain: str = "", hint: str = "", **attributes: Any
+    ) -> ir.Value:
         """The first output of a new node placed before another, with a name made from ``hint``."""
         name = self._unique(hint or f"{before.name}/{op}")
         return append_node(before, op, inputs, attributes, name=name, domain=domain).outputs[0]

@@ -32,7 +32,9 @@ def takes(scheme: Scheme) -> bool:
 
 
 def _fits(fmt: Format) -> bool:
-    signed = isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER and fmt.bits == 8 and fmt.element.levels[0] == -127
+    signed = (
+        isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER and fmt.bits == 8 and fmt.element.levels[0] == -127
+    )
     return signed and fmt.group is None and fmt.scale is ScaleType.FP32 and not fmt.zero_point
 
 

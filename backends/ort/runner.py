@@ -16,7 +16,9 @@ __all__ = ["load"]
 FILE = "model.onnx"
 
 
-def load(folder: Path, *, keep_packed: bool = False, threads: int = 0) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def load(
+    folder: Path, *, keep_packed: bool = False, threads: int = 0
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """The artifact as a function of named inputs.
 
     Args:
@@ -57,7 +59,9 @@ def _saturates() -> bool:
 
     text = """<ir_version: 8, opset_import: ["" : 13]> g (uint8[4, 64] a, int8[64, 16] b) => (int32[4, 16] c)
         { c = MatMulInteger(a, b) }"""
-    session = ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        onnx.parser.parse_model(text).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     (product,) = session.run(None, {"a": np.full((4, 64), 255, np.uint8), "b": np.full((64, 16), 127, np.int8)})
     return bool((product != 64 * 255 * 127).any())
 

@@ -49,7 +49,6 @@ class Linear:
     beta: float = 1.0
     bias: ir.Value | None = None
 
-
     @property
     def rank(self) -> int:
         """Axes of ``x``."""
@@ -146,5 +145,3 @@ _READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup]] = {
     ("", "Conv"): _conv,
     ("", "Gather"): _gather,
 }
-
-

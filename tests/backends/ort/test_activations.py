@@ -20,7 +20,8 @@ OF_TARGETS = sorted(
 OTHERS = [
     "int4-g32", "int4-g128-fp16", "int2-g16", "uint4-g32", "uint8-channel", "int4-signedmax-g32", "nf4-g64",
     "bnb-fp4-g32", "e3m0-g32", "e2m3-g16", "e1m2-g16", "fp8-e5m2-channel", "mxfp6-e2m3-even", "mxfp6-e3m2-ceil",
-    "mxfp8-e5m2-rceil", "mxfp8-e4m3-nearest", "mxint8", "mxint4-even", "e2m1-4over6-g32", "int4-e4m3", "e2m1-ue5m3", "q8_0",
+    "mxfp8-e5m2-rceil", "mxfp8-e4m3-nearest", "mxint8", "mxint4-even", "e2m1-4over6-g32", "int4-e4m3", "e2m1-ue5m3",
+    "q8_0",
 ]  # fmt: skip
 WIDTH = 256
 
@@ -49,7 +50,11 @@ def oracle(fmt: Format, x: np.ndarray) -> np.ndarray:
 def samples(fmt: Format) -> np.ndarray:
     """Rows ``[n, WIDTH]``: random at many scales, ties, zeros, subnormals, huge values, outliers."""
     rng = np.random.default_rng(3)
-    rows = [rng.standard_normal((64, WIDTH)), rng.laplace(size=(32, WIDTH)) * 1e3, rng.standard_normal((16, WIDTH)) * 1e-6]
+    rows = [
+        rng.standard_normal((64, WIDTH)),
+        rng.laplace(size=(32, WIDTH)) * 1e3,
+        rng.standard_normal((16, WIDTH)) * 1e-6,
+    ]
     rows.append(rng.standard_normal((8, WIDTH)) * 1e-39)  # subnormal
     rows.append(rng.standard_normal((8, WIDTH)) * 1e30)
     rows.append(rng.standard_normal((16, WIDTH)) * np.exp(rng.normal(size=(16, WIDTH)) * 4))
@@ -65,7 +70,9 @@ def _ties(fmt: Format, rng: np.random.Generator) -> np.ndarray:
     levels = np.array(fmt.element.levels)
     middles = (levels[:-1] + levels[1:]) / 2
     rows = rng.choice(middles, (32, WIDTH)) * np.exp2(rng.integers(-8, 8, (32, 1)))
-    rows[:, :: fmt.group or WIDTH] = np.sign(rng.standard_normal((32, 1))) * levels[-1] * np.exp2(rng.integers(-8, 8, (32, 1)))
+    rows[:, :: fmt.group or WIDTH] = (
+        np.sign(rng.standard_normal((32, 1))) * levels[-1] * np.exp2(rng.integers(-8, 8, (32, 1)))
+    )
     return rows
 
 

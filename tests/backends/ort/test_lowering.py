@@ -23,12 +23,21 @@ from qcompile.targets import Lowered, Plan, Scheme, get_target
 ROUNDING = 2e-6  # relative L2 of a float32 product of a few hundred terms against float64
 LEVEL_4 = 1.5e-2  # of a product whose activation is rounded to int8 in blocks
 ACTIVATIONS = [s for t in TARGETS if t.name != "cpu-int4" for s in t.schemes if s != "*"]
-OTHERS = ["nf4-g64/nf4-g64", "int3-g32/uint5-g16", "mxfp6-e3m2/mxfp4", "int4-g32/int8-g64", "uint4-g16-fp16", "nvfp4-16x16"]
+OTHERS = [
+    "nf4-g64/nf4-g64",
+    "int3-g32/uint5-g16",
+    "mxfp6-e3m2/mxfp4",
+    "int4-g32/int8-g64",
+    "uint4-g16-fp16",
+    "nvfp4-16x16",
+]
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def build(nodes: list, inputs: dict, output: str, weights: dict, opset: int = 18, dtype: int = TensorProto.FLOAT) -> ir.Model:
+def build(
+    nodes: list, inputs: dict, output: str, weights: dict, opset: int = 18, dtype: int = TensorProto.FLOAT
+) -> ir.Model:
     """A model with inferred shapes; inputs are ``{name: (type, shape)}``."""
     infos = [helper.make_tensor_value_info(name, *info) for name, info in inputs.items()]
     result = helper.make_tensor_value_info(output, dtype, None)
@@ -104,7 +113,9 @@ def test_emulated_product_is_exact(name: str, size: int, rng: np.random.Generato
         assert error(have, product(x, plan)) < ROUNDING
 
 
-@pytest.mark.parametrize("name", ["int4-g16", "int4-g32", "int4-g128", "int4-g256", "uint4-g32", "uint4-g64", "int8-g32", "uint8-g64"])
+@pytest.mark.parametrize(
+    "name", ["int4-g16", "int4-g32", "int4-g128", "int4-g256", "uint4-g32", "uint4-g64", "int8-g32", "uint8-g64"]
+)
 @pytest.mark.parametrize("size", [256, 200])
 def test_matmulnbits(name: str, size: int, rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng, size)
@@ -141,7 +152,9 @@ def test_eight_bits_stay_at_level_four(rng: np.random.Generator, tmp_path: Path)
     assert "int8 activations" in said.sites["site"]["why"]
 
 
-def graphs(rng: np.random.Generator) -> dict[str, tuple[ir.Model, np.ndarray, Callable[[np.ndarray, Plan], np.ndarray], tuple]]:
+def graphs(
+    rng: np.random.Generator,
+) -> dict[str, tuple[ir.Model, np.ndarray, Callable[[np.ndarray, Plan], np.ndarray], tuple]]:
     """Every spelling of a linear site: (model, weight [out, in], what it computes, shape of x)."""
     w, bias = rng.standard_normal((64, 48)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
     make, kernel = helper.make_node, np.ascontiguousarray(w.T).reshape(48, 64, 1, 1)
@@ -169,7 +182,9 @@ def graphs(rng: np.random.Generator) -> dict[str, tuple[ir.Model, np.ndarray, Ca
 
 
 @pytest.mark.parametrize("spelling", ["gemm", "gemm-transposed", "conv", "left"])
-@pytest.mark.parametrize("target, scheme", [("blackwell-fp4", "nvfp4/nvfp4"), ("cpu-int4", "int4-g32"), ("cpu-int8", "int8-channel")])
+@pytest.mark.parametrize(
+    "target, scheme", [("blackwell-fp4", "nvfp4/nvfp4"), ("cpu-int4", "int4-g32"), ("cpu-int8", "int8-channel")]
+)
 def test_every_spelling(spelling: str, target: str, scheme: str, rng: np.random.Generator, lower: Callable) -> None:
     model, weight, meaning, shape = graphs(rng)[spelling]
     plan = planned("site", weight, get_target(target).scheme(scheme))
@@ -180,7 +195,9 @@ def test_every_spelling(spelling: str, target: str, scheme: str, rng: np.random.
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21, 23])
-@pytest.mark.parametrize("scheme", ["nvfp4/nvfp4", "mxfp4-even/mxfp4-even", "int8-channel/int8-channel", "int3-g32/int3-g32"])
+@pytest.mark.parametrize(
+    "scheme", ["nvfp4/nvfp4", "mxfp4-even/mxfp4-even", "int8-channel/int8-channel", "int3-g32/int3-g32"]
+)
 def test_every_opset(opset: int, scheme: str, rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng, 100, opset=opset)
     plan = planned("site", weight, Scheme.parse(scheme))
@@ -188,7 +205,9 @@ def test_every_opset(opset: int, scheme: str, rng: np.random.Generator, lower: C
     assert error(lower(model, [plan], target_of(scheme))[0]({"x": x})["y"], product(x, plan)) < ROUNDING
 
 
-@pytest.mark.parametrize("target, scheme", [("blackwell-fp4", "nvfp4/nvfp4"), ("cpu-int4", "int4-g32"), ("cpu-int8", "int8-channel")])
+@pytest.mark.parametrize(
+    "target, scheme", [("blackwell-fp4", "nvfp4/nvfp4"), ("cpu-int4", "int4-g32"), ("cpu-int8", "int8-channel")]
+)
 def test_half_precision_graphs(target: str, scheme: str, rng: np.random.Generator, lower: Callable) -> None:
     weight = rng.standard_normal((64, 32)).astype(np.float16)
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="site")
@@ -206,7 +225,10 @@ def test_half_precision_graphs(target: str, scheme: str, rng: np.random.Generato
 def tied(rng: np.random.Generator, size: int = 96) -> tuple[ir.Model, np.ndarray]:
     """An embedding and a head with the same table ``[rows, size]``."""
     table = rng.standard_normal((50, size)).astype(np.float32)
-    nodes = [helper.make_node("Gather", ["table", "ids"], ["x"], name="embed"), helper.make_node("MatMul", ["x", "w"], ["y"], name="head")]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"], name="embed"),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="head"),
+    ]
     weights = {"table": table, "w": np.ascontiguousarray(table.T)}
     return build(nodes, {"ids": (TensorProto.INT64, ["batch", "length"])}, "y", weights), table
 
@@ -220,7 +242,9 @@ def tied(rng: np.random.Generator, size: int = 96) -> tuple[ir.Model, np.ndarray
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [96, 100])
-def test_tied_tables_are_exact_and_stored_once(target: str, scheme: str, size: int, rng: np.random.Generator, lower: Callable) -> None:
+def test_tied_tables_are_exact_and_stored_once(
+    target: str, scheme: str, size: int, rng: np.random.Generator, lower: Callable
+) -> None:
     model, table = tied(rng, size)
     model.graph.outputs.append(model.graph.node(0).outputs[0])
     scheme = get_target(target).scheme(scheme)
@@ -231,7 +255,11 @@ def test_tied_tables_are_exact_and_stored_once(target: str, scheme: str, size: i
     assert np.array_equal(out["x"], plans[0].weight.dequantize().numpy()[ids])
     assert error(out["y"], product(out["x"], plans[1])) < (LEVEL_4 if target == "cpu-int4" else ROUNDING)
     if target != "cpu-int8":  # there the product wants its weight transposed
-        codes = [v for v in graph.graph.initializers.values() if v.dtype == ir.DataType.UINT8 and v.const_value.size >= 50 * 32]
+        codes = [
+            v
+            for v in graph.graph.initializers.values()
+            if v.dtype == ir.DataType.UINT8 and v.const_value.size >= 50 * 32
+        ]
         assert len(codes) == 1
 
 
@@ -249,8 +277,12 @@ def test_siblings_share_one_quantization(rng: np.random.Generator, lower: Callab
     assert error(run({"x": x})["y"], sum(product(x, plan) for plan in plans)) < ROUNDING
 
 
-@pytest.mark.parametrize("target, scheme", [("blackwell-fp4", "nvfp4/nvfp4"), ("blackwell-mxfp4", "mxfp4/mxfp4"), ("cpu-int4", "int4-g32")])
-def test_the_file_is_as_small_as_the_format(target: str, scheme: str, rng: np.random.Generator, lower: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target, scheme", [("blackwell-fp4", "nvfp4/nvfp4"), ("blackwell-mxfp4", "mxfp4/mxfp4"), ("cpu-int4", "int4-g32")]
+)
+def test_the_file_is_as_small_as_the_format(
+    target: str, scheme: str, rng: np.random.Generator, lower: Callable, tmp_path: Path
+) -> None:
     model, weight = linear(rng, 512, 512)
     plan = planned("site", weight, Scheme.parse(scheme))
     lower(model, [plan], target)
@@ -314,8 +346,12 @@ def test_refuses_an_operator_before_any_edit(rng: np.random.Generator, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target, scheme", [("cpu-int4", "nvfp4"), ("cpu-int8", "int4-g32/int4-g32"), ("reference", "int4-g32/nvfp4-16x16")])
-def test_refuses_a_scheme_that_no_kernel_computes(target: str, scheme: str, rng: np.random.Generator, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target, scheme", [("cpu-int4", "nvfp4"), ("cpu-int8", "int4-g32/int4-g32"), ("reference", "int4-g32/nvfp4-16x16")]
+)
+def test_refuses_a_scheme_that_no_kernel_computes(
+    target: str, scheme: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
     model, weight = linear(rng)
     with pytest.raises(TargetError, match="no kernel for site 'site'"):
         lowering.lower(model, [planned("site", weight, Scheme.parse(scheme))], get_target(target), tmp_path)
@@ -324,7 +360,9 @@ def test_refuses_a_scheme_that_no_kernel_computes(target: str, scheme: str, rng:
 def test_refuses_a_site_that_is_not_there(rng: np.random.Generator, tmp_path: Path) -> None:
     model, weight = linear(rng)
     with pytest.raises(InputError, match="no site named elsewhere"):
-        lowering.lower(model, [planned("elsewhere", weight, Scheme.parse("nvfp4"))], get_target("blackwell-fp4"), tmp_path)
+        lowering.lower(
+            model, [planned("elsewhere", weight, Scheme.parse("nvfp4"))], get_target("blackwell-fp4"), tmp_path
+        )
 
 
 def test_refuses_old_operators(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -354,4 +392,7 @@ def test_every_scheme_of_every_target_has_a_kernel() -> None:
     for target in TARGETS:
         names = [*(s for s in target.schemes if s != "*"), target.default, target.edge]
         for scheme in map(target.scheme, names):
-            assert any(KERNELS[kernel].takes(scheme) for kernel in target.options["kernels"]), (target.name, scheme.name)
+            assert any(KERNELS[kernel].takes(scheme) for kernel in target.options["kernels"]), (
+                target.name,
+                scheme.name,
+            )

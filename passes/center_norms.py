@@ -1,0 +1,102 @@
+"""Center norms: LayerNorm becomes RMSNorm where all that writes its input can be centered.
+
+A stream that is written by sites and constants, and read by nothing but LayerNorms, may lose its mean at its writers:
+then no norm has to subtract it (Pre-RMSNorm, arXiv:2305.14858), and the stream gains every rotation as its freedom.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompile.axes import Limit, Mode, Node, Structure
+from qcompile.folding import rewrite
+from qcompile.graph import DOMAIN, append_node, tidy
+from qcompile.norms import make_norm
+from qcompile.pipeline import State
+from qcompile.spaces import Analysis, Norm, analyze, label
+
+__all__ = ["CenterNorms"]
+
+
+@dataclass(frozen=True)
+class CenterNorms:
+    """Turn LayerNorms into RMSNorms by centering what they read."""
+
+    name: ClassVar[str] = "center-norms"
+
+    def apply(self, state: State) -> bool:
+        """Rewrites the graph in place; its function stays the same."""
+        converted = _center(state)
+        tidy(state.model)
+        return bool(converted)
+
+
+def _center(state: State) -> int:
+    """Turn LayerNorms into RMSNorms where all that writes their input can be centered."""
+    analysis = analyze(state.model, join_norms=False)
+    uses = analysis.uses()
+    groups: dict[Node, list[Norm]] = defaultdict(list)
+    for norm in analysis.norms:
+        groups[analysis.axes.find(norm.ref_in).node].append(norm)
+    converted = 0
+    for node, norms in groups.items():
+        if not any(norm.centered for norm in norms):
+            continue
+        reason = _why_not_centered(analysis, node, norms, uses)
+        if reason is None:
+            _center_writers(analysis, node, uses)
+            converted += len([_to_rms(state.model, norm) for norm in norms])
+            continue
+        for norm in norms:
+            state.decline(norm.node.name or label(norm.node), "turning it into RMSNorm by centering its input", reason)
+    return converted
+
+
+def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: dict) -> str | None:
+    if node.structure is not Structure.LEAF:
+        return "its input axis is split by other operators"
+    if not all(norm.centered and norm.node.domain != "com.microsoft" for norm in norms):
+        return "another kind of normalization reads the same stream"
+    own = {f"{label(norm.node)} normalizes over it" for norm in norms}
+    other: list[Limit] = [limit for limit in node.limits if limit.reason not in own]
+    if other:
+        return other[0].reason
+    outputs = {id(norm.node.outputs[0]) for norm in analysis.norms}
+    for value, axis in uses[node]:
+        if analysis.relative(analysis.refs_of[value][axis], norms[0].ref_in) is not Mode.SAME:
+            return f"'{value.name}' reads the stream before it is normalized"
+        if id(value) in outputs:
+            return f"the stream is written by a normalization, '{value.name}', whose mean is not zero"
+        if value.const_value is None and any(item.node.outputs[0] is value for item in analysis.scalings):
+            return f"the stream is written by a scaling, '{value.name}', that could not be folded"
+    return None
+
+
+def _center_writers(analysis: Analysis, node: Node, uses: dict) -> None:
+    for value, axis in uses[node]:
+        if value.const_value is not None:
+            rewrite(analysis.model, value, lambda array, axis=axis: array - array.mean(axis=axis, keepdims=True))
+
+
+def _epsilon(node: ir.Node) -> float:
+    if node.domain == DOMAIN:
+        return float(node.inputs[-1].const_value.numpy())
+    return node.attributes.get_float("epsilon", 1e-5)
+
+
+def _to_rms(model: ir.Model, norm: Norm) -> ir.Node:
+    old = norm.node
+    epsilon = _epsilon(old)
+    made = make_norm(
+        model, old, old.inputs[0], norm.scale, None, epsilon, centered=False, name=f"{old.name}_rms", like=old.outputs[0]
+    )  # fmt: skip
+    result = made.outputs[0]
+    if norm.shift is not None and (norm.shift.const_value is None or norm.shift.const_value.numpy().any()):
+        result = append_node(old, "Add", [result, norm.shift], name=f"{old.name}_shift", like=result).outputs[0]
+    ir.convenience.replace_all_uses_with(old.outputs[0], result, replace_graph_outputs=True)
+    old.graph.remove(old, safe=True)
+    return made

@@ -1,0 +1,166 @@
+"""Fold scales: constant scales along an axis move into the sites around them.
+
+A norm's γ, a layer scale, 1+γ once it is one constant: forward into the sites that read it, or backward into the
+sites that write it, whichever the freedoms allow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.axes import Mode, Node, Ref, Structure
+from qcompile.folding import rewrite
+from qcompile.freedom import Freedom
+from qcompile.graph import ensure_initializer, tidy
+from qcompile.pipeline import State
+from qcompile.spaces import Analysis, Norm, Scaling, analyze, label
+
+__all__ = ["FoldScales"]
+
+#: A shift may be divided by a scale no smaller than this fraction of the largest.
+SMALLEST_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class FoldScales:
+    """Fold constant scales into sites."""
+
+    name: ClassVar[str] = "fold-scales"
+
+    def apply(self, state: State) -> bool:
+        """Rewrites the graph in place; its function stays the same."""
+        total = 0
+        while folded := _fold_scales(state):  # one link of a chain of scalings a round
+            total += folded
+        tidy(state.model)
+        return bool(total)
+
+
+def _fold_scales(state: State) -> int:
+    analysis = analyze(state.model, join_norms=False)
+    uses = analysis.uses()
+    folded = 0
+    for node, group in _by_space(analysis).items():
+        reason = _fold_forward(analysis, node, group, uses)
+        if reason is not None and all(isinstance(item, Scaling) for item in group):
+            reasons = [_fold_backward(analysis, item, uses) for item in group]
+            reason = next((text for text in reasons if text is not None), None)
+        if reason is None:
+            folded += len(group)
+        for item in group if reason is not None else ():
+            state.decline(item.node.name or label(item.node), "folding its scale into the sites around it", reason)
+    return folded
+
+
+def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
+    groups: dict[Node, list[Norm | Scaling]] = defaultdict(list)
+    for item in [*analysis.norms, *analysis.scalings]:
+        if item.scale is not None and item.scale.const_value is not None and not analysis.uniform(item.scale):
+            groups[analysis.axes.find(item.ref_out).node].append(item)
+    return groups
+
+
+def _fold_forward(analysis: Analysis, node: Node, group: list[Norm | Scaling], uses: dict) -> str | None:
+    """Fold the scale of one space into its readers; the reason if that cannot be done."""
+    scale = group[0].scale.const_value.numpy().astype(np.float64).reshape(-1)
+    if any(not np.array_equal(item.scale.const_value.numpy().reshape(-1), scale) for item in group[1:]):
+        return "several scales that differ are applied on one space"
+    base = group[0].ref_out
+    if node.structure is not Structure.LEAF or any(analysis.relative(i.ref_out, base) is not Mode.SAME for i in group):
+        return "the scaled axis is split by later operators"
+    reason = _why_not(node, Freedom.DIAGONAL)
+    constants = [(value, axis) for value, axis in uses[node] if value.const_value is not None]
+    if reason is None and _has_shifts(analysis, constants, base) and not _well_conditioned(scale):
+        reason = "a shift is added behind the scale, which is too small on some channels to divide by"
+    if reason is None and any(analysis.axes.find(other.ref_in).node is node for other in analysis.scalings):
+        reason = "another scaling reads it"
+    if reason is None and _written_by_sites(analysis, base, uses[node]):
+        reason = "other operators write the same space"
+    if reason is not None:
+        return reason
+    for value, axis in constants:
+        _scale_constant(analysis, value, axis, base, scale)
+    for item in group:
+        _drop_scale(analysis.model, item)
+    return None
+
+
+def _why_not(node: Node, wanted: Freedom) -> str | None:
+    if wanted in node.freedom:
+        return None
+    limits = [limit for limit in node.limits if wanted not in limit.freedom]
+    return limits[0].reason if limits else f"the space is only {node.freedom.label}"
+
+
+def _has_shifts(analysis: Analysis, constants: list[tuple[ir.Value, int]], base: Ref) -> bool:
+    return any(
+        analysis.relative(analysis.refs_of[value][axis], base) is Mode.SAME and value.const_value.numpy().any()
+        for value, axis in constants
+    )
+
+
+def _well_conditioned(scale: np.ndarray) -> bool:
+    size = np.abs(scale)
+    return bool(size.min() > SMALLEST_SCALE * size.max())
+
+
+def _written_by_sites(analysis: Analysis, base: Ref, uses: list[tuple[ir.Value, int]]) -> bool:
+    """Whether a site writes the space: its weight would have to be divided by the scale."""
+    return any(
+        value.const_value is not None
+        and len(value.shape) > 1
+        and analysis.relative(analysis.refs_of[value][axis], base) is Mode.SAME
+        for value, axis in uses
+    )
+
+
+def _scale_constant(analysis: Analysis, value: ir.Value, axis: int, base: Ref, scale: np.ndarray) -> None:
+    mode = analysis.relative(analysis.refs_of[value][axis], base)
+    shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
+    if mode is Mode.DUAL:
+        rewrite(analysis.model, value, lambda array: array * scale.reshape(shape))
+    elif mode is Mode.SAME:
+        rewrite(analysis.model, value, lambda array: array / np.where(scale == 0, 1, scale).reshape(shape))
+
+
+def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
+    if isinstance(item, Norm):
+        index = list(item.node.inputs).index(item.scale)
+        size = int(item.scale.shape[-1])
+        ones = ensure_initializer(model, f"ones_{size}_{item.scale.dtype.name.lower()}", np.ones(size, item.scale.dtype.numpy()))
+        item.node.replace_input_with(index, ones)
+        return
+    source = next(value for value in item.node.inputs if value is not item.scale)
+    ir.convenience.replace_all_uses_with(item.node.outputs[0], source, replace_graph_outputs=True)
+    item.node.graph.remove(item.node, safe=True)
+
+
+def _fold_backward(analysis: Analysis, item: Scaling, uses: dict) -> str | None:
+    """Fold a scaling into the sites that write its input; the reason if that cannot be done."""
+    root = analysis.axes.find(item.ref_in)
+    scale = item.scale.const_value.numpy().astype(np.float64).reshape(-1)
+    if root.node.structure is not Structure.LEAF:
+        return "the scaled axis is made of several parts"
+    reason = _why_not(root.node, Freedom.DIAGONAL)
+    if reason is not None:
+        return reason
+    constants = [(value, axis) for value, axis in uses[root.node] if value.const_value is not None]
+    refs = [analysis.refs_of[value][axis] for value, axis in constants]
+    if any(analysis.relative(ref, item.ref_in) is not Mode.SAME for ref in refs):
+        return "something else reads the value before it is scaled"
+    if any(other is not item and analysis.axes.same(other.ref_in, item.ref_in) for other in analysis.scalings):
+        return "something else reads the value before it is scaled"
+    if any(analysis.axes.find(other.ref_out).node is root.node for other in analysis.scalings):
+        return "another scaling writes it"
+    norms = [norm for norm in analysis.norms if analysis.axes.find(norm.ref_out).node is root.node]
+    constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in norms]
+    for value, axis in constants:
+        shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
+        rewrite(analysis.model, value, lambda array, shape=shape: array * scale.reshape(shape))
+    _drop_scale(analysis.model, item)
+    return None

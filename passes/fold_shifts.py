@@ -1,0 +1,101 @@
+"""Fold shifts: ``β`` of a norm moves into the biases of the sites behind it, where sites are all that read it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph import add_initializer, append_node, tidy
+from qcompile.pipeline import State
+from qcompile.spaces import Norm, Site, analyze
+
+__all__ = ["FoldShifts"]
+
+
+@dataclass(frozen=True)
+class FoldShifts:
+    """Move shifts behind norms into the sites that read them."""
+
+    name: ClassVar[str] = "fold-shifts"
+
+    def apply(self, state: State) -> bool:
+        """Rewrites the graph in place; its function stays the same."""
+        _untie(state.model)
+        folded = _fold_shifts(state)
+        tidy(state.model)
+        return bool(folded)
+
+
+def _untie(model: ir.Model) -> int:
+    """Give every norm and scaling its own copy of its parameters; sites keep sharing theirs."""
+    copies = 0
+    for value in list(model.graph.initializers.values()):
+        uses = list(value.uses())
+        if len(uses) < 2 or value.const_value is None or value.shape is None or len(value.shape) != 1:
+            continue
+        for node, index in uses[1:]:
+            node.replace_input_with(index, add_initializer(model, value.name, value.const_value.numpy()))
+            copies += 1
+    return copies
+
+
+def _fold_shifts(state: State) -> int:
+    """Move ``β`` of each norm into the biases of the sites behind it, where sites are all that read it."""
+    analysis = analyze(state.model, join_norms=False)
+    readers: dict[ir.Value, list[Site]] = defaultdict(list)
+    for site in analysis.sites:
+        if site.input is not None and site.node.op_type in ("MatMul", "Gemm"):
+            readers[site.input].append(site)
+    folded = 0
+    for norm in analysis.norms:
+        output = norm.node.outputs[0]
+        if norm.shift is None or norm.shift.const_value is None or not norm.shift.const_value.numpy().any():
+            continue
+        if output.is_graph_output() or {site.node for site in readers[output]} != {n for n, _ in output.uses()}:
+            continue
+        if any(site.ref_in is not norm.ref_out or site.shape[site.axis_in] != site.weight.const_value.size // site.shape[
+            site.axis_out] for site in readers[output]):  # fmt: skip
+            continue
+        _shift_into_biases(state.model, norm, readers[output])
+        folded += 1
+    return folded
+
+
+def _shift_into_biases(model: ir.Model, norm: Norm, sites: Sequence[Site]) -> None:
+    shift = norm.shift.const_value.numpy().astype(np.float64)
+    for site in sites:
+        weight = site.weight.const_value.numpy().astype(np.float64)
+        _add_bias(model, site, shift @ (weight if site.axis_in == 0 else weight.T))
+    replace = add_initializer(model, f"{norm.shift.name}_folded", np.zeros_like(norm.shift.const_value.numpy()))
+    norm.node.replace_input_with(list(norm.node.inputs).index(norm.shift), replace)
+
+
+def _add_bias(model: ir.Model, site: Site, extra: np.ndarray) -> None:
+    """Add a vector to what a site writes: to the bias that it has, or by a new operator behind it."""
+    dtype = site.weight.dtype.numpy()
+    if site.node.op_type == "Gemm":
+        bias = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+        beta = site.node.attributes.get_float("beta", 1.0)
+        extra = extra * site.node.attributes.get_float("alpha", 1.0) / (beta or 1.0)
+        if bias is not None and bias.const_value is not None and beta:
+            extra = extra + bias.const_value.numpy().astype(np.float64).reshape(-1)
+            site.node.replace_input_with(2, add_initializer(model, f"{site.name}_bias", extra.astype(dtype)))
+            return
+    output = site.node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) == 1 and uses[0][0].op_type == "Add" and not output.is_graph_output():
+        node, index = uses[0]
+        other = node.inputs[1 - index]
+        if other.const_value is not None and tuple(other.shape) == extra.shape:
+            total = (other.const_value.numpy().astype(np.float64) + extra).astype(dtype)
+            node.replace_input_with(1 - index, add_initializer(model, f"{site.name}_bias", total))
+            return
+    bias = add_initializer(model, f"{site.name}_bias", extra.astype(dtype))
+    made = append_node(site.node, "Add", [output, bias], name=f"{site.name}_shifted", like=output, after=True)
+    ir.convenience.replace_all_uses_with(output, made.outputs[0], replace_graph_outputs=True)
+    made.replace_input_with(0, output)
