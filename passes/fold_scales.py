@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Mode, Node, Ref, Structure
-from qcompile.folding import rewrite
+from qcompile.folding import rescale
 from qcompile.freedom import Freedom
 from qcompile.graph import ensure_initializer, tidy
 from qcompile.pipeline import State
@@ -123,9 +123,9 @@ def _scale_constant(analysis: Analysis, value: ir.Value, axis: int, base: Ref, s
     mode = analysis.relative(analysis.refs_of[value][axis], base)
     shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
     if mode is Mode.DUAL:
-        rewrite(analysis.model, value, lambda array: array * scale.reshape(shape))
+        rescale(analysis.model, value, scale.reshape(shape))
     elif mode is Mode.SAME:
-        rewrite(analysis.model, value, lambda array: array / np.where(scale == 0, 1, scale).reshape(shape))
+        rescale(analysis.model, value, 1 / np.where(scale == 0, 1, scale).reshape(shape))
 
 
 def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
@@ -161,6 +161,6 @@ def _fold_backward(analysis: Analysis, item: Scaling, uses: dict) -> str | None:
     constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in norms]
     for value, axis in constants:
         shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
-        rewrite(analysis.model, value, lambda array, shape=shape: array * scale.reshape(shape))
+        rescale(analysis.model, value, scale.reshape(shape))
     _drop_scale(analysis.model, item)
     return None

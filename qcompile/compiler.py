@@ -145,7 +145,8 @@ def _finish(
     before = prepared.model.clone()
     lowered = job.lowering.lower(prepared.model, plans, job.target, folder)
     checked = check_lowering(before, plans, folder, data)
-    measured = measure(prepared, job.lowering.load(folder), held_out or data.first(2), job.progress)
+    del before  # it holds the float weights
+    measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
     manifest = build_manifest(

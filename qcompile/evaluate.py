@@ -17,8 +17,8 @@ from qcompile.errors import InputError
 
 __all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double", "to_double"]
 
-#: Protobuf messages end at 2 GiB; above half of it weights are written beside the graph.
-INLINE_BYTES = 1 << 30
+#: Graphs with fewer bytes of constants are handed over in memory.
+INLINE_BYTES = 1 << 26
 
 
 class Session:
@@ -33,9 +33,9 @@ class Session:
     def __init__(self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True) -> None:
         import onnxruntime as ort
 
-        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-")
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if isinstance(model, ir.Model):
@@ -48,11 +48,14 @@ class Session:
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def _write(self, model: ir.Model) -> bytes | str:
+        """A small graph as bytes; a large one in a temporary file, whose weights onnxruntime maps and does not copy."""
         size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        light = model.clone()
         if size < INLINE_BYTES:
-            return ir.to_proto(ir.external_data.load_to_model(model.clone())).SerializeToString()
+            return ir.to_proto(ir.external_data.load_to_model(light)).SerializeToString()
+        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-")
         path = Path(self._folder.name) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx.data")
+        ir.save(light, path, external_data="model.onnx.data")
         return str(path)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,12 +20,15 @@ from qcompile.spaces import Analysis, is_float
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["axis_transform", "fold", "rewrite"]
+__all__ = ["axis_transform", "fold", "rescale", "rewrite"]
 
 #: Below this many bytes of constants, folded ones are kept in memory.
 EAGER_BYTES = 4 << 30
 
 _BYTES = "qcompile.bytes"
+
+#: Elements that are transformed at a time.
+PIECE = 1 << 20
 
 
 def total_bytes(model: ir.Model) -> int:
@@ -38,11 +41,26 @@ def total_bytes(model: ir.Model) -> int:
 
 def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Replace a constant by ``function`` of its content in float64, keeping shape and type."""
+    _replace(model, value, lambda array: function(array.astype(np.float64)))
+
+
+def rescale(model: ir.Model, value: ir.Value, factor: np.ndarray) -> None:
+    """Multiply a constant by float64 factors that broadcast against it: in float64, without a copy in that type."""
+
+    def scaled(array: np.ndarray) -> np.ndarray:
+        if array.dtype != np.float32:
+            return array.astype(np.float64) * factor
+        return np.multiply(array, factor, out=np.empty_like(array), casting="same_kind", dtype=np.float64)
+
+    _replace(model, value, scaled)
+
+
+def _replace(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
     source, name = value.const_value, value.name
 
     def compute() -> ir.Tensor:
-        array = function(source.numpy().astype(np.float64))
-        result = ir.tensor(np.ascontiguousarray(array).astype(source.dtype.numpy()), name=name)
+        array = np.ascontiguousarray(function(source.numpy()))
+        result = ir.tensor(array.astype(source.dtype.numpy(), copy=False), name=name)
         release(source)
         return result
 
@@ -107,9 +125,11 @@ def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:
             continue
         parts = [(axis, axis_transform(analysis.axes, ref, chosen)) for axis, ref in enumerate(refs)]
         parts = [(axis, part) for axis, part in parts if part is not None]
-        if parts:
+        if len(parts) == 1 and len(refs) == 2:
+            _replace(analysis.model, value, lambda array, part=parts[0]: _apply_in_pieces(array, *part))
+        elif parts:
             rewrite(analysis.model, value, lambda array, parts=parts: _apply(array, parts))
-            changed += 1
+        changed += bool(parts)
     return changed
 
 
@@ -120,3 +140,14 @@ def _apply(array: np.ndarray, parts: list[tuple[int, Transform]]) -> np.ndarray:
     for axis, transform in parts:
         tensor = transform.apply(tensor, axis)
     return tensor.numpy()
+
+
+def _apply_in_pieces(array: np.ndarray, axis: int, transform: Transform) -> np.ndarray:
+    """Transform one axis of a matrix, a few rows or columns at a time: a table would be large in float64."""
+    out = np.empty(array.shape, array.dtype)
+    rows, result = np.moveaxis(array, axis, 1), np.moveaxis(out, axis, 1)
+    step = max(1, PIECE // rows.shape[1])
+    for start in range(0, len(rows), step):
+        piece = slice(start, start + step)
+        result[piece] = _apply(rows[piece].astype(np.float64), [(1, transform)])
+    return out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.capture import Source, capture
+from qcompile.graph import release
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import Pipeline, State
 from qcompile.spaces import Analysis, Site, analyze
@@ -21,16 +23,26 @@ __all__ = ["Prepared", "edge_sites", "prepare", "quantizable"]
 
 @dataclass
 class Prepared:
-    """A captured model, canonical and with its norms folded, analyzed."""
+    """A captured model, canonical and with its norms folded, analyzed.
+
+    ``outputs`` keeps what the source computed for the first batches, by identity of the batch.
+    """
 
     source: Source
     state: State
     analysis: Analysis
+    outputs: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def model(self) -> ir.Model:
         """The graph."""
         return self.state.model
+
+    def release_source(self) -> None:
+        """Let go of the pages of the source's weights; they are mapped again where something still needs them."""
+        for value in self.source.model.graph.initializers.values():
+            if value.const_value is not None:
+                release(value.const_value)
 
 
 def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:

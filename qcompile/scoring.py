@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from qcompile.formats import Format, fake_quantize
 from qcompile.targets import Scheme
 
@@ -22,17 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "probe", "quantize_rows", "site_error", "weight_matrix"]
 
-#: Rows of the weight and of the sample that a prediction looks at.
+#: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
 ROWS = 256
+WEIGHT_ROWS = 64
 
 
-def weight_matrix(site: Site) -> torch.Tensor:
-    """A site's weight as ``[out, in]`` float32; an embedding table as ``[rows, features]``."""
+def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
+    """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``."""
     import torch
 
-    weight = torch.tensor(site.weight.const_value.numpy(), dtype=torch.float32)
-    rows, columns = (site.axis_in, site.axis_out) if site.input is None else (site.axis_out, site.axis_in)
-    return weight.movedim((rows, columns), (0, 1)).reshape(weight.shape[rows], -1)
+    weight = site.weight.const_value.numpy()
+    first, second = (site.axis_in, site.axis_out) if site.input is None else (site.axis_out, site.axis_in)
+    if rows is not None and rows < weight.shape[first]:
+        weight = weight.take(np.linspace(0, weight.shape[first] - 1, rows).astype(int), axis=first)
+    weight = np.moveaxis(weight, (first, second), (0, 1))
+    return torch.tensor(np.ascontiguousarray(weight.reshape(len(weight), -1)), dtype=torch.float32)
 
 
 def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
@@ -62,8 +68,7 @@ def probe(site: Site, statistics: Statistics | None) -> Probe:
     """Rows spread evenly over the weight's outputs and the sample."""
     import torch
 
-    weight = weight_matrix(site)
-    weight = weight[torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()]
+    weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS)
     if statistics is None:
         return Probe(weight, None)
     sample = torch.from_numpy(statistics.sample)

@@ -71,9 +71,10 @@ class Measured:
     rows: int
 
 
-def source_session(source: Source) -> Session:
+def source_session(source: Source, *, optimize: bool = True) -> Session:
     """The captured model, ready to run."""
-    return Session(source.path if Path(source.path).suffix == ".onnx" and Path(source.path).is_file() else source.model)
+    from_file = Path(source.path).suffix == ".onnx" and Path(source.path).is_file()
+    return Session(source.path if from_file else source.model, optimize=optimize)
 
 
 def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -87,11 +88,15 @@ def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None
     Raises:
         VerificationError: if they differ by more than rounding.
     """
-    reference, rewritten = source_session(prepared.source), Session(prepared.model)
-    relative = absolute = 0.0
     batches = data.batches[:inputs]
-    for batch in batches:
-        want = reference.run(batch)
+    reference = source_session(prepared.source, optimize=False)
+    wanted = [reference.run(batch) for batch in batches]
+    prepared.outputs = {id(batch): want for batch, want in zip(batches, wanted, strict=True)}
+    prepared.release_source()
+    del reference  # two models at once would be the most memory that an export takes
+    rewritten = Session(prepared.model, optimize=False)
+    relative = absolute = 0.0
+    for batch, want in zip(batches, wanted, strict=True):
         l2, largest = compare(want, by_position(list(want), rewritten.run(batch)))
         relative, absolute = max(relative, l2), max(absolute, largest)
     allowed = _tolerance(prepared.model)
@@ -160,12 +165,13 @@ def _oracle(plan: Plan, node: ir.Node, x: np.ndarray) -> np.ndarray:
 
 def measure(prepared: Prepared, run: Run, data: Data, progress: Progress | None = None) -> Measured:
     """Compare an artifact with the float source."""
-    reference = source_session(prepared.source)
+    known = all(id(batch) in prepared.outputs for batch in data.batches)
+    reference = None if known else source_session(prepared.source)
     logits = logit_outputs(prepared.model, prepared.analysis.sites)
     names = [value.name for value in prepared.model.graph.outputs]
     relative, divergences, losses = [], [], {"float": [], "quantized": []}
     for done, batch in enumerate(data.batches):
-        want = by_position(names, reference.run(batch))
+        want = by_position(names, reference.run(batch) if reference else prepared.outputs[id(batch)])
         have = by_position(names, run(batch))
         relative.append(compare(want, have)[0])
         divergences.append(divergence(want, have, logits))
