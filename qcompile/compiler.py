@@ -144,7 +144,7 @@ def _finish(
     prepared = job.prepared
     before = prepared.model.clone()
     lowered = job.lowering.lower(prepared.model, plans, job.target, folder)
-    checked = check_lowering(before, plans, folder, data)
+    checked = check_lowering(before, plans, lowered, folder, data)
     del before  # it holds the float weights
     measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
     if plain is not None:

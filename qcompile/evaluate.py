@@ -27,7 +27,7 @@ class Session:
     Args:
         model: a graph, or the path of a file.
         taps: names of further values to return.
-        optimize: whether onnxruntime may rewrite the graph.
+        optimize: whether onnxruntime may rewrite the graph and repack weights; without, loading is quick and small.
     """
 
     def __init__(self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True) -> None:
@@ -35,7 +35,8 @@ class Session:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
+        if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if isinstance(model, ir.Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.capture import Source, capture
+from qcompile.errors import InputError
 from qcompile.graph import release
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import Pipeline, State
@@ -62,8 +64,14 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
 def quantizable(prepared: Prepared) -> list[Site]:
     """Sites that a target can quantize; the others are declined with their reason."""
     chosen = []
+    kinds: dict[ir.Value, set[str]] = defaultdict(set)
     for site in prepared.analysis.sites:
-        reason = _unsupported(site, prepared.analysis)
+        kinds[site.weight].add(site.node.op_type)
+    shared = {weight for weight, found in kinds.items() if len(found) > 1}
+    for site in prepared.analysis.sites:
+        if not np.isfinite(site.weight.const_value.numpy().sum(dtype=np.float64)):
+            raise InputError(f"weight '{site.weight.name}' of '{prepared.source.path}' holds infinity")
+        reason = _unsupported(site, shared)
         if reason is None:
             chosen.append(site)
         else:
@@ -71,12 +79,10 @@ def quantizable(prepared: Prepared) -> list[Site]:
     return chosen
 
 
-def _unsupported(site: Site, analysis: Analysis) -> str | None:
+def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
     node = site.node
-    if sum(other.weight is site.weight for other in analysis.sites) > 1:
-        kinds = {other.node.op_type for other in analysis.sites if other.weight is site.weight}
-        if len(kinds) > 1:
-            return "its weight is shared with an operator of another kind"
+    if site.weight in shared:
+        return "its weight is shared with an operator of another kind"
     if node.op_type in ("MatMul", "Gemm") and node.domain == "":
         if node.inputs[1] is not site.weight:
             return "its weight is the left operand"

@@ -139,7 +139,8 @@ class Lowered:
 
     Args:
         files: names of the files in the artifact's folder.
-        sites: by site, what the backend chose: for example ``{"accuracy_level": 4}``.
+        sites: by site, what the backend chose: for example ``{"accuracy_level": 4}``. ``rounds_input_to`` names the
+            format to which its kernel rounds the site's input by itself, though the scheme keeps activations.
         notes: further entries of the manifest.
     """
 

@@ -19,8 +19,9 @@ from qcompile.calibration import Data, divergence, logit_outputs, next_token_los
 from qcompile.capture import Source
 from qcompile.errors import InputError, VerificationError
 from qcompile.evaluate import Session, compare
+from qcompile.formats import Format, get_format
 from qcompile.scoring import quantize_rows
-from qcompile.targets import Plan
+from qcompile.targets import Lowered, Plan
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
@@ -120,13 +121,14 @@ def _tolerance(model: ir.Model) -> float:
 
 
 def check_lowering(
-    model: ir.Model, plans: Sequence[Plan], graph: Path, data: Data
+    model: ir.Model, plans: Sequence[Plan], lowered_as: Lowered, graph: Path, data: Data
 ) -> Checked | None:
     """Compare lowered sites with the oracle, each on the input that it got in the lowered graph.
 
     Args:
         model: the rotated graph before lowering: it says what each site reads, writes and adds.
         plans: how the sites were quantized.
+        lowered_as: what the backend says of them.
         graph: the lowered graph, or a folder that holds it as ``model.onnx``; other artifacts are not checked here.
     """
     file = graph / "model.onnx" if graph.is_dir() else graph
@@ -143,17 +145,19 @@ def check_lowering(
     results = dict(Session(lowered, taps).run(data.batches[0])) | dict(data.batches[0])
     worst = 0.0
     for plan, node in pairs:
-        want = _oracle(plan, node, results[node.inputs[0].name])
+        rounded = lowered_as.sites.get(plan.site, {}).get("rounds_input_to")
+        activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
+        want = _oracle(plan, activation, node, results[node.inputs[0].name])
         worst = max(worst, compare({"y": want}, {"y": results[node.outputs[0].name]})[0])
     return Checked(worst, len(pairs))
 
 
-def _oracle(plan: Plan, node: ir.Node, x: np.ndarray) -> np.ndarray:
+def _oracle(plan: Plan, activation: Format | None, node: ir.Node, x: np.ndarray) -> np.ndarray:
     import torch
 
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
-    if plan.scheme.activation is not None:
-        rows = quantize_rows(rows, plan.scheme.activation)
+    if activation is not None:
+        rows = quantize_rows(rows, activation)
     y = rows.double() @ plan.weight.dequantize().double().T * node.attributes.get_float("alpha", 1.0)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         y = y + torch.from_numpy(node.inputs[2].const_value.numpy().astype(np.float64)) * node.attributes.get_float("beta", 1.0)

@@ -86,10 +86,13 @@ def test_module_program_and_file_are_one_model(tmp_path):
         assert next(iter(other.values())).shape == (1, 7, 256)
 
 
-def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tokens, tmp_path):
-    artifact = qc.export(
-        str(LM), "blackwell-fp4", tmp_path / "out", calibration=tokens[0], evaluation=tokens[1]
-    )
+def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tmp_path):
+    # GPTQ learns from what it is shown: a few rows from one module would make it worse than plain rounding.
+    tokens = []
+    for part, every in (("calibration", 4), ("evaluation", 8)):
+        tokens.append(str(tmp_path / f"{part}.npz"))
+        np.savez(tokens[-1], input_ids=np.load(ZOO / f"language_model_{part}.npz")["input_ids"][::every])
+    artifact = qc.export(str(LM), "blackwell-fp4", tmp_path / "out", calibration=tokens[0], evaluation=tokens[1])
     manifest = artifact.manifest
     assert manifest["equivalence"]["rel_l2"] <= 1e-5
     assert manifest["implementation"]["rel_l2"] <= 1e-5
@@ -124,4 +127,6 @@ def test_budget_is_met_and_beats_uniform_and_greedy(tokens, tmp_path):
     assert all(site["alpha"] is not None and site["predicted_delta"] is not None for site in sites)
     options = [[Option("a", 1.0, {"x": 4.0}), Option("b", 0.1, {"x": 8.0})]] * 3
     assert assign(options, {"x": 16.0}).loss <= assign(options, {"x": 16.0}, method="greedy").loss
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["assignment"]["method"] in ("dp", "ilp")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["assignment"]["method"] in ("dp", "ilp")
+    assert manifest["implementation"]["rel_l2"] <= 1e-5  # the kernel's own int8 rounding of activations included
