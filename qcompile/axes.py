@@ -325,7 +325,7 @@ class Axes:
     def as_sum(self, ref: Ref, sizes: Sequence[int], reason: str) -> list[Ref] | None:
         """``ref`` as consecutive segments of those sizes, refining it where needed; ``None`` if it cannot be."""
         root = self.find(ref)
-        if root.node.size != sum(sizes):
+        if None in sizes or root.node.size != sum(sizes):
             return None
         if len(sizes) == 1:
             return [root]
@@ -351,6 +351,8 @@ class Axes:
 
     def _split_sum(self, root: Ref, sizes: Sequence[int], reason: str) -> list[Ref] | None:
         segments = self.children(root)
+        if any(self.size(segment) is None for segment in segments):
+            return None
         groups: list[list[Ref]] = []
         for want in sizes:
             group: list[Ref] = []

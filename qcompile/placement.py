@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
@@ -85,10 +86,10 @@ class Placement:
 
 
 def groups_of(sites: Sequence[Site]) -> list[Group]:
-    """Sites by the value that they read; embedding tables read none."""
+    """Sites with a matrix by the value that they read; embedding tables read none."""
     found: dict[ir.Value, Group] = {}
     for site in sites:
-        if site.input is not None:
+        if site.input is not None and site.is_matrix:
             found.setdefault(site.input, Group(site.input, site.ref_in, [])).sites.append(site)
     return list(found.values())
 
@@ -130,11 +131,47 @@ def place(
         group.alphas = [(alphas or {}).get(site.name, 1.0) for site in group.sites]
     placement = Placement({}, {})
     _place_offline(analysis, groups, scheme, kind, seed, placement)
+    partners = _sharing(analysis, groups)
     for done, group in enumerate(groups):
+        if partners[group] is None:  # a weight of the group is read elsewhere too, in another basis
+            continue
+        if partners[group] is not group:
+            _follow(group, partners[group], placement)
+            continue
         _place_online(analysis, group, scheme(group), kind, statistics, price, seed, placement)
         if progress is not None:
             progress("choosing transforms", done + 1, len(groups))
     return placement
+
+
+def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group | None]:
+    """For each group, the one that decides for it: groups that share a weight take one transform, or none.
+
+    ``None`` where a site outside of the groups, or one that cannot take an online transform, reads a shared weight.
+    """
+    readers: dict[ir.Value, list[Group | None]] = defaultdict(list)
+    of_site = {id(site): group for group in groups for site in group.sites}
+    for site in analysis.sites:
+        readers[site.weight].append(of_site.get(id(site)))
+    graph = nx.Graph()
+    graph.add_nodes_from(groups)
+    spoiled: set[Group] = set()
+    for found in readers.values():
+        known = [group for group in found if group is not None]
+        graph.add_edges_from(zip(known, known[1:], strict=False))
+        if None in found or (len(set(known)) > 1 and not all(map(_features_last, known))):
+            spoiled.update(known)
+    decided: dict[Group, Group | None] = {}
+    for component in nx.connected_components(graph):
+        first = next(group for group in groups if group in component)
+        decided |= dict.fromkeys(component, None if component & spoiled else first)
+    return decided
+
+
+def _follow(group: Group, leader: Group, placement: Placement) -> None:
+    """Take the online transform of the group that shares a weight."""
+    if leader.value.name in placement.online:
+        placement.online[group.value.name] = placement.online[leader.value.name]
 
 
 # -- offline -------------------------------------------------------------------------------------------------------

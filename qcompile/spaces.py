@@ -8,6 +8,7 @@ operator needs code of its own for that.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class Site:
     def shape(self) -> tuple[int, ...]:
         """The weight's shape."""
         return tuple(int(dim) for dim in self.weight.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the weight has no axes but the two: no kernel, no stack."""
+        return math.prod(self.shape) == self.shape[self.axis_in] * self.shape[self.axis_out]
 
 
 @dataclass(eq=False)

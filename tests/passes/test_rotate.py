@@ -1,0 +1,33 @@
+"""Rotation of graphs whose weights are shared: one layer that runs twice, a table that is also a head."""
+
+from __future__ import annotations
+
+import pytest
+
+from qcompile.capture import example_inputs
+from qcompile.compiler import rotate
+from qcompile.evaluate import compare, evaluate_double, to_double
+
+SHARED = {
+    "a layer that runs twice": """g (float[2,5,8] x) => (float[2,5,8] y) <float[8,8] w>
+        { a = MatMul(x, w)\n b = Relu(a)\n c = MatMul(b, w)\n y = Add(c, x) }""",
+    "a table that is also a matrix": """g (int64[2,5] ids) => (float[2,5,8] y) <float[8,8] w>
+        { a = Gather(w, ids)\n b = Relu(a)\n y = MatMul(b, w) }""",
+    "a kernel and a matrix behind one value": """g (float[2,8,5] x) => (float[2,8,5] y, float[2,8,6] z)
+        <float[8,8,3] k, float[5,6] w> { a = Relu(x)\n y = Conv<pads=[1,1]>(a, k)\n z = MatMul(a, w) }""",
+    "a stack of matrices": """g (float[2,3,8] x) => (float[2,3,4] y) <float[2,8,4] w>
+        { a = Relu(x)\n y = MatMul(a, w) }""",
+    "a scale on a part of an axis": """g (float[2,5,6] x) => (float[2,5,7] y)
+        <float[6,16] w, float[16] b, float[8] c, float[8,7] v, int64[2] halves>
+        { h = MatMul(x, w)\n s = Add(h, b)\n p, q = Split<axis=-1, num_outputs=2>(s)\n r = Mul(p, c)\n t = Add(r, q)\n y = MatMul(t, v) }""",
+}
+
+
+@pytest.mark.parametrize("transforms", ["hadamard", "block"])
+@pytest.mark.parametrize("name", SHARED)
+def test_function_stays(parse, name, transforms):
+    wide = to_double(parse(SHARED[name]))
+    inputs = example_inputs(wide)
+    want = evaluate_double(wide, inputs)
+    got = evaluate_double(rotate(wide, transforms=transforms).prepared.model, inputs)
+    assert compare(want, dict(zip(want, got.values(), strict=True)))[0] < 1e-12
