@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompile.axes import Limit, Mode, Node, Structure
+from qcompile.axes import Mode, Node, Structure
 from qcompile.folding import rewrite
 from qcompile.graph import DOMAIN, append_node, tidy
 from qcompile.norms import make_norm
@@ -62,9 +62,9 @@ def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: d
     if not all(norm.centered and norm.node.domain != "com.microsoft" for norm in norms):
         return "another kind of normalization reads the same stream"
     own = {f"{label(norm.node)} normalizes over it" for norm in norms}
-    other: list[Limit] = [limit for limit in node.limits if limit.reason not in own]
+    other = sorted(node.reasons - own)
     if other:
-        return other[0].reason
+        return other[0]
     outputs = {id(norm.node.outputs[0]) for norm in analysis.norms}
     for value, axis in uses[node]:
         if analysis.axes.find(analysis.refs_of[value][axis]).node is not node:

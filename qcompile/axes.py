@@ -62,6 +62,7 @@ class Node:
     children: list[Ref] = field(default_factory=list)
     freedom: Freedom = Freedom.GENERAL
     limits: list[Limit] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)  # of every constraint, those that took nothing away included
     parent: Ref | None = None
 
 
@@ -138,11 +139,14 @@ class Axes:
         if root.mode is Mode.PLAIN:
             freedom = Freedom.MONOMIAL if Freedom.PERMUTATION in freedom else Freedom.DIAGONAL
         node = root.node
+        if reason in node.reasons and node.freedom in freedom:
+            return
+        node.reasons.add(reason)
         if node.freedom not in freedom:
             node.freedom &= freedom
             node.limits.append(Limit(freedom, reason))
-            for child in node.children:
-                self.constrain(child, freedom, reason)
+        for child in node.children:
+            self.constrain(child, freedom, reason)
 
     # -- joining ------------------------------------------------------------------------------------------
 
@@ -181,6 +185,7 @@ class Axes:
         limits = loser.limits or ([Limit(loser.freedom, reason)] if loser.freedom != Freedom.GENERAL else [])
         for limit in limits:
             self.constrain(winner, limit.freedom, limit.reason)
+        winner.node.reasons |= loser.reasons
 
     def _copy_structure(self, leaf: Node, model: Node) -> None:
         leaf.structure = model.structure
@@ -190,6 +195,8 @@ class Axes:
         ref = self.fresh(size)
         for limit in node.limits:
             self.constrain(ref, limit.freedom, limit.reason)
+        if size is not None and size > 1:
+            ref.node.reasons |= node.reasons
         return ref
 
     def _unify_structures(self, a: Ref, b: Ref, reason: str) -> None:

@@ -29,6 +29,8 @@ def _attend(analysis: Analysis, node: ir.Node, query: tuple, key: tuple, value: 
     contract(analysis, query[3], key[3], reason)
     for ref in (query[2], key[2], value[2]):
         axes.constrain(ref, Freedom.NONE, f"{reason} masks positions")
+    if None in (axes.size(query[1]), axes.size(key[1])):
+        return None
     shared = axes.size(key[1])
     parts = axes.as_product(query[1], [shared, axes.size(query[1]) // shared], reason)
     if parts is None:

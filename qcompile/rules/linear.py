@@ -117,6 +117,8 @@ def conv(analysis: Analysis, node: ir.Node) -> None:
 
 def _grouped(analysis: Analysis, node: ir.Node, x: Ref, weight: list[Ref], groups: int, read: int) -> Ref | None:
     axes, reason = analysis.axes, label(node)
+    if None in (axes.size(x), axes.size(weight[0]), axes.size(weight[1])):
+        return None
     inner = axes.size(x) // groups
     if read == 0:  # ConvTranspose stores [in, out / groups]
         inside = axes.as_product(weight[0], [groups, inner], reason)

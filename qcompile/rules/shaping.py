@@ -305,8 +305,8 @@ def expand(analysis: Analysis, node: ir.Node) -> None:
             ref if repeat == 1 else (size * repeat if size and isinstance(repeat, int) else None)
             for ref, size, repeat in zip(refs, sizes, target, strict=True)
         ]
-    if target is None:
-        target = None if stated is None else [static(dim) for dim in stated]
+    if target is None and node.op_type == "Expand" and stated is not None:
+        target = [static(dim) for dim in stated]
     if target is None:
         analysis.opaque(node, f"{label(node)} has a shape that is computed at run time")
         return
@@ -331,7 +331,10 @@ def _expanded(analysis: Analysis, node: ir.Node, ref: Ref, dim: Dim, stated: int
         copies = axes.fresh(dim // size)
         axes.constrain(copies, Freedom.ORTHOGONAL_ONES, f"{label(node)} repeats the axis")
         return axes.product([copies, ref])
-    return ref if node.op_type == "Expand" else axes.frozen(stated, f"{label(node)} repeats it at run time")
+    if node.op_type == "Expand":
+        return ref
+    axes.constrain(ref, Freedom.NONE, f"{label(node)} repeats it at run time")
+    return axes.frozen(stated, f"{label(node)} repeats it at run time")
 
 
 @rule("Pad")

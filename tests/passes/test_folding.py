@@ -122,3 +122,26 @@ def test_spelled_out_norms_are_recognized(parse, name, opset):
     assert error < 1e-12
     (norm,) = found.analysis.norms
     assert found.analysis.free(norm.ref_in).label == "orthogonal"
+
+
+def test_norm_over_a_concatenation_of_the_stream_blocks_centering(parse):
+    """Patch merging: a second norm reads the stream in a larger axis, where its mean is not that of each part."""
+    model = parse(
+        """g (int64[2,6] ids) => (float[2,6,7] y, float[2,3,5] z)
+        <float[20,8] table, float[8] g0, float[8] b0, float[8,7] head, float[16] g1, float[16] b1, float[16,5] merge,
+         int64[3] shape>
+        { h = Gather(table, ids)\n n = LayerNormalization<axis=-1>(h, g0, b0)\n y = MatMul(n, head)
+          p = Reshape(h, shape)\n m = LayerNormalization<axis=-1>(p, g1, b1)\n z = MatMul(m, merge) }""",
+        shape=np.array([2, 3, 16]),
+    )
+    assert prepared_change(model)[1] < 1e-12
+
+
+def test_tiling_by_an_unknown_number_takes_all_freedom(parse):
+    model = parse(
+        """g (float[2,5,6] x, int64[3] repeats) => (float[A,B,C] y) <float[6,8] a, float[8] scale>
+        { h = MatMul(x, a)\n n = LayerNormalization<axis=-1>(h, scale)\n y = Tile(n, repeats) }"""
+    )
+    found = prepare(to_double(model))
+    (norm,) = found.analysis.norms
+    assert norm.scale.const_value.numpy().std() > 0  # not folded away: what tiles the result may do anything to it
