@@ -86,7 +86,7 @@ def _center_writers(analysis: Analysis, node: Node, uses: dict) -> None:
 
 def _epsilon(node: ir.Node) -> float:
     if node.domain == DOMAIN:
-        return float(node.inputs[-1].const_value.numpy())
+        return float(node.inputs[-1].const_value.numpy().reshape(-1)[0])
     return node.attributes.get_float("epsilon", 1e-5)
 
 

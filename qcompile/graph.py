@@ -32,7 +32,7 @@ def unique(model: ir.Model, name: str) -> str:
 def add_initializer(model: ir.Model, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """A new constant; its name is made unique."""
     name = unique(model, name)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name) if isinstance(array, np.ndarray) else array
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name) if isinstance(array, np.ndarray) else array
     value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
@@ -46,7 +46,7 @@ def ensure_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Valu
 
 def replace_initializer(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
     """Give a constant new content, which may have another shape."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=value.name)
     value.const_value = tensor
     value.shape = ir.Shape(tensor.shape)
     value.type = ir.TensorType(tensor.dtype)
