@@ -1,6 +1,6 @@
 """Export to 4-bit weights for CPUs: time, memory and token latency, against onnxruntime's own quantizer.
 
-    python benchmarks/int4_export.py MODEL.onnx [--context 64] [--runs 30]
+    python benchmarks/int4_export.py MODEL.onnx [--length 1] [--runs 30]
 
 Both round to nearest in groups of 32, in processes of their own; times are of the whole process. Latency is of one
 forward pass over a short input, the two models in turn, medians.

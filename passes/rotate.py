@@ -83,14 +83,13 @@ def _emit(model: ir.Model, before: ir.Node, value: ir.Value, weight: ir.Value, t
     """One function node for the transform of the last axis; its matrices are inputs, so that graphs stay small."""
     dtype = weight.dtype.numpy()
     steps = transform.factors()
-    body, inputs, shape_known = ["shape = Shape(x)", "v0 = Identity(x)"], [value], 0
+    body, inputs = ["shape = Shape(x)", "v0 = Identity(x)"], [value]
     for i, (outer, inner, matrix) in enumerate(steps):
         lines, constant = _step(i, outer, inner, matrix.numpy(), transform.size)
         body += lines
         content = constant if np.issubdtype(constant.dtype, np.integer) else constant.astype(dtype)
         inputs.append(ensure_initializer(model, _constant_name(content), content))
-        shape_known += 1
-    body.append(f"y = Reshape(v{shape_known}, shape)")
+    body.append(f"y = Reshape(v{len(steps)}, shape)")
     kind = "".join(part.capitalize() for part in transform.kind.split("-"))
     signature = ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
     form = "_".join(_form(outer, inner, matrix.ndim, tuple(matrix.shape)) for outer, inner, matrix in steps)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "add_function", "add_initializer", "append_node", "ensure_function", "initializer_users", "opset"]
+__all__ = [
+    "DOMAIN", "add_function", "add_initializer", "append_node", "ensure_function", "ensure_initializer", "opset",
+    "release", "tidy",
+]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
 DOMAIN = "qcompile"
@@ -42,14 +45,6 @@ def ensure_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Valu
     """The constant of that name, made at its first use: for contents that follow from the name."""
     found = model.graph.initializers.get(name)
     return found if found is not None else add_initializer(model, name, array)
-
-
-def replace_initializer(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:
-    """Give a constant new content, which may have another shape."""
-    tensor = ir.tensor(np.asarray(array, order="C"), name=value.name)
-    value.const_value = tensor
-    value.shape = ir.Shape(tensor.shape)
-    value.type = ir.TensorType(tensor.dtype)
 
 
 def release(tensor: ir.TensorProtocol) -> None:
@@ -92,11 +87,6 @@ def append_node(
     graph = before.graph
     (graph.insert_after if after else graph.insert_before)(before, node)
     return node
-
-
-def initializer_users(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read a constant."""
-    return [node for node, _ in value.uses()]
 
 
 def ensure_function(model: ir.Model, name: str, text: str) -> str:
