@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import InputError
-from qcompile.targets import backend, get_target
+from qcompile.targets import RUNTIMES, backend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Artifact", "atomic_folder", "is_artifact"]
 
 MANIFEST = "manifest.json"
-
-#: Which backend runs an artifact under which name of a runtime.
-RUNTIMES = {"ort": "ort", "tvm": "relax", "triton": "gpu"}
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,17 @@ class Artifact:
 
     def load(self, runtime: str | None = None) -> Any:
         """The artifact as a function of named inputs, for many calls."""
-        own = get_target(self.manifest["target"]).backend
         if runtime is not None and runtime not in RUNTIMES:
             raise InputError(f"unknown runtime '{runtime}'; there are {', '.join(RUNTIMES)}")
-        wanted = own if runtime is None else RUNTIMES[runtime]
-        if wanted != own:
+        written = self.manifest["runtimes"]
+        wanted = next(iter(written)) if runtime is None else runtime
+        if wanted not in written:
             raise InputError(
-                f"'{self.folder}' was exported for {self.manifest['target']}, which runtime '{runtime}' cannot run"
+                f"'{self.folder}' was exported for {self.manifest['target']}, which runtime '{wanted}' cannot run"
             )
-        return backend(own).load(self.folder)
+        if "missing" in written[wanted]:
+            raise InputError(f"'{self.folder}' has no files for runtime '{wanted}': {written[wanted]['missing']}")
+        return backend(RUNTIMES[wanted]).load(self.folder)
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -48,7 +48,7 @@ class Device(StrEnum):
 
 
 class Runtime(StrEnum):
-    """What runs an artifact; the words of ``qcompile.artifact.RUNTIMES``."""
+    """What runs an artifact; the words of ``qcompile.targets.RUNTIMES``."""
 
     ort = "ort"
     tvm = "tvm"

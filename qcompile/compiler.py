@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact import Artifact, atomic_folder, write_manifest
 from qcompile.calibration import Data, Statistics, load_data
-from qcompile.errors import InputError
+from qcompile.capture import example_inputs
+from qcompile.description import number
+from qcompile.errors import InputError, MissingExtraError
+from qcompile.evaluate import compare
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import State
 from qcompile.placement import Group, Placement, groups_of, place, total_transform
 from qcompile.preparation import Prepared, prepare, quantizable
 from qcompile.selection import Choice, Options, check_budget, choose
 from qcompile.spaces import Site
-from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target
-from qcompile.verify import Equivalence, check_lowering, equivalence, measure, quantized_loss
+from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
+from qcompile.verify import Equivalence, Run, by_position, check_lowering, equivalence, measure, quantized_loss
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qcompile.calibration import Progress
 
 __all__ = ["Options", "Rotated", "export", "rotate"]
+
+#: The target that runs every format on any machine: the definition that the others are compared with.
+REFERENCE = "reference"
 
 
 @dataclass
@@ -81,7 +90,7 @@ def export(
         QCompileError: if anything about the request cannot be done; nothing is written then.
     """
     target = get_target(options.target)
-    lowering = backend(target.backend)
+    lowering = backend(target.backends[0])
     names = list(options.formats) or [target.default]
     schemes = [target.scheme(name) for name in names]
     check_budget(options, schemes)
@@ -126,12 +135,21 @@ class _Job:
         own = {name: plain if s.name == self.target.default else s for name, s in self.chosen.schemes.items()}
         load_pass("quantize")(pairs, tables, own, {}, "rtn").apply(state)
         plans = [plan for plan in state.notes["plans"] if plan.scheme.weight is not None]
-        with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-            self.lowering.lower(state.model, plans, self.target, Path(folder))
-            loss = quantized_loss(self.prepared, self.lowering.load(Path(folder)), held_out)
+        measured_on = self.target if self.target.runs_here else get_target(REFERENCE)
+        with lowered_to(measured_on, state.model, plans) as run:
+            loss = quantized_loss(self.prepared, run, held_out)
         if self.progress is not None:
             self.progress("measuring plain rounding", 1, 1)
         return loss
+
+
+@contextmanager
+def lowered_to(target: Target, model: ir.Model, plans: Sequence[Plan]) -> Iterator[Run]:
+    """A planned graph as a function of named inputs, in a temporary folder."""
+    lowering = backend(target.backends[0])
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+        lowering.lower(model, plans, target, Path(folder))
+        yield lowering.load(Path(folder))
 
 
 def _finish(
@@ -141,19 +159,57 @@ def _finish(
     """Lower, verify and report."""
     from qcompile.report import build_manifest, write_report
 
-    prepared = job.prepared
+    prepared, target = rotated.prepared, job.target
     before = prepared.model.clone()
-    lowered = job.lowering.lower(prepared.model, plans, job.target, folder)
+    lowered = job.lowering.lower(prepared.model, plans, target, folder)
     checked = check_lowering(before, plans, lowered, folder, data)
-    del before  # it holds the float weights
-    measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
+    runtimes = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}} | _further(job, before, plans, folder)
+    if target.runs_here:
+        measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
+    else:
+        with lowered_to(get_target(REFERENCE), before.clone(), plans) as run:
+            measured = measure(prepared, run, held_out or data.first(1), job.progress)
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
+    if runtimes.keys() - {"ort"}:
+        _compare_runtimes(job, before, plans, folder, runtimes)
+    del before  # it holds the float weights
     manifest = build_manifest(
-        rotated, job.sites, job.chosen, plans, lowered, options, job.target, equal, checked, measured, folder
+        rotated, job.sites, job.chosen, plans, lowered, runtimes, options, target, equal, checked, measured, folder
     )
     write_report(folder, manifest)
     write_manifest(folder, manifest)
+
+
+def _further(job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path) -> dict[str, dict[str, Any]]:
+    """Add the files of the target's other backends; what cannot be written for want of an extra is said."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in job.target.backends[1:]:
+        try:
+            lowered = backend(name).lower(model.clone(), plans, job.target, folder)
+        except MissingExtraError as error:
+            found[runtime_of(name)] = {"missing": str(error)}
+        else:
+            found[runtime_of(name)] = {"files": sorted(lowered.files), "notes": dict(lowered.notes)}
+        if job.progress is not None:
+            job.progress(f"lowering to {runtime_of(name)}", 1, 1)
+    return found
+
+
+def _compare_runtimes(
+    job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path, runtimes: Mapping[str, dict[str, Any]]
+) -> None:
+    """Note how far each runtime but onnxruntime is from the reference interpreter, on small random inputs."""
+    inputs = example_inputs(model)
+    with lowered_to(get_target(REFERENCE), model.clone(), plans) as run:
+        want = run(inputs)
+    for name in job.target.backends:
+        entry = runtimes[runtime_of(name)]
+        if name != "ort" and "missing" not in entry:
+            have = by_position(list(want), backend(name).load(folder)(inputs))
+            entry["rel_l2_to_reference"] = number(compare(want, have)[0])
+            if job.progress is not None:
+                job.progress(f"checking {runtime_of(name)}", 1, 1)
 
 
 def _quantize(

@@ -43,6 +43,7 @@ def build_manifest(
     chosen: Choice,
     plans: Sequence[Plan],
     lowered: Lowered,
+    runtimes: Mapping[str, Mapping[str, Any]],
     options: Options,
     target: Target,
     equal: Equivalence,
@@ -54,6 +55,7 @@ def build_manifest(
 
     Args:
         sites: those that the target can quantize; the others appear as ``float``.
+        runtimes: by runtime, its files, or why it has none; the target's own first.
         folder: where the target's own files lie.
     """
     from qcompile import __version__
@@ -77,8 +79,9 @@ def build_manifest(
         "quantization": _quantization(sites, chosen, measured),
         "assignment": _assignment(chosen),
         "bytes": {"source": prepared.source.bytes, "artifact": _bytes_in(folder, lowered)},
+        "runtimes": {name: dict(entry) for name, entry in runtimes.items()},
         "bits_per_weight": number(_bits_per_weight(rotated, plans)),
-        "files": sorted(lowered.files),
+        "files": sorted({name for entry in runtimes.values() for name in entry.get("files", ())}),
         "notes": dict(lowered.notes),
     }  # fmt: skip
 

@@ -66,7 +66,9 @@ def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     source, made = m["bytes"]["source"], m["bytes"]["artifact"]
     ratio = f"{human_bytes(source)} → {human_bytes(made)}, {source / max(made, 1):.2f}x smaller"
     sizes = ("size", f"{source:,} → {made:,} bytes ({ratio})")
-    return [("target", m["target"]), sizes, ("bits per weight", f"{m['bits_per_weight']:.3f}")]
+    written = m["runtimes"].items()
+    runs = "; ".join(f"{name} not written: {r['missing']}" if "missing" in r else name for name, r in written)
+    return [("target", m["target"]), ("runs in", runs), sizes, ("bits per weight", f"{m['bits_per_weight']:.3f}")]
 
 
 def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -89,6 +91,10 @@ def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     if m.get("implementation"):
         error = scientific(m["implementation"]["rel_l2"])
         rows.append(("lowered vs. oracle", f"relative L2 {error} (implementation error)"))
+    for name, runtime in m["runtimes"].items():
+        if "rel_l2_to_reference" in runtime:
+            error = scientific(runtime["rel_l2_to_reference"])
+            rows.append((f"{name} vs. reference", f"relative L2 {error} (implementation error)"))
     rows.append(("artifact vs. source", f"relative L2 {scientific(q['rel_l2'])} (quantization error)"))
     held_out = "held-out loss" if m["options"]["evaluation"] else "loss"
     rows += [(f"{held_out}, {name}", said) for name, said in _losses(q["loss"])]

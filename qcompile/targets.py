@@ -8,6 +8,7 @@ A backend is a package ``qcompile.backends.NAME`` with three modules: ``manifest
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qcompile.errors import InputError, TargetError
+from qcompile.errors import InputError, MissingExtraError, TargetError
 from qcompile.formats import Format, get_format
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 
     from qcompile.formats import Quantized
 
-__all__ = ["Backend", "FLOAT", "Lowered", "Plan", "Scheme", "Target", "backend", "get_target", "targets"]
+__all__ = [
+    "Backend", "FLOAT", "Lowered", "Plan", "RUNTIMES", "Scheme", "Target", "backend", "get_target", "runtime_of",
+    "targets",
+]  # fmt: skip
+
+#: Which backend runs an artifact under which name of a runtime.
+RUNTIMES = {"ort": "ort", "tvm": "relax", "triton": "gpu"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ class Target:
     Args:
         name: as on the command line.
         summary: one line for ``qcompile targets``.
-        backend: the folder under ``backends`` that lowers to it.
+        backends: the folders under ``backends`` that lower to it. The first makes the artifact what it is; further
+            ones add their files to the same folder, and where their extra is missing, the manifest says so.
         schemes: names of the schemes that it can run; a name given without an activation format stands for the
             first scheme with that weight format. ``("*",)`` means every format.
         default: the scheme of sites when no formats are asked for.
@@ -85,13 +93,14 @@ class Target:
             arithmetic that it costs: 1 where it fuses with the quantization of activations, more where it is a pass
             of its own over memory.
         aliases: other names.
-        runs_here: whether an artifact can run on any machine, or only on the target's hardware.
+        runs_here: whether an artifact runs on any machine at a useful speed; else its quality is measured on the
+            reference interpreter.
         options: constants that the backend's lowering reads.
     """
 
     name: str
     summary: str
-    backend: str
+    backends: tuple[str, ...]
     schemes: tuple[str, ...]
     default: str
     edge: str = "float"
@@ -167,7 +176,7 @@ def targets() -> dict[str, Target]:
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         manifest = importlib.import_module(f"qcompile.backends.{module.name}.manifest")
         for target in manifest.TARGETS:
-            found |= {name: target for name in (target.name, *target.aliases)}
+            found |= dict.fromkeys((target.name, *target.aliases), target)
     return found
 
 
@@ -181,6 +190,11 @@ def get_target(name: str) -> Target:
     if name not in known:
         raise TargetError(f"unknown target '{name}'; there are {', '.join(sorted(known))}")
     return known[name]
+
+
+def runtime_of(name: str) -> str:
+    """The runtime that a backend lowers to; its own name where no runtime is registered for it."""
+    return next((runtime for runtime, backend in RUNTIMES.items() if backend == name), name)
 
 
 @dataclass(frozen=True)
@@ -197,6 +211,9 @@ def backend(name: str) -> Backend:
     """
     if not name.isidentifier():
         raise InputError(f"'{name}' is not the name of a backend")
+    extra = importlib.import_module(f"qcompile.backends.{name}.manifest").EXTRA
+    if extra is not None and importlib.util.find_spec(extra) is None:
+        raise MissingExtraError(f"the {runtime_of(name)} runtime", extra)
     lowering = importlib.import_module(f"qcompile.backends.{name}.lowering")
     runner = importlib.import_module(f"qcompile.backends.{name}.runner")
     return _Modules(lowering.lower, runner.load)

@@ -394,7 +394,7 @@ def test_targets_and_passes() -> None:
 
 
 def test_choices_are_those_of_the_core() -> None:
-    from qcompile.artifact import RUNTIMES
+    from qcompile.targets import RUNTIMES
     from qcompile.passes_index import load_pass
     from qcompile.placement import KINDS
 

@@ -14,9 +14,9 @@ from qcompile.backends.ort.activations import quantize_function
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.frame import cut, graph_type, prepare, resize, wrap
 from qcompile.backends.ort.scales import supported
-from qcompile.backends.ort.sites import Linear, Lookup
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_parts, packed_width
 from qcompile.formats import Format
+from qcompile.site_forms import Linear, Lookup
 from qcompile.targets import Plan, Scheme
 
 __all__ = ["emit_linear", "emit_lookup", "takes", "takes_lookup"]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.backends.ort.sites import Linear
+from qcompile.site_forms import Linear
 
 __all__ = ["graph_type", "prepare", "resize", "wrap"]
 

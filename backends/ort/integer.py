@@ -17,8 +17,8 @@ from qcompile.backends.ort.body import Body
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.frame import prepare, wrap
 from qcompile.backends.ort.scales import divisor, effective_scales
-from qcompile.backends.ort.sites import Linear
 from qcompile.formats import Format, Kind, ScaleType
+from qcompile.site_forms import Linear
 from qcompile.targets import Plan, Scheme
 
 __all__ = ["emit", "scale_function", "takes"]

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from qcompile.backends.ort import emulation, integer, nbits
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.backends.ort.sites import Linear, Lookup, read_site
 from qcompile.errors import TargetError
+from qcompile.site_forms import Linear, Lookup, read_site
 from qcompile.targets import Plan, Scheme
 
 __all__ = ["KERNELS", "Kernel", "choose"]

@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.kernels import Kernel, choose
-from qcompile.backends.ort.sites import read_site
 from qcompile.errors import InputError
 from qcompile.graph import opset
+from qcompile.site_forms import read_site
 from qcompile.targets import Lowered, Plan, Target
 
 __all__ = ["lower"]

@@ -25,7 +25,7 @@ TARGETS = (
     Target(
         "cpu-int4",
         "4-bit and 8-bit weights in onnxruntime's MatMulNBits, on any CPU",
-        "ort",
+        ("ort",),
         schemes=tuple(f"{kind}{bits}-g{group}" for bits in (4, 8) for kind in ("int", "uint") for group in _GROUPS),
         default="int4-g32",
         edge="int8-g32",
@@ -35,7 +35,7 @@ TARGETS = (
     Target(
         "cpu-int8",
         "8-bit weights per channel and activations per token in integer arithmetic, on any CPU",
-        "ort",
+        ("ort",),
         schemes=("int8-channel/int8-channel",),
         default="int8-channel/int8-channel",
         transform_price=3.0,
@@ -45,7 +45,7 @@ TARGETS = (
     Target(
         "blackwell-fp4",
         "NVFP4 weights and activations, emulated to the bit in onnxruntime",
-        "ort",
+        ("ort",),
         schemes=_both(_NVFP4) + _FP8 + _MXFP8,
         default="nvfp4-4over6/nvfp4-4over6",
         plain="nvfp4/nvfp4",
@@ -56,7 +56,7 @@ TARGETS = (
     Target(
         "blackwell-mxfp4",
         "MXFP4 weights and activations, emulated to the bit in onnxruntime",
-        "ort",
+        ("ort",),
         schemes=_both(_MXFP4) + _MXFP8 + _FP8,
         default="mxfp4-even/mxfp4-even",
         plain="mxfp4/mxfp4",
@@ -66,7 +66,7 @@ TARGETS = (
     Target(
         "reference",
         "any format for weights and activations, emulated to the bit in onnxruntime",
-        "ort",
+        ("ort",),
         schemes=("*",),
         default="int4-g32/int4-g32",
         edge="int8-g32",

@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.backends.ort.frame import cut, graph_type, prepare, wrap
-from qcompile.backends.ort.sites import Linear, Lookup
 from qcompile.formats import Format, Kind
 from qcompile.formats.layouts import to_matmulnbits
+from qcompile.site_forms import Linear, Lookup
 from qcompile.targets import Plan, Scheme, Target
 
 __all__ = ["accuracy_level", "emit_linear", "emit_lookup", "takes"]

@@ -74,7 +74,7 @@ def _input(node: ir.Node, x: ir.Value) -> ir.Value:
 
 
 def _refuse(node: ir.Node, reason: str) -> TargetError:
-    return TargetError(f"onnxruntime: site '{node.name}' ({node.op_type}) cannot be lowered: it {reason}")
+    return TargetError(f"site '{node.name}' ({node.op_type}) cannot be lowered: it {reason}")
 
 
 def _constant(value: ir.Value | None) -> bool:
