@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qcompile.inspection import inspect
     from qcompile.passes_index import load_pass
     from qcompile.pipeline import Pass, Pipeline, State
+    from qcompile.state_space import selective_scan, state_space_duality
     from qcompile.targets import Target, get_target
     from qcompile.verify import verify
 
@@ -55,6 +56,8 @@ __all__ = [
     "inspect",
     "load_pass",
     "rotate",
+    "selective_scan",
+    "state_space_duality",
     "verify",
 ]
 
@@ -78,6 +81,8 @@ _HOMES = {
     "inspect": "inspection",
     "load_pass": "passes_index",
     "rotate": "api",
+    "selective_scan": "state_space",
+    "state_space_duality": "state_space",
     "verify": "verify",
 }
 

@@ -169,6 +169,8 @@ def _has_nan(tensor: ir.TensorProtocol) -> bool:
 def _load_program(path: Path) -> torch.export.ExportedProgram:
     import torch
 
+    import qcompile.state_space  # noqa: F401  (registers operators that the program may call)
+
     try:
         return torch.export.load(path)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -190,9 +192,13 @@ def _export_program(model: Any, inputs: Sequence[Any], dynamic_shapes: Any) -> t
 def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: Sequence[str] | None) -> Source:
     import torch
 
+    from qcompile.state_space import add_bodies, translations
+
     exported = torch.onnx.export(
-        program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False
-    )
+        program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False,
+        custom_translation_table=translations(),
+    )  # fmt: skip
+    add_bodies(exported.model)
     return _from_model(exported.model, path)
 
 

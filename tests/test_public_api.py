@@ -16,7 +16,7 @@ import qcompile as qc
 NAMES = [
     "Artifact", "GraphError", "InputError", "MissingExtraError", "Pass", "Pipeline", "QCompileError", "Source",
     "State", "Target", "TargetError", "VerificationError", "__version__", "capture", "export", "get_target",
-    "inspect", "load_pass", "rotate", "verify",
+    "inspect", "load_pass", "rotate", "selective_scan", "state_space_duality", "verify",
 ]  # fmt: skip
 
 

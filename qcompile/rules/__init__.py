@@ -3,6 +3,6 @@
 One file per family of operators. Importing this package registers them all.
 """
 
-from qcompile.rules import attention, elementwise, linear, normalization, shaping
+from qcompile.rules import attention, elementwise, linear, normalization, shaping, state_space
 
-__all__ = ["attention", "elementwise", "linear", "normalization", "shaping"]
+__all__ = ["attention", "elementwise", "linear", "normalization", "shaping", "state_space"]

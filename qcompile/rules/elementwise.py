@@ -10,7 +10,7 @@ from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, Scaling, is_float, label, rule
 
-__all__ = ["UNARY", "gate", "product_of"]
+__all__ = ["UNARY", "carry", "gate", "product_of"]
 
 #: f(Tx) = T f(x) for each operator f.
 UNARY: dict[Freedom, tuple[str, ...]] = {
@@ -124,7 +124,7 @@ def divide(analysis: Analysis, node: ir.Node) -> None:
             analysis.axes.constrain(bottom, Freedom.SIGNED_PERMUTATION, f"{label(node)} divides by it")
             out.append(bottom)
         else:
-            out.append(_carry(analysis, top, bottom, label(node)))
+            out.append(carry(analysis, top, bottom, label(node)))
     analysis.set(node.outputs[0], out)
 
 
@@ -144,10 +144,10 @@ def product_of(analysis: Analysis, node: ir.Node, a: ir.Value, b: ir.Value) -> l
 def gate(analysis: Analysis, left: Ref, right: Ref, reason: str) -> Ref:
     """Join the two sides of an elementwise product: P on both, a diagonal through the side that can carry it."""
     swap = Freedom.DIAGONAL not in analysis.free(left) and Freedom.DIAGONAL in analysis.free(right)
-    return _carry(analysis, right, left, reason) if swap else _carry(analysis, left, right, reason)
+    return carry(analysis, right, left, reason) if swap else carry(analysis, left, right, reason)
 
 
-def _carry(analysis: Analysis, carrier: Ref, other: Ref, reason: str) -> Ref:
+def carry(analysis: Analysis, carrier: Ref, other: Ref, reason: str) -> Ref:
     analysis.axes.constrain(carrier, Freedom.MONOMIAL, f"{reason} multiplies along the axis")
     analysis.axes.constrain(other, Freedom.MONOMIAL, f"{reason} multiplies along the axis")
     analysis.axes.unify(other, carrier.through(Mode.PLAIN), f"{reason} multiplies along the axis")
