@@ -1,0 +1,1 @@
+"""Generated torch and Triton programs for NVIDIA and AMD GPUs."""

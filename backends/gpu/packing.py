@@ -1,0 +1,121 @@
+"""Weights, tables and transforms in the layouts of the kernels; runs at export time only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from qcompile.errors import TargetError
+from qcompile.formats import Element, Format, Kind, Quantized, ScaleRule, ScaleType
+from qcompile.formats.packing import pack_codes
+from qcompile.formats.rounding import decode_element
+from qcompile.targets import Scheme
+
+__all__ = ["describe", "pack", "pack_table", "pack_transform"]
+
+Packed = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+def describe(fmt: Format) -> dict[str, Any]:
+    """A format as plain data: all that the kernels know of it."""
+    element = fmt.element
+    meta = {
+        "name": fmt.name, "element": element.name, "kind": element.kind.value, "bits": element.bits,
+        "min": element.levels[0], "max": element.max, "values": _values(element), "group": fmt.group,
+        "scale": fmt.scale.name.lower(), "rule": fmt.rule.value, "zero_point": fmt.zero_point,
+        "tensor_scale": fmt.tensor_scale, "targets": list(fmt.targets),
+    }  # fmt: skip
+    if fmt.scale is ScaleType.E8M0:
+        meta["shift"], meta["threshold"] = _border(fmt)
+    if fmt.rule is ScaleRule.FOUR_THIRDS:
+        meta["constant"] = float(np.float32(2.0 ** (element.max_exponent + 1) / element.max))
+    return meta
+
+
+def _values(element: Element) -> list[float]:
+    """The level of every code; NaN codes count as zero."""
+    codes = torch.arange(2**element.bits, dtype=torch.uint8) if element.bits < 8 else torch.arange(256).to(torch.uint8)
+    return decode_element(codes, element).nan_to_num(0.0).tolist()
+
+
+def _border(fmt: Format) -> tuple[int, float]:
+    """``(shift, threshold)`` of ``2^(⌊log2 amax⌋ - shift)``, doubled where amax over its binade exceeds the threshold.
+
+    Thresholds are rounded down to float32, so that the comparison with a float32 quotient is exact.
+    """
+    element, top = fmt.element, fmt.element.max
+    mantissa = element.mantissa_bits if element.kind is Kind.FLOAT else element.bits - 2
+    if fmt.rule in (ScaleRule.FLOOR, ScaleRule.FOUR_THIRDS):
+        return element.max_exponent, 2.0
+    if fmt.rule is ScaleRule.CEIL:
+        return element.max_exponent, 1.0
+    if fmt.rule is ScaleRule.EVEN:
+        return element.max_exponent, 2 - 2.0 ** -(mantissa + 1) - 2.0**-23
+    largest = top * 2**0.5 if fmt.rule is ScaleRule.NEAREST else top
+    shift = math.frexp(largest)[1] - 1
+    return shift, math.floor(largest / 2.0**shift * 2**23) / 2**23
+
+
+def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Packed:
+    """Weights ``[N_i, K]`` that share an input, as one packed weight along N.
+
+    Args:
+        weights: in one format, quantized along K.
+        scheme: of the site.
+        target_arch: ``"sm_90"``, ``"sm_100"``, ``"sm_103"``, ``"sm_120"`` or ``"gfx950"``.
+
+    Raises:
+        TargetError: for a format that no kernel decodes.
+    """
+    tensors, meta = _rows([_checked(q) for q in weights])
+    meta |= {"kind": "linear", "arch": target_arch, "splits": [q.shape[0] for q in weights]}
+    meta["activation"] = None if scheme.activation is None else describe(scheme.activation)
+    return tensors, meta
+
+
+def pack_table(table: Quantized) -> Packed:
+    """An embedding table ``[rows, features]``."""
+    tensors, meta = _rows([_checked(table)])
+    return tensors, meta | {"kind": "table"}
+
+
+def _checked(q: Quantized) -> Quantized:
+    if not isinstance(q, Quantized) or len(q.shape) != 2 or q.axis != 1 or q.format.bits not in (4, 8):
+        raise TargetError(
+            f"gpu: no kernel decodes a weight in format '{q.format.name}'; 4 and 8 bit block formats work"
+        )
+    return q
+
+
+def _rows(weights: Sequence[Quantized]) -> Packed:
+    """Row by row: codes as bytes, effective scales in float32."""
+    fmt = weights[0].format
+    codes = torch.cat([pack_codes(q.codes, fmt.bits) for q in weights])
+    tensors = {"codes": codes.numpy(), "scales": torch.cat([q.all_scales.effective for q in weights]).numpy()}
+    if weights[0].zero_points is not None:
+        tensors["zero_points"] = torch.cat([q.zero_points for q in weights]).numpy()
+    return tensors, {"K": weights[0].shape[1], "N": len(codes), "weight": describe(fmt)}
+
+
+def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:
+    """The steps of ``Transform.factors`` (``steps.Step``), matrices not transposed.
+
+    Raises:
+        TargetError: without any step (the identity needs no kernel).
+    """
+    if not steps:
+        raise TargetError("gpu: a transform without steps needs no kernel")
+    tensors: dict[str, np.ndarray] = {}
+    described = []
+    for i, (outer, inner, m) in enumerate(steps):
+        integer = np.issubdtype(m.dtype, np.integer)
+        kind = {1: "permutation" if integer else "diagonal", 2: "matrix", 3: "blocks"}[m.ndim]
+        tensors[f"m{i}"] = np.ascontiguousarray(m.astype(np.int32 if integer else np.float32))
+        described.append({"kind": kind, "outer": outer, "inner": inner})
+    outer, inner, m = steps[0]
+    size = m.size if m.ndim == 1 else outer * m.shape[-1] * inner
+    return tensors, {"kind": "transform", "size": size, "steps": described}
