@@ -8,14 +8,14 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
-from qcompile.spaces import Analysis, Scaling, is_float, label, rule
+from qcompile.spaces import Analysis, Scaling, label, rule
 
 __all__ = ["UNARY", "carry", "gate", "product_of"]
 
 #: f(Tx) = T f(x) for each operator f.
 UNARY: dict[Freedom, tuple[str, ...]] = {
     # linear
-    Freedom.GENERAL: ("Identity", "Neg", "Dropout"),
+    Freedom.GENERAL: ("Identity", "Neg"),
     # odd: f(-x) = -f(x)
     Freedom.SIGNED_PERMUTATION: (
         "Asin", "Asinh", "Atan", "Atanh", "Erf", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan",
@@ -24,7 +24,7 @@ UNARY: dict[Freedom, tuple[str, ...]] = {
     # positively homogeneous: f(ax) = a f(x) for a > 0
     Freedom.POSITIVE_MONOMIAL: ("Abs", "LeakyRelu", "Relu"),
     Freedom.PERMUTATION: (
-        "Acos", "Acosh", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Exp", "Floor", "Gelu",
+        "Acos", "Acosh", "BitCast", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Exp", "Floor", "Gelu",
         "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "Log", "Mish", "Not", "Selu", "Shrink", "Sigmoid", "Softplus",
         "Sqrt", "Swish", "ThresholdedRelu",
     ),
@@ -47,10 +47,30 @@ for _freedom, _ops in UNARY.items():
 rule("QuickGelu", "FastGelu", "Gelu", domain="com.microsoft")(_unary(Freedom.PERMUTATION))
 
 
+@rule("Dropout")
+def dropout(analysis: Analysis, node: ir.Node) -> None:
+    """The identity when a model is used; its mask is then true everywhere."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None and not _zero(analysis, node.inputs[2]):
+        analysis.opaque(node, f"{label(node)} is in training mode")
+        return
+    _unary(Freedom.PERMUTATION if _read(node, 1) else Freedom.GENERAL)(analysis, node)
+
+
+def _read(node: ir.Node, index: int) -> bool:
+    """Whether something reads an output of the node."""
+    found = node.outputs[index] if index < len(node.outputs) else None
+    return found is not None and (bool(found.uses()) or found.is_graph_output())
+
+
+#: Types so fine that a basis change before the cast is one after it, but for rounding.
+_WIDE = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
 @rule("Cast", "CastLike")
 def cast(analysis: Analysis, node: ir.Node) -> None:
-    """Between floating-point types: the identity. To another type: rounds each element."""
-    exact = is_float(node.inputs[0]) and (node.outputs[0].dtype is None or is_float(node.outputs[0]))
+    """Between wide floating-point types: the identity. To another type: rounds each element."""
+    made = node.outputs[0].dtype
+    exact = node.inputs[0].dtype in _WIDE and (made is None or made in _WIDE)
     _unary(Freedom.GENERAL if exact else Freedom.PERMUTATION)(analysis, node)
     if node.inputs[0] in analysis.dims_of:
         analysis.dims_of[node.outputs[0]] = analysis.dims_of[node.inputs[0]]
@@ -62,6 +82,15 @@ def aligned(analysis: Analysis, values: Sequence[ir.Value]) -> list[list[Ref]]:
     rank = max(len(refs) for refs in operands)
     padded = [[analysis.axes.one] * (rank - len(refs)) + refs for refs in operands]
     return [list(column) for column in zip(*padded, strict=True)]
+
+
+def equal_numbers(analysis: Analysis, value: ir.Value, reason: str) -> bool:
+    """Whether a value is a constant of equal numbers; if so, keeps it one."""
+    if not analysis.uniform(value):
+        return False
+    for ref in analysis.refs(value):
+        analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, reason)
+    return True
 
 
 def is_one(analysis: Analysis, ref: Ref) -> bool:
@@ -116,9 +145,10 @@ def _constant_scale(analysis: Analysis, node: ir.Node) -> list[Ref] | None:
 def divide(analysis: Analysis, node: ir.Node) -> None:
     """The numerator is linear; along the denominator's own axes only permutations survive."""
     numerator, denominator = node.inputs
+    number = equal_numbers(analysis, denominator, f"{label(node)} divides by one number")
     out = []
     for top, bottom in aligned(analysis, [numerator, denominator]):
-        if is_one(analysis, bottom) or analysis.uniform(denominator):
+        if is_one(analysis, bottom) or number:
             out.append(top if not is_one(analysis, top) else bottom)
         elif is_one(analysis, top):
             analysis.axes.constrain(bottom, Freedom.SIGNED_PERMUTATION, f"{label(node)} divides by it")
@@ -130,12 +160,13 @@ def divide(analysis: Analysis, node: ir.Node) -> None:
 
 def product_of(analysis: Analysis, node: ir.Node, a: ir.Value, b: ir.Value) -> list[Ref]:
     """The axes of a broadcast product, joined as the product requires."""
+    number_a, number_b = (equal_numbers(analysis, v, f"{label(node)} multiplies by one number") for v in (a, b))
     out = []
     for left, right in aligned(analysis, [a, b]):
         if is_one(analysis, left) or is_one(analysis, right):
             out.append(right if is_one(analysis, left) else left)
-        elif analysis.uniform(a) or analysis.uniform(b):  # the same number along the axis
-            out.append(right if analysis.uniform(a) else left)
+        elif number_a or number_b:
+            out.append(right if number_a else left)
         else:
             out.append(gate(analysis, left, right, label(node)))
     return out
@@ -154,8 +185,19 @@ def carry(analysis: Analysis, carrier: Ref, other: Ref, reason: str) -> Ref:
     return carrier
 
 
-@rule("And", "BitShift", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Or", "PRelu",
-      "Pow", "Xor")  # fmt: skip
+@rule("SwiGLU")
+def gated_unit(analysis: Analysis, node: ir.Node) -> None:
+    """``swish(a) · b``: linear in the second operand only."""
+    nonlinear, linear = (analysis.refs(value) for value in node.inputs)
+    out = []
+    for left, right in zip(nonlinear, linear, strict=True):
+        analysis.axes.constrain(left, Freedom.PERMUTATION, f"{label(node)} acts on each element")
+        out.append(right if is_one(analysis, right) else carry(analysis, right, left, label(node)))
+    analysis.set(node.outputs[0], out)
+
+
+@rule("And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less",
+      "LessOrEqual", "Max", "Min", "Mod", "Or", "PRelu", "Pow", "Xor")  # fmt: skip
 def together(analysis: Analysis, node: ir.Node) -> None:
     """Any function of the elements at one place: both sides may only be permuted alike."""
     out = []
