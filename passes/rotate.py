@@ -43,6 +43,9 @@ class Rotate:
             transform = self.placement.online.get(group.value.name)
             if transform is not None:
                 insert_online(state.model, group, transform, folded)
+            elif (reason := self.placement.skipped.get(group.value.name)) is not None:
+                for site in group.sites:
+                    state.decline(site.name, "an online transform of its input", reason)
         return bool(self.placement.offline or self.placement.online)
 
 

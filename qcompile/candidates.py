@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from qcompile.scoring import weight_matrix
 from qcompile.spaces import Site
@@ -13,12 +16,15 @@ if TYPE_CHECKING:
     from qcompile.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["FITTED_BLOCKS", "fitted", "orthogonal_candidates"]
+__all__ = ["FITTED_BLOCKS", "fitted", "not_worth", "orthogonal_candidates"]
 
 BLOCKS = (16, 32, 64, 128)
 
 #: Blocks of the closed form; a larger one costs more and equalizes more.
 FITTED_BLOCKS = (16, 32, 64)
+
+#: Operators that only lay a value out anew.
+VIEWS = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def orthogonal_candidates(size: int, scheme: Scheme, kind: str, seed: int) -> dict[str, Transform]:
@@ -59,3 +65,18 @@ def fitted(sites: Sequence[Site], offline: Transform | None, own: Statistics, bl
         moment = offline.apply(offline.apply(moment, 0), 1)
         weight = offline.dual().apply(weight, -1)
     return wush(moment, weight, block)
+
+
+def not_worth(value: ir.Value, sites: Sequence[Site]) -> str | None:
+    """Why an online transform is not forced on sites: it would make a rotated copy of a wide value for few features."""
+    width = sites[0].shape[sites[0].axis_in]
+    written = sum(math.prod(site.shape) // width for site in sites)
+    readers = {site.node for site in sites}
+    while written < width:
+        if any(node not in readers and node.op_type != "Shape" for node, _ in value.uses()):
+            return f"other operators read its {width} features as they are, and it makes only {written} of them"
+        node = value.producer()
+        if node is None or node.op_type not in VIEWS:
+            break
+        value, readers = node.inputs[0], {node}
+    return None

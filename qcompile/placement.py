@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Mode, Node, Ref, Structure
-from qcompile.candidates import FITTED_BLOCKS, fitted, orthogonal_candidates
+from qcompile.candidates import FITTED_BLOCKS, fitted, not_worth, orthogonal_candidates
 from qcompile.errors import InputError
 from qcompile.folding import axis_transform
 from qcompile.freedom import Freedom
@@ -78,11 +78,13 @@ class Placement:
         offline: by leaf of the axis forest; folded into constants.
         online: by name of the value in front of whose sites the transform stays in the graph.
         errors: by space or value, the predicted error of each candidate relative to none, for the report.
+        skipped: by name of the value, why its sites got no online transform although one was asked for.
     """
 
     offline: dict[Node, Transform]
     online: dict[str, Transform]
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def groups_of(sites: Sequence[Site]) -> list[Group]:
@@ -230,7 +232,9 @@ def _place_online(
     if kind in ("hadamard", "block"):
         if offline is None:
             forced = list(orthogonal_candidates(group.width, scheme, kind, seed).values())
-            if forced:
+            if forced and (reason := not_worth(group.value, group.sites)) is not None:
+                placement.skipped[group.value.name] = reason
+            elif forced:
                 placement.online[group.value.name] = forced[-1]
         return
     if scheme.weight is None:
@@ -239,7 +243,7 @@ def _place_online(
     errors = {"none": 1.0}
     base = group_error(group.probes, group.alphas, scheme, offline)
     best, least = None, base * (1 - LEAST_GAIN)
-    for name, transform in _onlineorthogonal_candidates(analysis, group, scheme, offline, own, kind, seed).items():
+    for name, transform in _online_candidates(analysis, group, scheme, offline, own, kind, seed).items():
         total = transform if offline is None else _compose(offline, transform)
         error = group_error(group.probes, group.alphas, scheme, total)
         errors[name] = error / base if base else 1.0
@@ -262,15 +266,10 @@ def _compose(first: Transform, second: Transform) -> Transform:
     return Compose((first, second))
 
 
-def _onlineorthogonal_candidates(
-    analysis: Analysis,
-    group: Group,
-    scheme: Scheme,
-    offline: Transform | None,
-    own: Statistics | None,
-    kind: str,
+def _online_candidates(
+    analysis: Analysis, group: Group, scheme: Scheme, offline: Transform | None, own: Statistics | None, kind: str,
     seed: int,
-) -> dict[str, Transform]:
+) -> dict[str, Transform]:  # fmt: skip
     found = {} if kind == "wush" or offline is not None else orthogonal_candidates(group.width, scheme, "auto", seed)
     least = scheme.weight.group or group.width
     for block in FITTED_BLOCKS if own is not None else ():

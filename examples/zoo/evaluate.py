@@ -21,7 +21,7 @@ from training import sample
 from weights import restore
 
 HERE = Path(__file__).parent
-SHIPPED = {"language_model": "language_model.onnx", "mamba": "mamba.safetensors", "dit": "dit.onnx"}
+SHIPPED = {"language_model": "language_model.onnx", "mamba": "mamba.onnx", "dit": "dit.onnx"}
 
 Logits = Callable[[np.ndarray], np.ndarray]
 

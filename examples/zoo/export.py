@@ -1,9 +1,10 @@
 """Turn trained weights into the files that ship: one ONNX file a model, inputs to calibrate and evaluate.
 
     python export.py language_model --weights language_model.safetensors
+    python export.py mamba --weights mamba.safetensors
     python export.py dit --weights dit.safetensors
 
-Mamba has no entry: exporting a selective scan takes an operator of its own, which the compiler brings.
+Mamba's selective scan is qcompile's: one node, with a function of standard operators for runtimes that know no better.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import corpus
 import digits
 from dit import DiT
 from language_model import LanguageModel
+from mamba import Mamba
+from qcompile.state_space import add_bodies, selective_scan, translations
 from weights import name_initializers, restore
 
-__all__ = ["export_dit", "export_language_model"]
+__all__ = ["export_dit", "export_language_model", "export_mamba"]
 
 HERE = Path(__file__).parent
 LIMIT = 10_000_000
@@ -58,17 +61,18 @@ def _export(
     import onnxruntime
 
     tensors = {name: torch.from_numpy(value) for name, value in example.items()}
-    torch.onnx.export(
+    program = torch.onnx.export(
         model.eval(),
         kwargs=tensors,
-        f=path,
         dynamo=True,
         opset_version=opset,
         dynamic_shapes=shapes,
         input_names=list(example),
         output_names=[output],
-        external_data=False,
+        custom_translation_table=translations(),
     )
+    add_bodies(program.model)
+    program.save(path, external_data=False)
     _tidy(path, model.state_dict())
     size = path.stat().st_size
     if size >= LIMIT:
@@ -96,6 +100,15 @@ def export_language_model(weights: Path, folder: Path, saved_corpus: Path | None
     _export(model, example, folder / "language_model.onnx", "logits", dynamic, opset)
 
 
+def export_mamba(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
+    """Write mamba.onnx; it reads the language model's windows."""
+    with np.load(folder / "language_model_evaluation.npz") as saved:
+        example = {"input_ids": saved["input_ids"][:5, :48]}
+    dynamic = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2)}}
+    model = restore(Mamba(scan=selective_scan), weights)
+    _export(model, example, folder / "mamba.onnx", "logits", dynamic, opset)
+
+
 def export_dit(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
     """Write dit.onnx and points of the path, over all times, of learned and of held-out digits."""
     train, held_out = digits.load()
@@ -111,7 +124,7 @@ def export_dit(weights: Path, folder: Path, saved_corpus: Path | None, opset: in
 
 def main() -> None:
     """Export one model of the zoo."""
-    exporters = {"language_model": export_language_model, "dit": export_dit}
+    exporters = {"language_model": export_language_model, "mamba": export_mamba, "dit": export_dit}
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", choices=exporters)
     parser.add_argument("--weights", type=Path, required=True)

@@ -1,0 +1,50 @@
+"""The models that ship: they run, and each rotates where the mathematics says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompile.compiler import rotate
+from qcompile.evaluate import Session, compare, evaluate
+
+ZOO = Path(__file__).parent.parent / "examples" / "zoo"
+
+
+def windows(rows: int, length: int) -> dict[str, np.ndarray]:
+    with np.load(ZOO / "language_model_evaluation.npz") as saved:
+        return {"input_ids": saved["input_ids"][:rows, :length]}
+
+
+def test_mamba_has_learned_and_runs_at_any_batch_and_length() -> None:
+    session = Session(ZOO / "mamba.onnx")
+    (wide,) = session.run(windows(3, 100)).values()
+    (narrow,) = session.run(windows(1, 60)).values()
+    np.testing.assert_allclose(wide[:1, :60], narrow, atol=1e-4)
+    ids = windows(3, 100)["input_ids"]
+    scores = wide[:, :-1].astype(np.float64)
+    chosen = np.take_along_axis(scores, ids[:, 1:, None], -1)[..., 0]
+    assert (np.log(np.exp(scores).sum(-1)) - chosen).mean() < 2.0  # log(256) = 5.5 for one that knows nothing
+
+
+def test_mamba_rotates_where_the_mathematics_says() -> None:
+    rotated = rotate(ZOO / "mamba.onnx")
+    analysis = rotated.prepared.analysis
+    spaces = {space.node: space for space in analysis.spaces}
+    offline = [spaces[node] for node in rotated.placement.offline]
+    stream, *ranks = sorted(offline, key=lambda space: -space.size)
+    assert (stream.size, len(stream.readers), len(stream.writers)) == (192, 9, 9)  # 8 mixers, embedding and head
+    assert [(space.size, space.freedom.label) for space in ranks] == [(12, "general")] * 8  # x_proj -> dt_proj
+    sites = {group.value.name: group.sites for group in rotated.groups}
+    online = [site.shape for name in rotated.placement.online for site in sites[name]]
+    assert online == [(384, 192)] * 8  # out_proj
+    inputs = windows(2, 50)
+    error, _ = compare(evaluate(ZOO / "mamba.onnx", inputs), evaluate(rotated.prepared.model, inputs))
+    assert error <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["language_model", "mamba", "dit"])
+def test_each_file_is_small_enough_to_ship(name: str) -> None:
+    assert (ZOO / f"{name}.onnx").stat().st_size < 10_000_000
