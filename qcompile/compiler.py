@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact import Artifact, atomic_folder, write_manifest
 from qcompile.calibration import Data, Statistics, load_data
-from qcompile.capture import example_inputs
+from qcompile.capture import capture, example_inputs
 from qcompile.description import number
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.evaluate import compare
@@ -22,7 +22,17 @@ from qcompile.preparation import Prepared, prepare, quantizable
 from qcompile.selection import Choice, Options, check_budget, choose
 from qcompile.spaces import Site
 from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
-from qcompile.verify import Equivalence, Run, by_position, check_lowering, equivalence, measure, quantized_loss
+from qcompile.verify import (
+    Equivalence,
+    Run,
+    by_position,
+    check_lowering,
+    equivalence,
+    measure,
+    quantized_loss,
+    sites_to_check,
+    source_outputs,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,8 +105,11 @@ def export(
     schemes = [target.scheme(name) for name in names]
     check_budget(options, schemes)
     with atomic_folder(Path(folder)) as temporary:
-        prepared = prepare(model, progress, **capture_options)
-        data = load_data(options.calibration, prepared.model, seed=options.seed)
+        source = capture(model, **capture_options)
+        data = load_data(options.calibration, source.model, seed=options.seed)
+        wanted = source_outputs(source, data)  # now: later there is a second copy of the weights
+        prepared = prepare(source, progress)
+        prepared.outputs = wanted
         held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
         sites = quantizable(prepared)
         if not sites:
@@ -160,9 +173,10 @@ def _finish(
     from qcompile.report import build_manifest, write_report
 
     prepared, target = rotated.prepared, job.target
-    before = prepared.model.clone()
+    before = None if target.backends == ("ort",) else prepared.model.clone()  # holds the float weights
+    checks = sites_to_check(prepared.model, plans)
     lowered = job.lowering.lower(prepared.model, plans, target, folder)
-    checked = check_lowering(before, plans, lowered, folder, data)
+    checked = check_lowering(checks, lowered, folder, data)
     runtimes = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}} | _further(job, before, plans, folder)
     if target.runs_here:
         measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
@@ -171,9 +185,8 @@ def _finish(
             measured = measure(prepared, run, held_out or data.first(1), job.progress)
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
-    if runtimes.keys() - {"ort"}:
+    if before is not None:
         _compare_runtimes(job, before, plans, folder, runtimes)
-    del before  # it holds the float weights
     manifest = build_manifest(
         rotated, job.sites, job.chosen, plans, lowered, runtimes, options, target, equal, checked, measured, folder
     )

@@ -9,16 +9,26 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 __all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double", "to_double"]
 
 #: Graphs with fewer bytes of constants are handed over in memory.
 INLINE_BYTES = 1 << 26
+
+#: Where a graph that is handed over as bytes finds its external data.
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+#: Constants below this many bytes stay in the graph in any case.
+_LIGHT_BYTES = 1 << 10
 
 
 class Session:
@@ -37,26 +47,48 @@ class Session:
         options.log_severity_level = 3
         if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._weights: dict[str, np.ndarray] = {}
         if isinstance(model, ir.Model):
-            model = self._write(_with_taps(model, taps) if taps else model)
+            model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
+        elif taps:
+            options.add_session_config_entry(_DATA_FOLDER, str(Path(model).parent))
+            model = ir.to_proto(_with_taps(ir.load(model), taps)).SerializeToString()
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise InputError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
-        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.inputs = [value.name for value in self._session.get_inputs() if value.name not in self._weights]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
-    def _write(self, model: ir.Model) -> bytes | str:
-        """A small graph as bytes; a large one in a temporary file, whose weights onnxruntime maps and does not copy."""
-        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-        light = model.clone()
-        if size < INLINE_BYTES:
-            return ir.to_proto(ir.external_data.load_to_model(light)).SerializeToString()
+    def _hand_over(self, model: ir.Model, options: ort.SessionOptions, optimize: bool) -> bytes | str:
+        """Make a graph of it that onnxruntime takes: with its weights, or, if they are large, beside them.
+
+        A graph that is not to be optimized gets large weights as inputs, which are not copied. One whose weights are
+        computed when they are read goes through a temporary file, so that one is in memory at a time.
+        """
+        heavy = [v for v in model.graph.initializers.values() if v.const_value is not None and _is_heavy(v.const_value)]
+        if sum(value.const_value.nbytes for value in heavy) < INLINE_BYTES:
+            return ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString()
+        if any(isinstance(value.const_value, ir.LazyTensor) for value in heavy):
+            return self._write(model)
+        arrays = {value.name: np.ascontiguousarray(value.const_value.numpy()) for value in heavy}
+        for value in heavy:
+            del model.graph.initializers[value.name]
+        ir.external_data.load_to_model(model)
+        if optimize:
+            _give_initializers(model, options, heavy, arrays)
+        else:
+            self._weights = arrays
+            model.graph.inputs.extend(heavy)
+            for value in heavy:  # the clone is garbage in a cycle, which may outlive the session
+                value.const_value = None
+        return ir.to_proto(model).SerializeToString()
+
+    def _write(self, model: ir.Model) -> str:
         self._folder = tempfile.TemporaryDirectory(prefix="qcompile-")
         path = Path(self._folder.name) / "model.onnx"
-        ir.save(light, path, external_data="model.onnx.data")
+        ir.save(model, path, external_data="model.onnx.data")
         return str(path)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,10 +99,30 @@ class Session:
         """
         check_names(inputs, self.inputs)
         try:
-            values = self._session.run(None, dict(inputs))
+            values = self._session.run(None, {**inputs, **self._weights})
         except Exception as error:  # as above
             raise InputError(f"onnxruntime cannot run the graph: {_first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _is_heavy(tensor: ir.TensorProtocol) -> bool:
+    """Whether it has many bytes, of a type that NumPy has itself."""
+    return tensor.nbytes > _LIGHT_BYTES and tensor.dtype.numpy().type.__module__ == "numpy"
+
+
+def _give_initializers(
+    model: ir.Model, options: ort.SessionOptions, heavy: Sequence[ir.Value], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Hand over constants beside the graph, which names a file for them that is never opened."""
+    import onnxruntime as ort
+
+    for value in heavy:
+        tensor = value.const_value
+        value.const_value = ir.ExternalTensor(
+            "handed over", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name
+        )
+        model.graph.register_initializer(value)
+    options.add_external_initializers([*arrays], [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()])
 
 
 def _first_line(error: Exception) -> str:

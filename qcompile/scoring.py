@@ -38,7 +38,7 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     if rows is not None and rows < weight.shape[first]:
         weight = weight.take(np.linspace(0, weight.shape[first] - 1, rows).astype(int), axis=first)
     weight = np.moveaxis(weight, (first, second), (0, 1))
-    return torch.tensor(np.ascontiguousarray(weight.reshape(len(weight), -1)), dtype=torch.float32)
+    return torch.from_numpy(np.array(weight.reshape(len(weight), -1), np.float32, order="C"))  # always a copy
 
 
 def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:

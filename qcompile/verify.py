@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-__all__ = ["Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss", "verify"]
+__all__ = [
+    "Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss", "sites_to_check",
+    "source_outputs", "verify",
+]  # fmt: skip
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -83,21 +86,26 @@ def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[
     return dict(zip(names, values.values(), strict=True))
 
 
-def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None, inputs: int = 1) -> Equivalence:
-    """Compare the rewritten float graph with its source on the first inputs.
+def source_outputs(source: Source, data: Data, inputs: int = 1) -> dict[int, dict[str, np.ndarray]]:
+    """What the source computes for the first batches, by identity of the batch."""
+    session = source_session(source, optimize=False)
+    return {id(batch): session.run(batch) for batch in data.batches[:inputs]}
+
+
+def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None) -> Equivalence:
+    """Compare the rewritten float graph with its source on the first input.
 
     Raises:
         VerificationError: if they differ by more than rounding.
     """
-    batches = data.batches[:inputs]
-    reference = source_session(prepared.source, optimize=False)
-    wanted = [reference.run(batch) for batch in batches]
-    prepared.outputs = {id(batch): want for batch, want in zip(batches, wanted, strict=True)}
+    if not prepared.outputs:
+        prepared.outputs = source_outputs(prepared.source, data)
     prepared.release_source()
-    del reference  # two models at once would be the most memory that an export takes
     rewritten = Session(prepared.model, optimize=False)
+    batches = [batch for batch in data.batches if id(batch) in prepared.outputs]
     relative = absolute = 0.0
-    for batch, want in zip(batches, wanted, strict=True):
+    for batch in batches:
+        want = prepared.outputs[id(batch)]
         l2, largest = compare(want, by_position(list(want), rewritten.run(batch)))
         relative, absolute = max(relative, l2), max(absolute, largest)
     allowed = _tolerance(prepared.model)
@@ -120,48 +128,68 @@ def _tolerance(model: ir.Model) -> float:
 # -- implementation error --------------------------------------------------------------------------------------------
 
 
-def check_lowering(
-    model: ir.Model, plans: Sequence[Plan], lowered_as: Lowered, graph: Path, data: Data
-) -> Checked | None:
+@dataclass(frozen=True)
+class Sampled:
+    """A planned site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``."""
+
+    plan: Plan
+    read: str
+    written: str
+    alpha: float
+    bias: np.ndarray | None
+
+
+def sites_to_check(model: ir.Model, plans: Sequence[Plan]) -> list[Sampled]:
+    """A sample of the planned sites, spread over the graph; to be taken before the graph is lowered."""
+    nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm")}
+    found = [plan for plan in plans if plan.site in nodes and plan.weight is not None]
+    chosen = sorted({round(x) for x in np.linspace(0, len(found) - 1, min(CHECKED_SITES, len(found)))})
+    return [_sampled(found[i], nodes[found[i].site]) for i in chosen]
+
+
+def _sampled(plan: Plan, node: ir.Node) -> Sampled:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    beta = node.attributes.get_float("beta", 1.0)
+    return Sampled(
+        plan, node.inputs[0].name, node.outputs[0].name, node.attributes.get_float("alpha", 1.0),
+        None if bias is None else bias.const_value.numpy().astype(np.float64) * beta,
+    )  # fmt: skip
+
+
+def check_lowering(sites: Sequence[Sampled], lowered_as: Lowered, graph: Path, data: Data) -> Checked | None:
     """Compare lowered sites with the oracle, each on the input that it got in the lowered graph.
 
     Args:
-        model: the rotated graph before lowering: it says what each site reads, writes and adds.
-        plans: how the sites were quantized.
+        sites: what they compute.
         lowered_as: what the backend says of them.
         graph: the lowered graph, or a folder that holds it as ``model.onnx``; other artifacts are not checked here.
     """
     file = graph / "model.onnx" if graph.is_dir() else graph
     if not file.is_file():
         return None
-    nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm")}
-    found = [plan for plan in plans if plan.site in nodes and plan.weight is not None]
-    found = [found[i] for i in sorted({round(x) for x in np.linspace(0, len(found) - 1, min(CHECKED_SITES, len(found)))})]
-    lowered = ir.load(file)
-    present = ir.convenience.create_value_mapping(lowered.graph)
-    pairs = [(plan, nodes[plan.site]) for plan in found]
-    pairs = [(p, n) for p, n in pairs if n.inputs[0].name in present and n.outputs[0].name in present]
-    taps = list(dict.fromkeys(name for _, n in pairs for name in (n.inputs[0].name, n.outputs[0].name)))
-    results = dict(Session(lowered, taps).run(data.batches[0])) | dict(data.batches[0])
+    present = ir.convenience.create_value_mapping(ir.load(file).graph)
+    sites = [site for site in sites if site.read in present and site.written in present]
+    taps = list(dict.fromkeys(name for site in sites for name in (site.read, site.written)))
+    results = dict(Session(file, taps).run(data.batches[0])) | dict(data.batches[0])
     worst = 0.0
-    for plan, node in pairs:
-        rounded = lowered_as.sites.get(plan.site, {}).get("rounds_input_to")
-        activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
-        want = _oracle(plan, activation, node, results[node.inputs[0].name])
-        worst = max(worst, compare({"y": want}, {"y": results[node.outputs[0].name]})[0])
-    return Checked(worst, len(pairs))
+    for site in sites:
+        rounded = lowered_as.sites.get(site.plan.site, {}).get("rounds_input_to")
+        activation = site.plan.scheme.activation or (get_format(rounded) if rounded else None)
+        want = _oracle(site, activation, results[site.read])
+        worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
+    return Checked(worst, len(sites))
 
 
-def _oracle(plan: Plan, activation: Format | None, node: ir.Node, x: np.ndarray) -> np.ndarray:
+def _oracle(site: Sampled, activation: Format | None, x: np.ndarray) -> np.ndarray:
     import torch
 
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
     if activation is not None:
         rows = quantize_rows(rows, activation)
-    y = rows.double() @ plan.weight.dequantize().double().T * node.attributes.get_float("alpha", 1.0)
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        y = y + torch.from_numpy(node.inputs[2].const_value.numpy().astype(np.float64)) * node.attributes.get_float("beta", 1.0)
-    return y.reshape(*x.shape[:-1], -1).numpy()
+    y = (rows.double() @ site.plan.weight.dequantize().double().T * site.alpha).numpy()
+    if site.bias is not None:
+        y = y + site.bias
+    return y.reshape(*x.shape[:-1], -1)
 
 
 # -- quantization error ------------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ class Emitter:
             self.drop(value)
 
     def drop(self, value: ir.Value) -> None:
-        """Remove an initializer that nothing reads any more."""
+        """Remove an initializer that nothing reads any more; its content goes too, though an analysis may know it."""
         if not value.uses() and not value.is_graph_output() and value.name in self.model.graph.initializers:
             del self.model.graph.initializers[value.name]
+            value.const_value = None
