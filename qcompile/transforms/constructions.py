@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from qcompile.transforms.finite_field import differences, prime_power, quadratic_character
-from qcompile.transforms.sequences import GOETHALS_SEIDEL, T_SEQUENCES, WILLIAMSON_13
+from qcompile.transforms.sequences import GOETHALS_SEIDEL, T_SEQUENCES, TURYN_TYPE, WILLIAMSON
 
 __all__ = ["construct_primitive", "construction", "regular_square"]
 
@@ -35,7 +35,16 @@ def construction(n: int) -> str | None:
         return "paley-2"
     if n in GOETHALS_SEIDEL:
         return "goethals-seidel"
-    return "t-matrices" if n in T_SEQUENCES else None
+    return "t-matrices" if _t_times_williamson(n) else None
+
+
+def _t_times_williamson(n: int) -> tuple[int, int] | None:
+    """``(t, w)`` with ``n = 4 t w``, the largest ``w``, or None."""
+    for w in sorted(WILLIAMSON, reverse=True):
+        t, rest = divmod(n, 4 * w)
+        if not rest and (t in T_SEQUENCES or t in TURYN_TYPE):
+            return t, w
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -101,9 +110,25 @@ def _goethals_seidel_order(n: int) -> np.ndarray:
     return _goethals_seidel(*blocks, _back_identity(n // 4))
 
 
+def _t_sequences(t: int) -> list[np.ndarray]:
+    """Four sequences of length ``t``: disjoint, filling, with autocorrelations that sum to zero.
+
+    From Turyn-type X, Y, Z, W: ``(Z, 0)``, ``(0, W, 0)`` and ``(0, (X ± Y) / 2)`` (Turyn, 1974).
+    """
+    if t in T_SEQUENCES:
+        return [np.array(_signs(row), dtype=np.int8) for row in T_SEQUENCES[t]]
+    x, y, z, w = (np.array(_signs(row), dtype=np.int8) for row in TURYN_TYPE[t])
+    m, rows = len(x), np.zeros((4, t), dtype=np.int8)
+    rows[0, :m], rows[1, m : 2 * m - 1] = z, w
+    rows[2, 2 * m - 1 :], rows[3, 2 * m - 1 :] = (x + y) // 2, (x - y) // 2
+    return list(rows)
+
+
 def _t_matrices(n: int) -> np.ndarray:
-    x = [_circulant(_signs(row)) for row in T_SEQUENCES[n]]
-    w = [_circulant(_signs(row)) for row in WILLIAMSON_13]
+    lengths = _t_times_williamson(n)
+    assert lengths is not None
+    x = [_circulant(row) for row in _t_sequences(lengths[0])]
+    w = [_circulant(_signs(row)) for row in WILLIAMSON[lengths[1]]]
     order = ((0, 1, 2, 3), (-1, 0, 3, -2), (-2, -3, 0, 1), (-3, 2, -1, 0))
     sign = ((1, 1, 1, 1), (-1, 1, 1, -1), (-1, -1, 1, 1), (-1, 1, -1, 1))
     blocks = [

@@ -2,13 +2,12 @@
 
 ``GOETHALS_SEIDEL[n]`` holds the first rows of four circulants of order n / 4 whose periodic autocorrelations
 sum to zero: symmetric ones (Williamson's case) for 92 and 116; for 172, 268 and 292 constant on the orbits of a
-multiplier of order 7, 3 and 9. ``T_SEQUENCES[n]`` holds four sequences of disjoint support that multiply the
-Williamson matrices of order 13.
+multiplier of order 7, 3 and 9. T-sequences of length t times Williamson matrices of order w give order 4 t w.
 """
 
 from __future__ import annotations
 
-__all__ = ["GOETHALS_SEIDEL", "T_SEQUENCES", "WILLIAMSON_13"]
+__all__ = ["GOETHALS_SEIDEL", "TURYN_TYPE", "T_SEQUENCES", "WILLIAMSON"]
 
 GOETHALS_SEIDEL: dict[int, tuple[str, str, str, str]] = {
     92: (
@@ -43,14 +42,45 @@ GOETHALS_SEIDEL: dict[int, tuple[str, str, str, str]] = {
     ),
 }
 
+#: By length: four sequences of disjoint support, one sign at each place, whose autocorrelations sum to zero; these
+#: from Golay pairs of length 1, 2 and 4.
 T_SEQUENCES: dict[int, tuple[str, str, str, str]] = {
-    156: ("+00", "0+0", "00+", "000"),
-    260: ("+0000", "0++00", "000+-", "00000"),  # from the Golay pair of length 2
+    3: ("+00", "0+0", "00+", "000"),
+    5: ("+0000", "0++00", "000+-", "00000"),
+    9: ("+00000000", "0+++-0000", "00000++-+", "000000000"),
 }
 
-WILLIAMSON_13 = (
-    "+-+-++--++-+-",
-    "++--+-++-+--+",
-    "++-++----++-+",
-    "++----------+",
-)
+#: By the length 3m - 1 of the T-sequences that follow: X, Y, Z of length m and W of length m - 1, with vanishing
+#: N(X) + N(Y) + 2 N(Z) + 2 N(W) for the aperiodic autocorrelations N.
+TURYN_TYPE: dict[int, tuple[str, str, str, str]] = {
+    11: ("-+--", "----", "++--", "-+-"),
+    17: ("-+++--", "--+---", "++-+--", "-+---"),
+    23: ("-+-+-+--", "--+--+--", "++-+----", "--++---"),
+    29: ("-+--+---+-", "-+++------", "+-+-++----", "-+--++---"),
+    35: ("-++-+-+---+-", "-+-++--+----", "+-++-+++----", "-+---++----"),
+    41: ("-+++---+-+-+--", "----++++-+-+--", "+-----+--+-+--", "--+--++--++++"),
+    47: ("----+--++--+----", "---+-+--++-+-++-", "++--++++------+-", "++---+-+-+--+--"),
+    59: ("++++++-+--++-+-+-+--", "+-+--+++----++++----", "---+-+--++-++++-++--", "+----+---++-+---+--"),
+}
+
+#: By order: first rows of four symmetric circulants whose squares sum to 4 w I.
+WILLIAMSON: dict[int, tuple[str, str, str, str]] = {
+    1: ("+", "+", "+", "+"),
+    3: ("+--", "+--", "+--", "+++"),
+    5: ("+-++-", "++--+", "+----", "+----"),
+    7: ("+-+--+-", "+--++--", "++----+", "+------"),
+    9: ("+-++--++-", "+-++--++-", "++------+", "+-++++++-"),
+    13: ("+-+-++--++-+-", "++--+-++-+--+", "++-++----++-+", "++----------+"),
+    25: (
+        "+--+-++++---++---++++-+--",
+        "++--+-+-+++----+++-+-+--+",
+        "+-+---+--+--++--+--+---+-",
+        "+-------++-++++-++-------",
+    ),
+    27: (
+        "+--+++---+-++--++-+---+++--",
+        "+-+++-++++--------++++-+++-",
+        "+-++--+++-++-++-++-+++--++-",
+        "+++-+-++++-+----+-++++-+-++",
+    ),
+}
