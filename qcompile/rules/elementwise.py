@@ -10,7 +10,7 @@ from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, Scaling, label, rule
 
-__all__ = ["UNARY", "carry", "gate", "product_of"]
+__all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "is_read", "product_of"]
 
 #: f(Tx) = T f(x) for each operator f.
 UNARY: dict[Freedom, tuple[str, ...]] = {
@@ -53,10 +53,10 @@ def dropout(analysis: Analysis, node: ir.Node) -> None:
     if len(node.inputs) > 2 and node.inputs[2] is not None and not _zero(analysis, node.inputs[2]):
         analysis.opaque(node, f"{label(node)} is in training mode")
         return
-    _unary(Freedom.PERMUTATION if _read(node, 1) else Freedom.GENERAL)(analysis, node)
+    _unary(Freedom.PERMUTATION if is_read(node, 1) else Freedom.GENERAL)(analysis, node)
 
 
-def _read(node: ir.Node, index: int) -> bool:
+def is_read(node: ir.Node, index: int) -> bool:
     """Whether something reads an output of the node."""
     found = node.outputs[index] if index < len(node.outputs) else None
     return found is not None and (bool(found.uses()) or found.is_graph_output())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
@@ -9,7 +12,7 @@ from qcompile.freedom import Freedom
 from qcompile.rules.elementwise import gate, is_one
 from qcompile.spaces import Analysis, Site, is_float, label, rule
 
-__all__ = ["contract", "is_weight"]
+__all__ = ["add_channel_bias", "contract", "is_weight"]
 
 
 def is_weight(value: ir.Value | None) -> bool:
@@ -110,9 +113,17 @@ def conv(analysis: Analysis, node: ir.Node) -> None:
     if channels is None:
         analysis.opaque(node, f"{label(node)} has groups that cannot be followed")
         return
+    places = _places(analysis, node, x[2:], weight[2:])
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        analysis.axes.unify(channels, analysis.refs(node.inputs[2])[0], f"{label(node)} adds its bias")
-    analysis.set(node.outputs[0], [x[0], channels, *_places(analysis, node, x[2:], weight[2:])])
+        add_channel_bias(analysis, node, channels, analysis.refs(node.inputs[2])[0], [x[0], *places])
+    analysis.set(node.outputs[0], [x[0], channels, *places])
+
+
+def add_channel_bias(analysis: Analysis, node: ir.Node, channels: Ref, bias: Ref, others: Sequence[Ref]) -> None:
+    """A bias per channel is one number along every other axis."""
+    analysis.axes.unify(channels, bias, f"{label(node)} adds its bias")
+    for ref in others:
+        analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
 
 
 def _grouped(analysis: Analysis, node: ir.Node, x: Ref, weight: list[Ref], groups: int, read: int) -> Ref | None:
@@ -150,6 +161,24 @@ def _places(analysis: Analysis, node: ir.Node, x: list[Ref], kernel: list[Ref]) 
     return out
 
 
+@rule("DeformConv")
+def deformable(analysis: Analysis, node: ir.Node) -> None:
+    """A convolution that reads at places of its own for each output: channels are linear where there are no groups."""
+    attributes = node.attributes
+    x, weight, offset = (analysis.refs(value) for value in node.inputs[:3])
+    if attributes.get_int("group", 1) > 1 or attributes.get_int("offset_group", 1) > 1:
+        analysis.opaque(node, f"{label(node)} has groups")
+        return
+    contract(analysis, x[1], weight[1], label(node))
+    for ref in [x[0], *x[2:], *weight[2:]]:
+        analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} reads it by place")
+    analysis.freeze([node.inputs[2], *node.inputs[4:]], f"{label(node)} places its kernel by it")
+    places = [analysis.axes.frozen(analysis.axes.size(ref), f"{label(node)} slides over it") for ref in offset[2:]]
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        add_channel_bias(analysis, node, weight[0], analysis.refs(node.inputs[3])[0], ())
+    analysis.set(node.outputs[0], [x[0], weight[0], *places])
+
+
 @rule("Gather")
 def gather(analysis: Analysis, node: ir.Node) -> None:
     """A lookup: the axis that is indexed stays as it is, the others pass through."""
@@ -168,24 +197,48 @@ def gather(analysis: Analysis, node: ir.Node) -> None:
 @rule("Einsum")
 def einsum(analysis: Analysis, node: ir.Node) -> None:
     """Letters in the result pass through; letters that are summed carry T and T⁻ᵀ."""
-    equation = node.attributes.get_string("equation").replace(" ", "")
-    inputs, _, output = equation.partition("->")
-    terms = inputs.split(",")
-    if "." in equation or not output or len(terms) > 2 or any(len(set(t)) < len(t) for t in terms):
-        analysis.opaque(node, f"{label(node)} has an equation '{equation}' that is not followed")
-        return
-    operands = [dict(zip(term, analysis.refs(v), strict=True)) for term, v in zip(terms, node.inputs, strict=True)]
+    refs = [analysis.refs(value) for value in node.inputs]
+    terms, output = _letters(node.attributes.get_string("equation").replace(" ", ""), [len(item) for item in refs])
+    for term, item in zip(terms, refs, strict=True):
+        for letter, ref in zip(term, item, strict=True):
+            if term.count(letter) > 1:
+                analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} takes a diagonal")
+    operands = [dict(zip(term, item, strict=True)) for term, item in zip(terms, refs, strict=True)]
     merged: dict[str, Ref] = {}
     for letter in sorted({letter for term in terms for letter in term}):
         found = [operand[letter] for operand in operands if letter in operand]
-        if letter in output:
-            merged[letter] = found[0] if len(found) == 1 else gate(analysis, *found, label(node))
-        elif len(found) == 2:
-            contract(analysis, *found, label(node))
-        else:
-            analysis.axes.constrain(found[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} sums over it")
+        wide = [ref for ref in found if not is_one(analysis, ref)] or found[:1]
+        merged[letter] = _merge(analysis, node, wide, letter not in output)
     analysis.set(node.outputs[0], [merged[letter] for letter in output])
-    _einsum_site(analysis, node, terms, output, operands)
+    if all(len(set(term)) == len(term) for term in terms):
+        _einsum_site(analysis, node, terms, output, operands)
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The operands' and the result's axes as letters: dots spelled out, the result's letters if they are left out."""
+    inputs, arrow, output = equation.partition("->")
+    given = inputs.split(",")
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    dots = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(given, ranks, strict=True)]
+    names = spare[: max(dots)]
+    terms = [term.replace("...", "".join(names[len(names) - n :])) for term, n in zip(given, dots, strict=True)]
+    if not arrow:
+        once = sorted(letter for letter in set(inputs) if letter.isalpha() and inputs.count(letter) == 1)
+        output = "..." + "".join(once)
+    return terms, output.replace("...", "".join(names))
+
+
+def _merge(analysis: Analysis, node: ir.Node, found: Sequence[Ref], summed: bool) -> Ref:
+    """One letter: the product of all operands along it, or the sum of that product."""
+    if summed and len(found) == 1:
+        analysis.axes.constrain(found[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} sums over it")
+    *others, last = found if summed and len(found) > 1 else [*found, None]
+    merged = others[0]
+    for ref in others[1:]:
+        merged = gate(analysis, merged, ref, label(node))
+    if last is not None:
+        contract(analysis, merged, last, label(node))
+    return merged
 
 
 def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: str, operands: list[dict]) -> None:

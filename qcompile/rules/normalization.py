@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
+from qcompile.rules.elementwise import aligned, equal_numbers, is_one, is_read
 from qcompile.spaces import Analysis, Norm, label, rule
 
 __all__ = ["SCALED_NORMS"]
@@ -33,21 +34,43 @@ def _norm(analysis: Analysis, node: ir.Node) -> None:
     if axis != len(refs) - 1:
         analysis.opaque(node, f"{label(node)} normalizes over several axes")
         return
-    if first == 2:
-        for ref, skip in zip(refs, analysis.refs(node.inputs[1]), strict=True):
-            analysis.axes.unify(ref, skip, f"{label(node)} adds its skip input")
-    for ref in refs[:-1]:
-        analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} treats each row by itself")
     shift = _input(node, first + 1) if centered else None
-    out = _over_axis(analysis, node, refs[-1], _input(node, first), shift, centered)
+    scale = _input(node, first)
+    bias = _input(node, first + (2 if centered else 1)) if first == 2 else None
+    for value in [node.inputs[1], bias] if first == 2 else ():
+        _add(analysis, node, refs, value)
+    signs = shift is None and not any(is_read(node, i) for i in (1, 2))
+    rows = Freedom.SIGNED_PERMUTATION if signs else Freedom.PERMUTATION
+    for ref in refs[:-1]:
+        analysis.axes.constrain(ref, rows, f"{label(node)} treats each row by itself")
+    for value in (scale, shift):
+        _leading(analysis, node, refs, value)
+    out = _over_axis(analysis, node, refs[-1], scale, shift, centered)
     analysis.set(node.outputs[0], [*refs[:-1], out])
     for output in node.outputs[1:3]:  # the mean and the inverse deviation
         analysis.set(output, [*refs[:-1], analysis.axes.one])
     for output in node.outputs[3:]:  # the sum of input and skip
         analysis.set(output, refs)
-    bias = _input(node, first + (2 if centered else 1)) if first == 2 else None
-    if bias is not None:
-        analysis.axes.unify(refs[-1], analysis.refs(bias)[-1], f"{label(node)} adds its bias")
+
+
+def _add(analysis: Analysis, node: ir.Node, refs: list[Ref], value: ir.Value | None) -> None:
+    """Join a summand of the input; one that is repeated along an axis is one number there."""
+    own = analysis.refs(value) if value is not None else []
+    padded = [analysis.axes.one] * (len(refs) - len(own)) + list(own)
+    for ref, other in zip(refs, padded if value is not None else (), strict=False):
+        if not is_one(analysis, other):
+            analysis.axes.unify(ref, other, f"{label(node)} adds them")
+        elif not is_one(analysis, ref):
+            analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
+
+
+def _leading(analysis: Analysis, node: ir.Node, refs: list[Ref], value: ir.Value | None) -> None:
+    """A scale or shift that differs between rows fixes them."""
+    own = analysis.refs(value) if value is not None else []
+    for ref, other in zip(reversed(refs[:-1]), reversed(own[:-1]), strict=False):
+        if not is_one(analysis, other):
+            analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} has parameters for each row")
+            analysis.axes.constrain(other, Freedom.NONE, f"{label(node)} has parameters for each row")
 
 
 def _over_axis(
@@ -59,16 +82,22 @@ def _over_axis(
     out = ref
     if not analysis.join_norms:
         out = axes.fresh(axes.size(ref))
-    elif scale is not None and not analysis.uniform(scale):
+        analysis.freeze([scale], f"{label(node)} scales with it")
+    elif scale is not None and _wide(analysis, scale) and not equal_numbers(analysis, scale, f"{label(node)} scales"):
         reason = f"{label(node)} has a scale that could not be folded away"
         axes.constrain(ref, Freedom.MONOMIAL, reason)
         axes.unify(analysis.refs(scale)[-1], ref.through(Mode.PLAIN), reason)
-    if scale is not None and (not analysis.join_norms or analysis.uniform(scale)):
-        analysis.freeze([scale], f"{label(node)} scales with it")
-    if shift is not None:
+    if shift is not None and _wide(analysis, shift):
         axes.unify(analysis.refs(shift)[-1], out, f"{label(node)} adds its shift")
+    elif shift is not None:
+        axes.constrain(out, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
     analysis.norms.append(Norm(node, ref, out, scale, shift, centered))
     return out
+
+
+def _wide(analysis: Analysis, value: ir.Value) -> bool:
+    refs = analysis.refs(value)
+    return bool(refs) and not is_one(analysis, refs[-1])
 
 
 for _domain, _op in SCALED_NORMS:
@@ -82,17 +111,23 @@ def lp_norm(analysis: Analysis, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", -1) % len(refs)
     kept = Freedom.ORTHOGONAL if node.attributes.get_int("p", 2) == 2 else Freedom.SIGNED_PERMUTATION
     for i, ref in enumerate(refs):
-        analysis.axes.constrain(ref, kept if i == axis else Freedom.PERMUTATION, f"{label(node)} normalizes over it")
+        group = kept if i == axis else Freedom.SIGNED_PERMUTATION
+        analysis.axes.constrain(ref, group, f"{label(node)} normalizes over it")
     analysis.set(node.outputs[0], refs)
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
+@rule("BiasSoftmax", domain="com.microsoft")
 def softmax(analysis: Analysis, node: ir.Node) -> None:
     """Exponentials are taken one by one, their sum does not depend on the order."""
-    refs = analysis.refs(node.inputs[0])
-    for ref in refs:
-        analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
-    analysis.set(node.outputs[0], refs)
+    out = []
+    for column in aligned(analysis, node.inputs):
+        wide = [ref for ref in column if not is_one(analysis, ref)] or column[:1]
+        for ref in wide:
+            analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
+            analysis.axes.unify(wide[0], ref, f"{label(node)} adds its bias")
+        out.append(wide[0])
+    analysis.set(node.outputs[0], out)
 
 
 @rule("BatchNormalization")
@@ -100,7 +135,12 @@ def batch_norm(analysis: Analysis, node: ir.Node) -> None:
     """One scale and shift per channel, known beforehand."""
     refs = list(analysis.refs(node.inputs[0]))
     reason = f"{label(node)} scales each channel"
-    analysis.axes.constrain(refs[1], Freedom.SIGNED_PERMUTATION, reason)
+    if node.attributes.get_int("training_mode", 0) or any(is_read(node, i) for i in range(1, len(node.outputs))):
+        analysis.opaque(node, f"{label(node)} takes its statistics from the batch")
+        return
+    for i, ref in enumerate(refs):
+        kept = Freedom.MONOMIAL if i == 1 else Freedom.ORTHOGONAL_ONES
+        analysis.axes.constrain(ref, kept, reason)
     scale, shift, mean, variance = (analysis.refs(value)[0] for value in node.inputs[1:5])
     for same in (shift, mean):
         analysis.axes.unify(refs[1], same, reason)
@@ -111,9 +151,47 @@ def batch_norm(analysis: Analysis, node: ir.Node) -> None:
 
 @rule("InstanceNormalization", "GroupNormalization")
 def group_norm(analysis: Analysis, node: ir.Node) -> None:
-    """Statistics per group of channels, a scale per channel: no basis change but the identity is used."""
+    """Statistics over places and a group of channels: within a group what keeps the ones vector, if scaled equally."""
     refs = list(analysis.refs(node.inputs[0]))
-    for ref in refs[1:]:
-        analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} has statistics over groups of it")
-    analysis.freeze(node.inputs[1:], label(node))
+    size = analysis.axes.size(refs[1])
+    groups = node.attributes.get_int("num_groups", size or 0)
+    parts = analysis.axes.as_product(refs[1], [groups, size // groups], label(node)) if size and groups else None
+    if parts is None or analysis.axes.size(analysis.refs(node.inputs[1])[0]) != size:
+        analysis.opaque(node, f"{label(node)} has groups that cannot be followed")
+        return
+    analysis.axes.constrain(refs[0], Freedom.PERMUTATION, f"{label(node)} treats each sample by itself")
+    analysis.axes.constrain(parts[0], Freedom.SIGNED_PERMUTATION, f"{label(node)} treats each group by itself")
+    for ref in (parts[1], *refs[2:]):
+        analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} has statistics over it")
+    channel_parameters(analysis, node, refs[1], *node.inputs[1:3])
+    analysis.set(node.outputs[0], refs)
+
+
+def channel_parameters(analysis: Analysis, node: ir.Node, channels: Ref, scale: ir.Value, shift: ir.Value) -> None:
+    """A scale and a shift per channel behind a normalization."""
+    reason = f"{label(node)} scales each channel"
+    if not equal_numbers(analysis, scale, reason):
+        analysis.axes.constrain(channels, Freedom.MONOMIAL, reason)
+        analysis.axes.unify(analysis.refs(scale)[0], channels.through(Mode.PLAIN), reason)
+    analysis.axes.unify(analysis.refs(shift)[0], channels, reason)
+
+
+@rule("LRN")
+def local_response(analysis: Analysis, node: ir.Node) -> None:
+    """Divides each channel by its neighbours."""
+    refs = list(analysis.refs(node.inputs[0]))
+    for i, ref in enumerate(refs):
+        kept = Freedom.NONE if i == 1 else Freedom.SIGNED_PERMUTATION
+        analysis.axes.constrain(ref, kept, f"{label(node)} divides by neighbouring channels")
+    analysis.set(node.outputs[0], refs)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance(analysis: Analysis, node: ir.Node) -> None:
+    """Centers and divides by the deviation over the given axes."""
+    refs = list(analysis.refs(node.inputs[0]))
+    over = {axis % len(refs) for axis in node.attributes.get_ints("axes", [0, 2, 3])}
+    for i, ref in enumerate(refs):
+        kept = Freedom.ORTHOGONAL_ONES if i in over else Freedom.SIGNED_PERMUTATION
+        analysis.axes.constrain(ref, kept, f"{label(node)} normalizes over it")
     analysis.set(node.outputs[0], refs)

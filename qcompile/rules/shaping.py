@@ -360,12 +360,32 @@ def pad(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], refs)
 
 
+@rule("CenterCropPad")
+def center(analysis: Analysis, node: ir.Node) -> None:
+    """Axes of the same length pass through; the others lose an end or get one of zeros."""
+    refs = list(analysis.refs(node.inputs[0]))
+    places = node.attributes.get_ints("axes", list(range(len(refs))))
+    wanted = dims(analysis, node.inputs[1]) or [None] * len(places)
+    for place, want in zip(places, wanted, strict=True):
+        if not _same_length(analysis, refs[place], want):
+            analysis.axes.constrain(refs[place], Freedom.NONE, f"{label(node)} cuts or lengthens it")
+            size = want if isinstance(want, int) else None
+            refs[place] = analysis.axes.frozen(size, f"{label(node)} cuts or lengthens it")
+    analysis.set(node.outputs[0], refs)
+
+
+def _same_length(analysis: Analysis, ref: Ref, dim: Dim) -> bool:
+    if isinstance(dim, Ref):
+        return analysis.axes.same(ref, dim)
+    return dim is not None and analysis.axes.size(ref) == dim
+
+
 # -- sums over an axis -------------------------------------------------------------------------------------------
 
 _REDUCE = {
     "ReduceMean": (Freedom.ORTHOGONAL_ONES, Freedom.GENERAL),
     "ReduceSum": (Freedom.ORTHOGONAL_ONES, Freedom.GENERAL),
-    "ReduceL2": (Freedom.ORTHOGONAL, Freedom.PERMUTATION),
+    "ReduceL2": (Freedom.ORTHOGONAL, Freedom.POSITIVE_MONOMIAL),
     "ReduceSumSquare": (Freedom.ORTHOGONAL, Freedom.PERMUTATION),
     "ReduceL1": (Freedom.SIGNED_PERMUTATION, Freedom.POSITIVE_MONOMIAL),
     "ReduceMax": (Freedom.PERMUTATION, Freedom.POSITIVE_MONOMIAL),
@@ -395,13 +415,15 @@ def reduce(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], out)
 
 
-@rule("CumSum")
-def cumsum(analysis: Analysis, node: ir.Node) -> None:
-    """Running sums along one axis; linear along the others."""
+@rule("CumSum", "CumProd")
+def cumulate(analysis: Analysis, node: ir.Node) -> None:
+    """Running sums along one axis are linear along the others, running products act on each element there."""
     refs = analysis.refs(node.inputs[0])
     axis = analysis.constant(node.inputs[1])
     for ref in refs if axis is None else [refs[int(axis.reshape(-1)[0])]]:
-        analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} sums along it in order")
+        analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} goes along it in order")
+    for ref in refs if node.op_type == "CumProd" else ():
+        analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
     analysis.set(node.outputs[0], refs)
 
 
@@ -428,15 +450,35 @@ def argmax(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], out)
 
 
-@rule("Range", "ConstantOfShape", "RandomNormalLike", "RandomUniformLike")
+@rule("Size")
+def count(analysis: Analysis, node: ir.Node) -> None:
+    """The number of elements does not depend on the basis."""
+    analysis.set(node.outputs[0], [])
+
+
+@rule("Range", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 def made(analysis: Analysis, node: ir.Node) -> None:
     """New values that depend on no space."""
     sizes = dims(analysis, node.inputs[0]) if node.op_type == "ConstantOfShape" else None
+    if node.op_type.endswith("Like"):
+        sizes = [_dim(analysis, ref) for ref in analysis.refs(node.inputs[0])]
     stated = node.outputs[0].shape
-    if sizes is not None:
+    if sizes is not None and node.op_type == "ConstantOfShape":
+        out = [_equal(analysis, node, dim) for dim in sizes]
+    elif sizes is not None:
         out = [dim if isinstance(dim, Ref) else analysis.axes.frozen(dim, label(node)) for dim in sizes]
     elif stated is not None:
         out = [analysis.axes.frozen(static(dim), label(node)) for dim in stated]
     else:
         out = [analysis.axes.frozen(None, label(node))] if node.op_type == "Range" else None
     analysis.set(node.outputs[0], out)
+
+
+def _equal(analysis: Analysis, node: ir.Node, dim: Dim) -> Ref:
+    """An axis of a tensor of equal numbers: what keeps the vector of ones changes nothing, zeros stay in any case."""
+    if isinstance(dim, Ref):
+        return dim
+    ref, value = analysis.axes.fresh(dim), node.attributes.get_tensor("value", None)
+    if value is not None and value.numpy().any():
+        analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} puts one number along the axis")
+    return ref

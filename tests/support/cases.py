@@ -76,7 +76,7 @@ class Case:
 def resize(text: str, sizes: Mapping[str, int | str]) -> str:
     """A text with numbers (or symbols) for the letters, products like ``2*C`` and quotients ``C/2`` included."""
     text = re.sub(r"\b[A-E]\b", lambda match: str(sizes[match[0]]), text)
-    return re.sub(r"\b(\d+(?:[*/+]\d+)+)\b", lambda match: str(int(eval(match[0]))), text)
+    return re.sub(r"\b(\d+(?:[*/+-]\d+)+)\b", lambda match: str(int(eval(match[0]))), text)
 
 
 def constants(extra: str, rng: np.random.Generator) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -88,7 +88,7 @@ def constants(extra: str, rng: np.random.Generator) -> tuple[list[str], dict[str
         dtype = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_, "uint8": np.uint8,
                  "int8": np.int8, "uint32": np.uint32}[kind]  # fmt: skip
         if items:
-            contents[name] = np.array([float(item) for item in items.split(",")], dtype).reshape(sizes)
+            contents[name] = np.array([float(i) if "." in i else int(i) for i in items.split(",")], dtype).reshape(sizes)
         else:
             contents[name] = CONTENTS[how or "random"](rng, sizes).astype(dtype)
     return declared, contents

@@ -1,0 +1,84 @@
+"""Fused attention and rotary embeddings."""
+
+from __future__ import annotations
+
+from cases import Case
+
+__all__ = ["CASES"]
+
+#: A second and a third operand of the same shape as ``h``.
+PAIR = "u0 = MatMul(s, w3)\n u = Reshape(u0, hs)\n v0 = MatMul(s, w4)\n v = Reshape(v0, hs)\n"
+SITES = "float[1,5] s, float[5,A*B*C] w3, float[5,A*B*C] w4, int64[3] hs = {A,B,C}"
+FOUR = "float[1,5] s, float[5,A*D*B*C] w3, float[5,A*D*B*C] w4, int64[4] hs = {A,D,B,C}"
+WIDE = SITES.replace("C", "16")
+HEADS = "C%2==0 and C>2"
+CASES = [
+    Case("attention, queries", "A B C", "P N P*G", PAIR + "g = Attention<q_num_heads=2, kv_num_heads=2>(h, u, v)", SITES, opset=23, need=HEADS,
+         loose="- P -"),
+    Case("attention, keys", "A B C", "P N P*G", PAIR + "g = Attention<q_num_heads=2, kv_num_heads=2>(u, h, v)", SITES, opset=23, need=HEADS,
+         loose="- - -"),
+    Case("attention, values", "A B C", "P N P*G", PAIR + "g = Attention<q_num_heads=2, kv_num_heads=2>(u, v, h)", SITES, opset=23, need=HEADS,
+         loose="- - -"),
+    Case("attention in four axes", "A D B C", "P P N G", PAIR + "g = Attention(h, u, v)", FOUR, opset=23, loose="- - P -"),
+    Case("attention, values in four axes", "A D B C", "P P N G", PAIR + "g = Attention<is_causal=1>(u, v, h)", FOUR, opset=23),
+    Case("attention, keys shared by heads", "A B 2*C", "P N P*P*G",
+         "u0 = MatMul(s, w3)\n u = Reshape(u0, hs)\n v0 = MatMul(s, w4)\n v = Reshape(v0, hs)\n"
+         "g = Attention<q_num_heads=4, kv_num_heads=2>(h, u, v)", SITES, opset=23, need=HEADS, loose="- P -"),
+    Case("attention with a mask", "A D B C", "P P N G", PAIR + "g = Attention(h, u, v, m)", FOUR + ", float[B,B] m", opset=23),
+    Case("attention with a mask per head", "A D B C", "P P N G", PAIR + "g = Attention(h, u, v, m)", FOUR + ", float[1,D,B,B] m", opset=23,
+         loose="- - -"),
+    Case("attention with a mask per sample", "A D B C", "P P N G", PAIR + "g = Attention(h, u, v, m)", FOUR + ", float[A,1,B,B] m", opset=23),
+    Case("attention, its scores read", "A D B C", "N N N G", PAIR + "g, k, l, g1 = Attention(h, u, v)", FOUR, opset=23, loose="P P P -"),
+    Case("attention with a cache", "A D B C", "P P N G", PAIR + "g, g1, g2 = Attention(h, u, v, , k, l)",
+         FOUR + ", float[A,D,2,C] k, float[A,D,2,C] l", opset=23, free=False, loose="- - P -"),
+    Case("attention with a cache, keys", "A D B C", "P P N G", PAIR + "g, g1, g2 = Attention(u, h, v, , k, l)",
+         FOUR + ", float[A,D,2,C] k, float[A,D,2,C] l", opset=23, free=False),
+    Case("rotary embedding", "A D B C", "N G N N*D", "g = RotaryEmbedding(h, cc, ss)", "float[A,B,C/2] cc, float[A,B,C/2] ss", opset=23,
+         need=HEADS),
+    Case("rotary embedding of three axes", "A B C", "N N G*N*D", "g = RotaryEmbedding<num_heads=2>(h, cc, ss)",
+         "float[A,B,C/4] cc, float[A,B,C/4] ss", opset=23, need="C%4==0 and C>4"),
+    Case("rotary embedding, interleaved", "A D B C", "N G N D*N", "g = RotaryEmbedding<interleaved=1>(h, cc, ss)",
+         "float[A,B,C/2] cc, float[A,B,C/2] ss", opset=23, need=HEADS),
+    Case("rotary embedding of a part", "A D B C", "N G N N*D+G", "g = RotaryEmbedding<rotary_embedding_dim=4>(h, cc, ss)",
+         "float[A,B,2] cc, float[A,B,2] ss", opset=23, need="C>6", free=False),
+    Case("rotary embedding by positions", "A D B C", "N G N N*D", "g = RotaryEmbedding(h, cc, ss, i)",
+         "float[7,C/2] cc, float[7,C/2] ss, int64[2,3] i = {0,1,2,2,3,4}", opset=23, free=False),
+    Case("onnxruntime's rotary embedding", "A B C", "G N N*D", "g = com.microsoft.RotaryEmbedding(h, i, cc, ss)",
+         "float[7,4] cc, float[7,4] ss, int64[1] i = {1}", free=False),
+    Case("onnxruntime's rotary embedding of a part", "A D B C", "G G N N*D+G",
+         "g = com.microsoft.RotaryEmbedding<rotary_embedding_dim=4, num_heads=4>(h, i, cc, ss)",
+         "float[7,2] cc, float[7,2] ss, int64[1] i = {1}", free=False),
+    Case("onnxruntime's attention, queries", "A B C", "P N P*G", PAIR + "g = com.microsoft.MultiHeadAttention<num_heads=2>(h, u, v)", SITES,
+         need=HEADS, loose="- P -"),
+    Case("onnxruntime's attention, values", "A B C", "P N P*G", PAIR + "g = com.microsoft.MultiHeadAttention<num_heads=2>(u, v, h)", SITES,
+         need=HEADS, loose="- - -"),
+    Case("onnxruntime's attention with a bias", "A B C", "P N P*G", PAIR + "g = com.microsoft.MultiHeadAttention<num_heads=2>(u, h, v, b)",
+         SITES + ", float[3*C] b", need=HEADS, loose="- - -"),
+    Case("onnxruntime's attention with a bias per head", "A B C", "P N P*G",
+         PAIR + "g = com.microsoft.MultiHeadAttention<num_heads=2>(h, u, v, , , m)", SITES + ", float[1,2,B,B] m", need=HEADS, loose="- - -"),
+    Case("onnxruntime's attention with a bias per sample", "A B C", "P N P*G",
+         PAIR + "g = com.microsoft.MultiHeadAttention<num_heads=2>(h, u, v, , , m)", SITES + ", float[A,1,B,B] m", need=HEADS, loose="- - -"),
+    Case("onnxruntime's attention that projects", "A B C", "P N G", "g = com.microsoft.Attention<num_heads=2>(h, w, b)", "float[C,12] w, float[12] b",
+         free=False, loose="- P -"),
+    Case("onnxruntime's attention that projects, its weight", "C 12", "G P*G+P*G+P*G",
+         "g = com.microsoft.Attention<num_heads=2>(x3, h, b)", "float[2,3,C] x3, float[12] b", free=False),
+    Case("grouped attention", "A B 16", "N N P*G", PAIR + "g = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=2>(h, u, v, , , n, t)",
+         WIDE + ", int32[A] n = {2,2}, int32[1] t = {3}", free=False, loose="P P -"),
+    Case("grouped attention, rotary", "A B 32", "N N P*N*D",
+         PAIR + "g = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=2, do_rotary=1>(h, u, v, , , n, t, cc, ss)",
+         WIDE.replace("16", "32") + ", int32[A] n = {2,2}, int32[1] t = {3}, float[7,8] cc, float[7,8] ss", free=False, loose="P - -"),
+    Case("grouped attention, rotary of a part", "A B 64", "N N P*(N*D+G)",
+         PAIR + "g = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=2, do_rotary=1>(h, u, v, , , n, t, cc, ss)",
+         WIDE.replace("16", "64") + ", int32[A] n = {2,2}, int32[1] t = {3}, float[7,8] cc, float[7,8] ss", free=False, loose="P - -"),
+    Case("grouped attention, values of shared heads", "A B 16", "N N P*G",
+         "u0 = MatMul(s, w3)\n u = Reshape(u0, hs)\n v0 = MatMul(s, w4)\n v = Reshape(v0, ks)\n"
+         "g = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>(u, v, h, , , n, t)",
+         "float[1,5] s, float[5,A*B*32] w3, float[5,A*B*16] w4, int64[3] hs = {A,B,32}, int64[3] ks = {A,B,16}, int32[A] n = {2,2}, int32[1] t = {3}",
+         free=False, loose="P - -"),
+    Case("grouped attention, packed", "A B 64", "N N P*P*G+P*G+P*G",
+         "g = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>(h, , , , , n, t)", "int32[A] n = {2,2}, int32[1] t = {3}",
+         free=False, loose="P - -"),
+    Case("grouped attention with sinks", "A B 16", "N N P*G",
+         PAIR + "g = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=2>(h, u, v, , , n, t, , , , , k)",
+         WIDE + ", int32[A] n = {2,2}, int32[1] t = {3}, float[2] k", free=False, loose="P P -"),
+]  # fmt: skip

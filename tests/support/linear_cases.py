@@ -1,0 +1,62 @@
+"""Products of tensors, convolutions, lookups: existing operators with weights on either side."""
+
+from __future__ import annotations
+
+from cases import Case
+
+__all__ = ["CASES"]
+
+CASES = [
+    Case("site", "A B C", "G G G", "g = MatMul(h, w)", "float[C,D] w"),
+    Case("site, weight on the left", "A B C", "G G G", "g = MatMul(w, h)", "float[D,B] w"),
+    Case("stack of weights", "A B C", "M G G", "g = MatMul(h, w)", "float[A,C,D] w"),
+    Case("product with a vector", "A B C", "G G G", "g = MatMul(h, w)", "float[C] w"),
+    Case("vector on the left", "A B C", "G G G", "g = MatMul(w, h)", "float[B] w"),
+    Case("scores with itself", "A B C", "P G O", "t = Transpose<perm=[0,2,1]>(h)\n g = MatMul(h, t)", loose="S - -"),
+    Case("scores, mixed by themselves", "A B C", "P O O", "t = Transpose<perm=[0,2,1]>(h)\n k = MatMul(h, t)\n g = MatMul(k, h)",
+         loose="S - -"),
+    Case("scores between rows", "A B C", "P P G", "u0 = MatMul(s, w3)\n u = Reshape(u0, hs)\n t = Transpose<perm=[0,2,1]>(u)\n"
+         "k = MatMul(h, t)\n p = Softmax<axis=-1>(k)\n g = MatMul(p, u)",
+         "float[1,5] s, float[5,A*B*C] w3, int64[3] hs = {A,B,C}", loose="- - -"),
+    Case("gemm", "B C", "G G", "g = Gemm(h, w)", "float[C,D] w"),
+    Case("gemm with a bias", "B C", "1 G", "g = Gemm<alpha=0.5, beta=2.0>(h, w, b)", "float[C,D] w, float[D] b"),
+    Case("gemm, transposed, a bias per row", "B C", "G G", "g = Gemm<transA=1, transB=1>(h, w, b)", "float[D,B] w, float[C,1] b"),
+    Case("gemm of a weight and its input", "B C", "G G", "g = Gemm(w, h)", "float[D,B] w"),
+    Case("gemm, the bias is what is read", "B C", "G G", "g = Gemm(v, w, h)", "float[B,D] v, float[D,C] w"),
+    Case("gemm, a number for a bias", "B C", "1 G", "g = Gemm(h, w, b)", "float[C,D] w, float b"),
+    Case("einsum as a site", "A B C", "G G G", 'g = Einsum<equation="abc,cd->abd">(h, w)', "float[C,D] w"),
+    Case("einsum, batched", "A B C", "M G G", 'g = Einsum<equation="abc,acd->abd">(h, w)', "float[A,C,D] w"),
+    Case("einsum of a transpose", "A B C", "G G G", 'g = Einsum<equation="abc->cab">(h)'),
+    Case("einsum that sums", "A B C", "G 1 G", 'g = Einsum<equation="abc->ac">(h)'),
+    Case("einsum that sums all of a pair", "A B C", "G G G", 'g = Einsum<equation="abc,abc->">(h, w)', "float[A,B,C] w"),
+    Case("einsum that scales", "A B C", "G G M", 'g = Einsum<equation="abc,c->abc">(h, w)', "float[C] w"),
+    Case("einsum, dots for the rest", "A B C", "G G G", 'g = Einsum<equation="...c,cd->...d">(h, w)', "float[C,D] w"),
+    Case("einsum, dots on both sides", "A B C", "M G G", 'g = Einsum<equation="...bc,...cd->...bd">(h, w)', "float[A,C,D] w"),
+    Case("einsum, dots that broadcast", "A B C", "G G G", 'g = Einsum<equation="...bc,...cd->...bd">(h, w)', "float[1,C,D] w"),
+    Case("einsum without a result's letters", "A B C", "G G G", 'g = Einsum<equation="abc,cd">(h, w)', "float[C,D] w"),
+    Case("einsum of three", "A B C", "G G G", 'g = Einsum<equation="abc,cd,de->abe">(h, w, v)', "float[C,D] w, float[D,E] v"),
+    Case("einsum of three over one letter", "A B C", "G G M", 'g = Einsum<equation="abc,c,cd->abd">(h, v, w)', "float[C] v, float[C,D] w"),
+    Case("einsum of a diagonal", "B B D", "N N G", 'g = Einsum<equation="bbd->bd">(h)', loose="P P -"),
+    Case("convolution of one place", "A C D E", "1 G 1 1", "g = Conv(h, w, b)", "float[B,C,1,1] w, float[B] b"),
+    Case("convolution of one place, no bias", "A C D E", "G G G G", "g = Conv(h, w)", "float[B,C,1,1] w"),
+    Case("convolution", "A C D E", "G G N N", "g = Conv<pads=[1,1,1,1]>(h, w)", "float[B,C,3,3] w"),
+    Case("convolution with a bias along time", "A C D", "1 G N", "g = Conv<pads=[1,1]>(h, w, b)", "float[B,C,3] w, float[B] b"),
+    Case("patches", "A B C C", "G G N N", "g = Conv<strides=[4,4]>(h, w)", "float[D,B,4,4] w", need="C%4==0"),
+    Case("depthwise convolution", "A C D", "G M N", "g = Conv<group=C, pads=[1,1]>(h, w)", "float[C,1,3] w"),
+    Case("depthwise convolution with a bias", "A C D", "1 M N", "g = Conv<group=C, pads=[2,0]>(h, w, b)", "float[C,1,3] w, float[C] b"),
+    Case("depthwise convolution that multiplies channels", "A B D", "G M N", "g = Conv<group=B, pads=[1,1]>(h, w)", "float[2*B,1,3] w"),
+    Case("grouped convolution", "A C D", "G M*G N", "g = Conv<group=2, pads=[1,1]>(h, w)", "float[6,C/2,3] w", need="C%2==0 and C>2"),
+    Case("transposed convolution", "A C D E", "G G N N", "g = ConvTranspose<strides=[2,2]>(h, w)", "float[C,B,2,2] w"),
+    Case("grouped transposed convolution", "A C D", "1 M*G N", "g = ConvTranspose<group=2>(h, w, b)", "float[C,3,2] w, float[6] b",
+         need="C%2==0 and C>2"),
+    Case("transposed convolution of one place", "A C D", "G G G", "g = ConvTranspose(h, w)", "float[C,B,1] w"),
+    Case("transposed convolution of one place, padded", "A C D", "G G N", "g = ConvTranspose<output_padding=[1], strides=[2]>(h, w)",
+         "float[C,B,1] w"),
+    Case("deformable convolution", "A C D E", "N G N N", "g = DeformConv<pads=[0,0,0,0]>(h, w, o)", "float[B,C,1,1] w, float[A,2,D,E] o",
+         opset=22, free=False),
+    Case("rows picked", "A B C", "G N G", "g = Gather<axis=1>(h, i)", "int64[2] i = {2,0}", need="B>2"),
+    Case("channels picked", "A B C", "G G N", "g = Gather<axis=2>(h, i)", "int64[3] i = {1,0,1}"),
+    Case("one row picked", "A B C", "G N G", "g = Gather<axis=1>(h, i)", "int64 i = {1}"),
+    Case("lookup in a table", "B C", "P G", "a = ArgMax<axis=-1, keepdims=0>(v)\n t = Gather(w, a)\n g = Add(h, t)",
+         "float[B,D] v, float[D,C] w", loose="- -", free=False),
+]  # fmt: skip
