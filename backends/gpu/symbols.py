@@ -62,7 +62,11 @@ def text_of(item: Item) -> str:
 
 def texts_of(array: np.ndarray) -> list[str]:
     """Python source of each number of a vector or scalar, for an argument list."""
-    return [item.text if isinstance(item, Symbol) else text_of(item).strip("()") for item in array.reshape(-1)]
+    return [item.text if isinstance(item, Symbol) else _bare(item) for item in array.reshape(-1)]
+
+
+def _bare(item: Item) -> str:
+    return repr(item) if isinstance(item, int) or math.isfinite(item) else text_of(item)
 
 
 # ---- arithmetic --------------------------------------------------------------------------------------------------

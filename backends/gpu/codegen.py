@@ -1,0 +1,134 @@
+"""Translates a graph into statements of torch, node by node, through the lowering table."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.backends.gpu import host
+from qcompile.backends.gpu.names import Names
+from qcompile.backends.gpu.ops import TABLE
+from qcompile.backends.gpu.ops.call import Call, refuse
+from qcompile.backends.gpu.precision import narrows
+from qcompile.backends.gpu.symbols import host_array
+from qcompile.backends.gpu.values import Values
+
+__all__ = ["Program"]
+
+_OPERAND = re.compile(r"\{(\d)(!t)?\}")
+
+#: Operators whose further outputs the generated call does not return.
+_SINGLE = {"LayerNormalization", "Attention", "MaxPool", "Dropout", "BatchNormalization", "RMSNormalization"}
+
+_TRUTHS = {"And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"}
+
+
+class Program(Values):
+    """The generated function of one graph.
+
+    Args:
+        model: the graph, fused and with our nodes in place.
+        names: gives identifiers; those of packed weights and formats are taken already.
+    """
+
+    def __init__(self, model: ir.Model, names: Names) -> None:
+        super().__init__(model.opset_imports.get("", 18), names)
+        self.emit("device, dtype = self.device, self.dtype", ("device", "dtype"), tensors=False)
+        self.inputs = [self._declare(value) for value in model.graph.inputs if not value.is_initializer()]
+        self.emit_nodes(model.graph)
+        self.results = [self.own(value) for value in model.graph.outputs]
+
+    def _declare(self, value: ir.Value) -> str:
+        name = self.names.make(value.name)
+        self.let(value, name, False)
+        for axis, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int) and dim.value is not None and dim.value not in self._dims:
+                size = self._dims[dim.value] = self.names.make(dim.value)
+                self.emit(f"{size} = {name}.shape[{axis}]", (size,), tensors=False)
+        return name
+
+    def emit_nodes(self, graph: ir.Graph) -> None:
+        """Statements for every node of a graph, in order.
+
+        Raises:
+            TargetError: if an operator has no row, or its row cannot express a node.
+        """
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and value.const_value is not None:
+                    self.know(value)
+            if not self._on_host(node):
+                self._emit_node(node)
+
+    # ---- shapes --------------------------------------------------------------------------------------------------
+
+    def _on_host(self, node: ir.Node) -> bool:
+        """Whether the host computes a node."""
+        if (node.op_type, node.domain) == ("Constant", ""):
+            node.outputs[0].const_value = ir.convenience.get_const_tensor(node.outputs[0])
+            self.know(node.outputs[0])
+            return True
+        if (node.op_type, node.domain) == ("Shape", ""):
+            results = [self._shape(node)]
+        else:
+            results = host.evaluate(node, [None if value is None else self.hosts.get(value) for value in node.inputs])
+        if results is None or any(array is None for array in results):
+            return False
+        self.hosts |= dict(zip(node.outputs, results))
+        return True
+
+    def _shape(self, node: ir.Node) -> np.ndarray | None:
+        value = node.inputs[0]
+        part = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", None))
+        if value in self.hosts:
+            return host_array(np.array(self.hosts[value].shape, object))[part]
+        if value.shape is None:
+            return None
+        sizes = [self.size(value, axis) for axis in range(len(value.shape))[part]]
+        return np.array([*sizes, None], object)[:-1]
+
+    # ---- everything else -----------------------------------------------------------------------------------------
+
+    def _emit_node(self, node: ir.Node) -> None:
+        row = TABLE.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+        if row is None:
+            raise refuse(node, "the lowering table has no row for this operator")
+        call = Call(self, node, narrows(self, node))
+        text = _fill(row, call) if isinstance(row, str) else row(call)
+        if text is not None:  # else the row wrote its own statements
+            targets = self.bind(node, call.narrow)
+            self.emit(f"{', '.join(targets)} = {text}", targets)
+
+    def bind(self, node: ir.Node, narrow: bool) -> tuple[str, ...]:
+        """New variables for the outputs of a node."""
+        values = node.outputs[:1] if node.op_type in _SINGLE and not _reads_more(node) else node.outputs
+        names = []
+        for value in values:
+            names.append(self.names.make(value.name or node.op_type))
+            self.let(value, names[-1], narrow)
+            if value.dtype is None:
+                value.dtype = self._inferred(node)
+        return tuple(names)
+
+    def _inferred(self, node: ir.Node) -> ir.DataType | None:
+        """The type of an output that shape inference left open."""
+        if node.op_type == "Cast":
+            return ir.DataType(node.attributes.get_int("to"))
+        if node.op_type in _TRUTHS:
+            return ir.DataType.BOOL
+        kinds = [self.kind(value) for value in node.inputs if value is not None]
+        position = 1 if node.op_type == "Where" else 0
+        return kinds[position] if len(kinds) > position else None
+
+
+def _reads_more(node: ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
+
+
+def _fill(template: str, call: Call) -> str:
+    def operand(match: re.Match) -> str:
+        return call[int(match[1])] if match[2] else call.operand(int(match[1]))
+
+    return _OPERAND.sub(operand, template)

@@ -1,0 +1,73 @@
+"""What a program refers to by name besides plain weights: packed weights, transforms, activation formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os.path import commonprefix
+from typing import Any
+
+import numpy as np
+
+from qcompile.backends.gpu.names import Names
+from qcompile.backends.gpu.packing import describe
+from qcompile.formats import Format
+
+__all__ = ["Objects", "Packed", "label"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed weight, table or transform.
+
+    Args:
+        kind: the class of the kernels that holds it, or ``table``.
+        tensors: by part.
+        meta: everything else.
+    """
+
+    kind: str
+    tensors: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+
+
+@dataclass
+class Objects:
+    """All of one program.
+
+    Args:
+        names: gives identifiers.
+    """
+
+    names: Names
+    packed: dict[str, Packed] = field(default_factory=dict)
+    formats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _seen: dict[Any, str] = field(default_factory=dict)
+
+    def add(self, wanted: str, kind: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
+        """Register under a name like ``wanted``; equal transforms are kept once."""
+        content = tuple((part, array.shape, array.tobytes()) for part, array in tensors.items())
+        key = (kind, repr(meta), content) if kind == "Transform" else None
+        if key is not None and key in self._seen:
+            return self._seen[key]
+        name = self.names.make(wanted)
+        self.packed[name] = Packed(kind, tensors, meta)
+        if key is not None:
+            self._seen[key] = name
+        return name
+
+    def format(self, fmt: Format) -> str:
+        """The name of an activation format."""
+        if ("format", fmt.name) not in self._seen:
+            name = self._seen["format", fmt.name] = self.names.make(f"as_{fmt.name}")
+            self.formats[name] = describe(fmt)
+        return self._seen["format", fmt.name]
+
+
+def label(weights: Sequence[str]) -> str:
+    """A name for weights that are packed as one: ``layers.0.q`` and ``layers.0.k`` give ``layers.0.q_k``."""
+    parts = [re.sub(r"(_transposed|_T|\.weight|_weight)+$", "", name) for name in weights]
+    start = commonprefix(parts)
+    start = start[: max(start.rfind("."), start.rfind("_")) + 1] if len(parts) > 1 else ""
+    return start + "_".join(part[len(start) :] for part in parts)

@@ -1,0 +1,198 @@
+"""Puts our nodes into the graph: planned sites, with siblings as one, and online transforms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_reader
+from qcompile.backends.gpu.objects import Objects, label
+from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
+from qcompile.errors import InputError, TargetError
+from qcompile.graph import DOMAIN, add_initializer, append_node
+from qcompile.site_forms import Linear, Lookup, read_site
+from qcompile.targets import Plan, Scheme
+
+__all__ = ["place_sites", "place_transforms"]
+
+
+# ---- transforms --------------------------------------------------------------------------------------------------
+
+
+def place_transforms(model: ir.Model, objects: Objects) -> None:
+    """Online transforms, calls of functions ``TransformKind_form``, become nodes that name a packed transform."""
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type.startswith("Transform"):
+            tensors, meta = pack_transform(_steps(node))
+            name = objects.add(node.op_type.partition("_")[0].lower(), "Transform", tensors, meta)
+            put(node, "Transform", node.inputs[:1], object=name)
+
+
+_FORM = re.compile(r"(\d+)x(\d+|v)x(\d+)(s?)")
+
+
+def _steps(node: ir.Node) -> list[tuple[int, int, np.ndarray]]:
+    """``Transform.factors`` from the name and the constants of a function node, which holds matrices transposed."""
+    forms = node.op_type.partition("_")[2].split("_")
+    steps = []
+    for form, value in zip(forms, node.inputs[1:], strict=True):
+        outer, _, inner, _ = _FORM.fullmatch(form).groups()
+        matrix = value.const_value.numpy()
+        if matrix.ndim == 3:
+            matrix = matrix.transpose(0, 2, 1)
+        elif matrix.ndim == 2 and inner == "1":
+            matrix = matrix.T
+        steps.append((int(outer), int(inner), matrix))
+    return steps
+
+
+# ---- sites -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Placed:
+    """A site on its way into the graph."""
+
+    plan: Plan
+    site: Linear | Lookup
+
+
+def place_sites(model: ir.Model, plans: Sequence[Plan], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
+    """Every planned site becomes a node of ours, siblings with one input and scheme together.
+
+    Returns:
+        by site, what was chosen for it.
+
+    Raises:
+        InputError: if a plan names no node.
+        TargetError: if a site or its format has no kernel.
+    """
+    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
+    found = [_Placed(wanted.pop(_name(node)), read_site(node)) for node in model.graph if _name(node) in wanted]
+    if wanted:
+        raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
+    notes: dict[str, dict[str, Any]] = {}
+    tables = {id(p.site.weight): None for p in found if isinstance(p.site, Lookup)}
+    for placed in found:
+        if isinstance(placed.site, Lookup):
+            notes[placed.plan.site] = _place_table(placed, objects, tables)
+    for group in _siblings([p for p in found if isinstance(p.site, Linear)]):
+        notes |= _place_linears(model, group, objects, arch)
+    return {placed.plan.site: notes[placed.plan.site] for placed in found}
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or ""
+
+
+def _place_table(placed: _Placed, objects: Objects, tables: dict[int, str | None]) -> dict[str, Any]:
+    site, key = placed.site, id(placed.site.weight)
+    if tables[key] is None:
+        tables[key] = objects.add(label([site.weight.name]), "table", *pack_table(placed.plan.weight))
+    put(site.node, "Embedding", [site.indices], object=tables[key])
+    return {"kernel": "embedding"}
+
+
+def _siblings(sites: Sequence[_Placed]) -> list[list[_Placed]]:
+    groups: dict[tuple, list[_Placed]] = {}
+    for placed in sites:
+        site = placed.site
+        alone = () if site.alpha == 1.0 and site.before is None and site.after is None else (id(site.node),)
+        groups.setdefault((site.x, placed.plan.scheme, *alone), []).append(placed)
+    return list(groups.values())
+
+
+def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
+    scheme: Scheme = group[0].plan.scheme
+    tensors, meta = pack([placed.plan.weight for placed in group], scheme, arch)
+    name = objects.add(label([placed.site.weight.name for placed in group]), "Linear", tensors, meta)
+    first, x = group[0].site.node, group[0].site.x
+    made: Callable[..., ir.Value] = lambda op, inputs, domain="", **attributes: append_node(  # noqa: E731
+        first, op, inputs, attributes, name=f"{first.name}/{op}", domain=domain
+    ).outputs[0]
+    if group[0].site.before is not None:
+        x = _permuted(made("Transpose", [x], perm=list(group[0].site.before)), x, group[0].site.before)
+    if scheme.activation is not None:
+        x = _quantized(first, x, objects.format(scheme.activation))
+    for placed in group:
+        _take_bias(placed)
+    bias = _joined_bias(model, group, name)
+    results = append_node(first, "Linear", [x, bias] if bias is not None else [x], {"object": name},
+                          name=f"{first.name}/Linear", domain=PRIVATE, outputs=len(group)).outputs  # fmt: skip
+    for placed, result in zip(group, results, strict=True):
+        _stand_in(model, placed.site, result)
+    about = {"kernel": f"Linear, {scheme.name}", **({"packed_with": len(group)} if len(group) > 1 else {})}
+    return {placed.plan.site: dict(about) for placed in group}
+
+
+def _permuted(value: ir.Value, source: ir.Value, order: tuple[int, ...]) -> ir.Value:
+    value.dtype = source.dtype
+    value.shape = None if source.shape is None else ir.Shape([source.shape[i] for i in order])
+    return value
+
+
+def _quantized(before: ir.Node, x: ir.Value, fmt: str) -> ir.Value:
+    """The quantized input, shared by every site that reads it so: siblings in other weight formats too."""
+    for reader in (use.node for use in x.uses()):
+        own = (reader.op_type, reader.domain) == ("Quantize", PRIVATE)
+        if own and reader.attributes.get_string("activation") == fmt:
+            return reader.outputs[0]
+    node = append_node(before, "Quantize", [x], {"activation": fmt}, name=f"{x.name}_quantized", domain=PRIVATE)
+    node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    return node.outputs[0]
+
+
+def _take_bias(placed: _Placed) -> None:
+    """A vector that is added to nothing but the result becomes the site's bias."""
+    site, value = placed.site, placed.site.node.outputs[0]
+    add = sole_reader(value)
+    if site.bias is not None or site.after is not None or site.alpha != 1.0 or add is None or add.op_type != "Add":
+        return
+    for other, constant in commuted(add):
+        tensor = constant.const_value
+        if other is value and tensor is not None and tuple(tensor.shape) == (placed.plan.weight.shape[0],):
+            site.node.outputs[0].shape, site.node.outputs[0].type = value.shape, value.type
+            placed.site = Linear(site.node, site.weight, site.x, site.before, None, 1.0, 1.0, constant)
+            ir.convenience.replace_all_uses_with(add.outputs[0], value, replace_graph_outputs=True)
+            name = add.outputs[0].name
+            add.graph.remove(add, safe=True)
+            value.name = name
+            return
+
+
+def _joined_bias(model: ir.Model, group: list[_Placed], name: str) -> ir.Value | None:
+    """One bias for all; none where no site has one. A scaled bias is scaled here."""
+    if all(placed.site.bias is None for placed in group):
+        return None
+    if len(group) == 1 and group[0].site.beta == 1.0 and len(group[0].site.bias.shape) == 1:
+        return group[0].site.bias
+    parts = []
+    for placed in group:
+        size, bias = placed.plan.weight.shape[0], placed.site.bias
+        if bias is not None and bias.const_value is None:
+            raise TargetError(f"triton: site '{placed.plan.site}' cannot be lowered: its bias is not constant")
+        content = np.zeros(size, np.float32) if bias is None else bias.const_value.numpy().astype(np.float32)
+        parts.append(np.broadcast_to(content.reshape(-1) * placed.site.beta, (size,)))
+    return add_initializer(model, f"{name}.bias", np.concatenate(parts))
+
+
+def _stand_in(model: ir.Model, site: Linear, result: ir.Value) -> None:
+    """Let a result of ours stand for the site's output: scaled and permuted as the operator was."""
+    old = site.node.outputs[0]
+    result.dtype = old.dtype
+    if site.alpha != 1.0:
+        factor = add_initializer(model, f"{site.node.name}.alpha", np.asarray(site.alpha, np.float32))
+        result = append_node(site.node, "Mul", [result, factor], name=f"{site.node.name}/scaled").outputs[0]
+        result.dtype = old.dtype
+    if site.after is not None:
+        order = {"perm": list(site.after)}
+        result = append_node(site.node, "Transpose", [result], order, name=f"{site.node.name}/back").outputs[0]
+    name, result.shape, result.type = old.name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    site.node.graph.remove(site.node, safe=True)
+    old.name, result.name = None, name

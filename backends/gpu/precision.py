@@ -1,0 +1,40 @@
+"""Which floats follow the program's dtype and which stay float32.
+
+What is computed from integers and constants alone (positions, masks, frequencies) stays float32: bfloat16 cannot tell
+position 1000 from 1001. Sites, tables and what follows them are in the program's dtype.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from qcompile.backends.gpu.codegen import Program
+
+__all__ = ["FLOATS", "narrows"]
+
+#: Types that share the program's dtype.
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+_PRODUCTS = {"MatMul", "Gemm", "Einsum"}
+_ALWAYS = {"Conv", "ConvTranspose", "Attention"}
+
+
+def narrows(program: Program, node: ir.Node) -> bool:
+    """Whether a node computes in the program's dtype."""
+    floats = [value for value in node.inputs if value is not None and program.kind(value) in FLOATS]
+    if any(program.is_narrow(value) for value in floats):
+        return True
+    if node.domain == "gpu" or node.op_type in _ALWAYS:
+        return True
+    if node.op_type in _PRODUCTS:
+        return any(_is_matrix(value) for value in floats)
+    return node.op_type == "Gather" and bool(floats) and _is_matrix(node.inputs[0])
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    """A weight, as opposed to a vector of frequencies that is written as a matrix."""
+    tensor = value.const_value
+    return tensor is not None and sum(int(dim) > 1 for dim in tensor.shape) >= 2
