@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qcompile.backends.gpu.planes import checked, pack_planes
 from qcompile.errors import TargetError
 from qcompile.formats import Element, Format, Kind, Quantized, ScaleRule, ScaleType
 from qcompile.formats.packing import pack_codes
@@ -69,36 +70,23 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
         target_arch: ``"sm_90"``, ``"sm_100"``, ``"sm_103"``, ``"sm_120"`` or ``"gfx950"``.
 
     Raises:
-        TargetError: for a format that no kernel decodes.
+        TargetError: for a format that no kernel decodes, and for scales that are not finite.
     """
-    tensors, meta = _rows([_checked(q) for q in weights])
+    weights = [checked(q) for q in weights]
+    tensors, meta = pack_planes(weights)
     meta |= {"kind": "linear", "arch": target_arch, "splits": [q.shape[0] for q in weights]}
     meta["activation"] = None if scheme.activation is None else describe(scheme.activation)
     return tensors, meta
 
 
 def pack_table(table: Quantized) -> Packed:
-    """An embedding table ``[rows, features]``."""
-    tensors, meta = _rows([_checked(table)])
-    return tensors, meta | {"kind": "table"}
-
-
-def _checked(q: Quantized) -> Quantized:
-    if not isinstance(q, Quantized) or len(q.shape) != 2 or q.axis != 1 or q.format.bits not in (4, 8):
-        raise TargetError(
-            f"gpu: no kernel decodes a weight in format '{q.format.name}'; 4 and 8 bit block formats work"
-        )
-    return q
-
-
-def _rows(weights: Sequence[Quantized]) -> Packed:
-    """Row by row: codes as bytes, effective scales in float32."""
-    fmt = weights[0].format
-    codes = torch.cat([pack_codes(q.codes, fmt.bits) for q in weights])
-    tensors = {"codes": codes.numpy(), "scales": torch.cat([q.all_scales.effective for q in weights]).numpy()}
-    if weights[0].zero_points is not None:
-        tensors["zero_points"] = torch.cat([q.zero_points for q in weights]).numpy()
-    return tensors, {"K": weights[0].shape[1], "N": len(codes), "weight": describe(fmt)}
+    """An embedding table ``[rows, features]``: row by row, codes as bytes, effective scales in float32."""
+    table = checked(table)
+    tensors = {"codes": pack_codes(table.codes, table.format.bits), "scales": table.all_scales.effective}
+    if table.zero_points is not None:
+        tensors["zero_points"] = table.zero_points
+    meta = {"kind": "table", "K": table.shape[1], "N": table.shape[0], "weight": describe(table.format)}
+    return {name: value.numpy() for name, value in tensors.items()}, meta
 
 
 def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:

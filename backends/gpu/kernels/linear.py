@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from .activation import Activation, dequantize, quantize_activation
-from .embedding import decode_rows
+from .launch import INTERPRETED, Tile, scaling_of, split_of, stages_of, tile_of
+from .matmul import expand_kernel, matmul_kernel
 
 __all__ = ["Linear"]
+
+_SLAB = 1 << 25  # elements of a weight that are expanded at a time: 64 MiB of bfloat16
+_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers that make up one activation
 
 
 class Linear:
@@ -21,7 +26,14 @@ class Linear:
     """
 
     def __init__(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        self.tensors, self.meta = tensors, meta
+        self.meta, self.tensors = meta, dict(tensors)
+        if meta["scales"] == "bf16":
+            self.tensors["scales"] = tensors["scales"].view(torch.bfloat16)
+        words = tensors["words"]
+        self._asm = words.is_cuda and torch.version.hip is None and not INTERPRETED
+        self._counters = torch.zeros(4096, dtype=torch.int32, device=words.device)
+        self._layout = {"KIND": meta["codes"], "SCALE": meta["scaling"], "ZERO": "zeros" in tensors,
+                        "GROUP": meta["tile_group"], "PLANE": meta["plane"]}  # fmt: skip
 
     def __call__(self, x: Tensor | Activation, bias: Tensor | None = None) -> Tensor:
         """``[..., N]`` in the dtype of ``x``.
@@ -34,9 +46,61 @@ class Linear:
         if isinstance(x, Tensor) and self.meta["activation"] is not None:
             x = quantize_activation(x, self.meta["activation"])
         value = dequantize(x) if isinstance(x, Activation) else x
-        weight = decode_rows(self.tensors, self.meta, None)[:, : self.meta["K"]]
-        return torch.nn.functional.linear(value, weight.to(value.dtype), None if bias is None else bias.to(value.dtype))
+        rows = value.reshape(-1, self.meta["K"])
+        tile = tile_of(16, rows.shape[0])
+        y = self.expanded(rows, bias) if tile is None else self.fused(rows, bias, tile)
+        return y.view(*value.shape[:-1], self.meta["N"])
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the siblings that were packed together, as views of ``y [..., N]``."""
         return y.split(self.meta["splits"], -1)
+
+    def fused(self, x: Tensor, bias: Tensor | None, tile: Tile) -> Tensor:
+        """``x [M, K]`` times the weight in one kernel that decodes it on the way."""
+        rows, size, out_size = x.shape[0], self.meta["K"], self.meta["N"]
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        y = x.new_empty(rows, out_size)
+        if y.numel() == 0:
+            return y
+        tiles = triton.cdiv(out_size, tile.rows) * triton.cdiv(rows, tile.tokens)
+        tiles_k = self.tensors["words"].shape[0]
+        split = split_of(tile, tiles, tiles_k) if tiles <= self._counters.numel() else 1
+        partial = x.new_empty(tiles * split * tile.rows * tile.tokens if split > 1 else 0, dtype=torch.float32)
+        matmul_kernel[(tiles, split)](
+            x, *self._stored(), None, bias, y, partial, self._counters, rows, out_size, size, x.stride(0),
+            **(self._layout | {"SCALE": self._scaling(x, tile)}), TOKEN=False, BIAS=bias is not None,
+            EVEN_K=size % self.meta["tile"] == 0, ASM=self._asm,
+            DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
+            TERMS=1 if INTERPRETED else _TERMS[x.dtype],
+            BN=tile.rows, BM=tile.tokens, SPLIT=split > 1,
+            STAGES=stages_of(tile, self.meta["codes"]), num_warps=tile.warps,
+        )  # fmt: skip
+        return y
+
+    def expanded(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """``x [M, K]`` times the weight, expanded to the dtype of ``x`` a slab of rows at a time."""
+        size, out_size = self.meta["K"], self.meta["N"]
+        y = x.new_empty(x.shape[0], out_size)
+        step = max(128, _SLAB // size // 128 * 128)
+        slab = x.new_empty(min(step, out_size), size)
+        for first in range(0, out_size if y.numel() else 0, step):
+            part = slab[: min(step, out_size - first)]
+            self.expand(part, first)
+            torch.mm(x, part.T, out=y[:, first : first + part.shape[0]])
+        return y if bias is None else y.add_(bias.to(y.dtype))
+
+    def expand(self, out: Tensor, first: int) -> None:
+        """Fills ``out`` with the weight's rows from ``first`` on."""
+        block = 1024 if INTERPRETED else 64
+        grid = (triton.cdiv(out.shape[0], block), self.tensors["words"].shape[0])
+        expand_kernel[grid](
+            *self._stored(), out, first, out.shape[0], self.meta["N"], self.meta["K"], **self._layout, BN=block
+        )
+
+    def _scaling(self, x: Tensor, tile: Tile) -> str:
+        return scaling_of(self.meta["scaling"], self.meta["scales"], str(x.dtype).removeprefix("torch."), tile)
+
+    def _stored(self) -> tuple[Tensor, ...]:
+        stored, words = self.tensors, self.tensors["words"]
+        return (words, stored.get("scales", words), stored.get("zeros", words), stored.get("table", words),
+                stored["row_scale"])  # fmt: skip

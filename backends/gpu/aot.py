@@ -1,0 +1,145 @@
+"""Compilation ahead of time: kernels to cubin or hsaco for a GPU that is not there.
+
+Triton compiles for any target when it is told the types of the arguments; the files are what it would cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import MissingExtraError
+
+__all__ = ["Compiled", "Config", "compile_config", "linear_configs", "write"]
+
+_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_TOKENS = (1, 32, 64, 512)  # one batch size for each entry of the launch table that has a kernel
+
+
+@dataclass(frozen=True)
+class Config:
+    """One kernel with everything that is fixed at compile time.
+
+    Args:
+        name: of the file.
+        kernel: attribute of ``module``.
+        module: of ``qcompile.backends.gpu.kernels``.
+        signature: Triton type by argument; the rest are constants.
+        constants: values of the constant arguments.
+        aligned: arguments that are multiples of 16 (addresses, and sizes that are known to be).
+    """
+
+    name: str
+    module: str
+    kernel: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    aligned: Sequence[str] = ()
+    warps: int = 4
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a configuration: the binary, its assembly by stage, and its resources."""
+
+    config: Config
+    binary: bytes
+    suffix: str
+    asm: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+
+def compile_config(config: Config, arch: str) -> Compiled:
+    """Compile for ``sm_90``, ``sm_100``, ``sm_103``, ``sm_120``, ``gfx942`` or ``gfx950``.
+
+    Raises:
+        MissingExtraError: without triton.
+    """
+    try:
+        import triton
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise MissingExtraError("triton", "ahead-of-time compilation") from error
+    import importlib
+
+    kernel = getattr(importlib.import_module(f"qcompile.backends.gpu.kernels.{config.module}"), config.kernel)
+    names = kernel.arg_names
+    types = {name: config.signature.get(name, "constexpr") for name in names}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in config.aligned}
+    source = ASTSource(kernel, types, dict(config.constants), attrs)
+    made = triton.compile(source, target=_target(arch), options={"num_warps": config.warps, **config.options})
+    suffix = "cubin" if arch.startswith("sm") else "hsaco"
+    return Compiled(config, made.asm[suffix], suffix, made.asm, made.metadata._asdict())
+
+
+def _target(arch: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    if arch.startswith("sm_"):
+        return GPUTarget("cuda", int(arch[3:]), 32)
+    return GPUTarget("hip", arch, 64)
+
+
+def write(configs: Iterable[Config], arch: str, folder: Path) -> list[str]:
+    """Compile into ``folder``: a binary and a description for each; returns the names of the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for config in configs:
+        made = compile_config(config, arch)
+        about = {"kernel": made.metadata["name"], "arch": arch, "shared": made.metadata["shared"],
+                 "num_warps": config.warps, "signature": dict(config.signature),
+                 "constants": {k: str(v) for k, v in config.constants.items()}}  # fmt: skip
+        (folder / f"{config.name}.{made.suffix}").write_bytes(made.binary)
+        (folder / f"{config.name}.json").write_text(json.dumps(about, indent=1))
+        names += [f"{config.name}.{made.suffix}", f"{config.name}.json"]
+    return names
+
+
+def linear_configs(meta: Mapping[str, Any], arch: str, dtype: str = "bfloat16") -> list[Config]:
+    """The kernels that a packed weight launches at batch sizes from one token to many."""
+    import triton.language as tl
+
+    from qcompile.backends.gpu.kernels.launch import scaling_of, split_of, stages_of, tile_of
+
+    configs: dict[str, Config] = {}
+    for tokens in _TOKENS:
+        tile = tile_of(16, tokens)
+        if tile is None:
+            continue
+        tiles = -(-meta["N"] // tile.rows) * -(-tokens // tile.tokens)
+        split = split_of(tile, tiles, -(-meta["K"] // meta["tile"]))
+        asm = arch.startswith("sm")
+        constants = {
+            **_layout(meta), "SCALE": scaling_of(meta["scaling"], meta["scales"], dtype, tile), "TOKEN": False,
+            "BIAS": False, "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": asm,
+            "DOT": tl.bfloat16, "TERMS": {"bfloat16": 1, "float16": 2, "float32": 3}[dtype],
+            "BN": tile.rows, "BM": tile.tokens, "SPLIT": split > 1, "STAGES": stages_of(tile, meta["codes"]),
+            "token_scale": None, "bias": None,
+        }  # fmt: skip
+        name = f"matmul_{meta['format']}_{meta['N']}x{meta['K']}_{tile.tokens}".replace("-", "_")
+        configs[name] = Config(name, "matmul", "matmul_kernel", _signature(meta, dtype), constants,
+                               _aligned(meta), tile.warps)  # fmt: skip
+    return list(configs.values())
+
+
+def _layout(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {"KIND": meta["codes"], "ZERO": meta["zeros"], "GROUP": meta["tile_group"],
+            "PLANE": meta["plane"]}  # fmt: skip
+
+
+def _signature(meta: Mapping[str, Any], dtype: str) -> dict[str, str]:
+    scales = {"post": "*bf16" if meta["scales"] == "bf16" else "*fp32", "row": "*i16"}.get(meta["scaling"], "*u8")
+    pointers = {"x": f"*{_TYPES[dtype]}", "words": "*i16", "scales": scales, 
+                "zeros": "*u8" if meta["zeros"] else "*i16",
+                "table": "*fp32" if meta["codes"] == "table" else "*i16", "row_scale": "*fp32",
+                "y": f"*{_TYPES[dtype]}", "partial": "*fp32", "counters": "*i32"}  # fmt: skip
+    return pointers | dict.fromkeys(("M", "N", "K", "stride_x"), "i32")
+
+
+def _aligned(meta: Mapping[str, Any]) -> list[str]:
+    sizes = [name for name, size in (("N", meta["N"]), ("K", meta["K"]), ("stride_x", meta["K"])) if size % 16 == 0]
+    return ["x", "words", "scales", "zeros", "table", "row_scale", "y", "partial", "counters", *sizes]

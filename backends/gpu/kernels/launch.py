@@ -1,0 +1,68 @@
+"""Launch parameters: a table that ships, so that nothing is tuned at the first call.
+
+Printed by ``benchmarks/gpu.py --tune`` on an H100; other GPUs start from the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+__all__ = ["INTERPRETED", "Tile", "scaling_of", "split_of", "stages_of", "tile_of"]
+
+#: Whether kernels run in Triton's interpreter, on the CPU: few large programs then, and float32 products.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+class Tile(NamedTuple):
+    """Rows of the weight and tokens of a program, its warps and pipeline stages, and how many programs to aim at.
+
+    ``programs`` is reached by splitting K; 0 never splits.
+    """
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+    programs: int
+
+
+#: (most tokens, tile) by the width of the activations in bits; ``None`` expands the weight for torch's product.
+_TILES: dict[int, tuple[tuple[float, Tile | None], ...]] = {
+    16: (
+        (16, Tile(64, 16, 4, 4, 528)),
+        (32, Tile(64, 32, 4, 4, 528)),
+        (64, Tile(64, 64, 4, 3, 528)),
+        (1024, Tile(128, 128, 4, 2, 0)),
+        (float("inf"), None),
+    ),
+    8: (
+        (16, Tile(64, 16, 4, 4, 528)),
+        (64, Tile(64, 64, 4, 3, 528)),
+        (float("inf"), Tile(128, 128, 4, 3, 0)),
+    ),
+}
+_INTERPRETED = Tile(256, 64, 4, 1, 0)
+
+
+def tile_of(bits: int, tokens: int) -> Tile | None:
+    """The tile for that many tokens, or None to expand the weight."""
+    if INTERPRETED:
+        return _INTERPRETED if tokens <= 16 else None
+    return next(tile for most, tile in _TILES[bits] if tokens <= most)
+
+
+def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:
+    """Where scales are applied: for many bfloat16 tokens to the weights, in place of sums that fill the registers."""
+    many = tile.tokens >= 128 and dtype == "bfloat16" and scales == "bf16"
+    return "pre" if scaling == "post" and many else scaling
+
+
+def stages_of(tile: Tile, codes: str) -> int:
+    """Pipeline stages; none where levels come from a table in memory, whose reads the pipeline would copy about."""
+    return 1 if codes == "table" else tile.stages
+
+
+def split_of(tile: Tile, tiles: int, tiles_k: int) -> int:
+    """Into how many shares to cut K, of at least two tiles each."""
+    return max(1, min(tile.programs // max(tiles, 1), tiles_k // 2))
