@@ -94,7 +94,8 @@ def _to_rms(model: ir.Model, norm: Norm) -> ir.Node:
     old = norm.node
     epsilon = _epsilon(old)
     made = make_norm(
-        model, old, old.inputs[0], norm.scale, None, epsilon, centered=False, name=f"{old.name}_rms", like=old.outputs[0]
+        model, old, old.inputs[0], norm.scale, None, epsilon, centered=False, name=f"{old.name}_rms",
+        like=old.outputs[0],
     )  # fmt: skip
     result = made.outputs[0]
     if norm.shift is not None and (norm.shift.const_value is None or norm.shift.const_value.numpy().any()):

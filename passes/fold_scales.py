@@ -139,7 +139,8 @@ def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
     if isinstance(item, Norm):
         index = list(item.node.inputs).index(item.scale)
         size = int(item.scale.shape[-1])
-        ones = ensure_initializer(model, f"ones_{size}_{item.scale.dtype.name.lower()}", np.ones(size, item.scale.dtype.numpy()))
+        name = f"ones_{size}_{item.scale.dtype.name.lower()}"
+        ones = ensure_initializer(model, name, np.ones(size, item.scale.dtype.numpy()))
         item.node.replace_input_with(index, ones)
         return
     source = next(value for value in item.node.inputs if value is not item.scale)

@@ -58,8 +58,7 @@ def _fold_shifts(state: State) -> int:
             continue
         if output.is_graph_output() or {site.node for site in readers[output]} != {n for n, _ in output.uses()}:
             continue
-        if any(site.ref_in is not norm.ref_out or site.shape[site.axis_in] != site.weight.const_value.size // site.shape[
-            site.axis_out] for site in readers[output]):  # fmt: skip
+        if any(site.ref_in is not norm.ref_out or not site.is_matrix for site in readers[output]):
             continue
         _shift_into_biases(state.model, norm, readers[output])
         folded += 1

@@ -11,8 +11,8 @@ import numpy as np
 from qcompile.calibration import Statistics
 from qcompile.errors import InputError
 from qcompile.formats import Quantized, compute_scales, quantize, search_scales
+from qcompile.groups import Group
 from qcompile.pipeline import State
-from qcompile.placement import Group
 from qcompile.scoring import weight_matrix
 from qcompile.spaces import Site
 from qcompile.targets import Plan, Scheme
@@ -80,7 +80,8 @@ class Quantize:
 
             result = gptq(weight, factors.get(), scheme.weight, scales="search")
             if result.damping > 0.011:
-                state.decline(site.name, "the usual damping of GPTQ", f"its inputs needed a damping of {result.damping:g}")
+                reason = f"its inputs needed a damping of {result.damping:g}"
+                state.decline(site.name, "the usual damping of GPTQ", reason)
             return _to_cpu(result.quantized)
         scales = search_scales if self.method == "search" else compute_scales
         importance = {"weight": factors.importance} if self.method == "search" else {}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.boundaries import boundaries
 from qcompile.folding import fold, rewrite
 from qcompile.graph import DOMAIN, append_node, ensure_function, ensure_initializer
+from qcompile.groups import Group
 from qcompile.pipeline import State
-from qcompile.placement import Group, Placement
+from qcompile.placement import Placement
 from qcompile.spaces import Analysis
 
 if TYPE_CHECKING:
@@ -46,7 +48,22 @@ class Rotate:
             elif (reason := self.placement.skipped.get(group.value.name)) is not None:
                 for site in group.sites:
                     state.decline(site.name, "an online transform of its input", reason)
+        self._settle_boundaries(state.model)
         return bool(self.placement.offline or self.placement.online)
+
+
+    def _settle_boundaries(self, model: ir.Model) -> None:
+        """Boundaries between two bases become online transforms; the others go."""
+        for wall in boundaries(self.analysis):
+            (value,), (old,) = wall.node.inputs, wall.node.outputs
+            new, name = value, old.name
+            if wall.node.name in self.placement.boundaries:
+                transform, _ = self.placement.boundaries[wall.node.name]
+                new = _emit(model, wall.node, value, value, transform, f"{name}_transformed")
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+            wall.node.graph.remove(wall.node, safe=True)
+            if new.is_graph_output():
+                old.name, new.name = None, name
 
 
 def insert_online(
@@ -67,7 +84,7 @@ def insert_online(
         folded.add((weight, axis))
         rewrite(model, weight, lambda array, axis=axis: dual.apply(torch.from_numpy(array), axis).numpy())
     first = min((site.node for site in group.sites), key=lambda node: _position(model, node))
-    made = _emit(model, first, value, group.sites[0].weight, transform)
+    made = _emit(model, first, value, group.sites[0].weight, transform, f"{value.name}_transformed")
     for site in group.sites:
         for index, read in enumerate(site.node.inputs):
             if read is value:
@@ -82,9 +99,11 @@ def _position(model: ir.Model, node: ir.Node) -> int:
     return -1
 
 
-def _emit(model: ir.Model, before: ir.Node, value: ir.Value, weight: ir.Value, transform: Transform) -> ir.Value:
+def _emit(
+    model: ir.Model, before: ir.Node, value: ir.Value, like: ir.Value, transform: Transform, name: str
+) -> ir.Value:
     """One function node for the transform of the last axis; its matrices are inputs, so that graphs stay small."""
-    dtype = weight.dtype.numpy()
+    dtype = like.dtype.numpy()
     steps = transform.factors()
     body, inputs = ["shape = Shape(x)", "v0 = Identity(x)"], [value]
     for i, (outer, inner, matrix) in enumerate(steps):
@@ -96,8 +115,8 @@ def _emit(model: ir.Model, before: ir.Node, value: ir.Value, weight: ir.Value, t
     kind = "".join(part.capitalize() for part in transform.kind.split("-"))
     signature = ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
     form = "_".join(_form(outer, inner, matrix.ndim, tuple(matrix.shape)) for outer, inner, matrix in steps)
-    name = ensure_function(model, f"Transform{kind}_{form}", f"({signature}) => (y) {{ " + "\n".join(body) + " }")
-    node = append_node(before, name, inputs, name=f"{value.name}_transformed", domain=DOMAIN, like=value)
+    function = ensure_function(model, f"Transform{kind}_{form}", f"({signature}) => (y) {{ " + "\n".join(body) + " }")
+    node = append_node(before, function, inputs, name=name, domain=DOMAIN, like=value)
     return node.outputs[0]
 
 

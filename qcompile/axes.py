@@ -63,6 +63,7 @@ class Node:
     freedom: Freedom = Freedom.GENERAL
     limits: list[Limit] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)  # of every constraint, those that took nothing away included
+    culprits: set[object] = field(default_factory=set)  # operators and values that left no orthogonal transform
     parent: Ref | None = None
 
 
@@ -83,6 +84,7 @@ class Axes:
 
     def __init__(self) -> None:
         self.one = Ref(Node(1, freedom=Freedom.NONE))
+        self.at: object = None  # the operator or the value that constrains just now
 
     # -- making and looking up ------------------------------------------------------------------------
 
@@ -139,6 +141,8 @@ class Axes:
         if root.mode is Mode.PLAIN:
             freedom = Freedom.MONOMIAL if Freedom.PERMUTATION in freedom else Freedom.DIAGONAL
         node = root.node
+        if Freedom.ORTHOGONAL not in freedom:
+            node.culprits.add(self.at)
         if reason in node.reasons and node.freedom in freedom:
             return
         node.reasons.add(reason)
@@ -182,10 +186,19 @@ class Axes:
         if winner.mode is Mode.PLAIN:
             self.constrain(Ref(winner.node), Freedom.MONOMIAL, reason)
         loser.parent = winner
+        at, self.at = self.at, None  # what the loser was held to has culprits of its own
         limits = loser.limits or ([Limit(loser.freedom, reason)] if loser.freedom != Freedom.GENERAL else [])
         for limit in limits:
             self.constrain(winner, limit.freedom, limit.reason)
+        self.at = at
         winner.node.reasons |= loser.reasons
+        self._blame(winner.node, loser.culprits)
+
+    def _blame(self, node: Node, culprits: set[object]) -> None:
+        node.culprits |= culprits
+        node.culprits.discard(None)
+        for child in node.children:
+            self._blame(self.find(child).node, culprits)
 
     def _copy_structure(self, leaf: Node, model: Node) -> None:
         leaf.structure = model.structure
@@ -197,6 +210,7 @@ class Axes:
             self.constrain(ref, limit.freedom, limit.reason)
         if size is not None and size > 1:
             ref.node.reasons |= node.reasons
+            ref.node.culprits = node.culprits - {None}
         return ref
 
     def _unify_structures(self, a: Ref, b: Ref, reason: str) -> None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from qcompile.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["FITTED_BLOCKS", "fitted", "not_worth", "orthogonal_candidates"]
+__all__ = ["FITTED_BLOCKS", "LEAST_GAIN", "fitted", "not_worth", "orthogonal_candidates"]
+
+#: An online transform must lower the error of its sites by this fraction at least, besides paying its price.
+LEAST_GAIN = 0.05
 
 BLOCKS = (16, 32, 64, 128)
 

@@ -15,9 +15,10 @@ from qcompile.capture import capture, example_inputs
 from qcompile.description import number
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.evaluate import compare
+from qcompile.groups import Group, groups_of
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import State
-from qcompile.placement import Group, Placement, groups_of, place, total_transform
+from qcompile.placement import Placement, place, total_transform
 from qcompile.preparation import Prepared, prepare, quantizable
 from qcompile.selection import Choice, Options, check_budget, choose
 from qcompile.spaces import Site

@@ -8,67 +8,32 @@ take a transform, the same candidates compete as online transforms, charged for 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import networkx as nx
-import numpy as np
 import onnx_ir as ir
 
-from qcompile.axes import Mode, Node, Ref, Structure
-from qcompile.candidates import FITTED_BLOCKS, fitted, not_worth, orthogonal_candidates
+from qcompile.axes import Node
+from qcompile.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
 from qcompile.errors import InputError
 from qcompile.folding import axis_transform
-from qcompile.freedom import Freedom
-from qcompile.scoring import Probe, group_error, probe, site_error
-from qcompile.spaces import Analysis, Site
+from qcompile.groups import Group, cost_fraction
+from qcompile.offline import place_offline
+from qcompile.scoring import group_error, probe
+from qcompile.spaces import Analysis
 from qcompile.targets import Scheme
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress, Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Group", "KINDS", "Placement", "groups_of", "place"]
+__all__ = ["KINDS", "Placement", "place", "total_transform"]
 
 #: What ``--transforms`` takes.
 KINDS = ("auto", "none", "hadamard", "block", "wush")
-
-#: An online transform must lower the error of its sites by this fraction at least, besides paying its price.
-LEAST_GAIN = 0.05
-
-#: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
-COMPARED = 12
-
-
-@dataclass(eq=False)
-class Group:
-    """Sites that read one value, and therefore share its basis.
-
-    Args:
-        value: the activation.
-        ref: its feature axis.
-        sites: its readers.
-    """
-
-    value: ir.Value
-    ref: Ref
-    sites: list[Site]
-    probes: list[Probe] = field(default_factory=list)
-    alphas: list[float] = field(default_factory=list)
-
-    @property
-    def width(self) -> int:
-        """Features of the value."""
-        return self.sites[0].shape[self.sites[0].axis_in]
-
-    @property
-    def flops(self) -> int:
-        """Multiply-adds of the sites for one row, as floating-point operations."""
-        return sum(2 * int(np.prod(site.shape)) for site in self.sites)
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -78,22 +43,16 @@ class Placement:
         offline: by leaf of the axis forest; folded into constants.
         online: by name of the value in front of whose sites the transform stays in the graph.
         errors: by space or value, the predicted error of each candidate relative to none, for the report.
+        boundaries: by name of a boundary, the online transform that it becomes, and its arithmetic relative to that
+            of the sites in the changed space.
         skipped: by name of the value, why its sites got no online transform although one was asked for.
     """
 
     offline: dict[Node, Transform]
     online: dict[str, Transform]
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    boundaries: dict[str, tuple[Transform, float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-
-
-def groups_of(sites: Sequence[Site]) -> list[Group]:
-    """Sites with a matrix by the value that they read; embedding tables read none."""
-    found: dict[ir.Value, Group] = {}
-    for site in sites:
-        if site.input is not None and site.is_matrix:
-            found.setdefault(site.input, Group(site.input, site.ref_in, [])).sites.append(site)
-    return list(found.values())
 
 
 def place(
@@ -132,7 +91,7 @@ def place(
         group.probes = [probe(site, own) for site in group.sites]
         group.alphas = [(alphas or {}).get(site.name, 1.0) for site in group.sites]
     placement = Placement({}, {})
-    _place_offline(analysis, groups, scheme, kind, seed, placement)
+    place_offline(analysis, groups, scheme, kind, price, seed, placement)
     partners = _sharing(analysis, groups)
     for done, group in enumerate(groups):
         if partners[group] is None:  # a weight of the group is read elsewhere too, in another basis
@@ -174,43 +133,6 @@ def _follow(group: Group, leader: Group, placement: Placement) -> None:
     """Take the online transform of the group that shares a weight."""
     if leader.value.name in placement.online:
         placement.online[group.value.name] = placement.online[leader.value.name]
-
-
-# -- offline -------------------------------------------------------------------------------------------------------
-
-
-def _place_offline(
-    analysis: Analysis, groups: Sequence[Group], scheme: Callable, kind: str, seed: int, placement: Placement
-) -> None:
-    readers: dict[Node, list[Group]] = defaultdict(list)
-    for group in groups:
-        for leaf in analysis.axes.leaves(group.ref):
-            if leaf.node.size and leaf.node.size > 1 and leaf.mode is not Mode.PLAIN:
-                readers[leaf.node].append(group)
-    for number, (node, group_list) in enumerate(readers.items()):
-        if not _allowed(node) or kind == "wush":
-            continue
-        compared = [group_list[i] for i in np.linspace(0, len(group_list) - 1, min(COMPARED, len(group_list))).astype(int)]
-        candidates = orthogonal_candidates(node.size, scheme(compared[0]), kind, seed + number)
-        best, errors = None, {"none": 1.0}
-        base = least = sum(_error(analysis, g, scheme(g), placement.offline) for g in compared)
-        for name, transform in candidates.items():
-            error = sum(_error(analysis, g, scheme(g), placement.offline | {node: transform}) for g in compared)
-            errors[name] = error / base if base else 1.0
-            if kind != "auto" or error < least:
-                best, least = transform, error
-        space = analysis.space_of(node)
-        placement.errors[space.id if space else f"axis{number}"] = errors
-        if best is not None:
-            placement.offline[node] = best
-
-
-def _allowed(node: Node) -> bool:
-    return node.structure is Structure.LEAF and Freedom.ORTHOGONAL in node.freedom
-
-
-def _error(analysis: Analysis, group: Group, scheme: Scheme, offline: Mapping[Node, Transform]) -> float:
-    return group_error(group.probes, group.alphas, scheme, axis_transform(analysis.axes, group.ref, offline))
 
 
 # -- online --------------------------------------------------------------------------------------------------------
@@ -257,7 +179,8 @@ def _place_online(
 
 def _features_last(group: Group) -> bool:
     """Whether the features of the value are its last axis, which online transforms act on."""
-    return all(site.node.op_type not in ("Conv", "ConvTranspose") and site.node.inputs[0] is group.value for site in group.sites)
+    nodes = [site.node for site in group.sites]
+    return all(node.op_type not in ("Conv", "ConvTranspose") and node.inputs[0] is group.value for node in nodes)
 
 
 def _compose(first: Transform, second: Transform) -> Transform:
@@ -285,13 +208,3 @@ def total_transform(analysis: Analysis, group: Group, placement: Placement) -> T
     if offline is None or online is None:
         return offline if online is None else online
     return _compose(offline, online)
-
-
-def cost_fraction(group: Group, transform: Transform) -> float:
-    """Arithmetic of an online transform, relative to that of the sites that it serves."""
-    return transform.flops / group.flops if group.flops else math.inf
-
-
-def site_errors(group: Group, scheme: Scheme, transform: Transform | None) -> list[float]:
-    """``t²`` of each site of a group."""
-    return [site_error(item, scheme, transform) for item in group.probes]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.boundaries import with_boundaries
 from qcompile.capture import Source, capture
 from qcompile.errors import InputError
 from qcompile.graph import release
@@ -58,7 +59,7 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
             progress(step.name, 1, 1)
 
     Pipeline(steps, tell).apply(state)
-    return Prepared(source, state, analyze(state.model))
+    return Prepared(source, state, with_boundaries(analyze(state.model)))
 
 
 def quantizable(prepared: Prepared) -> list[Site]:

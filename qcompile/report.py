@@ -18,8 +18,9 @@ from qcompile.description import (
     ties,
     transform_name,
 )
+from qcompile.groups import cost_fraction
 from qcompile.pages import render_report
-from qcompile.placement import cost_fraction, total_transform
+from qcompile.placement import total_transform
 
 if TYPE_CHECKING:
     from qcompile.compiler import Rotated
@@ -142,16 +143,12 @@ def _transforms(rotated: Rotated) -> dict[str, dict[str, Any]]:
 
 
 def _online(rotated: Rotated) -> list[dict[str, Any]]:
-    groups = [(g, rotated.placement.online.get(g.value.name)) for g in rotated.groups]
+    found = [(g.value.name, rotated.placement.online.get(g.value.name), g) for g in rotated.groups]
+    before_sites = [(name, t, cost_fraction(group, t)) for name, t, group in found if t is not None]
+    between = [(name, transform, cost) for name, (transform, cost) in rotated.placement.boundaries.items()]
     return [
-        {
-            "value": group.value.name,
-            "kind": transform_name(transform),
-            "size": transform.size,
-            "cost_fraction": number(cost_fraction(group, transform)),
-        }
-        for group, transform in groups
-        if transform is not None
+        {"value": name, "kind": transform_name(transform), "size": transform.size, "cost_fraction": number(cost)}
+        for name, transform, cost in before_sites + between
     ]
 
 

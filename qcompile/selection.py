@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from qcompile.assignment import Assignment, Option, assign
 from qcompile.calibration import Data, Statistics, collect, sensitivities
 from qcompile.errors import InputError
-from qcompile.placement import Group, Placement, groups_of, place, site_errors, total_transform
+from qcompile.groups import Group, groups_of, site_errors
+from qcompile.placement import Placement, place, total_transform
 from qcompile.preparation import Prepared, edge_sites
 from qcompile.scoring import probe, site_error
 from qcompile.spaces import Site
@@ -102,8 +103,8 @@ def choose(
         for site in sites:
             chosen.schemes[site.name] = edge if site.name in edges else first
             if site.name in edges and edge.name != first.name:
-                prepared.state.decline(site.name, f"the format {first.name}", f"it stands at the edge of the model and is "
-                                       f"kept at {edge.name}; a budget would assign it with the others")  # fmt: skip
+                reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
+                prepared.state.decline(site.name, f"the format {first.name}", reason)
     _predict(prepared, groups, tables, chosen)
     return chosen, statistics, groups
 

@@ -147,7 +147,9 @@ class Analysis:
         if value is None:
             return None
         if value not in self.refs_of:
+            at, self.axes.at = self.axes.at, value
             self.refs_of[value] = self._initial(value)
+            self.axes.at = at
         return self.refs_of[value]
 
     def _initial(self, value: ir.Value) -> list[Ref] | None:
@@ -184,8 +186,12 @@ class Analysis:
                 self.axes.constrain(ref, Freedom.NONE, reason)
 
     def opaque(self, node: ir.Node, reason: str) -> None:
-        """The rule of last resort: nothing around this node may change basis."""
+        """The rule of last resort: nothing around this node, or within its bodies, may change basis."""
         self.freeze(node.inputs, reason)
+        for body in bodies(node):
+            self.freeze(body.outputs, reason)
+            for inner in body.all_nodes():
+                self.freeze(inner.inputs, reason)
         for output in node.outputs:
             shape = output.shape
             self.set(output, None if shape is None else [self.axes.frozen(static(dim), reason) for dim in shape])
@@ -257,6 +263,12 @@ class Analysis:
         return uses
 
 
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
+    found = [attribute for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+    return [attribute.as_graph() for attribute in found]
+
+
 def static(dim: object) -> int | None:
     """A dimension as an integer, ``None`` if symbolic."""
     return dim if isinstance(dim, int) else None
@@ -286,11 +298,18 @@ def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
     analysis = Analysis(model, join_norms=join_norms)
     for value in model.graph.inputs:
         analysis.refs(value)
-    for node in model.graph:
-        _apply(analysis, node)
+    run(analysis, model.graph)
     for value in model.graph.outputs:
+        analysis.axes.at = value
         analysis.freeze([value], f"'{value.name}' is an output of the graph")
     return analysis
+
+
+def run(analysis: Analysis, graph: ir.Graph) -> None:
+    """Apply the rule of every node of a graph, or of the body of an operator, in order."""
+    for node in graph:
+        analysis.axes.at = node
+        _apply(analysis, node)
 
 
 def _apply(analysis: Analysis, node: ir.Node) -> None:

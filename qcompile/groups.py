@@ -1,0 +1,67 @@
+"""Groups: the sites that read one value, which share its basis and are predicted, transformed and assigned together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.axes import Ref
+from qcompile.scoring import Probe, site_error
+from qcompile.spaces import Site
+from qcompile.targets import Scheme
+
+if TYPE_CHECKING:
+    from qcompile.transforms import Transform
+
+__all__ = ["Group", "cost_fraction", "groups_of", "site_errors"]
+
+
+@dataclass(eq=False)
+class Group:
+    """Sites that read one value, and therefore share its basis.
+
+    Args:
+        value: the activation.
+        ref: its feature axis.
+        sites: its readers.
+    """
+
+    value: ir.Value
+    ref: Ref
+    sites: list[Site]
+    probes: list[Probe] = field(default_factory=list)
+    alphas: list[float] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Features of the value."""
+        return self.sites[0].shape[self.sites[0].axis_in]
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the sites for one row, as floating-point operations."""
+        return sum(2 * int(np.prod(site.shape)) for site in self.sites)
+
+
+def groups_of(sites: Sequence[Site]) -> list[Group]:
+    """Sites with a matrix by the value that they read; embedding tables read none."""
+    found: dict[ir.Value, Group] = {}
+    for site in sites:
+        if site.input is not None and site.is_matrix:
+            found.setdefault(site.input, Group(site.input, site.ref_in, [])).sites.append(site)
+    return list(found.values())
+
+
+def cost_fraction(group: Group, transform: Transform) -> float:
+    """Arithmetic of an online transform, relative to that of the sites that it serves."""
+    return transform.flops / group.flops if group.flops else math.inf
+
+
+def site_errors(group: Group, scheme: Scheme, transform: Transform | None) -> list[float]:
+    """``t²`` of each site of a group."""
+    return [site_error(item, scheme, transform) for item in group.probes]
