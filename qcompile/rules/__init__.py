@@ -3,6 +3,6 @@
 One file per family of operators. Importing this package registers them all.
 """
 
-from qcompile.rules import attention, elementwise, fused_attention, linear, normalization, shaping, state_space
+from qcompile.rules import attention, control_flow, elementwise, fused_attention, linear, normalization, shaping, state_space
 
-__all__ = ["attention", "elementwise", "fused_attention", "linear", "normalization", "shaping", "state_space"]
+__all__ = ["attention", "control_flow", "elementwise", "fused_attention", "linear", "normalization", "shaping", "state_space"]
