@@ -8,7 +8,7 @@ from pathlib import Path
 from qcompile.formats import ELEMENTS
 from qcompile.formats.e8p import decode_e8p
 from qcompile.formats.family import power_element, twin_log_element
-from qcompile.formats.vector import higgs_grid
+from qcompile.formats.grids import higgs_grid
 
 _SCALAR = (
     "int2", "int3", "int4", "int4-full", "e1m2", "e2m1", "e3m0", "nf4", "af4", "bnb-fp4", "e2m3", "e3m2", "int8",

@@ -3,6 +3,7 @@
     fmt = get_format("nvfp4")
     q = quantize(weight, fmt)            # codes, stored scales, tensor scale
     q.dequantize()                       # float32, in the shape of ``weight``
+    unpack(pack(q))                      # bytes and back
 
 Names that need torch are imported when first used.
 """
@@ -17,6 +18,7 @@ from qcompile.formats.elements import ELEMENTS
 from qcompile.formats.format import Element, Format, Kind, ScaleRule, ScaleType
 
 if TYPE_CHECKING:
+    from qcompile.formats.packed import pack, unpack
     from qcompile.formats.quantizer import (
         Quantized,
         compute_scales,
@@ -36,9 +38,11 @@ _LAZY = {
     "decode": "quantizer",
     "encode": "quantizer",
     "fake_quantize": "quantizer",
+    "pack": "packed",
     "quantize": "quantizer",
     "round_to": "quantizer",
     "search_scales": "search",
+    "unpack": "packed",
 }
 
 __all__ = [
@@ -58,9 +62,11 @@ __all__ = [
     "encode",
     "fake_quantize",
     "get_format",
+    "pack",
     "quantize",
     "round_to",
     "search_scales",
+    "unpack",
 ]
 
 

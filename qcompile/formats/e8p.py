@@ -1,11 +1,13 @@
 """E8P, the codebook of QuIP#: 2^16 points of a shifted E8 lattice for eight weights, two bits each.
 
-A point is ``± |d| ± 1/4``: ``|d|`` is one of 256 vectors of half-integers (the 227 of D̂₈ within norm² 10, and 29 of
-norm² 12), its signs are free up to the parity that D̂₈ asks for (seven bits), and all coordinates move by +1/4 or -1/4
-(one bit). Tseng et al., QuIP#, arXiv:2402.04396. Which 29 of the 56 patterns of norm² 12 are used is a choice: here the
-first in lexicographic order, so that codes are not interchangeable with the authors' files; the error is the same.
+A point is a vector ``d`` of half-integers with an even sum, moved by +1/4 or -1/4 in all coordinates. The magnitudes
+``|d|`` are one of 256 patterns: the 227 of D̂₈ within norm² 10, and 29 of norm² 12. Tseng et al., QuIP#,
+arXiv:2402.04396.
 
-Code: bits 8-15 the pattern, bits 1-7 the signs of coordinates 0-6, bit 0 the shift (set: +1/4).
+Codes are those of the authors' files (``E8P12_codebook``, version 1): bits 8-15 the pattern, bits 0-7 the signs. The
+parity of the eight sign bits is the shift (odd: -1/4) and is taken off bit 0; what remains flips an even number of
+coordinates of the pattern, whose last coordinate is negative where the sum of its magnitudes is odd. Coordinate ``i``
+has its sign in bit ``_SIGN_BIT[i]``.
 """
 
 from __future__ import annotations
@@ -19,15 +21,23 @@ from torch import Tensor
 __all__ = ["decode_e8p", "encode_e8p", "patterns"]
 
 _CHUNK = 1 << 12
+_SIGN_BIT = (0, 4, 1, 5, 2, 6, 3, 7)
+# The patterns of norm² 12 have five coordinates of 3/2 and three of 1/2; these are the places of the three.
+_HALVES = (
+    "123", "023", "013", "012", "367", "357", "347",
+    "356", "346", "345", "267", "257", "247", "256",
+    "246", "245", "167", "157", "147", "156", "146",
+    "045", "067", "057", "047", "056", "046", "014",
+    "237",
+)  # fmt: skip
 
 
 @lru_cache
 def patterns() -> Tensor:
-    """The 256 magnitude patterns, float32 ``[256, 8]``, by norm and then in lexicographic order."""
-    every = [v for v in itertools.product((0.5, 1.5, 2.5, 3.5), repeat=8) if sum(x * x for x in v) <= 10]
-    shell = sorted(v for v in itertools.product((0.5, 1.5), repeat=8) if sum(x * x for x in v) == 12)
-    inner = sorted(every, key=lambda v: (sum(x * x for x in v), v))
-    return torch.tensor(inner + shell[: 256 - len(inner)])
+    """The 256 magnitude patterns, float32 ``[256, 8]``: those within norm² 10 in lexicographic order, then the rest."""
+    inner = [v for v in itertools.product((0.5, 1.5, 2.5), repeat=8) if sum(x * x for x in v) <= 10]
+    outer = [tuple(0.5 if str(i) in places else 1.5 for i in range(8)) for places in _HALVES]
+    return torch.tensor(inner + outer)
 
 
 def _odd(device: torch.device) -> Tensor:
@@ -42,11 +52,11 @@ def encode_e8p(x: Tensor) -> Tensor:
 
 def _encode(x: Tensor) -> Tensor:
     best_score, best_code = None, None
-    for bit, shift in enumerate((-0.25, 0.25)):
+    for parity, shift in enumerate((0.25, -0.25)):
         score, code = _nearest_signed(x - shift)
         # Squared distances to the two shifted copies differ by |x - shift|² as well.
         score = score - (x - shift).square().sum(1) / 2
-        code = code | bit
+        code = code ^ parity
         if best_score is None:
             best_score, best_code = score, code
         else:
@@ -56,7 +66,7 @@ def _encode(x: Tensor) -> Tensor:
 
 
 def _nearest_signed(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Best ``y·d - |d|²/2`` over all patterns with legal signs, and the code without its shift bit."""
+    """Best ``y·d - |d|²/2`` over all patterns with legal signs, and the code for a shift of +1/4."""
     table = patterns().to(y.device)
     negative, magnitude = y < 0, y.abs()
     score = magnitude @ table.t() - table.square().sum(1) / 2
@@ -69,16 +79,20 @@ def _nearest_signed(y: Tensor) -> tuple[Tensor, Tensor]:
     value, pattern = score.max(1)
     flip = wrong.gather(1, pattern.unsqueeze(1))
     weakest = (magnitude * table[pattern]).argmin(1, keepdim=True)
-    signs = negative.int().scatter(1, weakest, (negative.gather(1, weakest) ^ flip).int())
-    powers = 2 << torch.arange(7, device=y.device)
-    return value, (pattern << 8 | (signs[:, :7] * powers).sum(1)).int()
+    signs = negative.scatter(1, weakest, negative.gather(1, weakest) ^ flip)
+    signs[:, 7] ^= _odd(y.device)[pattern]
+    return value, (pattern << 8 | (signs.int() << _sign_bits(y.device)).sum(1)).int()
+
+
+def _sign_bits(device: torch.device) -> Tensor:
+    return torch.tensor(_SIGN_BIT, dtype=torch.int32, device=device)
 
 
 def decode_e8p(codes: Tensor) -> Tensor:
     """The points ``[m, 8]`` of int32 codes ``[m]``."""
-    codes = codes.long()
-    pattern = codes >> 8
-    signs = (codes.unsqueeze(1) >> torch.arange(1, 8, device=codes.device)) & 1
-    last = (signs.sum(1) % 2 == 1) ^ _odd(codes.device)[pattern]
-    signs = torch.cat([signs, last.long().unsqueeze(1)], 1)
-    return patterns().to(codes.device)[pattern] * (1 - 2 * signs) + ((codes & 1) * 0.5 - 0.25).unsqueeze(1)
+    codes = codes.int().unsqueeze(1)
+    parity = ((codes >> torch.arange(8, dtype=torch.int32, device=codes.device)) & 1).sum(1, keepdim=True) % 2
+    negative = ((codes ^ parity.int()) >> _sign_bits(codes.device)) & 1
+    pattern = (codes[:, 0] >> 8).long()
+    negative[:, 7] ^= _odd(codes.device)[pattern].int()
+    return patterns().to(codes.device)[pattern] * (1 - 2 * negative) + (0.25 - 0.5 * parity)

@@ -50,29 +50,30 @@ class FamilyFormat:
         return max(member.bits_per_weight(axis_size) for member in self.members)
 
     def error_bound(self) -> float:
-        """That of the member with the widest gap relative to its range, in units of its effective scale."""
-        return max(member.error_bound() for member in self.members)
+        """That of the worst member, in units of its effective scale; a searched scale may clip."""
+        return max(self._bound(member) for member in self.members)
+
+    def _bound(self, member: Format) -> float:
+        from qcompile.formats.search import LEAST_SHRINK
+
+        if not self.search:
+            return member.error_bound()
+        shrunk = LEAST_SHRINK * (1 - 2 * member.scale.rounding)  # the scale is rounded before and after
+        return max(member.error_bound(), member.element.max * (1 / shrunk - 1))
 
     def quantize(self, x: Tensor, axis: int = -1, weight: Tensor | None = None) -> Quantized:
         """Quantize with the member that has the least squared error (weighted along ``axis`` if asked)."""
         from qcompile.formats.quantizer import quantize
-        from qcompile.formats.search import search_scales
+        from qcompile.formats.search import search_scales, total_error
 
         best, least = None, float("inf")
         for member in self.members:
             scales = search_scales(x, member, axis, weight) if self.search else None
-            trial = quantize(x, member, axis, scales)
-            error = _error(trial, x, weight)
+            error = total_error(x, member, axis, scales, weight)
             if best is None or error < least:
-                best, least = trial, error
+                best, least = (member, scales), error
         assert best is not None
-        return best
-
-
-def _error(trial: Quantized, x: Tensor, weight: Tensor | None) -> float:
-    error = (trial.dequantize() - x).square_().movedim(trial.axis, -1)
-    error = error if weight is None else error * weight
-    return float(error.nan_to_num_(0).double().sum())
+        return quantize(x, best[0], axis, best[1])
 
 
 def power_element(bits: int, exponent: float) -> Element:

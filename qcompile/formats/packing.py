@@ -1,23 +1,17 @@
-"""Codes to bytes and back: a little-endian bit stream, which every layout here is built on.
+"""Codes to bytes and back: a little-endian bit stream, which every layout is built on.
 
 Two four-bit codes share a byte, the low nibble first along the axis; codes of three, five and six bits run across byte
-borders. :func:`pack` stores a whole :class:`Quantized` this way; layouts of particular runtimes are in ``layouts``.
+borders. ``packed`` stores whole tensors this way.
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qcompile.errors import InputError
-from qcompile.formats.format import Format
-from qcompile.formats.quantizer import Quantized
-from qcompile.formats.scales import scale_code, scale_from_code
 
-__all__ = ["Packed", "pack", "pack_codes", "unpack", "unpack_codes"]
+__all__ = ["pack_codes", "unpack_codes"]
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -85,48 +79,3 @@ def _unpack_across(packed: Tensor, bits: int) -> Tensor:
 def _check_bits(bits: int) -> None:
     if not 1 <= bits <= 8:
         raise InputError(f"cannot pack codes of {bits} bits: 1 to 8")
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A :class:`Quantized` as bytes, as many as ``Format.bits_per_weight`` counts (rounded up to whole bytes a row).
-
-    Args:
-        codes: uint8 ``[..., ⌈groups · group · bits / 8⌉]``.
-        scales: uint8 codes or a float dtype, ``[..., groups]`` (for square blocks one row of scales per block).
-        zero_points: uint8 ``[..., ⌈groups · bits / 8⌉]``, or None.
-        tensor_scale: float32 scalar, or None.
-    """
-
-    format: Format
-    shape: tuple[int, ...]
-    axis: int
-    codes: Tensor
-    scales: Tensor
-    zero_points: Tensor | None
-    tensor_scale: Tensor | None
-
-
-def pack(q: Quantized) -> Packed:
-    """Pack codes, scales and zero points of a tensor."""
-    bits = q.format.bits
-    scales = scale_code(q.scales, q.format.scale)
-    if q.format.rows > 1:
-        scales = scales.reshape(math.prod(scales.shape[:-1]), scales.shape[-1])[:: q.format.rows]
-    zero_points = None if q.zero_points is None else pack_codes(q.zero_points, bits)
-    return Packed(q.format, q.shape, q.axis, pack_codes(q.codes, bits), scales, zero_points, q.tensor_scale)
-
-
-def unpack(packed: Packed) -> Quantized:
-    """The inverse of :func:`pack`, to the bit."""
-    fmt = packed.format
-    size = packed.shape[packed.axis]
-    lead = [n for i, n in enumerate(packed.shape) if i != packed.axis]
-    group = fmt.group or max(size, 1)
-    groups = -(-size // group)
-    scales = scale_from_code(packed.scales, fmt.scale)
-    if fmt.rows > 1:
-        scales = scales.repeat_interleave(fmt.rows, 0)[: math.prod(lead)].view(*lead, groups)
-    zero_points = None if packed.zero_points is None else unpack_codes(packed.zero_points, fmt.bits, groups)
-    codes = unpack_codes(packed.codes, fmt.bits, groups * group)
-    return Quantized(fmt, packed.shape, packed.axis, codes, scales, zero_points, packed.tensor_scale)

@@ -49,11 +49,21 @@ class PlaneFormat:
         groups = -(-axis_size // group)
         return groups * (group * self.bits + 2 * self.scale.bits) / max(axis_size, 1)
 
+    def error_bound(self) -> float:
+        """The largest ``|x - x̂|`` in units of the group's largest magnitude: zero is a sum, so no value overshoots."""
+        return 1.0
+
     def quantize(self, x: Tensor, axis: int = -1) -> PlaneQuantized:
-        """Round a tensor; the axis is padded with zeros to whole groups."""
+        """Round a tensor; the axis is padded with zeros to whole groups.
+
+        Raises:
+            InputError: if ``x`` is not floating point or has no such axis.
+        """
         import torch
 
-        moved = x.movedim(axis, -1)
+        from qcompile.formats.rows import line_slice, moved_last
+
+        moved = moved_last(x, axis)
         size, lead = moved.shape[-1], moved.shape[:-1]
         group = self.group or max(size, 1)
         groups = -(-size // group)
@@ -62,7 +72,7 @@ class PlaneFormat:
         step = max(1, _CHUNK // max(groups * group, 1))
         for start in range(0, len(codes) if codes.numel() else 0, step):
             part = slice(start, start + step)
-            rows = moved.reshape(-1, size)[part].float()
+            rows = line_slice(moved, part).float()
             rows = torch.nn.functional.pad(rows, (0, groups * group - size)).view(-1, groups, group)
             codes[part], scales[part] = self._fit(rows)
         return PlaneQuantized(
@@ -74,12 +84,15 @@ class PlaneFormat:
 
         finite = rows.isfinite().all(-1, keepdim=True)
         rows = rows.nan_to_num(0, 0, 0).masked_fill(~finite, 0)
+        # Values between 1/2 and 1, so that no square leaves the range of float32; a power of two changes nothing else.
+        exponent = torch.frexp(rows.abs().amax(-1, keepdim=True)).exponent.clamp(-126, 126)
+        rows = torch.ldexp(rows, -exponent)
         # Evenly spaced sums 0, ±a/4 … ±a, reaching either the bulk of a bell or the largest value.
         top = torch.stack([rows.abs().mean(-1) * 2.5, rows.abs().amax(-1)])
         fits = [self._alternate(rows, reach.unsqueeze(-1) * rows.new_tensor([0.75, 0.25])) for reach in top]
         (codes, scales, error), (other, others, other_error) = fits
         better = (other_error < error).unsqueeze(-1)
-        scales = torch.where(better, others, scales)
+        scales = torch.ldexp(torch.where(better, others, scales), exponent)
         return torch.where(better, other, codes), scales.masked_fill(~finite, torch.nan)
 
     def _alternate(self, rows: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,8 +155,13 @@ class PlaneQuantized:
 
     def dequantize(self) -> Tensor:
         """The float32 values, in the original shape."""
-        values = _values(self.codes, self.scales)
-        return values.flatten(-2)[..., : self.shape[self.axis]].movedim(-1, self.axis)
+        from qcompile.formats.rows import decode_lines
+
+        lines = math.prod(self.codes.shape[:-2])
+        codes, scales = (t.view(lines, *t.shape[-2:]) for t in (self.codes, self.scales))
+        return decode_lines(
+            self.shape, self.axis, scales, lambda part: _values(codes[part], scales[part]), codes.shape[-1]
+        )
 
 
 PLANE_FORMATS: dict[str, PlaneFormat] = {

@@ -7,22 +7,18 @@ that memory beyond input and output is a few chunks.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qcompile.errors import InputError
 from qcompile.formats.format import Format
 from qcompile.formats.rounding import decode_element, encode_element, round_element, zero_code
+from qcompile.formats.rows import CHUNK, Rows
 from qcompile.formats.scales import Scales, divisor, group_scales
 from qcompile.formats.tensor_scale import default_tensor_scale
 
 __all__ = ["Quantized", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "round_to"]
-
-_CHUNK = 1 << 17  # elements; 512 KiB of float32, which stays in a core's second-level cache
 
 
 # ---- elementwise, scales given -----------------------------------------------------------------------------------
@@ -99,7 +95,7 @@ class Quantized:
 
 def _dequantize_into(out: Tensor, codes: Tensor, scales: Scales, fmt: Format) -> None:
     rows, groups, group = codes.shape
-    step = max(1, _CHUNK // (groups * group))
+    step = max(1, CHUNK // (groups * group))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         scale, zero_point = _rows_of(scales, part, groups)
@@ -135,7 +131,7 @@ def quantize(
     """
     if not isinstance(fmt, Format):  # a format with a structure of its own brings its own encoder
         return fmt.quantize(x, axis)
-    view = _Rows.of(x, fmt, axis)
+    view = Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
     view.check(scales)
     codes = torch.empty(view.count, view.groups, view.group, dtype=torch.uint8, device=x.device)
@@ -160,7 +156,7 @@ def fake_quantize(
     """``quantize(...).dequantize()`` without the codes: float32 values in the shape of ``x``."""
     if not isinstance(fmt, Format):
         return fmt.quantize(x, axis).dequantize()
-    view = _Rows.of(x, fmt, axis)
+    view = Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
     view.check(scales)
     out = torch.empty(view.count, view.width, device=x.device)
@@ -174,7 +170,7 @@ def fake_quantize(
 
 def compute_scales(x: Tensor, fmt: Format, axis: int = -1, tensor_scale: Tensor | float | None = None) -> Scales:
     """The scales that :func:`quantize` would store, without the codes. Shapes as in :class:`Scales`."""
-    view = _Rows.of(x, fmt, axis)
+    view = Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, None, tensor_scale)
     stored = _empty_scales(view, fmt, tensor_scale)
     for part, groups in view.chunks():
@@ -201,7 +197,7 @@ def _chunk_scales(
     return Scales(scales.scale.reshape(-1, width)[part], zero_point, tensor_scale)
 
 
-def _empty_scales(view: _Rows, fmt: Format, tensor_scale: Tensor | None) -> Scales:
+def _empty_scales(view: Rows, fmt: Format, tensor_scale: Tensor | None) -> Scales:
     shape = (view.count, view.groups)
     zero_point = torch.empty(shape, dtype=torch.uint8, device=view.x.device) if fmt.zero_point else None
     return Scales(torch.empty(shape, device=view.x.device), zero_point, tensor_scale)
@@ -211,72 +207,3 @@ def _store(stored: Scales, local: Scales, part: slice) -> None:
     stored.scale[part] = local.scale
     if stored.zero_point is not None and local.zero_point is not None:
         stored.zero_point[part] = local.zero_point
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A tensor seen as rows of groups, and cut into chunks that fit the cache.
-
-    Where groups divide the axis and no scale spans rows, a "row" is a single group, so that a very long axis is cut
-    too; otherwise it is a line along the axis, padded with zeros chunk by chunk.
-    """
-
-    x: Tensor  # [rows, width]
-    lead: tuple[int, ...]  # the other axes
-    axis: int
-    size: int  # of the axis
-    width: int  # values of a row
-    group: int
-    groups: int  # of a row
-    rows: int  # that must stay in one chunk
-
-    @staticmethod
-    def of(x: Tensor, fmt: Format, axis: int) -> _Rows:
-        """Check ``x`` and choose its rows."""
-        if not x.is_floating_point():
-            raise InputError(f"cannot quantize a tensor of {x.dtype}: expected a floating-point dtype")
-        if not -x.dim() <= axis < x.dim():
-            raise InputError(f"cannot quantize along axis {axis}: the tensor has {x.dim()} axes")
-        moved = x.movedim(axis, -1)
-        lead, size = tuple(moved.shape[:-1]), moved.shape[-1]
-        group = fmt.group or max(size, 1)
-        common = {"lead": lead, "axis": axis % x.dim(), "size": size, "group": group, "rows": fmt.rows}
-        if fmt.rows == 1 and size and size % group == 0 and moved.is_contiguous():
-            return _Rows(moved.reshape(-1, group), width=group, groups=1, **common)
-        flat = moved.reshape(math.prod(lead), size)
-        return _Rows(flat, width=size, groups=-(-size // group), **common)
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return self.x.shape[0]
-
-    @property
-    def groups_per_row(self) -> int:
-        """Groups along the whole axis."""
-        return -(-self.size // self.group)
-
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows, with their values as float32 ``[rows, groups, group]``."""
-        padded = self.groups * self.group
-        if padded == 0:
-            return
-        step = max(1, _CHUNK // (padded * self.rows)) * self.rows
-        for start in range(0, self.count, step):
-            part = slice(start, min(start + step, self.count))
-            values = self.x[part].float()
-            if padded != self.width:
-                values = torch.nn.functional.pad(values, (0, padded - self.width))
-            yield part, values.reshape(-1, self.groups, self.group)
-
-    def check(self, scales: Scales | None) -> None:
-        """Given scales must be ``[..., groups]``."""
-        expected = (*self.lead, self.groups_per_row)
-        if scales is not None and tuple(scales.scale.shape) != expected:
-            raise InputError(f"scales have shape {tuple(scales.scale.shape)}, the tensor needs {expected}")
-
-    def shape_scales(self, stored: Scales) -> Scales:
-        """Scales in the shape of the other axes and the groups."""
-        shape = (*self.lead, self.groups_per_row)
-        zero_point = None if stored.zero_point is None else stored.zero_point.view(shape)
-        return Scales(stored.scale.view(shape), zero_point, stored.tensor_scale)

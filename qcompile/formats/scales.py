@@ -17,7 +17,10 @@ from qcompile.formats.format import Format, Kind, ScaleRule, ScaleType
 
 __all__ = ["Scales", "divisor", "group_scales", "scale_code", "scale_from_code", "store_scale"]
 
-_LARGEST = {ScaleType.E4M3: 448.0, ScaleType.UE5M3: 114688.0, ScaleType.FP16: 65504.0}
+_LARGEST = {
+    ScaleType.E4M3: 448.0, ScaleType.UE5M3: 114688.0, ScaleType.FP16: 65504.0,
+    ScaleType.BF16: (2 - 2.0**-7) * 2.0**127,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

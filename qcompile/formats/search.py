@@ -14,7 +14,8 @@ from torch import Tensor
 
 from qcompile.errors import InputError
 from qcompile.formats.format import Format, ScaleType
-from qcompile.formats.quantizer import _empty_scales, _Rows, _store, _tensor_scale_of
+from qcompile.formats.quantizer import _chunk_scales, _empty_scales, _store, _tensor_scale_of
+from qcompile.formats.rows import Rows
 from qcompile.formats.scales import (
     Scales,
     _share_error,
@@ -25,8 +26,9 @@ from qcompile.formats.scales import (
     store_scale,
 )
 
-__all__ = ["search_scales"]
+__all__ = ["LEAST_SHRINK", "search_scales", "total_error"]
 
+LEAST_SHRINK = 0.5
 _SHRINKS = tuple(1.0 - i / 50 for i in range(26))  # 1.00, 0.98 … 0.50
 _EXPONENTS = (1, -1, -2)
 _NEIGHBOURS = (1, -1, 2, -2, 3, -3, 4, -4)
@@ -55,7 +57,7 @@ def search_scales(
     Raises:
         InputError: if ``weight`` fits neither the axis nor the tensor.
     """
-    view = _Rows.of(x, fmt, axis)
+    view = Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, None, tensor_scale)
     importance = _Importance(weight, view)
     stored = _empty_scales(view, fmt, tensor_scale)
@@ -67,10 +69,22 @@ def search_scales(
     return view.shape_scales(stored)
 
 
+def total_error(x: Tensor, fmt: Format, axis: int, scales: Scales | None = None, weight: Tensor | None = None) -> float:
+    """``Σ weight · (x̂ - x)²`` over the whole tensor, broken groups and padding left out; the codes are never stored."""
+    view = Rows.of(x, fmt, axis)
+    tensor_scale = _tensor_scale_of(x, fmt, scales, None)
+    importance = _Importance(torch.ones((), device=x.device) if weight is None else weight, view)
+    total = 0.0
+    for part, groups in view.chunks():
+        local = _chunk_scales(groups, fmt, scales, tensor_scale, part)
+        total += float(group_error(groups, local, fmt, importance.of(part)).nan_to_num_(0).double().sum())
+    return total
+
+
 class _Importance:
     """Importance per value, cut like the rows of a tensor."""
 
-    def __init__(self, weight: Tensor | None, view: _Rows) -> None:
+    def __init__(self, weight: Tensor | None, view: Rows) -> None:
         self.view, self.weight = view, None
         if weight is None:
             return

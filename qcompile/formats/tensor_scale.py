@@ -20,7 +20,8 @@ def finite_amax(x: Tensor) -> Tensor:
     amax = torch.maximum(-low, high).float()
     if amax.isfinite():
         return amax
-    parts = [part.float().nan_to_num(0, 0, 0).abs().amax() for part in x.reshape(-1).split(_CHUNK)]
+    lines = x.split(max(1, _CHUNK * len(x) // x.numel()))  # no reshape, which copies where strides do not allow it
+    parts = [part.float().nan_to_num(0, 0, 0).abs().amax() for part in lines]
     return torch.stack(parts).amax()
 
 

@@ -6,6 +6,8 @@ divided by is stored, what the rows were divided by disappears in the group scal
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,46 +53,116 @@ class TwoAxisFormat:
         """Stored bits per weight; the second axis costs ``second.bits / rows``."""
         return self.inner.bits_per_weight(axis_size) + self.second.bits / max(rows, 1)
 
+    def error_bound(self) -> float:
+        """The largest ``|x - x̂|`` of any value, in units of its effective scale times ``t``."""
+        return self.inner.error_bound()
+
     def quantize(self, x: Tensor, axis: int = -1) -> TwoAxisQuantized:
-        """Level, then quantize.
+        """Level, then quantize, some lines at a time.
 
         Raises:
-            InputError: for a tensor without a second axis.
+            InputError: for a tensor without a second axis, or as for scalar formats.
         """
-        from qcompile.formats.quantizer import quantize
-        from qcompile.formats.scales import store_scale
+        import torch
+
+        from qcompile.formats.quantizer import Quantized, quantize
+        from qcompile.formats.rows import line_slice, moved_last
+        from qcompile.formats.scales import Scales, store_scale
 
         if x.dim() < 2:
             raise InputError(f"{self.name} needs two axes to scale, the tensor has {x.dim()}")
-        moved = x.movedim(axis, -1).float()
-        second = store_scale(level_deviations(moved.flatten(0, -2), self.iterations), self.second)
-        inner = quantize((moved / second).movedim(-1, axis), self.inner, axis)
+        moved = moved_last(x, axis)
+        second = store_scale(level_deviations(moved, self.iterations), self.second)
+        tensor_scale = _tensor_scale(moved, second, self.inner)
+        parts: list[Scales] = []
+        codes = None
+        for part in _parts(moved):
+            q = quantize(line_slice(moved, part).float() / second, self.inner, -1, tensor_scale=tensor_scale)
+            if codes is None:
+                codes = torch.empty(math.prod(moved.shape[:-1]), q.codes.shape[-1], dtype=torch.uint8, device=x.device)
+            codes[part] = q.codes
+            parts.append(q.all_scales)
+        assert codes is not None
+        lead = moved.shape[:-1]
+        scales = torch.cat([part.scale for part in parts]).view(*lead, parts[0].scale.shape[-1])
+        zero_points = None
+        if parts[0].zero_point is not None:
+            zero_points = torch.cat([part.zero_point for part in parts]).view(scales.shape)  # type: ignore[misc]
+        codes = codes.view(*lead, codes.shape[-1])
+        inner = Quantized(self.inner, tuple(x.shape), axis % x.dim(), codes, scales, zero_points, tensor_scale)
         return TwoAxisQuantized(self, inner, second)
 
 
+def _parts(moved: Tensor) -> list[slice]:
+    """Lines along the last axis in pieces that fit the cache; one empty piece for an empty tensor."""
+    from qcompile.formats.rows import CHUNK
+
+    lines, step = math.prod(moved.shape[:-1]), max(1, CHUNK // max(moved.shape[-1], 1))
+    return [slice(start, min(start + step, lines)) for start in range(0, max(lines, 1), step)]
+
+
+def _tensor_scale(moved: Tensor, second: Tensor, inner: Format) -> Tensor | None:
+    """The second-level scale of the leveled tensor, which is never whole in memory."""
+    import torch
+
+    from qcompile.formats.rows import line_slice
+    from qcompile.formats.tensor_scale import default_tensor_scale, finite_amax
+
+    if inner.tensor_scale is None:
+        return default_tensor_scale(second, inner)  # a constant or nothing
+    amax = [finite_amax(line_slice(moved, part).float() / second) for part in _parts(moved)]
+    return default_tensor_scale(torch.stack(amax), inner)
+
+
 def level_deviations(x: Tensor, iterations: int) -> Tensor:
-    """What to divide the columns of ``[rows, columns]`` by, so that both axes have level standard deviations.
+    """What to divide the columns of ``[..., columns]`` by, so that both axes have level standard deviations.
 
     Of all iterates the one with the least imbalance counts (the ratio of the largest to the smallest deviation, over
     both axes); broken or constant columns keep a scale of one.
     """
     import torch
 
-    finite = x.nan_to_num(0, 0, 0)
-    square = finite.square()
-    column = torch.ones(x.shape[1], device=x.device)
-    row = torch.ones(x.shape[0], device=x.device)
+    lines, size = math.prod(x.shape[:-1]), x.shape[-1]
+    column, row = torch.ones(size, device=x.device), torch.ones(lines, device=x.device)
+    if not x.numel():
+        return column
     best, least = column, float("inf")
-    for _ in range(iterations if x.numel() else 0):
-        columns = (square.t() @ row.square().reciprocal()).div_(len(row)).sqrt_() / column
-        rows = (square @ column.square().reciprocal()).div_(len(column)).sqrt_() / row
-        imbalance = _ratio(columns) * _ratio(rows)
+    rows = _row_moments(x, column)
+    for _ in range(iterations):
+        columns = _column_moments(x, row) / column
+        imbalance = _ratio(columns) * _ratio(rows / row)
         if imbalance < least:
             best, least = column, imbalance
         column = torch.where(columns > 0, column * columns, column)
-        rows = (square @ column.square().reciprocal()).div_(len(column)).sqrt_()
+        rows = _row_moments(x, column)
         row = torch.where(rows > 0, rows, row)
     return best / best.log().mean().exp()
+
+
+def _squares(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squares in units of the largest one, a few lines at a time; values that are not finite count as zero."""
+    from qcompile.formats.rows import line_slice
+    from qcompile.formats.tensor_scale import finite_amax
+
+    unit = 1 / finite_amax(x).clamp(min=1e-38)  # squares of the values themselves may leave the range of float32
+    for part in _parts(x):
+        yield part, line_slice(x, part).float().nan_to_num(0, 0, 0).mul_(unit).square_()
+
+
+def _row_moments(x: Tensor, column: Tensor) -> Tensor:
+    """Root mean square of each line after its columns are divided by ``column``."""
+    import torch
+
+    weight = column.square().reciprocal_()
+    return torch.cat([square @ weight for _, square in _squares(x)]).div_(len(column)).sqrt_()
+
+
+def _column_moments(x: Tensor, row: Tensor) -> Tensor:
+    """Root mean square of each column after the lines are divided by ``row``."""
+    weight, total = row.square().reciprocal_(), row.new_zeros(x.shape[-1])
+    for part, square in _squares(x):
+        total = total + weight[part] @ square
+    return total.div_(len(row)).sqrt_()
 
 
 def _ratio(deviations: Tensor) -> float:
@@ -118,7 +190,9 @@ class TwoAxisQuantized:
 
     def dequantize(self) -> Tensor:
         """The float32 values, in the original shape."""
-        return (self.inner.dequantize().movedim(self.axis, -1) * self.second).movedim(-1, self.axis)
+        out = self.inner.dequantize()
+        out.movedim(self.axis, -1).mul_(self.second)
+        return out
 
 
 TWO_AXIS_FORMATS: dict[str, TwoAxisFormat] = {

@@ -8,21 +8,21 @@ TurboQuant (arXiv:2504.19874) and EDEN (arXiv:2108.08842) rotate each vector the
 from __future__ import annotations
 
 import enum
-import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from qcompile.errors import InputError
 from qcompile.formats.format import ScaleType
+from qcompile.formats.grids import grid_tensor, higgs_grid
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-__all__ = ["Correction", "VECTOR_FORMATS", "VectorFormat", "VectorQuantized", "higgs_grid"]
+    from qcompile.transforms import Transform
+
+__all__ = ["Correction", "VECTOR_FORMATS", "VectorFormat", "VectorQuantized"]
 
 _CHUNK = 1 << 16
 
@@ -47,8 +47,8 @@ class VectorFormat:
         lattice: "grid" for a table of points, "e8p" for QuIP#'s.
         stretch: values are divided by this before rounding (E8P's is 1/1.03, its best for normal values).
         correction: what the scale is.
-        rotated: whether each group goes through a seeded randomized Hadamard transform (a dense rotation where the
-            group is no power of two).
+        rotated: whether each group goes through a seeded randomized Hadamard transform (a dense rotation where there
+            is none of that order).
     """
 
     name: str
@@ -73,6 +73,32 @@ class VectorFormat:
         groups = -(-axis_size // group)
         return groups * (group * self.bits + self.scale.bits) / max(axis_size, 1)
 
+    def codes_per_group(self, axis_size: int) -> int:
+        """Codes of a group on an axis of ``axis_size``."""
+        return self._group(axis_size) // self.dimension
+
+    def error_bound(self, axis_size: int | None = None) -> float:
+        """The largest ``|x - x̂|`` of any value, in units of its group's root mean square; see ``vector_bounds``.
+
+        Raises:
+            InputError: if the group is the whole axis and its size is not given.
+        """
+        from qcompile.formats.vector_bounds import e8p_reach, grid_reach, rotated_bound
+
+        if axis_size is None and self.group is None:
+            raise InputError(f"{self.name} has one scale for the whole axis: give its size")
+        group = self._group(axis_size or self.group or 1)
+        radius = math.sqrt(group) / self.stretch
+        if self.lattice == "e8p":
+            return self.stretch * (e8p_reach(radius) + self.scale.rounding * 2.75)  # 5/2 + 1/4 is its largest value
+        grid = higgs_grid(self.dimension, 2**self.code_bits)
+        top = max(map(math.hypot, *zip(*grid, strict=True)))
+        if not self.rotated:
+            return grid_reach(grid, radius) + self.scale.rounding * top
+        levels = tuple(point[0] for point in grid)
+        error = rotated_bound(levels, group, self.correction is Correction.UNBIASED)
+        return error + self.scale.rounding * (error + math.sqrt(group) * max(top, 1))
+
     def _group(self, axis_size: int) -> int:
         group = min(self.group or axis_size, axis_size) or 1  # a short axis is one group
         return -(-group // self.dimension) * self.dimension
@@ -85,9 +111,9 @@ class VectorFormat:
         """
         import torch
 
-        if not x.is_floating_point():
-            raise InputError(f"cannot quantize a tensor of {x.dtype}: expected a floating-point dtype")
-        moved = x.movedim(axis, -1)
+        from qcompile.formats.rows import line_slice, moved_last
+
+        moved = moved_last(x, axis)
         size, lead = moved.shape[-1], moved.shape[:-1]
         group = self._group(size)
         groups = -(-size // group)
@@ -97,7 +123,7 @@ class VectorFormat:
         step = max(1, _CHUNK // max(groups * group, 1))
         for start in range(0, len(codes) if codes.numel() else 0, step):
             part = slice(start, start + step)
-            rows = moved.reshape(-1, size)[part].float()
+            rows = line_slice(moved, part).float()
             rows = torch.nn.functional.pad(rows, (0, groups * group - size)).view(-1, groups, group)
             codes[part], scales[part] = self._encode(rows, counts, seed)
         shape = (*lead, groups)
@@ -113,13 +139,15 @@ class VectorFormat:
 
         from qcompile.formats.scales import divisor, store_scale
 
-        rows = _rotate(rows, seed) if self.rotated else rows
-        rms = (rows.square().sum(-1) / counts).sqrt()
-        unit = (rows / divisor(rms).unsqueeze(-1) / self.stretch).nan_to_num_(0, 0, 0)
-        codes = self._nearest(unit.reshape(-1, self.dimension)).view(*rows.shape[:2], -1)
+        rms = _root_mean_square(rows, counts)
+        unit = (rows / divisor(rms).unsqueeze(-1)).nan_to_num_(0, 0, 0)
+        if self.rotated:
+            unit = _rotation(unit.shape[-1], seed).apply(unit)
+        scaled = unit if self.stretch == 1 else unit / self.stretch
+        codes = self._nearest(scaled.reshape(-1, self.dimension)).view(*rows.shape[:2], -1)
         scale = rms
         if self.correction is not Correction.NONE:
-            scale = _corrected(rows, self._points(codes).reshape(rows.shape), self.correction)
+            scale = rms * _corrected(unit, self._points(codes), self.correction)
         scale = store_scale(scale, self.scale).masked_fill(~rms.isfinite(), torch.nan)
         return codes, scale
 
@@ -128,7 +156,7 @@ class VectorFormat:
             from qcompile.formats.e8p import encode_e8p
 
             return encode_e8p(unit)
-        grid = _grid_tensor(self.dimension, 2**self.code_bits, unit.device)
+        grid = grid_tensor(self.dimension, 2**self.code_bits, unit.device)
         if self.dimension == 1:
             return _nearest_level(unit[:, 0], grid[:, 0])
         half = grid.square().sum(1) / 2
@@ -143,7 +171,7 @@ class VectorFormat:
 
             points = decode_e8p(codes.flatten())
         else:
-            points = _grid_tensor(self.dimension, 2**self.code_bits, codes.device)[codes.flatten()]
+            points = grid_tensor(self.dimension, 2**self.code_bits, codes.device)[codes.flatten()]
         return (points * self.stretch).view(*codes.shape[:-1], codes.shape[-1] * self.dimension)
 
 
@@ -166,11 +194,28 @@ class VectorQuantized:
 
     def dequantize(self) -> Tensor:
         """The float32 values, in the original shape."""
-        values = self.format._points(self.codes) * self.scales.unsqueeze(-1)
-        if self.format.rotated:
-            values = _rotate(values, self.seed, inverse=True)
-        values = values.flatten(-2)[..., : self.shape[self.axis]]
-        return values.movedim(-1, self.axis)
+        from qcompile.formats.rows import decode_lines
+
+        lines = math.prod(self.codes.shape[:-2])
+        codes = self.codes.view(lines, *self.codes.shape[-2:])
+        scales = self.scales.view(lines, self.scales.shape[-1])
+        group = codes.shape[-1] * self.format.dimension
+
+        def decode(part: slice) -> Tensor:
+            values = self.format._points(codes[part])
+            if self.format.rotated:
+                values = _rotation(group, self.seed).inverse().apply(values)
+            return values * scales[part].unsqueeze(-1)
+
+        return decode_lines(self.shape, self.axis, scales, decode, group)
+
+
+def _root_mean_square(rows: Tensor, counts: Tensor) -> Tensor:
+    """Of each group, in float64 where the squares leave the range of float32."""
+    rms = (rows.square().sum(-1) / counts).sqrt()
+    if not ((rms > 1e-15) & (rms < 1e15)).all():
+        rms = (rows.double().square().sum(-1) / counts).sqrt().float()
+    return rms
 
 
 def _corrected(rows: Tensor, points: Tensor, correction: Correction) -> Tensor:
@@ -192,68 +237,15 @@ def _nearest_level(values: Tensor, levels: Tensor) -> Tensor:
     return index
 
 
-# ---- grids -------------------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def higgs_grid(dimension: int, points: int) -> tuple[tuple[float, ...], ...]:
-    """The grid of least error for N(0, I): Lloyd-Max in one dimension, CLVQ in two.
-
-    In two dimensions 16, 64 and 256 points ship with the package; others are searched for (seconds to minutes).
-
-    Raises:
-        InputError: for more than two dimensions.
-    """
-    if dimension == 1:
-        from qcompile.formats.lloyd_max import lloyd_max
-
-        return tuple((level,) for level in lloyd_max(points).levels)
-    if dimension != 2:
-        raise InputError(f"grids are made in one and two dimensions, not {dimension}")
-    shipped = json.loads(resources.files(__package__).joinpath("data/higgs.json").read_text())
-    if f"p2_n{points}" in shipped:
-        return tuple(tuple(point) for point in shipped[f"p2_n{points}"]["points"])
-    from qcompile.formats.clvq import search_grid
-
-    return tuple(tuple(point) for point in search_grid(points, starts=16, rounds=3, steps=100).tolist())
-
-
-@lru_cache
-def _grid_tensor(dimension: int, points: int, device: torch.device) -> Tensor:
-    import torch
-
-    return torch.tensor(higgs_grid(dimension, points), dtype=torch.float32, device=device)
-
-
 # ---- rotation ----------------------------------------------------------------------------------------------------
 
 
-def _rotate(values: Tensor, seed: int, inverse: bool = False) -> Tensor:
-    """An orthogonal transform of the last axis, the same for every group."""
-    import torch
+@lru_cache
+def _rotation(size: int, seed: int) -> Transform:
+    """The same for every group of ``size``: a randomized Hadamard transform where there is one of that order."""
+    from qcompile.transforms import Hadamard, RandomOrthogonal, has_hadamard
 
-    size = values.shape[-1]
-    generator = torch.Generator().manual_seed(seed)
-    if size & (size - 1):
-        q, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-        q = q.float().to(values.device)
-        return values @ (q.t() if inverse else q)
-    signs = (torch.randint(0, 2, (size,), generator=generator) * 2 - 1).to(values)
-    if inverse:
-        return _hadamard(values) * signs
-    return _hadamard(values * signs)
-
-
-def _hadamard(values: Tensor) -> Tensor:
-    import torch
-
-    size, half = values.shape[-1], 1
-    while half < size:
-        pairs = values.unflatten(-1, (-1, 2, half))
-        a, b = pairs[..., 0, :], pairs[..., 1, :]
-        values = torch.stack([a + b, a - b], -2).flatten(-3)
-        half *= 2
-    return values / math.sqrt(size)
+    return Hadamard(size, seed) if has_hadamard(size) else RandomOrthogonal(size, seed)
 
 
 def _registry() -> list[VectorFormat]:

@@ -1,0 +1,121 @@
+"""A tensor as rows of groups along one axis, in chunks that fit the cache: how every encoder walks over its input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qcompile.errors import InputError
+from qcompile.formats.format import Format
+from qcompile.formats.scales import Scales
+
+__all__ = ["CHUNK", "Rows", "decode_lines", "line_slice", "moved_last"]
+
+CHUNK = 1 << 17  # elements; 512 KiB of float32, which stays in a core's second-level cache
+
+
+def moved_last(x: Tensor, axis: int) -> Tensor:
+    """``x`` with ``axis`` moved last.
+
+    Raises:
+        InputError: if ``x`` is not floating point or has no such axis.
+    """
+    if not x.is_floating_point():
+        raise InputError(f"cannot quantize a tensor of {x.dtype}: expected a floating-point dtype")
+    if not -x.dim() <= axis < x.dim():
+        raise InputError(f"cannot quantize along axis {axis}: the tensor has {x.dim()} axes")
+    return x.movedim(axis, -1)
+
+
+def line_slice(moved: Tensor, part: slice) -> Tensor:
+    """Some of the lines along the last axis, ``[lines, size]``, all other axes taken as one; copies nothing else."""
+    if moved.dim() <= 2 or moved.is_contiguous():
+        return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])[part]
+    lines = torch.arange(math.prod(moved.shape[:-1]), device=moved.device)[part]
+    return moved[torch.unravel_index(lines, moved.shape[:-1])]
+
+
+def decode_lines(
+    shape: tuple[int, ...], axis: int, scales: Tensor, decode: Callable[[slice], Tensor], per_scale: int
+) -> Tensor:
+    """A float32 tensor of ``shape``, decoded some lines along ``axis`` at a time.
+
+    Args:
+        scales: ``[lines, groups, ...]``, one line for each.
+        decode: the values of some lines, ``[lines, groups, per_scale]``; what is beyond the axis is padding.
+    """
+    lead, size = [n for i, n in enumerate(shape) if i != axis], shape[axis]
+    out = torch.empty(math.prod(lead), size, device=scales.device)
+    step = max(1, CHUNK // max(scales.shape[1] * per_scale, 1))
+    for start in range(0, len(out) if out.numel() else 0, step):
+        part = slice(start, start + step)
+        out[part] = decode(part).flatten(1)[:, :size]
+    return out.view(*lead, size).movedim(-1, axis)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor seen as rows of groups, and cut into chunks that fit the cache.
+
+    Where groups divide the axis and no scale spans rows, a "row" is a single group, so that a very long axis is cut
+    too; otherwise it is a line along the axis, padded with zeros chunk by chunk.
+    """
+
+    x: Tensor  # [..., width]
+    lead: tuple[int, ...]  # the other axes
+    axis: int
+    size: int  # of the axis
+    width: int  # values of a row
+    group: int
+    groups: int  # of a row
+    rows: int  # that must stay in one chunk
+
+    @staticmethod
+    def of(x: Tensor, fmt: Format, axis: int) -> Rows:
+        """Check ``x`` and choose its rows."""
+        moved = moved_last(x, axis)
+        lead, size = tuple(moved.shape[:-1]), moved.shape[-1]
+        group = fmt.group or max(size, 1)
+        common = {"lead": lead, "axis": axis % x.dim(), "size": size, "group": group, "rows": fmt.rows}
+        if fmt.rows == 1 and size and size % group == 0 and moved.is_contiguous():
+            return Rows(moved.reshape(-1, group), width=group, groups=1, **common)
+        return Rows(moved, width=size, groups=-(-size // group), **common)
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return math.prod(self.x.shape[:-1])
+
+    @property
+    def groups_per_row(self) -> int:
+        """Groups along the whole axis."""
+        return -(-self.size // self.group)
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows, with their values as float32 ``[rows, groups, group]``."""
+        padded = self.groups * self.group
+        if padded == 0:
+            return
+        step = max(1, CHUNK // (padded * self.rows)) * self.rows
+        for start in range(0, self.count, step):
+            part = slice(start, min(start + step, self.count))
+            values = line_slice(self.x, part).float()
+            if padded != self.width:
+                values = torch.nn.functional.pad(values, (0, padded - self.width))
+            yield part, values.reshape(-1, self.groups, self.group)
+
+    def check(self, scales: Scales | None) -> None:
+        """Given scales must be ``[..., groups]``."""
+        expected = (*self.lead, self.groups_per_row)
+        if scales is not None and tuple(scales.scale.shape) != expected:
+            raise InputError(f"scales have shape {tuple(scales.scale.shape)}, the tensor needs {expected}")
+
+    def shape_scales(self, stored: Scales) -> Scales:
+        """Scales in the shape of the other axes and the groups."""
+        shape = (*self.lead, self.groups_per_row)
+        zero_point = None if stored.zero_point is None else stored.zero_point.view(shape)
+        return Scales(stored.scale.view(shape), zero_point, stored.tensor_scale)
