@@ -220,7 +220,7 @@ def _compare_runtimes(
     for name in job.target.backends:
         entry = runtimes[runtime_of(name)]
         if name != "ort" and "missing" not in entry:
-            have = by_position(list(want), backend(name).load(folder)(inputs))
+            have = by_position(list(want), backend(name).rehearse(folder)(inputs))
             entry["rel_l2_to_reference"] = number(compare(want, have)[0])
             if job.progress is not None:
                 job.progress(f"checking {runtime_of(name)}", 1, 1)

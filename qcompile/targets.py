@@ -167,6 +167,9 @@ class Backend(Protocol):
     def load(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """The artifact as a function of named inputs."""
 
+    def rehearse(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+        """As ``load``, for one small input, on any machine; ``load`` itself where a runner has nothing else."""
+
 
 @cache
 def targets() -> dict[str, Target]:
@@ -201,6 +204,7 @@ def runtime_of(name: str) -> str:
 class _Modules:
     lower: Callable[..., Lowered]
     load: Callable[..., Callable]
+    rehearse: Callable[..., Callable]
 
 
 def backend(name: str) -> Backend:
@@ -216,4 +220,4 @@ def backend(name: str) -> Backend:
         raise MissingExtraError(f"the {runtime_of(name)} runtime", extra)
     lowering = importlib.import_module(f"qcompile.backends.{name}.lowering")
     runner = importlib.import_module(f"qcompile.backends.{name}.runner")
-    return _Modules(lowering.lower, runner.load)
+    return _Modules(lowering.lower, runner.load, getattr(runner, "rehearse", runner.load))

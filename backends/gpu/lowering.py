@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from qcompile.backends.gpu.ahead import FOLDER, compile_ahead
 from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.fusions import fuse
+from qcompile.backends.gpu.manifest import ARCHITECTURES, BANDWIDTH
 from qcompile.backends.gpu.module import stored_name, write_module
 from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.objects import Objects
 from qcompile.backends.gpu.placing import place_sites, place_transforms
 from qcompile.backends.gpu.storage import write_safetensors
+from qcompile.backends.gpu.version import check_triton
 from qcompile.graph import DOMAIN, release
 from qcompile.targets import Lowered, Plan, Target
 
@@ -40,9 +44,11 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
 
     Raises:
         InputError: if a plan names no node.
-        TargetError: if an operator has no row in the lowering table, or a format no kernel.
+        MissingExtraError: without triton.
+        TargetError: if triton is too old, an operator has no row in the lowering table, or a format no kernel.
     """
-    arches = architectures(target)
+    check_triton()
+    arches = ARCHITECTURES[target.name]
     _prepare(model)
     objects = Objects(Names())
     place_transforms(model, objects)
@@ -52,16 +58,29 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     program = Program(model, objects.names)
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"
     source = write_module(model, program, objects, title)
-    _write(folder, source, program, objects)
-    files = (MODULE, WEIGHTS, LAYOUT, *_COPIED)
-    return Lowered(files, sites, {"architectures": list(arches), **program.notes})
+    size = _write(folder, source, program, objects)
+    compile_ahead(folder, arches)
+    return Lowered(_files(folder), sites, _notes(arches, program, size))
 
 
-def architectures(target: Target) -> tuple[str, ...]:
-    """Those that a target compiles for, the one that weights are packed for first."""
-    from qcompile.backends.gpu.manifest import ARCHITECTURES
+def _notes(arches: Sequence[str], program: Program, size: int) -> dict[str, Any]:
+    """What the manifest says of the hardware. A step of one token reads every weight once."""
+    import torch
 
-    return ARCHITECTURES[target.name]
+    estimates = {arch: round(size / BANDWIDTH[arch] * 1e6, 2) for arch in arches}
+    return {
+        "compiled_for": list(arches),
+        "checked_on": torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter, no GPU",
+        "cuda_graphs": program.notes["captures"],
+        "roofline_us": {"estimate": True, "of": "weights read once at the memory's bandwidth", **estimates},
+    }
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    found = [folder / MODULE, folder / WEIGHTS, folder / LAYOUT]
+    for name in (*_COPIED, FOLDER):
+        found += sorted(path for path in (folder / name).rglob("*") if path.is_file())
+    return tuple(path.relative_to(folder).as_posix() for path in found)
 
 
 def _prepare(model: ir.Model) -> None:
@@ -82,8 +101,8 @@ def _inline(model: ir.Model) -> None:
     model.functions.update(kept)
 
 
-def _write(folder: Path, source: str, program: Program, objects: Objects) -> None:
-    """Nothing is written before the whole graph is translated."""
+def _write(folder: Path, source: str, program: Program, objects: Objects) -> int:
+    """Nothing is written before the whole graph is translated. Returns the bytes of weights that a step reads."""
     (folder / MODULE).write_text(source)
     for name in _COPIED:
         shutil.copytree(Path(__file__).parent / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -97,6 +116,9 @@ def _write(folder: Path, source: str, program: Program, objects: Objects) -> Non
             tensors[name] = (tensor.dtype.numpy(), tuple(tensor.shape), lambda tensor=tensor: _content(tensor))
     write_safetensors(folder / WEIGHTS, tensors)
     (folder / LAYOUT).write_text(json.dumps(_layout(objects), indent=1) + "\n")
+    tables = {f"{name}.{part}" for name, p in objects.packed.items() if p.kind == "table" for part in p.tensors}
+    read = (entry for name, entry in tensors.items() if name not in tables)
+    return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, shape, _ in read)
 
 
 def _content(tensor: ir.TensorProtocol):

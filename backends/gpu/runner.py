@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError, TargetError
 from qcompile.evaluate import check_names
 
-__all__ = ["import_program", "load"]
+__all__ = ["import_program", "load", "rehearse"]
 
 FILE = "model.py"
 _PARTS = ("model", "kernels", "runtime")
@@ -49,16 +51,40 @@ def load(
     return lambda inputs: _run(program, inputs)
 
 
+def rehearse(folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """As ``load``, for small inputs on any machine: without a GPU, another process runs Triton's interpreter."""
+    import torch
+
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return load(folder)
+    return lambda inputs: _elsewhere(folder, inputs)
+
+
+def _elsewhere(folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
+        given, made = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
+        np.savez(given, **inputs)
+        command = [sys.executable, "-m", __name__, str(folder), str(given), str(made)]
+        done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["no message"]
+            raise TargetError(f"the program fails under Triton's interpreter: {said[-1][:300]}")
+        with np.load(made) as outputs:
+            return {name: outputs[name] for name in outputs.files}
+
+
 def import_program(folder: Path) -> ModuleType:
     """The module ``model.py`` of an artifact; those of other artifacts, of the same name, stay as they are."""
     mine = [name for name in sys.modules if name.partition(".")[0] in _PARTS]
     others = {name: sys.modules.pop(name) for name in mine}
     sys.path.insert(0, str(folder.resolve()))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the artifact stays as it is
     try:
         importlib.invalidate_caches()
         return importlib.import_module("model")
     finally:
         sys.path.pop(0)
+        sys.dont_write_bytecode = writes
         for name in [name for name in sys.modules if name.partition(".")[0] in _PARTS]:
             del sys.modules[name]
         sys.modules.update(others)
@@ -70,3 +96,8 @@ def _run(program: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
         return program({name: np.asarray(value) for name, value in inputs.items()})
     except (RuntimeError, IndexError, ValueError) as error:  # what torch and triton raise for shapes that do not fit
         raise InputError(f"the program cannot run on these inputs: {str(error).partition(chr(10))[0][:300]}") from error
+
+
+if __name__ == "__main__":
+    with np.load(sys.argv[2]) as arrays:
+        np.savez(sys.argv[3], **load(Path(sys.argv[1]))({name: arrays[name] for name in arrays.files}))

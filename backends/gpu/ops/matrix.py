@@ -41,7 +41,7 @@ def _einsum(c: Call) -> str:
 
 
 def _spatial(c: Call) -> int:
-    return c.need_rank(0) - 2
+    return (c.rank(1) if len(c) > 1 and c.rank(1) is not None else c.need_rank(0)) - 2
 
 
 def _window(c: Call) -> tuple[int, list[int], list[int]]:
