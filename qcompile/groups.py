@@ -49,10 +49,14 @@ class Group:
 
 
 def groups_of(sites: Sequence[Site]) -> list[Group]:
-    """Sites with a matrix by the value that they read; embedding tables read none."""
+    """Sites with a matrix or a stack of them by the value that they read.
+
+    Embedding tables read none, kernels read many places at once, and what a body computes is not seen from outside.
+    """
     found: dict[ir.Value, Group] = {}
     for site in sites:
-        if site.input is not None and site.is_matrix:
+        kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
+        if site.input is not None and not kernel and not site.nested:
             found.setdefault(site.input, Group(site.input, site.ref_in, [])).sites.append(site)
     return list(found.values())
 

@@ -82,6 +82,8 @@ def quantizable(prepared: Prepared) -> list[Site]:
 
 def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
     node = site.node
+    if site.nested:
+        return "it stands in the body of another operator"
     if site.weight in shared:
         return "its weight is shared with an operator of another kind"
     if node.op_type in ("MatMul", "Gemm") and node.domain == "":

@@ -6,6 +6,7 @@ on a sample of rows. Without statistics the second moment is the identity and ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,15 +31,17 @@ WEIGHT_ROWS = 64
 
 
 def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
-    """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``."""
+    """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``.
+
+    The matrices of a stack stand one below the other.
+    """
     import torch
 
-    weight = site.weight.const_value.numpy()
-    first, second = (site.axis_in, site.axis_out) if site.input is None else (site.axis_out, site.axis_in)
-    if rows is not None and rows < weight.shape[first]:
-        weight = weight.take(np.linspace(0, weight.shape[first] - 1, rows).astype(int), axis=first)
-    weight = np.moveaxis(weight, (first, second), (0, 1))
-    return torch.from_numpy(np.array(weight.reshape(len(weight), -1), np.float32, order="C"))  # always a copy
+    weight = np.moveaxis(site.weight.const_value.numpy(), site.axis_out if site.input is None else site.axis_in, -1)
+    if rows is not None and rows < math.prod(weight.shape[:-1]):
+        places = np.linspace(0, math.prod(weight.shape[:-1]) - 1, rows).astype(int)
+        weight = weight[np.unravel_index(places, weight.shape[:-1])]
+    return torch.from_numpy(np.array(weight.reshape(-1, weight.shape[-1]), np.float32, order="C"))  # always a copy
 
 
 def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:

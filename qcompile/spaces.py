@@ -76,6 +76,11 @@ class Site:
         """Whether the weight has no axes but the two: no kernel, no stack."""
         return math.prod(self.shape) == self.shape[self.axis_in] * self.shape[self.axis_out]
 
+    @property
+    def nested(self) -> bool:
+        """Whether the operator stands in the body of another one."""
+        return self.node.graph is not self.weight.graph
+
 
 @dataclass(eq=False)
 class Norm:

@@ -6,10 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.capture import example_inputs
+from qcompile.compiler import rotate
+from qcompile.evaluate import compare, evaluate
 from qcompile.freedom import Freedom
+from qcompile.preparation import prepare, quantizable
 from qcompile.spaces import analyze
 
-#: What stands between two sites, ``y = w2 · body(w1 · x)``: how h [2,3,8] becomes g, and what it leaves of its last axis.
+#: What stands between two sites, ``y = w2 · body(w1 · x)``: how h [2,3,8] becomes g, and what it leaves of the 8.
 CASES = {
     "branches that add": (
         """p = ReduceSum<keepdims=0>(x)
@@ -145,3 +149,20 @@ def test_an_unknown_operator_freezes_what_its_body_captures():
     h.outputs[0].shape, y.outputs[0].shape = ir.Shape([2, 8]), ir.Shape([2, 4])
     analysis = analyze(ir.Model(graph, ir_version=10))
     assert analysis.free(analysis.refs(h.outputs[0])[-1]) == Freedom.NONE
+
+
+def test_a_site_in_a_body_folds_but_is_left_at_full_precision(graph):
+    prepared = prepare(graph("a recurrent site"))
+    inner = [site for site in prepared.analysis.sites if site.nested]
+    assert [site.shape for site in inner] == [(8, 8)]
+    assert inner[0] not in quantizable(prepared)
+    reasons = {entry.site: entry.reason for entry in prepared.state.declined}
+    assert reasons[inner[0].name] == "it stands in the body of another operator"
+
+
+def test_a_rotated_recurrence_runs_through_the_whole_pipeline(graph):
+    source = graph("a recurrent site")
+    inputs = example_inputs(source)
+    rotated = rotate(source)
+    assert 8 in [node.size for node in rotated.placement.offline]
+    assert compare(evaluate(source, inputs), evaluate(rotated.prepared.model, inputs))[0] < 1e-5
