@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qcompile.axes import Ref
+from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
 from qcompile.rules.elementwise import is_one
 from qcompile.rules.linear import contract
@@ -35,8 +35,8 @@ def attend(analysis: Analysis, node: ir.Node, query: Heads, key: Heads, value: H
     contract(analysis, query[3], key[3], reason)
     for ref in (query[2], key[2], value[2]):
         axes.constrain(ref, Freedom.NONE, f"{reason} masks positions")
-    for ref in (query[0], key[0], value[0]):
-        axes.constrain(ref, Freedom.PERMUTATION, f"{reason} treats each sequence by itself")
+    for ref in (query[0], key[0], value[0]):  # a sign on queries, keys and values is one on the result
+        axes.constrain(ref, Freedom.SIGNED_PERMUTATION, f"{reason} treats each sequence by itself")
         axes.unify(query[0], ref, f"{reason} treats each sequence by itself")
     if None in (axes.size(query[1]), axes.size(key[1])):
         return None
@@ -44,8 +44,9 @@ def attend(analysis: Analysis, node: ir.Node, query: Heads, key: Heads, value: H
     parts = axes.as_product(query[1], [shared, axes.size(query[1]) // shared], reason)
     if parts is None:
         return None
-    for ref in (parts[0], parts[1], key[1], value[1]):
-        axes.constrain(ref, Freedom.PERMUTATION, f"{reason} treats each head by itself")
+    for ref in (parts[0], key[1], value[1]):
+        axes.constrain(ref, Freedom.SIGNED_PERMUTATION, f"{reason} treats each head by itself")
+    axes.constrain(parts[1], Freedom.PERMUTATION, f"{reason} treats each head by itself")
     axes.unify(parts[0], key[1], f"{reason} shares keys among heads")
     axes.unify(parts[0], value[1], f"{reason} shares values among heads")
     return query[1], value[3]
@@ -83,16 +84,15 @@ def add_to_scores(analysis: Analysis, node: ir.Node, bias: ir.Value | None, batc
     for ref, own, what in zip(reversed(refs[:-2]), (heads, batch), ("head", "sequence"), strict=False):
         if not is_one(analysis, ref):
             reason = f"{label(node)} has a mask for each {what}"
-            analysis.axes.constrain(own, Freedom.PERMUTATION, reason)
-            analysis.axes.constrain(ref, Freedom.PERMUTATION, reason)
-            analysis.axes.unify(own, ref, reason)
+            analysis.axes.constrain(own, Freedom.SIGNED_PERMUTATION, reason)
+            analysis.axes.unify(ref, own.through(Mode.PLAIN), reason)
 
 
 def put_out_scores(analysis: Analysis, node: ir.Node, query: Heads, index: int) -> None:
     """The scores as an output ``[batch, heads, queries, keys]``."""
     for scores in node.outputs[index : index + 1]:
         places = [analysis.axes.frozen(None, f"{label(node)} puts out its scores") for _ in range(2)]
-        analysis.set(scores, [query[0], query[1], *places])
+        analysis.set(scores, [query[0].through(Mode.PLAIN), query[1].through(Mode.PLAIN), *places])
 
 
 @rule("Attention")
@@ -111,7 +111,7 @@ def attention(analysis: Analysis, node: ir.Node) -> None:
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     add_to_scores(analysis, node, mask, query[0], query[1])
     if len(node.inputs) > 6 and node.inputs[6] is not None:
-        analysis.axes.constrain(query[0], Freedom.NONE, f"{label(node)} has a length for each sequence")
+        analysis.axes.constrain(query[0], Freedom.SIGNS, f"{label(node)} has a length for each sequence")
     caches(analysis, node, key, value, (4, 5), (1, 2))
     put_out_scores(analysis, node, query, 3)
     four = len(analysis.refs(node.inputs[0])) == 4
@@ -154,7 +154,7 @@ def rotary(analysis: Analysis, node: ir.Node) -> None:
         return
     analysis.freeze(node.inputs[1:], f"{label(node)} takes its angles from it")
     rotary_axis(analysis, operand[3], rotated, bool(node.attributes.get_int("interleaved", 0)), label(node))
-    analysis.axes.constrain(operand[2], Freedom.NONE, f"{label(node)} depends on the position")
+    analysis.axes.constrain(operand[2], Freedom.DIAGONAL, f"{label(node)} depends on the position")
     if len(positions) > 1 and not is_one(analysis, positions[0]):
-        analysis.axes.constrain(operand[0], Freedom.NONE, f"{label(node)} has positions for each sequence")
+        analysis.axes.constrain(operand[0], Freedom.DIAGONAL, f"{label(node)} has positions for each sequence")
     analysis.set(node.outputs[0], refs)

@@ -10,7 +10,7 @@ from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, Scaling, label, rule
 
-__all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "is_read", "product_of"]
+__all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "is_read", "product_of", "zero"]
 
 #: f(Tx) = T f(x) for each operator f.
 UNARY: dict[Freedom, tuple[str, ...]] = {
@@ -18,14 +18,14 @@ UNARY: dict[Freedom, tuple[str, ...]] = {
     Freedom.GENERAL: ("Identity", "Neg"),
     # odd: f(-x) = -f(x)
     Freedom.SIGNED_PERMUTATION: (
-        "Asin", "Asinh", "Atan", "Atanh", "Erf", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan",
-        "Tanh",
+        "Asin", "Asinh", "Atan", "Atanh", "Erf", "Reciprocal", "Round", "Shrink", "Sign", "Sin", "Sinh", "Softsign",
+        "Tan", "Tanh",
     ),
     # positively homogeneous: f(ax) = a f(x) for a > 0
     Freedom.POSITIVE_MONOMIAL: ("Abs", "LeakyRelu", "Relu"),
     Freedom.PERMUTATION: (
-        "Acos", "Acosh", "BitCast", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Exp", "Floor", "Gelu",
-        "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "Log", "Mish", "Not", "Selu", "Shrink", "Sigmoid", "Softplus",
+        "Acos", "Acosh", "BitCast", "BitwiseNot", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Exp", "Floor", "Gelu",
+        "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "Log", "Mish", "Not", "Selu", "Sigmoid", "Softplus",
         "Sqrt", "Swish", "ThresholdedRelu",
     ),
 }  # fmt: skip
@@ -50,7 +50,7 @@ rule("QuickGelu", "FastGelu", "Gelu", domain="com.microsoft")(_unary(Freedom.PER
 @rule("Dropout")
 def dropout(analysis: Analysis, node: ir.Node) -> None:
     """The identity when a model is used; its mask is then true everywhere."""
-    if len(node.inputs) > 2 and node.inputs[2] is not None and not _zero(analysis, node.inputs[2]):
+    if len(node.inputs) > 2 and node.inputs[2] is not None and not zero(analysis, node.inputs[2]):
         analysis.opaque(node, f"{label(node)} is in training mode")
         return
     _unary(Freedom.PERMUTATION if is_read(node, 1) else Freedom.GENERAL)(analysis, node)
@@ -107,13 +107,14 @@ def add(analysis: Analysis, node: ir.Node) -> None:
         for ref in full[1:]:
             axes.unify(full[0], ref, f"{label(node)} adds them")
         for value, ref in zip(node.inputs, column, strict=True):
-            if full and is_one(analysis, ref) and not _zero(analysis, value):
+            if full and is_one(analysis, ref) and not zero(analysis, value):
                 axes.constrain(full[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
         out.append(full[0] if full else axes.one)
     analysis.set(node.outputs[0], out)
 
 
-def _zero(analysis: Analysis, value: ir.Value) -> bool:
+def zero(analysis: Analysis, value: ir.Value | None) -> bool:
+    """Whether a value is a small constant of zeros."""
     array = analysis.constant(value)
     return array is not None and not array.any()
 
@@ -197,7 +198,7 @@ def gated_unit(analysis: Analysis, node: ir.Node) -> None:
 
 
 @rule("And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less",
-      "LessOrEqual", "Max", "Min", "Mod", "Or", "PRelu", "Pow", "Xor")  # fmt: skip
+      "LessOrEqual", "Mod", "Or", "Pow", "Xor")  # fmt: skip
 def together(analysis: Analysis, node: ir.Node) -> None:
     """Any function of the elements at one place: both sides may only be permuted alike."""
     out = []
@@ -207,6 +208,39 @@ def together(analysis: Analysis, node: ir.Node) -> None:
             analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
             analysis.axes.unify(ref, full[0], label(node))
         out.append(full[0] if full else analysis.axes.one)
+    analysis.set(node.outputs[0], out)
+
+
+@rule("Max", "Min")
+def extreme(analysis: Analysis, node: ir.Node) -> None:
+    """max(Da, Db) = D max(a, b) for positive D; a number other than zero along the axis fixes its scale."""
+    out = []
+    for column in aligned(analysis, node.inputs):
+        full = [ref for ref in column if not is_one(analysis, ref)]
+        fixed = any(is_one(analysis, ref) and not zero(analysis, v) for v, ref in zip(node.inputs, column, strict=True))
+        for ref in full:
+            group = Freedom.PERMUTATION if fixed else Freedom.POSITIVE_MONOMIAL
+            analysis.axes.constrain(ref, group, f"{label(node)} acts on each element")
+            analysis.axes.unify(full[0], ref, label(node))
+        out.append(full[0] if full else analysis.axes.one)
+    analysis.set(node.outputs[0], out)
+
+
+@rule("Clip")
+def clip(analysis: Analysis, node: ir.Node) -> None:
+    """Clipping below at zero alone is a ReLU."""
+    low = node.inputs[1] if len(node.inputs) > 1 else None
+    ends = sum(v is not None for v in node.inputs[1:]) + len(node.attributes)
+    _unary(Freedom.POSITIVE_MONOMIAL if ends == 1 and zero(analysis, low) else Freedom.PERMUTATION)(analysis, node)
+
+
+@rule("PRelu")
+def slope(analysis: Analysis, node: ir.Node) -> None:
+    """A ReLU whose other side has a slope for each element."""
+    out = []
+    for ref, other in aligned(analysis, node.inputs):
+        analysis.axes.constrain(ref, Freedom.POSITIVE_MONOMIAL, f"{label(node)} acts on each element")
+        out.append(ref if is_one(analysis, other) else carry(analysis, ref, other, label(node)))
     analysis.set(node.outputs[0], out)
 
 
@@ -220,7 +254,7 @@ def where(analysis: Analysis, node: ir.Node) -> None:
         for ref in full[1:]:
             analysis.axes.unify(full[0], ref, f"{label(node)} chooses between them")
         for value, ref in zip(branches, column, strict=True):
-            if full and is_one(analysis, ref) and not _zero(analysis, value):
+            if full and is_one(analysis, ref) and not zero(analysis, value):
                 reason = f"{label(node)} may put one number along the axis"
                 analysis.axes.constrain(full[0], Freedom.ORTHOGONAL_ONES, reason)
         if not is_one(analysis, chosen):

@@ -170,12 +170,13 @@ def deformable(analysis: Analysis, node: ir.Node) -> None:
         analysis.opaque(node, f"{label(node)} has groups")
         return
     contract(analysis, x[1], weight[1], label(node))
-    for ref in [x[0], *x[2:], *weight[2:]]:
+    for ref in [*x[2:], *weight[2:]]:
         analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} reads it by place")
+    analysis.axes.constrain(x[0], Freedom.DIAGONAL, f"{label(node)} has places for each sample")
     analysis.freeze([node.inputs[2], *node.inputs[4:]], f"{label(node)} places its kernel by it")
     places = [analysis.axes.frozen(analysis.axes.size(ref), f"{label(node)} slides over it") for ref in offset[2:]]
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        add_channel_bias(analysis, node, weight[0], analysis.refs(node.inputs[3])[0], ())
+        add_channel_bias(analysis, node, weight[0], analysis.refs(node.inputs[3])[0], x[:1])
     analysis.set(node.outputs[0], [x[0], weight[0], *places])
 
 
@@ -199,11 +200,7 @@ def einsum(analysis: Analysis, node: ir.Node) -> None:
     """Letters in the result pass through; letters that are summed carry T and T⁻ᵀ."""
     refs = [analysis.refs(value) for value in node.inputs]
     terms, output = _letters(node.attributes.get_string("equation").replace(" ", ""), [len(item) for item in refs])
-    for term, item in zip(terms, refs, strict=True):
-        for letter, ref in zip(term, item, strict=True):
-            if term.count(letter) > 1:
-                analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} takes a diagonal")
-    operands = [dict(zip(term, item, strict=True)) for term, item in zip(terms, refs, strict=True)]
+    operands = [_by_letter(analysis, node, term, item) for term, item in zip(terms, refs, strict=True)]
     merged: dict[str, Ref] = {}
     for letter in sorted({letter for term in terms for letter in term}):
         found = [operand[letter] for operand in operands if letter in operand]
@@ -212,6 +209,14 @@ def einsum(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], [merged[letter] for letter in output])
     if all(len(set(term)) == len(term) for term in terms):
         _einsum_site(analysis, node, terms, output, operands)
+
+
+def _by_letter(analysis: Analysis, node: ir.Node, term: str, refs: Sequence[Ref]) -> dict[str, Ref]:
+    """An operand's axes by letter; a letter that occurs twice takes a diagonal."""
+    operand: dict[str, Ref] = {}
+    for letter, ref in zip(term, refs, strict=True):
+        operand[letter] = gate(analysis, operand[letter], ref, label(node)) if letter in operand else ref
+    return operand
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:

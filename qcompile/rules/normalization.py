@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
-from qcompile.rules.elementwise import aligned, equal_numbers, is_one, is_read
+from qcompile.rules.elementwise import aligned, equal_numbers, is_one, is_read, zero
 from qcompile.spaces import Analysis, Norm, label, rule
 
 __all__ = ["SCALED_NORMS"]
@@ -31,73 +31,68 @@ def _norm(analysis: Analysis, node: ir.Node) -> None:
     centered, first = SCALED_NORMS[node.domain, node.op_type]
     refs = list(analysis.refs(node.inputs[0]))
     axis = node.attributes.get_int("axis", -1) % len(refs)
-    if axis != len(refs) - 1:
-        analysis.opaque(node, f"{label(node)} normalizes over several axes")
-        return
     shift = _input(node, first + 1) if centered else None
     scale = _input(node, first)
     bias = _input(node, first + (2 if centered else 1)) if first == 2 else None
     for value in [node.inputs[1], bias] if first == 2 else ():
         _add(analysis, node, refs, value)
-    signs = shift is None and not any(is_read(node, i) for i in (1, 2))
+    signs = (shift is None or zero(analysis, shift)) and not any(is_read(node, i) for i in (1, 2))
     rows = Freedom.SIGNED_PERMUTATION if signs else Freedom.PERMUTATION
-    for ref in refs[:-1]:
+    for ref in refs[:axis]:
         analysis.axes.constrain(ref, rows, f"{label(node)} treats each row by itself")
-    for value in (scale, shift):
-        _leading(analysis, node, refs, value)
-    out = _over_axis(analysis, node, refs[-1], scale, shift, centered)
-    analysis.set(node.outputs[0], [*refs[:-1], out])
+    out = list(refs)
+    for ref in refs[axis:]:
+        kept = Freedom.ORTHOGONAL_ONES if centered else Freedom.ORTHOGONAL
+        analysis.axes.constrain(ref, kept, f"{label(node)} normalizes over it")
+    if axis == len(refs) - 1:
+        out[-1] = _last_axis(analysis, node, refs[-1], scale, shift, centered)
+    elif scale is not None and not equal_numbers(analysis, scale, f"{label(node)} scales"):
+        _scale(analysis, node, refs, scale)
+    if shift is not None:
+        _add(analysis, node, out, shift)
+    analysis.set(node.outputs[0], out)
     for output in node.outputs[1:3]:  # the mean and the inverse deviation
-        analysis.set(output, [*refs[:-1], analysis.axes.one])
+        analysis.set(output, [*refs[:axis], *[analysis.axes.one] * (len(refs) - axis)])
     for output in node.outputs[3:]:  # the sum of input and skip
         analysis.set(output, refs)
 
 
+def _pairs(analysis: Analysis, refs: list[Ref], value: ir.Value) -> list[tuple[Ref, Ref]]:
+    """The axes of a tensor with those of a parameter that is broadcast to it."""
+    own = analysis.refs(value)
+    return list(zip(refs, [analysis.axes.one] * (len(refs) - len(own)) + list(own), strict=True))
+
+
 def _add(analysis: Analysis, node: ir.Node, refs: list[Ref], value: ir.Value | None) -> None:
-    """Join a summand of the input; one that is repeated along an axis is one number there."""
-    own = analysis.refs(value) if value is not None else []
-    padded = [analysis.axes.one] * (len(refs) - len(own)) + list(own)
-    for ref, other in zip(refs, padded if value is not None else (), strict=False):
+    """Join a summand; one that is repeated along an axis is one number there."""
+    for ref, other in _pairs(analysis, refs, value) if value is not None else ():
         if not is_one(analysis, other):
             analysis.axes.unify(ref, other, f"{label(node)} adds them")
-        elif not is_one(analysis, ref):
+        elif not is_one(analysis, ref) and not zero(analysis, value):
             analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
 
 
-def _leading(analysis: Analysis, node: ir.Node, refs: list[Ref], value: ir.Value | None) -> None:
-    """A scale or shift that differs between rows fixes them."""
-    own = analysis.refs(value) if value is not None else []
-    for ref, other in zip(reversed(refs[:-1]), reversed(own[:-1]), strict=False):
+def _scale(analysis: Analysis, node: ir.Node, refs: list[Ref], value: ir.Value) -> None:
+    """Join the axes of a scale that stays in the graph."""
+    reason = f"{label(node)} has a scale that could not be folded away"
+    for ref, other in _pairs(analysis, refs, value):
         if not is_one(analysis, other):
-            analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} has parameters for each row")
-            analysis.axes.constrain(other, Freedom.NONE, f"{label(node)} has parameters for each row")
+            analysis.axes.constrain(ref, Freedom.MONOMIAL, reason)
+            analysis.axes.unify(other, ref.through(Mode.PLAIN), reason)
 
 
-def _over_axis(
+def _last_axis(
     analysis: Analysis, node: ir.Node, ref: Ref, scale: ir.Value | None, shift: ir.Value | None, centered: bool
 ) -> Ref:
-    axes = analysis.axes
-    kept = Freedom.ORTHOGONAL_ONES if centered else Freedom.ORTHOGONAL
-    axes.constrain(ref, kept, f"{label(node)} normalizes over it")
+    """The axis behind a norm over the last one, as the passes that fold its scale need it."""
     out = ref
     if not analysis.join_norms:
-        out = axes.fresh(axes.size(ref))
+        out = analysis.axes.fresh(analysis.axes.size(ref))
         analysis.freeze([scale], f"{label(node)} scales with it")
-    elif scale is not None and _wide(analysis, scale) and not equal_numbers(analysis, scale, f"{label(node)} scales"):
-        reason = f"{label(node)} has a scale that could not be folded away"
-        axes.constrain(ref, Freedom.MONOMIAL, reason)
-        axes.unify(analysis.refs(scale)[-1], ref.through(Mode.PLAIN), reason)
-    if shift is not None and _wide(analysis, shift):
-        axes.unify(analysis.refs(shift)[-1], out, f"{label(node)} adds its shift")
-    elif shift is not None:
-        axes.constrain(out, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
+    elif scale is not None and not equal_numbers(analysis, scale, f"{label(node)} scales"):
+        _scale(analysis, node, list(analysis.refs(node.inputs[0])), scale)
     analysis.norms.append(Norm(node, ref, out, scale, shift, centered))
     return out
-
-
-def _wide(analysis: Analysis, value: ir.Value) -> bool:
-    refs = analysis.refs(value)
-    return bool(refs) and not is_one(analysis, refs[-1])
 
 
 for _domain, _op in SCALED_NORMS:
@@ -159,7 +154,9 @@ def group_norm(analysis: Analysis, node: ir.Node) -> None:
     if parts is None or analysis.axes.size(analysis.refs(node.inputs[1])[0]) != size:
         analysis.opaque(node, f"{label(node)} has groups that cannot be followed")
         return
-    analysis.axes.constrain(refs[0], Freedom.PERMUTATION, f"{label(node)} treats each sample by itself")
+    signs = zero(analysis, node.inputs[2])
+    samples = Freedom.SIGNED_PERMUTATION if signs else Freedom.PERMUTATION
+    analysis.axes.constrain(refs[0], samples, f"{label(node)} treats each sample by itself")
     analysis.axes.constrain(parts[0], Freedom.SIGNED_PERMUTATION, f"{label(node)} treats each group by itself")
     for ref in (parts[1], *refs[2:]):
         analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} has statistics over it")
@@ -181,7 +178,7 @@ def local_response(analysis: Analysis, node: ir.Node) -> None:
     """Divides each channel by its neighbours."""
     refs = list(analysis.refs(node.inputs[0]))
     for i, ref in enumerate(refs):
-        kept = Freedom.NONE if i == 1 else Freedom.SIGNED_PERMUTATION
+        kept = Freedom.SIGNS if i == 1 else Freedom.SIGNED_PERMUTATION
         analysis.axes.constrain(ref, kept, f"{label(node)} divides by neighbouring channels")
     analysis.set(node.outputs[0], refs)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qcompile.axes import Ref
+from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, label, rule, static
 
@@ -432,7 +432,7 @@ def trilu(analysis: Analysis, node: ir.Node) -> None:
     """Masks the last two axes by position; linear along the others."""
     refs = analysis.refs(node.inputs[0])
     for ref in refs[-2:]:
-        analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} masks it by position")
+        analysis.axes.constrain(ref, Freedom.DIAGONAL, f"{label(node)} masks it by position")
     analysis.set(node.outputs[0], refs)
 
 
@@ -444,10 +444,8 @@ def argmax(analysis: Analysis, node: ir.Node) -> None:
     for i, ref in enumerate(refs):
         analysis.axes.constrain(ref, Freedom.NONE if i == axis else Freedom.POSITIVE_MONOMIAL, label(node))
     keep = node.attributes.get_int("keepdims", 1)
-    out = [analysis.axes.one if i == axis else ref for i, ref in enumerate(refs) if keep or i != axis]
-    for ref in out:
-        analysis.axes.constrain(ref, Freedom.PERMUTATION, label(node))
-    analysis.set(node.outputs[0], out)
+    places = [analysis.axes.one if i == axis else ref.through(Mode.PLAIN) for i, ref in enumerate(refs)]
+    analysis.set(node.outputs[0], [ref for i, ref in enumerate(places) if keep or i != axis])
 
 
 @rule("Size")

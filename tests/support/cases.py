@@ -51,7 +51,7 @@ class Case:
     Args:
         name: what is special about it.
         shape: of ``h``, as letters.
-        freedom: per axis of ``h`` the code of its freedom: ``"G G M"``; ``x*y`` for factors and ``x+y`` for segments.
+        freedom: per axis of ``h`` the code of its freedom: ``"G G M"``; ``x*y`` for factors and ``x|y`` for segments.
         body: statements of ONNX's textual syntax.
         extra: constants: ``"float[C] c, float[C] v:positive, int64[1] a = {-1}"``.
         opset: the first in which the operators exist in this form.
@@ -88,7 +88,9 @@ def constants(extra: str, rng: np.random.Generator) -> tuple[list[str], dict[str
         dtype = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_, "uint8": np.uint8,
                  "int8": np.int8, "uint32": np.uint32}[kind]  # fmt: skip
         if items:
-            contents[name] = np.array([float(i) if "." in i else int(i) for i in items.split(",")], dtype).reshape(sizes)
+            contents[name] = np.array([float(i) if "." in i else int(i) for i in items.split(",")], dtype).reshape(
+                sizes
+            )
         else:
             contents[name] = CONTENTS[how or "random"](rng, sizes).astype(dtype)
     return declared, contents
@@ -128,13 +130,13 @@ def _text(results: str, declared: list[str], body: str) -> str:
 
 
 def expression(analysis: Analysis, ref: Ref) -> str:
-    """The freedoms of an axis' leaves: ``G``, ``N*D``, ``M+P``."""
+    """The freedoms of an axis' leaves: ``G``, ``N*D``, ``M|P``."""
     root = analysis.axes.find(ref)
     if root.node.structure is Structure.LEAF:
         return "-" if root.node.size == 1 else _code(root)
-    sign = "*" if root.node.structure is Structure.PRODUCT else "+"
+    sign = "*" if root.node.structure is Structure.PRODUCT else "|"
     parts = [expression(analysis, child) for child in analysis.axes.children(root)]
-    return sign.join(f"({part})" if sign == "*" and "+" in part and len(part) > 1 else part for part in parts)
+    return sign.join(f"({part})" if sign == "*" and "|" in part else part for part in parts)
 
 
 def _code(leaf: Ref) -> str:

@@ -1,0 +1,19 @@
+"""All cases of all rules."""
+
+from __future__ import annotations
+
+import attention_cases
+import elementwise_cases
+import linear_cases
+import normalization_cases
+import shaping_cases
+
+__all__ = ["CASES"]
+
+CASES = [
+    *elementwise_cases.CASES,
+    *linear_cases.CASES,
+    *shaping_cases.CASES,
+    *normalization_cases.CASES,
+    *attention_cases.CASES,
+]
