@@ -1,0 +1,139 @@
+"""From a Relax module to a library: TVM's passes, a schedule for what has none, the linker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, tirx
+
+from qcompile.backends.relax.kernels.lanes import Lanes
+from qcompile.errors import TargetError
+
+__all__ = ["Machine", "build", "machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is compiled for.
+
+    Args:
+        target: TVM's.
+        lanes: how kernels are written for it.
+        native: whether a library for it runs in this process.
+    """
+
+    target: tvm.target.Target
+    lanes: Lanes
+    native: bool
+
+
+def machine(description: str | dict[str, Any] | None, kind: str) -> Machine:
+    """The machine that a target string describes; the one that this runs on where there is none.
+
+    Args:
+        description: as TVM takes it: a tag, ``{"kind": "llvm", ...}`` or ``llvm -mtriple=... -mcpu=...``.
+        kind: ``cpu`` or ``cuda``.
+
+    Raises:
+        TargetError: if TVM does not know it.
+    """
+    settings = _parse(description) if description is not None else _default(kind)
+    if settings.get("kind") != {"cpu": "llvm", "cuda": "cuda"}[kind]:
+        raise TargetError(f"TVM: a {kind} artifact cannot be compiled for '{description}'")
+    try:
+        target = tvm.target.Target(settings)
+    except Exception as error:  # TVM's errors have many types
+        raise TargetError(
+            f"TVM does not know the target '{description}': {str(error).strip().splitlines()[0]}"
+        ) from error
+    if kind == "cuda":
+        return Machine(target, Lanes(1, threads=True), False)
+    native = description is None or "mtriple" not in settings
+    return Machine(target, Lanes(16, permutes=_permutes(target)), native)
+
+
+def _default(kind: str) -> dict[str, Any]:
+    if kind == "cuda":
+        return {"kind": "cuda", "arch": "sm_90", "max_threads_per_block": 1024, "max_shared_memory_per_block": 49152,
+                "thread_warp_size": 32, "host": {"kind": "llvm"}}  # fmt: skip
+    return {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
+
+
+def _parse(description: str | dict[str, Any]) -> dict[str, Any]:
+    """``llvm -mtriple=aarch64-linux-gnu -mattr=+neon`` as the dictionary that newer versions of TVM ask for."""
+    if isinstance(description, dict):
+        return dict(description)
+    kind, *options = description.split()
+    settings: dict[str, Any] = {"kind": kind}
+    for option in options:
+        name, equals, value = option.lstrip("-").partition("=")
+        if not option.startswith("-") or not equals:
+            raise TargetError(f"TVM target '{description}': '{option}' is not an option of the form -name=value")
+        settings[name] = value.split(",") if name == "mattr" else value
+    return settings
+
+
+def _permutes(target: tvm.target.Target) -> bool:
+    with target:
+        return bool(tvm.target.codegen.llvm_cpu_has_features("avx512f", target)) if _is_x86(target) else False
+
+
+def _is_x86(target: tvm.target.Target) -> bool:
+    triple = str(target.attrs.get("mtriple", "")) or tvm.target.codegen.llvm_get_system_triple()
+    return triple.startswith(("x86_64", "i686", "amd64"))
+
+
+# ---- passes ------------------------------------------------------------------------------------------------------
+
+
+def build(module: tvm.IRModule, where: Machine) -> Any:
+    """The executable."""
+    schedule = _schedule_cpu if not where.lanes.threads else None
+    passes = [
+        relax.transform.DeadCodeElimination(),
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        *([schedule] if schedule else [_schedule_gpu()]),
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    with where.target, tvm.transform.PassContext(opt_level=3):
+        return relax.build(module, where.target, relax_pipeline=tvm.transform.Sequential(passes))
+
+
+def _schedule_gpu() -> Any:
+    from tvm.s_tir import dlight
+
+    gpu = dlight.gpu
+    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
+    return dlight.ApplyDefaultSchedule(*rules)
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScheduleCPU")
+def _schedule_cpu(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+    """Outer loops in parallel; LLVM makes vectors of the innermost ones."""
+    functions = dict(module.functions_items())
+    for name, function in functions.items():
+        if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", False):
+            module[name] = _scheduled(function)
+    return module
+
+
+def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with every block's outer data-parallel loops fused into a parallel one."""
+    schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
+    return schedule.mod["main"]

@@ -1,0 +1,65 @@
+"""Writes a planned graph as a library that TVM runs, with its parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompile.errors import TargetError
+from qcompile.targets import Lowered, Plan, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["OLDEST", "lower"]
+
+LIBRARY, OBJECTS, PARAMETERS, ABOUT = "tvm.so", "tvm.tar", "tvm.params", "tvm.json"
+
+#: The names of TVM's interfaces changed in this version.
+OLDEST = (0, 27)
+
+
+def check_version() -> None:
+    """Raises a TargetError if the installed TVM is too old."""
+    import tvm
+
+    if tuple(int(part) for part in tvm.__version__.split(".")[:2]) < OLDEST:
+        raise TargetError(f"TVM {tvm.__version__} is installed; {'.'.join(map(str, OLDEST))} or newer is needed")
+
+
+def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:
+    """Compile a graph.
+
+    Args:
+        model: the graph; it is edited.
+        plans: one for each site that is quantized.
+        target: ``options["kind"]`` is ``cpu`` or ``cuda``; ``options["tvm_target"]`` describes another machine.
+        folder: exists; gets a library (objects for another machine), parameters, and a description of both.
+
+    Raises:
+        InputError: if a plan names no node.
+        TargetError: if an operator or format cannot be lowered, or TVM does not fit.
+    """
+    check_version()
+    import tvm
+
+    from qcompile.backends.relax.compilation import build, machine
+    from qcompile.backends.relax.translation import translate
+
+    where = machine(target.options.get("tvm_target"), target.options["kind"])
+    translated = translate(model, plans, where.lanes)
+    executable = build(translated.module, where)
+    library = LIBRARY if where.native else OBJECTS
+    executable.export_library(str(folder / library))
+    tvm.runtime.save_param_dict_to_file(
+        {name: tvm.runtime.tensor(array) for name, array in translated.parameters.items()}, str(folder / PARAMETERS)
+    )
+    about = {
+        "library": library, "target": json.loads(str(where.target)), "tvm": tvm.__version__,
+        "inputs": translated.inputs, "outputs": translated.outputs, "parameters": list(translated.parameters),
+    }  # fmt: skip
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    sites = {site: {"kernel": how} for site, how in translated.sites.items()}
+    return Lowered((library, PARAMETERS, ABOUT), sites, {"tvm_target": about["target"], "tvm": tvm.__version__})

@@ -1,0 +1,8 @@
+"""The table of operators: one row an operator of ONNX, by domain and name."""
+
+from qcompile.backends.relax.operators import elementwise, indexing, normalization, products, reductions, shaping, state
+from qcompile.backends.relax.operators.registry import OPERATORS
+
+__all__ = ["OPERATORS"]
+
+_ = (elementwise, indexing, normalization, products, reductions, shaping, state)  # each registers its rows

@@ -1,0 +1,137 @@
+"""A planned graph as a Relax module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import tvm
+from tvm import relax
+
+from qcompile.backends.relax import known
+from qcompile.backends.relax.builder import Builder
+from qcompile.backends.relax.kernels.lanes import Lanes
+from qcompile.backends.relax.operators import OPERATORS
+from qcompile.backends.relax.sites import check_plan, lower_site
+from qcompile.errors import InputError, QCompileError, TargetError
+from qcompile.graph import opset
+from qcompile.targets import Plan
+
+__all__ = ["Translated", "translate"]
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A module and what it needs to run.
+
+    Args:
+        module: with the function ``main``, of the graph's inputs and then the parameters.
+        inputs: name, type and shape (integers and names of sizes) of each.
+        parameters: by name, in order.
+        sites: by site, how it is computed.
+    """
+
+    module: tvm.IRModule
+    inputs: list[dict[str, Any]]
+    outputs: list[str]
+    parameters: Mapping[str, np.ndarray]
+    sites: Mapping[str, str]
+
+
+def translate(model: ir.Model, plans: Sequence[Plan], lanes: Lanes) -> Translated:
+    """The module for a graph; functions that no operator is registered for are inlined.
+
+    Raises:
+        InputError: if a plan names no node.
+        TargetError: for an operator or format without a lowering; the node is named.
+    """
+    common.InlinePass(lambda function: (function.domain, function.name) not in OPERATORS)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    planned = _match(model, plans)
+    _check(model, planned)
+    g = Builder(lanes, opset(model))
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    variables = [_input(g, value) for value in inputs]
+    sites: dict[str, str] = {}
+    with g.block.function("main"):
+        with g.block.dataflow():
+            for node in model.graph:
+                _lower(g, node, planned, sites)
+            outputs = [g.block.emit_output(g.tensor(g.get(value))) for value in model.graph.outputs]
+        g.block.emit_func_output(relax.Tuple(outputs), [*variables, *g.arguments])
+    described = [_describe(value, variable) for value, variable in zip(inputs, variables, strict=True)]
+    return Translated(g.block.get(), described, [v.name for v in model.graph.outputs], g.parameters, sites)
+
+
+def _match(model: ir.Model, plans: Sequence[Plan]) -> dict[ir.Node, Plan]:
+    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
+    found = {node: wanted.pop(_name(node)) for node in model.graph if _name(node) in wanted}
+    if wanted:
+        raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
+    return found
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or ""
+
+
+def _check(model: ir.Model, planned: Mapping[ir.Node, Plan]) -> None:
+    """Everything that can be refused without the sizes, before any work."""
+    for node in model.graph:
+        if node in planned:
+            check_plan(node, planned[node])
+        elif (node.domain, node.op_type) not in OPERATORS:
+            name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            raise TargetError(f"TVM: operator {name} of node '{_name(node)}' cannot be lowered: it is not supported")
+
+
+def _input(g: Builder, value: ir.Value) -> relax.Var:
+    if value.shape is None or value.dtype is None:
+        raise TargetError(f"TVM: input '{value.name}' has no shape")
+    sizes = [
+        dim if isinstance(dim, int) else g.symbol(str(dim.value) if dim.value else f"{value.name}_{axis}")
+        for axis, dim in enumerate(value.shape)
+    ]
+    names = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+    kind = relax.TensorType(
+        [tvm.tirx.const(n, "int64") if isinstance(n, int) else n for n in sizes],
+        names.get(value.dtype, value.dtype.name.lower()),
+    )
+    variable = relax.Var("".join(c if c.isalnum() else "_" for c in value.name), kind)
+    g.set(value, variable)
+    return variable
+
+
+def _describe(value: ir.Value, variable: relax.Var) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else str(size) for size in map(known.simplify, variable.ty.shape)]
+    return {"name": value.name, "dtype": Builder.dtype(variable), "shape": shape}
+
+
+def _lower(g: Builder, node: ir.Node, planned: Mapping[ir.Node, Plan], sites: dict[str, str]) -> None:
+    """One node. What TVM itself finds wrong is said with the node's name."""
+    if node in planned:
+        result, sites[planned[node].site] = lower_site(g, node, planned[node])
+        g.set(node.outputs[0], result)
+        return
+    inputs = [g.get(value) for value in node.inputs]
+    if inputs and all(value is None or isinstance(value, np.ndarray) for value in inputs):
+        result = known.fold(node, inputs)
+        if result is not None:
+            g.set(node.outputs[0], result)
+            return
+    try:
+        results = OPERATORS[node.domain, node.op_type](g, node, *inputs)
+    except QCompileError:
+        raise
+    except Exception as error:  # TVM's errors have many types
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise TargetError(
+            f"TVM: operator {node.op_type} of node '{_name(node)}' cannot be lowered: {reason}"
+        ) from error
+    for value, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=False):
+        g.set(value, result)
