@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.ops import TABLE
 from qcompile.backends.gpu.ops.call import Call, refuse
 from qcompile.backends.gpu.precision import narrows
-from qcompile.backends.gpu.symbols import host_array
+from qcompile.backends.gpu.symbols import ARITHMETIC, host_array
 from qcompile.backends.gpu.values import Values
 
 __all__ = ["Program"]
@@ -70,7 +71,7 @@ class Program(Values):
             node.outputs[0].const_value = ir.convenience.get_const_tensor(node.outputs[0])
             self.know(node.outputs[0])
             return True
-        if (node.op_type, node.domain) == ("Shape", ""):
+        if (node.op_type, node.domain) in (("Shape", ""), ("Size", "")):
             results = [self._shape(node)]
         else:
             results = host.evaluate(node, [None if value is None else self.hosts.get(value) for value in node.inputs])
@@ -87,6 +88,8 @@ class Program(Values):
         if value.shape is None:
             return None
         sizes = [self.size(value, axis) for axis in range(len(value.shape))[part]]
+        if node.op_type == "Size":
+            return host_array(np.array(reduce(ARITHMETIC["Mul"], sizes, 1), object))
         return np.array([*sizes, None], object)[:-1]
 
     # ---- everything else -----------------------------------------------------------------------------------------

@@ -217,5 +217,4 @@ _ROWS: dict[str, Callable[..., Any]] = {
     "ReduceMin": _reduce("Min"),
     "Split": _split,
     "Transpose": _transpose,
-    "Size": lambda node, a: host_array(np.array(a.size, object)),
 }  # fmt: skip
