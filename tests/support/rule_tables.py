@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attention_cases
 import elementwise_cases
+import indexing_cases
 import linear_cases
 import normalization_cases
 import shaping_cases
@@ -14,6 +15,7 @@ CASES = [
     *elementwise_cases.CASES,
     *linear_cases.CASES,
     *shaping_cases.CASES,
+    *indexing_cases.CASES,
     *normalization_cases.CASES,
     *attention_cases.CASES,
 ]
