@@ -14,6 +14,7 @@ from qcompile.formats import Quantized, compute_scales, quantize, search_scales
 from qcompile.groups import Group
 from qcompile.pipeline import State
 from qcompile.scoring import weight_matrix
+from qcompile.selection import METHODS
 from qcompile.spaces import Site
 from qcompile.targets import Plan, Scheme
 
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
     from qcompile.gptq import Factor
     from qcompile.transforms import Transform
 
-__all__ = ["METHODS", "Quantize"]
-
-#: ``rtn`` rounds to nearest, ``search`` also searches scales, ``gptq`` makes up for what each rounding lost.
-METHODS = ("gptq", "search", "rtn")
+__all__ = ["Quantize"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,8 @@ class Quantize:
                 reason = f"its inputs needed a damping of {result.damping:g}"
                 state.decline(site.name, "the usual damping of GPTQ", reason)
             return _to_cpu(result.quantized)
+        if self.method == "gptq" and factors.unusable is not None:
+            state.decline(site.name, "GPTQ", f"{factors.unusable}, so it is rounded to nearest")
         scales = search_scales if self.method == "search" else compute_scales
         importance = {"weight": factors.importance} if self.method == "search" else {}
         return quantize(weight, scheme.weight, scales=scales(weight, scheme.weight, **importance))
@@ -102,7 +102,8 @@ class _Factors:
     """The transformed second moment of a group's input, factorized once for all of its sites."""
 
     def __init__(self, group: Group, transform: Transform | None, statistics: Statistics | None, device: str) -> None:
-        self.usable = statistics is not None
+        self.unusable = None if statistics is None else _unusable(statistics)
+        self.usable = statistics is not None and self.unusable is None
         self._make: Callable[[], torch.Tensor] = lambda: _transformed(statistics, transform).to(device)
         self._factor: Factor | None = None
 
@@ -118,6 +119,16 @@ class _Factors:
         if self._factor is None:
             self._factor = factorize(self._make())
         return self._factor
+
+
+def _unusable(statistics: Statistics) -> str | None:
+    """Why GPTQ cannot learn from those statistics: it moves errors to where the data happened to be silent."""
+    if not statistics.second_moment.any():
+        return "its input is zero on all calibration data"
+    size = len(statistics.second_moment)
+    if statistics.rows < size:
+        return f"calibration data has {statistics.rows} rows for its {size} features"
+    return None
 
 
 def _transformed(statistics: Statistics, transform: Transform | None) -> torch.Tensor:

@@ -48,7 +48,7 @@ def export(
         model: what ``capture`` takes or returns: a path, a module with ``example_inputs=``, an exported program.
         target: a name that ``qcompile targets`` lists.
         folder: where the artifact goes; it must not exist. By default ``default_folder``.
-        budget: upper bounds, such as ``{"bits": 4.5}`` or ``{"bytes": 80e6}``.
+        budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
         calibration: an ``.npz`` file, or a folder of them, with arrays named as the inputs; random inputs without.
         evaluation: an ``.npz`` file to measure the loss on.
         formats: the formats to choose among; the target's default without.

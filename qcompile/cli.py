@@ -77,7 +77,7 @@ def export(
     target: Annotated[str, typer.Option(help="A name that `qcompile targets` lists.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The new folder; else NAME.TARGET.")] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="bits=4.25 (per weight, without scales), bytes=80e6; several: repeat.")
+        list[str] | None, typer.Option(help="bits=4.25 (per weight, without scales), bytes=80e6, latency=2 (ms).")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="An .npz file, or a folder of them.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure the loss on.")] = None,
@@ -172,10 +172,12 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Measure an artifact against the model that it was made from."""
+    from qcompile.artifact import Artifact
     from qcompile.tables import measured_table
     from qcompile.verify import verify as check
 
-    say(measured_table(check(artifact, against, evaluation)), quiet=quiet)
+    measured = check(artifact, against, evaluation)
+    say(measured_table(measured, Artifact.open(artifact).manifest), quiet=quiet)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from qcompile.passes_index import load_pass
 from qcompile.pipeline import State
 from qcompile.placement import Placement, place, total_transform
 from qcompile.preparation import Prepared, prepare, quantizable
-from qcompile.selection import Choice, Options, check_budget, choose
+from qcompile.selection import Choice, Options, check_options, choose
 from qcompile.spaces import Site
 from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
 from qcompile.verify import (
@@ -104,7 +104,7 @@ def export(
     lowering = backend(target.backends[0])
     names = list(options.formats) or [target.default]
     schemes = [target.scheme(name) for name in names]
-    check_budget(options, schemes)
+    check_options(options, target, schemes)
     with atomic_folder(Path(folder)) as temporary:
         source = capture(model, **capture_options)
         data = load_data(options.calibration, source.model, seed=options.seed)

@@ -81,7 +81,7 @@ def build_manifest(
         "assignment": _assignment(chosen),
         "bytes": {"source": prepared.source.bytes, "artifact": _bytes_in(folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in runtimes.items()},
-        "bits_per_weight": number(_bits_per_weight(rotated, plans)),
+        "bits_per_weight": number(_bits_per_weight(rotated, plans, lowered)),
         "files": sorted({name for entry in runtimes.values() for name in entry.get("files", ())}),
         "notes": dict(lowered.notes),
     }  # fmt: skip
@@ -109,13 +109,13 @@ def _sites(rotated: Rotated, chosen: Choice, plans: Sequence[Plan], lowered: Low
     for site in analysis.sites:
         entry = site_entry(analysis, site, chosen.ties.get(site.name, tied[site.name]))
         entry["transform_in"] = transforms.get(site.name, entry["transform_in"])
-        entry |= _choice(site, chosen, planned.get(site.name))
         entry["lowering"] = dict(lowered.sites.get(site.name, {}))
+        entry |= _choice(site, chosen, planned.get(site.name), lowered)
         entries.append(entry)
     return entries
 
 
-def _choice(site: Site, chosen: Choice, plan: Plan | None) -> dict[str, Any]:
+def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> dict[str, Any]:
     """The scheme of a site and what it was predicted to do."""
     alpha, t2 = chosen.alphas.get(site.name), chosen.errors.get(site.name)
     delta = None if alpha is None or t2 is None else alpha * t2
@@ -127,7 +127,7 @@ def _choice(site: Site, chosen: Choice, plan: Plan | None) -> dict[str, Any]:
         "format": scheme.weight.name,
         "activation": scheme.activation.name if scheme.activation else None,
         "bits": scheme.bits,
-        "bits_per_weight": number(stored_bits(plan.weight) / max(count_of(site), 1)),
+        "bits_per_weight": number(_stored(plan, lowered) / max(count_of(site), 1)),
     }
 
 
@@ -200,14 +200,20 @@ def stored_bits(weight: Quantized) -> float:
     return bits + (32 if weight.tensor_scale is not None else 0)
 
 
-def _bits_per_weight(rotated: Rotated, plans: Sequence[Plan]) -> float:
+def _stored(plan: Plan, lowered: Lowered) -> float:
+    """Bits that a lowered weight takes: as the backend says, or as the format needs."""
+    known = lowered.sites.get(plan.site, {}).get("stored_bytes")
+    return stored_bits(plan.weight) if known is None else 8 * known
+
+
+def _bits_per_weight(rotated: Rotated, plans: Sequence[Plan], lowered: Lowered) -> float:
     """Stored bits of all site weights over their number; what is shared in one format counts once."""
     planned = {plan.site: plan for plan in plans}
     bits, counts = {}, {}
     for site in rotated.prepared.analysis.sites:
         plan = planned.get(site.name)
         key = (site.weight, plan.scheme.name if plan else "float")
-        bits[key] = bits_of(site) * count_of(site) if plan is None else stored_bits(plan.weight)
+        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(plan, lowered)
         counts[key] = count_of(site)
     return math.fsum(bits.values()) / max(sum(counts.values()), 1)
 

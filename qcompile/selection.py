@@ -11,7 +11,7 @@ from qcompile.assignment import Assignment, Option, assign
 from qcompile.calibration import Data, Statistics, collect, sensitivities
 from qcompile.errors import InputError
 from qcompile.groups import Group, groups_of, site_errors
-from qcompile.placement import Placement, place, total_transform
+from qcompile.placement import KINDS, Placement, place, total_transform
 from qcompile.preparation import Prepared, edge_sites
 from qcompile.scoring import probe, site_error
 from qcompile.spaces import Site
@@ -20,7 +20,17 @@ from qcompile.targets import Scheme, Target
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
 
-__all__ = ["Choice", "Options", "check_budget", "choose"]
+__all__ = ["Choice", "METHODS", "Options", "check_options", "choose"]
+
+#: How weights are rounded: GPTQ, to nearest with searched scales, to nearest.
+METHODS = ("gptq", "search", "rtn")
+
+#: What a budget may bound.
+UNITS = {
+    "bits": "per weight, without scales",
+    "bytes": "stored",
+    "latency": "milliseconds to read all weights once, estimated",
+}
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,12 @@ class Options:
 
     Args:
         target: name of the target.
-        budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored).
+        budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored),
+            ``latency`` (milliseconds in which the target reads all weights once, an estimate).
         calibration: an ``.npz`` file or a folder of them; without it random inputs.
         formats: names of the schemes to choose among; the target's default without them.
         transforms: one of ``placement.KINDS``.
-        method: one of ``quantize.METHODS``.
+        method: one of ``METHODS``.
         seed: of everything random.
         device: where torch computes: ``cpu`` or ``cuda``.
         evaluation: an ``.npz`` file to measure the loss on.
@@ -62,10 +73,20 @@ class Choice:
     ties: dict[str, str]
 
 
-def check_budget(options: Options, schemes: Sequence[Scheme]) -> None:
+def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
+    """Refuse what cannot be done before any work starts.
+
+    Raises:
+        InputError: if a word is unknown, or a budget is.
+    """
+    for what, word, known in (("transforms", options.transforms, KINDS), ("method", options.method, METHODS)):
+        if word not in known:
+            raise InputError(f"unknown {what} '{word}'; there are {', '.join(known)}")
     for unit, bound in options.budget.items():
-        if unit not in ("bits", "bytes"):
-            raise InputError(f"unknown budget '{unit}': give bits=… (per weight, without scales) or bytes=…")
+        if unit not in UNITS:
+            raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
+        if unit == "latency" and target.bandwidth is None:
+            raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
     least = min(scheme.bits for scheme in schemes)
@@ -98,7 +119,7 @@ def choose(
     )  # fmt: skip
     chosen = Choice({}, placement, alphas, {}, None, {})
     if several:
-        _assign(prepared, groups, tables, schemes, options, chosen)
+        _assign(prepared, groups, tables, schemes, target, options, chosen)
     else:
         for site in sites:
             chosen.schemes[site.name] = edge if site.name in edges else first
@@ -122,8 +143,8 @@ def _statistics(
 
 
 def _assign(
-    prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], schemes: Sequence[Scheme], options: Options,
-    chosen: Choice,
+    prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], schemes: Sequence[Scheme], target: Target,
+    options: Options, chosen: Choice,
 ) -> None:  # fmt: skip
     """Give every group of siblings one scheme, so that the predicted loss is least within the budgets."""
     units: list[tuple[list[Site], list[Option]]] = []
@@ -133,16 +154,15 @@ def _assign(
         for scheme in schemes:
             errors = site_errors(group, scheme, transform)
             loss = sum(chosen.alphas[s.name] * e for s, e in zip(group.sites, errors, strict=True))
-            found.append(Option(scheme.name, loss, _cost(group.sites, scheme)))
+            found.append(Option(scheme.name, loss, _cost(group.sites, scheme, target)))
         units.append((group.sites, found))
     for site in tables:
         own = probe(site, None)
         losses = [chosen.alphas[site.name] * site_error(own, Scheme(scheme.weight)) for scheme in schemes]
-        found = [Option(s.name, loss, _cost([site], s)) for s, loss in zip(schemes, losses, strict=True)]
+        found = [Option(s.name, loss, _cost([site], s, target)) for s, loss in zip(schemes, losses, strict=True)]
         units.append(([site], found))
     weights = sum(int(s.weight.const_value.size) for sites, _ in units for s in sites)
-    budgets = {"bits": options.budget["bits"] * weights} if "bits" in options.budget else {}
-    budgets |= {"bytes": options.budget["bytes"]} if "bytes" in options.budget else {}
+    budgets = {unit: bound * (weights if unit == "bits" else 1) for unit, bound in options.budget.items()}
     chosen.assignment = assign([found for _, found in units], budgets)
     by_name = {scheme.name: scheme for scheme in schemes}
     for number, ((sites, found), index) in enumerate(zip(units, chosen.assignment.choice, strict=True)):
@@ -152,14 +172,16 @@ def _assign(
             chosen.ties[site.name] = f"t{number}"
 
 
-def _cost(sites: Sequence[Site], scheme: Scheme) -> dict[str, float]:
+def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, float]:
+    """What sites take of each budget; an embedding table is looked up, which takes no time to speak of."""
     bits = stored = 0.0
     for site in sites:
         count = int(site.weight.const_value.size)
         width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
         bits += count * scheme.bits
         stored += count * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8
-    return {"bits": bits, "bytes": stored}
+    read = 0.0 if sites[0].input is None else stored
+    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
 
 
 def _predict(prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], chosen: Choice) -> None:

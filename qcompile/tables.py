@@ -139,11 +139,14 @@ def arrays_table(arrays: Mapping[str, np.ndarray], output: Path) -> Table:
     return table
 
 
-def measured_table(measured: Measured) -> Table:
-    """How far an artifact is from its source."""
+def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:
+    """How far an artifact is from its source, beside what its manifest says; the inputs may be others."""
     rows = [("relative L2", scientific(measured.rel_l2)), ("divergence", f"{scientific(measured.divergence)} nats")]
     rows += [(f"loss, {name}", said) for name, said in _losses(measured.loss)]
-    return _facts("artifact vs. source", [*rows, ("inputs", str(measured.rows))])
+    q = stated["quantization"]
+    said = f"relative L2 {scientific(q['rel_l2'])}, divergence {scientific(q['divergence'])} nats"
+    rows += [("inputs", str(measured.rows)), ("manifest says", f"{said} on {q['evaluated_inputs']} inputs")]
+    return _facts("artifact vs. source", rows)
 
 
 def targets_table(found: Iterable[Target]) -> Table:

@@ -95,6 +95,7 @@ class Target:
         aliases: other names.
         runs_here: whether an artifact runs on any machine at a useful speed; else its quality is measured on the
             reference interpreter.
+        bandwidth: bytes of weights read in a second, for budgets of latency: an estimate; ``None`` without one.
         options: constants that the backend's lowering reads.
     """
 
@@ -108,6 +109,7 @@ class Target:
     transform_price: float = 1.0
     aliases: tuple[str, ...] = ()
     runs_here: bool = True
+    bandwidth: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def scheme(self, text: str) -> Scheme:
@@ -149,7 +151,8 @@ class Lowered:
     Args:
         files: names of the files in the artifact's folder.
         sites: by site, what the backend chose: for example ``{"accuracy_level": 4}``. ``rounds_input_to`` names the
-            format to which its kernel rounds the site's input by itself, though the scheme keeps activations.
+            format to which its kernel rounds the site's input by itself, though the scheme keeps activations;
+            ``stored_bytes`` is what its weight takes, where that is more than the format needs.
         notes: further entries of the manifest.
     """
 

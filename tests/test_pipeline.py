@@ -105,6 +105,33 @@ def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tmp_pat
     assert artifact.run({"input_ids": ids})["logits"].shape == (*ids.shape, 256)
 
 
+def test_gptq_says_where_it_cannot_learn(tmp_path):
+    np.savez(tmp_path / "few.npz", input_ids=np.load(ZOO / "language_model_calibration.npz")["input_ids"][:2, :100])
+    artifact = qc.export(
+        str(LM), "cpu-int4", tmp_path / "out", calibration=tmp_path / "few.npz", transforms="none"
+    )
+    reasons = {entry["reason"] for entry in artifact.manifest["declined"] if entry["what"] == "GPTQ"}
+    assert reasons == {"calibration data has 200 rows for its 512 features, so it is rounded to nearest"}
+
+
+def test_a_budget_of_time_is_met(tmp_path):
+    formats = ["int4-g32", "int8-g32"]
+    loose, tight = (
+        qc.export(str(LM), "cpu-int4", tmp_path / name, formats=formats, budget={"latency": bound}, method="rtn")
+        for name, bound in (("loose", 1.0), ("tight", 0.09))
+    )
+    assert {site["format"] for site in loose.manifest["sites"]} == {"int8-g32"}
+    matrices = [site for site in tight.manifest["sites"] if site["op"] != "Gather"]
+    assert {site["format"] for site in matrices} == set(formats)
+    assert tight.manifest["assignment"]["cost"]["latency"] <= 0.09
+
+
+@pytest.mark.parametrize("wrong", [{"transforms": "hadamar"}, {"method": "gtpq"}, {"budget": {"time": 3}}])
+def test_unknown_words_are_refused_before_any_work(tmp_path, wrong):
+    with pytest.raises(qc.InputError, match="unknown"):
+        qc.export(str(tmp_path / "not looked at.onnx"), "cpu-int4", tmp_path / "out", **wrong)
+
+
 def test_two_exports_with_one_seed_are_byte_identical(tokens, tmp_path):
     for name in ("a", "b"):
         qc.export(str(LM), "cpu-int4", tmp_path / name, calibration=tokens[0], seed=7)

@@ -27,6 +27,7 @@ class Emitter:
         self.model = model
         self.target = target
         self.opset = opset(model)
+        self.stored = 0
         self._made: dict[tuple, ir.Value] = {}
         self._names = {value.name for node in model.graph for value in node.outputs}
         self._names |= {value.name for value in model.graph.inputs}
@@ -67,7 +68,8 @@ class Emitter:
         return add_initializer(self.model, tensor.name, tensor)
 
     def weights(self, name: str, parts: Mapping[str, ir.TensorProtocol | np.ndarray]) -> list[ir.Value]:
-        """Initializers for the parts of a packed weight, named after it."""
+        """Initializers for the parts of a packed weight, named after it; what they take is added to ``stored``."""
+        self.stored += sum(tensor.nbytes for tensor in parts.values())
         return [self.constant(f"{name}.{part}", tensor) for part, tensor in parts.items()]
 
     def define(self, make: Callable[..., ir.Function], *arguments: Any) -> str:

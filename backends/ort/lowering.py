@@ -63,9 +63,10 @@ def _name(node: ir.Node) -> str:
 
 
 def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel) -> Mapping[str, Any]:
+    emitter.stored = 0
     value, notes = kernel.emit(emitter, read_site(node), plan)
     emitter.replace(node, value)
-    return {"kernel": kernel.about, **notes}
+    return {"kernel": kernel.about, "stored_bytes": emitter.stored, **notes}
 
 
 def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:

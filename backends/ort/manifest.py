@@ -15,6 +15,9 @@ _MXFP8 = ("mxfp8-e4m3/mxfp8-e4m3", "mxfp8-e4m3")
 _NVFP4 = ("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448")
 _MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "mxfp4-mrgptq")
 
+#: Bytes a second that a desktop processor reads with a few threads.
+_CPU = 2e10
+
 
 def _both(names: tuple[str, ...]) -> tuple[str, ...]:
     """Each format for weights and activations, then for weights alone."""
@@ -30,6 +33,7 @@ TARGETS = (
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
+        bandwidth=_CPU,
         options={"kernels": ("nbits", "nbits-lookup"), "accuracy_level": 4},
     ),
     Target(
@@ -39,6 +43,7 @@ TARGETS = (
         schemes=("int8-channel/int8-channel",),
         default="int8-channel/int8-channel",
         transform_price=3.0,
+        bandwidth=_CPU,
         edge="int8-channel/int8-channel",
         options={"kernels": ("integer", "lookup")},
     ),
