@@ -13,6 +13,7 @@ from .activation import Activation, dequantize, quantize_activation
 from .embedding import embedding
 from .fused import gate, modulate, rms_norm
 from .linear import Linear
+from .rotary import rotary
 from .scan import selective_scan
 from .transform import Transform
 
@@ -26,5 +27,6 @@ __all__ = [
     "modulate",
     "quantize_activation",
     "rms_norm",
+    "rotary",
     "selective_scan",
 ]

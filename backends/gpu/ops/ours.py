@@ -46,6 +46,12 @@ def _scan(c: Call) -> str:
     return f"{c.program.kernel('selective_scan')}({', '.join([c[0], *inputs[1:]])})"
 
 
+def _rotary(c: Call) -> str:
+    """Angles keep their precision: the kernel computes in float32."""
+    cos, sin = (c.program.own(value) for value in c.node.inputs[1:])
+    return f"{c.program.kernel('rotary')}({c[0]}, {cos}, {sin})"
+
+
 def _older_norm(c: Call) -> str:
     return f"{c.program.kernel('rms_norm')}({c[0]}, {c[1]}, {c.number(2)})"
 
@@ -67,6 +73,7 @@ ROWS = {
     ("gpu", "Modulate"): _kernel("modulate", lambda c: [c[0], c[1], c[2]]),
     ("gpu", "Quantize"): lambda c: f"{c.program.kernel('quantize_activation')}({c[0]}, self.{c.string('activation')})",
     ("gpu", "RMSNorm"): _kernel("rms_norm", _norm),
+    ("gpu", "Rotary"): _rotary,
     ("gpu", "Transform"): _transform,
     (DOMAIN, "LayerNorm"): _older_layer_norm,
     (DOMAIN, "RMSNorm"): _older_norm,

@@ -146,7 +146,8 @@ def _expand(c: Call) -> str:
 
 def _same(c: Call, axis: int, wanted: int | Symbol) -> bool:
     """Whether an axis is known to have the wanted size already."""
-    return isinstance(wanted, Symbol) and wanted.text == f"{c[0]}.shape[{axis}]"
+    own = c.program.size(c.node.inputs[0], axis)
+    return isinstance(wanted, Symbol) and isinstance(own, Symbol) and wanted.text == own.text
 
 
 def _tile(c: Call) -> str:
