@@ -202,9 +202,12 @@ def _minmax(groups: Tensor, fmt: Format) -> Scales:
     low, high = _ends(groups)
     low, high = low.clamp_(max=0), high.clamp_(min=0)
     steps = len(fmt.element.levels) - 1
-    scale = store_scale((high - low) / steps, fmt.scale)
+    scale = (high - low) / steps
+    if scale.isinf().any():  # the difference of finite ends may leave the range of float32
+        scale = torch.where(scale.isinf(), high / steps - low / steps, scale)
+    scale = store_scale(scale, fmt.scale)
     zero_point = (-low / divisor(scale)).round_().clamp_(0, steps).nan_to_num_(0)
-    return Scales(_nan_if_infinite(scale, high - low), zero_point.to(torch.uint8))
+    return Scales(_nan_if_infinite(scale, torch.maximum(-low, high)), zero_point.to(torch.uint8))
 
 
 def _signed_max(groups: Tensor, fmt: Format) -> Scales:
@@ -212,7 +215,7 @@ def _signed_max(groups: Tensor, fmt: Format) -> Scales:
     low, high = _ends(groups)
     largest = torch.where(high > -low, high, low)
     scale = store_scale(largest / fmt.element.levels[0], fmt.scale)
-    return Scales(_nan_if_infinite(scale, high - low))
+    return Scales(_nan_if_infinite(scale, largest))
 
 
 def _floor_rule(amax: Tensor, fmt: Format) -> Tensor:

@@ -1,5 +1,9 @@
 """The expected error on distributions and sizes that no table lists, against the encoder itself."""
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -29,6 +33,24 @@ def test_quadrature_agrees_with_the_encoder(name, source):
     error = float(noise.sum() / energy.sum())
     deviation = float((noise - error * energy).std() / energy.mean() / rows**0.5)
     assert abs(expected_error(fmt, SOURCES[source]) - error) < 4.5 * deviation
+
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "expected_errors.json").read_text())
+FAMILIES = sorted({re.sub(r"-(g\d+|channel).*", "", name) for name in FORMATS})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_encoder_has_the_recorded_error(family):
+    """Recorded by quadrature or by an independent sampler: ``record_expected_errors.py``."""
+    x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    energy = x.double().square().sum(1)
+    for name in (name for name in FORMATS if re.sub(r"-(g\d+|channel).*", "", name) == family):
+        fmt, expected = FORMATS[name], RECORDED[name]
+        scale = 1.1 * 2.0**-8 if fmt.tensor_scale else None
+        noise = (fake_quantize(x, fmt, tensor_scale=scale) - x).double().square().sum(1)
+        error = float(noise.sum() / energy.sum())
+        deviation = float((noise - error * energy).view(16, 16).sum(1).std() / energy.sum()) * 4
+        assert abs(error - expected) < 5 * deviation + 2e-3 * expected, name
 
 
 @pytest.mark.parametrize("name", ["nvfp4-4over6", "e2m1-4over6-g16"])

@@ -1,4 +1,4 @@
-"""Whole tensors: shapes, axes, padding, broken values, and given scales."""
+"""Whole tensors: padding, broken values, given scales; the edges of all formats are in test_edges."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.errors import InputError
-from qcompile.formats import FORMATS, ScaleRule, compute_scales, fake_quantize, get_format, quantize, round_to
+from qcompile.formats import FORMATS, compute_scales, fake_quantize, get_format, quantize, round_to
 from qcompile.formats.quantizer import decode, encode
 
 SOME = [
@@ -18,19 +18,6 @@ SOME = [
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (1,), (1, 1), (7,), (3, 33), (2, 3, 40), (17, 256)])
-@pytest.mark.parametrize("name", SOME)
-def test_shapes_and_axes(name, shape):
-    x = randn(*shape)
-    for axis in range(-len(shape), len(shape)):
-        q = quantize(x, FORMATS[name], axis)
-        assert q.dequantize().shape == x.shape
-        assert torch.equal(q.dequantize(), fake_quantize(x, FORMATS[name], axis))
-        moved = q.dequantize().movedim(axis, -1)
-        if q.format.rows == 1:  # square blocks depend on the order of the other axes
-            assert torch.equal(moved, fake_quantize(x.movedim(axis, -1).contiguous(), FORMATS[name]))
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -58,20 +45,6 @@ def test_a_broken_value_makes_its_group_nan_and_no_other(name, bad):
     assert torch.equal(q.dequantize().isnan(), broken)
     clean = fake_quantize(x.masked_fill(broken, 0), fmt, tensor_scale=q.tensor_scale)
     assert torch.equal(q.dequantize()[~broken], clean[~broken])
-
-
-@pytest.mark.parametrize("name", SOME)
-def test_zero_and_tiny_blocks(name):
-    fmt = FORMATS[name]
-    x = randn(48, 64)
-    x[:16] = 0
-    x[16:32] *= 1e-44  # subnormal, and below every stored scale but those of float32
-    value = fake_quantize(x, fmt)
-    assert value.isfinite().all()
-    assert (value[:16] == 0).all()
-    assert value[16:32].abs().max() <= x[16:32].abs().max() * 1.5 + 1e-44
-    zero = quantize(torch.zeros(4, 64), fmt)
-    assert (zero.dequantize() == 0).all()
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -126,30 +99,19 @@ def test_mistakes_are_named():
         get_format("qqqqqq")
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_registered_format_reads_back_close(name):
-    fmt, x = FORMATS[name], randn(32, 256)
-    assert fmt.name == name
-    value = quantize(x, fmt).dequantize()
-    relative = float((value - x).square().sum() / x.square().sum())
-    float_digits = fmt.element.mantissa_bits + 1 if fmt.element.exponent_bits else 99
-    digits = min(float_digits - 0.2, fmt.bits - 2.6, 3.0 if fmt.rule is ScaleRule.NEAREST else 4.5)
-    assert relative < 0.6 * 4.0**-digits  # about 6 dB a digit
-    assert fmt.bits <= fmt.bits_per_weight(256) <= fmt.bits + 4
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(SOME), st.integers(1, 5), st.integers(1, 70), st.floats(-8, 8), st.integers(0, 2**31))
-def test_errors_stay_within_the_bound(name, rows, size, exponent, seed):
-    fmt = FORMATS[name]
-    x = randn(rows, size, seed=seed) * 2.0**exponent
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(FORMATS)), st.integers(1, 4), st.integers(1, 70), st.floats(-8, 8), st.integers(0, 2**31))
+def test_every_value_is_the_nearest_and_stays_itself(name, rows, size, exponent, seed):
+    """Against all levels in float64, with the scales that were stored; then encoded again with them."""
+    fmt, x = FORMATS[name], randn(rows, size, seed=seed) * 2.0**exponent
     q = quantize(x, fmt)
-    step = q.all_scales.effective.abs().repeat_interleave(q.codes.shape[1] // q.scales.shape[1], 1)[:, :size]
-    assert ((q.dequantize() - x).abs() <= fmt.error_bound() * step * (1 + 1e-5)).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "bound"), [("int4-g32-fp32", 0.5), ("mxfp4", 2.0), ("mxfp4-even", 1.0), ("mxfp4-rceil", 1.0)]
-)
-def test_known_bounds(name, bound):
-    assert FORMATS[name].error_bound() == pytest.approx(bound, abs=1e-5)
+    group = q.codes.shape[1] // q.scales.shape[1]
+    step = q.all_scales.effective.double().repeat_interleave(group, 1)[:, :size, None]
+    levels = torch.tensor(fmt.element.levels, dtype=torch.float32).double()
+    if q.zero_points is not None:
+        levels = levels - q.zero_points.double().repeat_interleave(group, 1)[:, :size, None]
+    distance = (levels * step - x.double()[..., None]).abs()
+    found = (q.dequantize().double() - x).abs()
+    assert (found <= distance.amin(-1) + 1e-6 * (x.double().abs() + step[..., 0].abs())).all()
+    again = quantize(q.dequantize(), fmt, scales=q.all_scales)
+    assert torch.equal(again.dequantize(), q.dequantize())
