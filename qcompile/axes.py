@@ -276,7 +276,7 @@ class Axes:
             if not factors:
                 return None
             size = self.size(factors[-1])
-            if size is None:
+            if not size:
                 return None
             if size <= want and want % size == 0:
                 taken.insert(0, factors.pop())
@@ -295,7 +295,7 @@ class Axes:
         taken: list[Ref] = []
         while want > 1:
             size = self.size(factors[0]) if factors else None
-            if size is None:
+            if not size:
                 return None
             if want % size:
                 parts = None if size % want else self._split_factor(factors[0], want, size // want, reason)
@@ -332,7 +332,8 @@ class Axes:
     # -- sums -------------------------------------------------------------------------------------------------
 
     def concat(self, refs: Sequence[Ref]) -> Ref:
-        """The axis made of those segments, one after the other."""
+        """The axis made of those segments, one after the other; empty ones leave no trace."""
+        refs = [ref for ref in refs if self.size(ref) != 0] or list(refs[:1])
         if len(refs) == 1:
             return refs[0]
         sizes = [self.size(ref) for ref in refs]
@@ -350,6 +351,9 @@ class Axes:
             return None
         if len(sizes) == 1:
             return [root]
+        if 0 in sizes:
+            parts = self.as_sum(ref, [size for size in sizes if size], reason)
+            return parts and [parts.pop(0) if size else Ref(Node(0, freedom=Freedom.NONE)) for size in sizes]
         if root.node.structure is Structure.LEAF:
             root.node.structure = Structure.SUM
             root.node.children = [self._segment_child(root.node, size) for size in sizes]
