@@ -120,7 +120,7 @@ def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group |
     for found in readers.values():
         known = [group for group in found if group is not None]
         graph.add_edges_from(zip(known, known[1:], strict=False))
-        if None in found or (len(set(known)) > 1 and not all(map(_features_last, known))):
+        if None in found or (len(set(known)) > 1 and not all(_features_last(analysis, group) for group in known)):
             spoiled.update(known)
     decided: dict[Group, Group | None] = {}
     for component in nx.connected_components(graph):
@@ -148,7 +148,7 @@ def _place_online(
     seed: int,
     placement: Placement,
 ) -> None:
-    if not _features_last(group):
+    if not _features_last(analysis, group):
         return
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
     if kind in ("hadamard", "block"):
@@ -177,10 +177,9 @@ def _place_online(
         placement.online[group.value.name] = best
 
 
-def _features_last(group: Group) -> bool:
+def _features_last(analysis: Analysis, group: Group) -> bool:
     """Whether the features of the value are its last axis, which online transforms act on."""
-    nodes = [site.node for site in group.sites]
-    return all(node.op_type not in ("Conv", "ConvTranspose") and node.inputs[0] is group.value for node in nodes)
+    return all(site.ref_in is analysis.refs(group.value)[-1] for site in group.sites)
 
 
 def _compose(first: Transform, second: Transform) -> Transform:

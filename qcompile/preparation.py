@@ -86,6 +86,8 @@ def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
         return "it stands in the body of another operator"
     if site.weight in shared:
         return "its weight is shared with an operator of another kind"
+    if site.weight not in node.inputs:
+        return "its weight is looked up as it runs"
     if node.op_type in ("MatMul", "Gemm") and node.domain == "":
         if node.inputs[1] is not site.weight:
             return "its weight is the left operand"
@@ -99,7 +101,7 @@ def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
         plain = all(n == 1 for n in kernel + list(node.attributes.get_ints("strides", [1])))
         plain = plain and not any(node.attributes.get_ints("pads", [0]))
         return None if plain else f"convolutions with a {'x'.join(map(str, kernel))} kernel or stride keep their weights"
-    return f"{node.op_type} holds several weights in one"
+    return f"{node.op_type} is not computed with quantized weights"
 
 
 def edge_sites(prepared: Prepared, sites: Sequence[Site]) -> set[str]:

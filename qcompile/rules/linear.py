@@ -12,7 +12,7 @@ from qcompile.freedom import Freedom
 from qcompile.rules.elementwise import gate, is_one
 from qcompile.spaces import Analysis, Site, is_float, label, rule
 
-__all__ = ["add_channel_bias", "contract", "is_weight"]
+__all__ = ["add_channel_bias", "add_site", "contract", "is_weight", "weight_of"]
 
 
 def is_weight(value: ir.Value | None) -> bool:
@@ -20,6 +20,36 @@ def is_weight(value: ir.Value | None) -> bool:
     if value is None or value.const_value is None or not is_float(value):
         return False
     return sum(int(dim) > 1 for dim in value.shape) >= 2
+
+
+def weight_of(value: ir.Value | None) -> ir.Value | None:
+    """The constant that a value is, or that it is looked up in: the matrix of each token's expert, out of a stack."""
+    if value is None or is_weight(value):
+        return value
+    node = value.producer()
+    if node is None or node.domain or not is_weight(node.inputs[0]) or len(node.inputs[0].shape) < 3:
+        return None
+    by_rows = node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0
+    indices = node.inputs[1].shape if node.op_type == "GatherND" else None
+    deep = indices is not None and indices[-1] == 1 and not node.attributes.get_int("batch_dims", 0)
+    return node.inputs[0] if by_rows or deep else None
+
+
+def add_site(
+    analysis: Analysis, node: ir.Node, weight: ir.Value, other: ir.Value, axes: tuple[int, int], refs: tuple[Ref, Ref]
+) -> None:
+    """Record a product of an activation with a constant, or with what is looked up in one.
+
+    Args:
+        axes: of ``weight``, those that are contracted and written.
+        refs: the axis of ``other`` that is contracted, and the axis of the output.
+    """
+    source = weight_of(weight)
+    if source is None or other.const_value is not None:
+        return
+    shift = len(analysis.refs(weight)) - len(source.shape)
+    if min(axes) > shift or weight is source:  # beyond what is looked up
+        analysis.sites.append(Site(node, source, other, axes[0] - shift, axes[1] - shift, *refs))
 
 
 def contract(analysis: Analysis, a: Ref, b: Ref, reason: str) -> None:
@@ -59,14 +89,12 @@ def matmul(analysis: Analysis, node: ir.Node) -> None:
     out += left[-2:-1] + (right[-1:] if len(right) > 1 else [])
     analysis.set(node.outputs[0], out)
     a, b = node.inputs[:2]
-    if is_weight(b) and a.const_value is None:
-        rank = len(right)
-        axis_in, axis_out = (rank - 1, rank - 2) if flip_right else (rank - 2, rank - 1)
-        analysis.sites.append(Site(node, b, a, axis_in, axis_out, left[-1], out[-1]))
-    elif is_weight(a) and b.const_value is None and len(right) > 1:
-        rank = len(left)
-        axis_in, axis_out = (rank - 2, rank - 1) if flip_left else (rank - 1, rank - 2)
-        analysis.sites.append(Site(node, a, b, axis_in, axis_out, right[-2], out[-2]))
+    if weight_of(b) is not None and len(right) > 1:
+        axes = (len(right) - 1, len(right) - 2)
+        add_site(analysis, node, b, a, axes if flip_right else axes[::-1], (left[-1], out[-1]))
+    elif weight_of(a) is not None and len(right) > 1:
+        axes = (len(left) - 2, len(left) - 1)
+        add_site(analysis, node, a, b, axes if flip_left else axes[::-1], (right[-2], out[-2]))
 
 
 @rule("Gemm")
@@ -247,12 +275,16 @@ def _merge(analysis: Analysis, node: ir.Node, found: Sequence[Ref], summed: bool
 
 
 def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: str, operands: list[dict]) -> None:
+    """A weight may stack matrices along further letters; the last letters are the features."""
     for i, (weight, other) in enumerate(zip(node.inputs, reversed(node.inputs), strict=True)):
-        if len(terms) < 2 or not is_weight(weight) or other.const_value is not None:
+        source = weight_of(weight) if len(terms) == 2 else None
+        if source is None or other.const_value is not None:
             continue
-        summed = [c for c in terms[i] if c not in output and c in terms[1 - i]]
-        written = [c for c in terms[i] if c in output and c not in terms[1 - i]]
-        if len(summed) == len(written) == 1:
-            refs = operands[1 - i][summed[0]], operands[i][written[0]]
-            axes = terms[i].index(summed[0]), terms[i].index(written[0])
-            analysis.sites.append(Site(node, weight, other, *axes, *refs))
+        own = terms[i][len(terms[i]) - len(source.shape) + (weight is not source) :]
+        summed = [c for c in own if c not in output and c in terms[1 - i]]
+        written = [c for c in own if c in output and c not in terms[1 - i]]
+        if summed and written:
+            axes = terms[i].index(summed[-1]), terms[i].index(written[-1])
+            refs = operands[1 - i][summed[-1]], operands[i][written[-1]]
+            add_site(analysis, node, weight, other, axes, refs)
+            return
