@@ -58,7 +58,8 @@ class Case:
         until: the last such opset.
         need: a condition on the sizes, in Python.
         loose: per axis a larger group that the operators do commute with though the rule does not say so, or ``-``.
-        free: whether random graphs may use it; not if its outputs are meaningless at other sizes.
+        free: whether random graphs may use it at other sizes.
+        mixed: whether random graphs use it at all.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Case:
     need: str = "True"
     loose: str = ""
     free: bool = True
+    mixed: bool = True
 
 
 def resize(text: str, sizes: Mapping[str, int | str]) -> str:

@@ -79,11 +79,14 @@ def change(model: ir.Model, choose: Callable[[Analysis], Mapping[Node, Transform
 
 
 def basis_change(
-    model: ir.Model, choose: Callable[[Analysis], Mapping[Node, Transform]], seed: int = 0
+    model: ir.Model,
+    choose: Callable[[Analysis], Mapping[Node, Transform]],
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[float, np.dtype]:
     """The same, and the type that both were evaluated in: fused operators of onnxruntime exist in float32 only."""
     wide = to_double(model)
-    inputs = example_inputs(model, seed=seed)
+    inputs = example_inputs(model, seed=seed, sizes=sizes)
     before, dtype = evaluate_exactly(wide, inputs)
     analysis = analyze(wide)
     fold(analysis, choose(analysis))
@@ -95,7 +98,8 @@ def evaluate_exactly(wide: ir.Model, inputs: Mapping[str, np.ndarray]) -> tuple[
     try:
         return evaluate_double(wide, inputs), np.dtype(np.float64)
     except (InputError, NotImplementedError, KeyError, RuntimeError, ValueError):
-        return Session(_single(wide)).run(inputs), np.dtype(np.float32)
+        narrow = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in inputs.items()}
+        return Session(_single(wide)).run(narrow), np.dtype(np.float32)
 
 
 def _single(wide: ir.Model) -> ir.Model:
