@@ -19,8 +19,10 @@ from qcompile.calibration import Data, divergence, logit_outputs, next_token_los
 from qcompile.capture import Source
 from qcompile.errors import InputError, VerificationError
 from qcompile.evaluate import Session, compare
+from qcompile.folding import EAGER_BYTES, total_bytes
 from qcompile.formats import Format, get_format
 from qcompile.scoring import quantize_rows
+from qcompile.segments import Segments
 from qcompile.targets import Lowered, Plan
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[
 
 def source_outputs(source: Source, data: Data, inputs: int = 1) -> dict[int, dict[str, np.ndarray]]:
     """What the source computes for the first batches, by identity of the batch."""
-    session = source_session(source, optimize=False)
+    large = total_bytes(source.model) >= EAGER_BYTES
+    session = Segments(source.model) if large else source_session(source, optimize=False)
     return {id(batch): session.run(batch) for batch in data.batches[:inputs]}
 
 
@@ -101,7 +104,8 @@ def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None
     if not prepared.outputs:
         prepared.outputs = source_outputs(prepared.source, data)
     prepared.release_source()
-    rewritten = Session(prepared.model, optimize=False)
+    large = total_bytes(prepared.model) >= EAGER_BYTES
+    rewritten = Segments(prepared.model) if large else Session(prepared.model, optimize=False)
     batches = [batch for batch in data.batches if id(batch) in prepared.outputs]
     relative = absolute = 0.0
     for batch in batches:
