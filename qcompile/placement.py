@@ -178,8 +178,11 @@ def _place_online(
 
 
 def _features_last(analysis: Analysis, group: Group) -> bool:
-    """Whether the features of the value are its last axis, which online transforms act on."""
-    return all(site.ref_in is analysis.refs(group.value)[-1] for site in group.sites)
+    """Whether the features of the value run fastest, which online transforms need: nothing but axes of one follow."""
+    refs = list(analysis.refs(group.value))
+    while len(refs) > 1 and analysis.axes.size(refs[-1]) == 1:
+        refs.pop()
+    return all(site.ref_in is refs[-1] for site in group.sites)
 
 
 def _compose(first: Transform, second: Transform) -> Transform:

@@ -59,6 +59,8 @@ def reshape(analysis: Analysis, node: ir.Node) -> None:
             analysis.opaque(node, f"{label(node)} has a shape that is computed at run time")
             return
         target = _merge(target, [static(dim) for dim in stated])
+    elif stated is not None and len(stated) == len(target):
+        target = [stated[i] if dim == -1 and static(stated[i]) else dim for i, dim in enumerate(target)]
     keep_zero = bool(node.attributes.get_int("allowzero", 0))
     target = [
         _dim(analysis, source[i]) if dim == 0 and not keep_zero and i < len(source) else dim
