@@ -39,4 +39,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in ordered:
-            file.write(np.ascontiguousarray(tensors[name][2]()).data.cast("B") if np.prod(tensors[name][1]) else b"")
+            file.write(np.ascontiguousarray(tensors[name][2]()).reshape(-1).view(np.uint8).data)
