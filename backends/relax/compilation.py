@@ -13,6 +13,9 @@ from qcompile.errors import TargetError
 
 __all__ = ["Machine", "build", "machine"]
 
+#: Elements that make a job of their own.
+_WORTHWHILE = 4096
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -134,6 +137,43 @@ def _schedule_cpu(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
 
 
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with every block's outer data-parallel loops fused into a parallel one."""
+    """The function with the outer data-parallel loops of each block fused into a parallel one.
+
+    The innermost loop stays as it is, for LLVM to make vectors of. Loops that TVM does not see to be independent (a
+    sort, a scatter) stay serial.
+    """
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        loops = _independent(schedule, block)
+        if not loops or _elements(schedule, loops) < _WORTHWHILE:
+            continue
+        if len(loops) == 1:
+            outer, _ = schedule.split(loops[0], [None, _WORTHWHILE])
+        else:
+            outer = schedule.fuse(*loops[:-1]) if len(loops) > 2 else loops[0]
+        try:
+            schedule.parallel(outer)
+        except s_tir.ScheduleError:
+            continue
     return schedule.mod["main"]
+
+
+def _independent(schedule: Any, block: Any) -> list[Any]:
+    """The outer loops over independent elements; of a block that reduces, with one of its other loops last."""
+    loops, kinds = schedule.get_loops(block), schedule.get(block).iter_vars
+    if len(loops) != len(kinds):
+        return []
+    spatial = [iterator.iter_type == tirx.IterVar.DataPar for iterator in kinds]
+    if all(spatial):
+        return loops
+    count = spatial.index(False)
+    return loops[: count + 1] if count else []
+
+
+def _elements(schedule: Any, loops: list[Any]) -> int:
+    """How many there are; many, where that is dynamic."""
+    count = 1
+    for loop in loops:
+        extent = schedule.get(loop).extent
+        count *= int(extent) if isinstance(extent, tirx.IntImm) else _WORTHWHILE
+    return count

@@ -17,11 +17,12 @@ from qcompile.backends.relax.kernels.codes import SCALE_DTYPES, decode_scale, le
 from qcompile.backends.relax.kernels.lanes import BLOCK, Lanes, argument, kernel
 from qcompile.backends.relax.kernels.tiles import Output, multiply_tiles
 from qcompile.backends.relax.weights import Layout
+from qcompile.formats import Kind
 
 __all__ = ["PackedWeight", "linear"]
 
 _PANEL = 256  # inputs of a decoded panel: with 64 outputs 64 KiB, which the second-level cache holds
-_UNROLLED = 4  # words
+_UNROLLED = 4  # words; a table without an instruction for it is long code already
 _GPU_ROWS = 4
 
 
@@ -127,7 +128,8 @@ def _direct(
                         at = v * apart + e % apart
                         lanes.store(part, at, lanes.load(part, at) + levels[v] * value)
 
-        _each_word(group * layout.words_per_group, layout.words_per_group, multiply)
+        unrolled = 1 if layout.format.element.kind is Kind.TABLE and not lanes.permutes else _UNROLLED
+        _each_word(group * layout.words_per_group, layout.words_per_group, unrolled, multiply)
         for v, (block, lane) in enumerate(columns):
             scale = weight.scale(lanes, block, lane, group)
             for total, part in zip(totals, parts, strict=True):
@@ -144,13 +146,13 @@ def _clear(lanes: Lanes, buffers: Sequence[tirx.Buffer], vectors: int) -> None:
             lanes.store(buffer, v, lanes.number(0.0))
 
 
-def _each_word(first: Any, count: int, do: Any) -> None:
+def _each_word(first: Any, count: int, unrolled: int, do: Any) -> None:
     """``do`` for ``count`` words from ``first`` on, a few at a time."""
-    whole, rest = divmod(count, _UNROLLED)
+    whole, rest = divmod(count, unrolled)
     if whole:
         with T.serial(0, whole) as step:
-            for i in range(_UNROLLED):
-                do(first + step * _UNROLLED + i)
+            for i in range(unrolled):
+                do(first + step * unrolled + i)
     for i in range(count - rest, count):
         do(first + i)
 

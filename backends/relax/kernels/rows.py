@@ -73,8 +73,13 @@ def _sum(lanes: Lanes) -> _Accumulator:
     return _Accumulator(lanes, 0.0, lambda a, b: a + b, "fadd")
 
 
-def softmax(lanes: Lanes, size: int | None) -> tirx.PrimFunc:
-    """``(x [m, n], y [m, n])``; ``size`` is ``n`` where it is known."""
+def softmax(lanes: Lanes, size: int | None, *, guarded: bool = False) -> tirx.PrimFunc:
+    """``(x [m, n], y [m, n])``.
+
+    Args:
+        size: ``n`` where it is known.
+        guarded: whether a row of nothing but -inf gives zeros instead of NaN.
+    """
 
     def write() -> None:
         m = T.int64()
@@ -84,6 +89,8 @@ def softmax(lanes: Lanes, size: int | None) -> tirx.PrimFunc:
             largest = _Accumulator(lanes, -float("inf"), tirx.max, "fmax")
             _sweep(lanes, n, lambda part, i: largest.add(part, x[row, part.at(i)]))
             top, total = largest.total(), _sum(lanes)
+            if guarded:
+                top = T.Bind(select(top == tirx.const(-float("inf"), "float32"), tirx.const(0.0, "float32"), top))
 
             def exponential(part: Lanes, i: Any) -> None:
                 value = exp_of_negative(part, T.Bind(x[row, part.at(i)] - part.splat(top)))
@@ -91,7 +98,10 @@ def softmax(lanes: Lanes, size: int | None) -> tirx.PrimFunc:
                 total.add(part, value)
 
             _sweep(lanes, n, exponential)
-            factor = T.Bind(tirx.const(1.0, "float32") / total.total())
+            whole = total.total()
+            if guarded:
+                whole = T.Bind(select(whole == 0, tirx.const(1.0, "float32"), whole))
+            factor = T.Bind(tirx.const(1.0, "float32") / whole)
 
             def scale(part: Lanes, i: Any) -> None:
                 T.buffer_store(y, y[row, part.at(i)] * part.splat(factor), [row, part.at(i)])

@@ -123,6 +123,12 @@ _variadic("Min", relax.op.minimum, tirx.min)
 _variadic("Sum", relax.op.add, lambda a, b: a + b)
 
 
+@operator("Mean")
+def _mean(g: Builder, node: ir.Node, *inputs: Value) -> relax.Expr:
+    total = OPERATORS["", "Sum"](g, node, *inputs)
+    return g.emit(relax.op.divide(total, relax.const(float(len(inputs)), g.dtype(total))))
+
+
 @operator("Div")
 def _divide(g: Builder, node: ir.Node, a: Value, b: Value) -> relax.Expr:
     if g.dtype(a).startswith(("int", "uint")):
@@ -132,10 +138,16 @@ def _divide(g: Builder, node: ir.Node, a: Value, b: Value) -> relax.Expr:
 
 @operator("Mod")
 def _modulo(g: Builder, node: ir.Node, a: Value, b: Value) -> relax.Expr:
-    function = tirx.floormod if g.dtype(a).startswith(("int", "uint")) else tirx.fmod
-    if node.attributes.get_int("fmod", 0):
-        function = tirx.truncmod if function is tirx.floormod else tirx.fmod
+    integers = g.dtype(a).startswith(("int", "uint"))
+    if integers:
+        function = tirx.truncmod if node.attributes.get_int("fmod", 0) else tirx.floormod
+    else:
+        function = _remainder
     return elementwise(g, node, function, like(g, a, b), like(g, b, a))
+
+
+def _remainder(x: tirx.Expr, y: tirx.Expr) -> tirx.Expr:
+    return x - tirx.trunc(x / y) * y
 
 
 @operator("Pow")
@@ -185,6 +197,7 @@ _UNARY: dict[str, _Rule] = {
     "Sign": relax.op.sign, "Not": relax.op.logical_not, "IsNaN": relax.op.isnan, "Atan": relax.op.atan,
     "Sinh": relax.op.sinh, "Cosh": relax.op.cosh, "Asin": relax.op.asin, "Acos": relax.op.acos,
     "BitwiseNot": relax.op.bitwise_not, "Identity": lambda x: x, "Selu": relax.op.nn.selu,
+    "Asinh": relax.op.asinh, "Acosh": relax.op.acosh, "Atanh": relax.op.atanh, "Dropout": lambda x: x,
 }  # fmt: skip
 for _name, _rule in _UNARY.items():
     OPERATORS["", _name] = partial(lambda g, node, x, *rest, rule: g.emit(rule(g.tensor(x))), rule=_rule)
@@ -231,6 +244,18 @@ def _leaky_relu(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
 def _elu(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
     alpha = node.attributes.get_float("alpha", 1.0)
     return unary(g, node, lambda v: tirx.Select(v > 0, v, _f(alpha, v) * (tirx.exp(v) - _f(1.0, v))), x)
+
+
+@operator("Celu")
+def _celu(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
+    alpha = node.attributes.get_float("alpha", 1.0)
+    return unary(g, node, lambda v: tirx.Select(v > 0, v, _f(alpha, v) * (tirx.exp(v / _f(alpha, v)) - _f(1.0, v))), x)
+
+
+@operator("ThresholdedRelu")
+def _thresholded(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
+    alpha = node.attributes.get_float("alpha", 1.0)
+    return unary(g, node, lambda v: tirx.Select(v > _f(alpha, v), v, _f(0.0, v)), x)
 
 
 @operator("PRelu")

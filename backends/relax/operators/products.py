@@ -126,8 +126,8 @@ def _attention(
     from qcompile.backends.relax.operators.reductions import softmax_last
 
     unsupported = [value for value in past if value is not None] or len([o for o in node.outputs if o.name]) > 1
-    if unsupported or node.attributes.get_float("softcap", 0.0) or node.attributes.get_int("qk_matmul_output_mode", 0):
-        raise refuse(node, "a cache, a soft cap or further outputs are not supported")
+    if unsupported:
+        raise refuse(node, "a cache or further outputs are not supported")
     q, k, v = (g.tensor(x) for x in (q, k, v))
     flat = len(g.shape(q)) == 3
     if flat:
@@ -137,11 +137,14 @@ def _attention(
     scale = node.attributes.get_float("scale", float(width) ** -0.5)
     k, v = (_repeated(g, x, heads) for x in (k, v))
     scores = multiply(g, node, _times(g, node, q, scale), k, transposed=True)
+    cap = node.attributes.get_float("softcap", 0.0)
+    if cap:
+        scores = _times(g, node, g.emit(relax.op.tanh(_times(g, node, scores, 1 / cap))), cap)
     if node.attributes.get_int("is_causal", 0):
         scores = _causal(g, scores)
     if mask is not None:
         scores = _masked(g, node, scores, g.tensor(mask))
-    out = multiply(g, node, softmax_last(g, scores), v)
+    out = multiply(g, node, softmax_last(g, scores, guarded=mask is not None), v)
     if not flat:
         return out
     merged = g.transpose(out, [0, 2, 1, 3])

@@ -97,15 +97,16 @@ def _softmax(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
     return softmax_last(g, x)
 
 
-def softmax_last(g: Builder, x: relax.Expr) -> relax.Expr:
-    """Over the last axis."""
+def softmax_last(g: Builder, x: relax.Expr, *, guarded: bool = False) -> relax.Expr:
+    """Over the last axis; ``guarded`` as in the kernel."""
     shape = g.shape(x)
     if g.lanes.threads or g.dtype(x) != "float32":
         return g.emit(relax.op.nn.softmax(x, -1))
     size = shape[-1] if isinstance(shape[-1], int) else None
     rows = g.reshape(x, [known.product(shape[:-1]), shape[-1]])
-    key = ("softmax", size)
-    return g.reshape(g.call(key, lambda: softmax(g.lanes, size), [rows], g.shape(rows)), shape)
+    key = ("softmax", size or "", "guarded" if guarded else "plain")
+    out = g.call(key, lambda: softmax(g.lanes, size, guarded=guarded), [rows], g.shape(rows))
+    return g.reshape(out, shape)
 
 
 @operator("LogSoftmax")
