@@ -15,9 +15,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 class Tile(NamedTuple):
-    """Rows of the weight and tokens of a program, its warps and pipeline stages, and how many programs to aim at.
+    """How a product is cut into programs.
 
-    ``programs`` is reached by splitting K; 0 never splits.
+    ``rows`` of the weight and ``tokens`` of a program, its ``warps`` and pipeline ``stages``; ``programs`` to aim at
+    by cutting K into shares, 0 for never; and the most ``columns`` of each plane that are taken at a time.
     """
 
     rows: int
@@ -25,31 +26,25 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     programs: int
+    columns: int = 64
 
 
-#: (most tokens, tile) by the width of the activations in bits; ``None`` expands the weight for torch's product.
-_TILES: dict[int, tuple[tuple[float, Tile | None], ...]] = {
-    16: (
-        (16, Tile(64, 16, 4, 4, 528)),
-        (32, Tile(64, 32, 4, 4, 528)),
-        (64, Tile(64, 64, 4, 3, 528)),
-        (1024, Tile(128, 128, 4, 2, 0)),
-        (float("inf"), None),
-    ),
-    8: (
-        (16, Tile(64, 16, 4, 4, 528)),
-        (64, Tile(64, 64, 4, 3, 528)),
-        (float("inf"), Tile(128, 128, 4, 3, 0)),
-    ),
-}
+#: (most tokens, tile); ``None`` expands the weight for torch's product.
+_TILES: tuple[tuple[float, Tile | None], ...] = (
+    (8, Tile(64, 8, 4, 2, 1056)),
+    (16, Tile(64, 16, 4, 3, 528)),
+    (64, Tile(64, 64, 4, 3, 264)),
+    (1024, Tile(128, 128, 4, 3, 264, 32)),
+    (float("inf"), None),
+)
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
 
-def tile_of(bits: int, tokens: int) -> Tile | None:
+def tile_of(tokens: int) -> Tile | None:
     """The tile for that many tokens, or None to expand the weight."""
     if INTERPRETED:
         return _INTERPRETED if tokens <= 16 else None
-    return next(tile for most, tile in _TILES[bits] if tokens <= most)
+    return next(tile for most, tile in _TILES if tokens <= most)
 
 
 def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:
@@ -65,4 +60,4 @@ def stages_of(tile: Tile, codes: str) -> int:
 
 def split_of(tile: Tile, tiles: int, tiles_k: int) -> int:
     """Into how many shares to cut K, of at least two tiles each."""
-    return max(1, min(tile.programs // max(tiles, 1), tiles_k // 2))
+    return max(1, min(round(tile.programs / max(tiles, 1)), tiles_k // 2))

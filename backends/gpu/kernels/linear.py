@@ -47,7 +47,7 @@ class Linear:
             x = quantize_activation(x, self.meta["activation"])
         value = dequantize(x) if isinstance(x, Activation) else x
         rows = value.reshape(-1, self.meta["K"])
-        tile = tile_of(16, rows.shape[0])
+        tile = tile_of(rows.shape[0])
         y = self.expanded(rows, bias) if tile is None else self.fused(rows, bias, tile)
         return y.view(*value.shape[:-1], self.meta["N"])
 
@@ -72,7 +72,7 @@ class Linear:
             EVEN_K=size % self.meta["tile"] == 0, ASM=self._asm,
             DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
             TERMS=1 if INTERPRETED else _TERMS[x.dtype],
-            BN=tile.rows, BM=tile.tokens, SPLIT=split > 1,
+            BN=tile.rows, BM=tile.tokens, SPLIT=split > 1, COLUMNS=min(tile.columns, self.meta["plane"]),
             STAGES=stages_of(tile, self.meta["codes"]), num_warps=tile.warps,
         )  # fmt: skip
         return y

@@ -17,12 +17,23 @@ def _spread(s, ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _load_scale(s_row, P: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr):
-    """Stored scales: of group P for "post", else of plane P, as ``[rows, groups of a plane]`` where it has several."""
+def _scale_at(
+    step, N, GROUPS: tl.constexpr, STEPS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr
+):
+    """Where the scales of a step begin, in a row of scales that starts at tile 0."""
+    inside = step % STEPS * (COLUMNS // GROUP) if SCALE != "post" and COLUMNS >= GROUP else 0
+    return step // STEPS * N * GROUPS + inside
+
+
+@triton.jit
+def _load_scale(
+    s_row, P: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Stored scales: of group P for "post", else of plane P, as ``[rows, groups]`` where its columns have several."""
     if SCALE == "post":
         s = tl.load(s_row + P)
-    elif GROUP < PLANE:
-        s = tl.load(s_row[:, None] + (P * (PLANE // GROUP) + tl.arange(0, PLANE // GROUP))[None, :])
+    elif GROUP < COLUMNS:
+        s = tl.load(s_row[:, None] + (P * (PLANE // GROUP) + tl.arange(0, COLUMNS // GROUP))[None, :])
     else:
         s = tl.load(s_row + P * PLANE // GROUP)
     return s
@@ -30,11 +41,11 @@ def _load_scale(s_row, P: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr
 
 @triton.jit
 def _times_scale(
-    v, s, SCALE: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr, ROWS: tl.constexpr, ASM: tl.constexpr
+    v, s, SCALE: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ASM: tl.constexpr
 ):
     """Levels of a plane times the scales of its groups: exact in bfloat16 for "mx", "nv"; "pre" rounds to it."""
     factor = s.to(v.dtype) if SCALE == "pre" else group_scale(s, SCALE, ASM)
-    return v * (_spread(factor, ROWS, PLANE // GROUP, GROUP) if GROUP < PLANE else factor[:, None])
+    return v * (_spread(factor, ROWS, COLUMNS // GROUP, GROUP) if GROUP < COLUMNS else factor[:, None])
 
 
 @triton.jit
@@ -78,7 +89,8 @@ def matmul_kernel(
     x, words, scales, zeros, table, row_scale, token_scale, bias, y, partial, counters, M, N, K, stride_x,
     KIND: tl.constexpr, SCALE: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr,
     TOKEN: tl.constexpr, BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr, DOT: tl.constexpr,
-    TERMS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
+    TERMS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """``y [M, N] = x [M, K] Wᵀ``: the decoded weight is the left operand, so that few tokens are the cheap side.
 
@@ -90,6 +102,7 @@ def matmul_kernel(
     BK: tl.constexpr = PLANES * PLANE
     GROUPS: tl.constexpr = BK // GROUP
     COUNT: tl.constexpr = GROUPS if SCALE == "post" else PLANES
+    STEPS: tl.constexpr = PLANE // COLUMNS  # of each plane's columns, in which a tile is taken
     pid, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     tiles_m = tl.cdiv(M, BM)
     # Eight weight tiles in turn read the same tokens, which stay in the cache meanwhile.
@@ -99,40 +112,41 @@ def matmul_kernel(
     pm = pid % (8 * tiles_m) // width
     n, m = pn * BN + tl.arange(0, BN), pm * BM + tl.arange(0, BM)
     ns = tl.minimum(n, N - 1)
-    c = tl.arange(0, PLANE)
-    tiles_k = tl.cdiv(K, BK)
-    first, last = tiles_k * split // splits, tiles_k * (split + 1) // splits
+    c = tl.arange(0, COLUMNS)
+    steps = tl.cdiv(K, BK) * STEPS
+    first, last = steps * split // splits, steps * (split + 1) // splits
 
-    w_ptr = words + first.to(tl.int64) * N * PLANE + (ns[:, None] * PLANE + c[None, :])
-    s_ptr = scales + first * N * GROUPS + ns * GROUPS
-    z_ptr = zeros + first * N * GROUPS + ns * GROUPS
+    w_ptr = words + (ns[:, None] * PLANE + c[None, :])
+    s_ptr, z_ptr = scales + ns * GROUPS, zeros + ns * GROUPS
     x_ptr = x + (m[None, :].to(tl.int64) * stride_x + c[:, None])
     acc = tl.zeros([BN, BM], tl.float32)
-    if SCALE != "row":  # scales of the next tile are on their way while this one is computed: loads this small
-        s_0 = _load_scale(s_ptr, 0, SCALE, GROUP, PLANE)  # are not pipelined by the compiler
-        s_1 = _load_scale(s_ptr, 1 % COUNT, SCALE, GROUP, PLANE)
-        s_2 = _load_scale(s_ptr, 2 % COUNT, SCALE, GROUP, PLANE)
-        s_3 = _load_scale(s_ptr, 3 % COUNT, SCALE, GROUP, PLANE)
-    for kt in tl.range(first, last, num_stages=STAGES):
-        w = tl.load(w_ptr)
+    if SCALE != "row":  # scales of the next step are on their way while this one is computed: loads this small
+        at = _scale_at(first, N, GROUPS, STEPS, COLUMNS, GROUP, SCALE)  # are not pipelined by the compiler
+        s_0 = _load_scale(s_ptr + at, 0, SCALE, GROUP, PLANE, COLUMNS)
+        s_1 = _load_scale(s_ptr + at, 1 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
+        s_2 = _load_scale(s_ptr + at, 2 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
+        s_3 = _load_scale(s_ptr + at, 3 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
+    for step in tl.range(first, last, num_stages=STAGES):
+        kt = step // STEPS
+        w = tl.load(w_ptr + (kt.to(tl.int64) * N * PLANE + step % STEPS * COLUMNS))
         if SCALE != "row":
-            s_ptr += tl.where(kt + 1 < last, N * GROUPS, 0)
-            n_0 = _load_scale(s_ptr, 0, SCALE, GROUP, PLANE)
-            n_1 = _load_scale(s_ptr, 1 % COUNT, SCALE, GROUP, PLANE)
-            n_2 = _load_scale(s_ptr, 2 % COUNT, SCALE, GROUP, PLANE)
-            n_3 = _load_scale(s_ptr, 3 % COUNT, SCALE, GROUP, PLANE)
+            at = _scale_at(tl.minimum(step + 1, last - 1), N, GROUPS, STEPS, COLUMNS, GROUP, SCALE)
+            n_0 = _load_scale(s_ptr + at, 0, SCALE, GROUP, PLANE, COLUMNS)
+            n_1 = _load_scale(s_ptr + at, 1 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
+            n_2 = _load_scale(s_ptr + at, 2 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
+            n_3 = _load_scale(s_ptr + at, 3 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
         for g in tl.static_range(GROUPS if SCALE == "post" else 1):
             part = tl.zeros([BN, BM], tl.float32) if SCALE == "post" else acc
-            zero = tl.load(z_ptr + g) if ZERO else None
+            zero = tl.load(z_ptr + (kt * N * GROUPS + g)) if ZERO else None
             for p in tl.static_range(PLANES):
                 if SCALE != "post" or p * PLANE // GROUP == g:
-                    k = kt * BK + p * PLANE
+                    k = kt * BK + (p * PLANE + step % STEPS * COLUMNS)
                     inside = (m < M)[None, :] if EVEN_K else (m < M)[None, :] & (k + c < K)[:, None]
                     xt = tl.load(x_ptr + k, mask=inside, other=0.0)
                     v = decode_plane(w, zero, table, KIND, p, ASM)
                     if SCALE == "mx" or SCALE == "nv" or SCALE == "pre":
                         s = s_0 if p == 0 else s_1 if p == 1 else s_2 if p == 2 else s_3
-                        v = _times_scale(v, s, SCALE, GROUP, PLANE, BN, ASM)
+                        v = _times_scale(v, s, SCALE, GROUP, COLUMNS, BN, ASM)
                     part = _dot(_narrow(v, KIND, DOT), xt, part, DOT, TERMS)
             if SCALE == "post":
                 s = s_0 if g == 0 else s_1 if g == 1 else s_2 if g == 2 else s_3
@@ -144,8 +158,6 @@ def matmul_kernel(
         if ASM and SCALE != "post":
             # Ends the sums of this tile: ptxas runs the matrix instructions one by one where they stay open.
             acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [acc], dtype=tl.float32, is_pure=False, pack=1)
-        w_ptr += N * PLANE
-        z_ptr += N * GROUPS
 
     if not SPLIT:
         _store(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
@@ -179,13 +191,12 @@ def expand_kernel(
     rs = tl.load(row_scale + n)[:, None]
     s_row = scales + kt * N * GROUPS + n * GROUPS
     for p in tl.static_range(PLANES):
-        g: tl.constexpr = p * PLANE // GROUP
-        zero = tl.load(zeros + kt * N * GROUPS + n * GROUPS + g) if ZERO else None
+        zero = tl.load(zeros + kt * N * GROUPS + n * GROUPS + p * PLANE // GROUP) if ZERO else None
         v = decode_plane(w, zero, table, KIND, p, False)
         if SCALE == "post":
-            v = v * tl.load(s_row + g).to(tl.float32)[:, None]
+            v = v * tl.load(s_row + p * PLANE // GROUP).to(tl.float32)[:, None]
         elif SCALE != "row":
-            v = _times_scale(v, _load_scale(s_row, p, SCALE, GROUP, PLANE), SCALE, GROUP, PLANE, BN, False)
+            v = _times_scale(v, _load_scale(s_row, p, SCALE, GROUP, PLANE, PLANE), SCALE, GROUP, PLANE, BN, False)
         k = kt * BK + p * PLANE + c
         mask = (at < rows)[:, None] & (k < K)[None, :]
         tl.store(out + at[:, None].to(tl.int64) * K + k[None, :], (v * rs).to(out.dtype.element_ty), mask=mask)
