@@ -18,7 +18,7 @@ from qcompile.formats.rows import CHUNK, Rows
 from qcompile.formats.scales import Scales, divisor, group_scales
 from qcompile.formats.tensor_scale import default_tensor_scale
 
-__all__ = ["Quantized", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "round_to"]
+__all__ = ["Quantized", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "quantize_rows", "round_to"]
 
 
 # ---- elementwise, scales given -----------------------------------------------------------------------------------
@@ -132,9 +132,15 @@ def quantize(
     if not isinstance(fmt, Format):  # a format with a structure of its own brings its own encoder
         return fmt.quantize(x, axis)
     view = Rows.of(x, fmt, axis)
-    tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
     view.check(scales)
-    codes = torch.empty(view.count, view.groups, view.group, dtype=torch.uint8, device=x.device)
+    return quantize_rows(view, tuple(x.shape), fmt, _tensor_scale_of(x, fmt, scales, tensor_scale), scales)
+
+
+def quantize_rows(
+    view: Rows, shape: tuple[int, ...], fmt: Format, tensor_scale: Tensor | None, scales: Scales | None = None
+) -> Quantized:
+    """:func:`quantize` of the values that a view yields, which belong to a tensor of ``shape``."""
+    codes = torch.empty(view.count, view.groups, view.group, dtype=torch.uint8, device=view.x.device)
     stored = _empty_scales(view, fmt, tensor_scale)
     for part, groups in view.chunks():
         local = _chunk_scales(groups, fmt, scales, tensor_scale, part)
@@ -143,7 +149,7 @@ def quantize(
         codes[part] = encode(groups, local.effective.unsqueeze(-1), zero_point, fmt)
     shaped = view.shape_scales(stored)
     codes = codes.view(*view.lead, view.groups_per_row * view.group)
-    return Quantized(fmt, tuple(x.shape), view.axis, codes, shaped.scale, shaped.zero_point, tensor_scale)
+    return Quantized(fmt, shape, view.axis, codes, shaped.scale, shaped.zero_point, tensor_scale)
 
 
 def fake_quantize(

@@ -35,7 +35,7 @@ def line_slice(moved: Tensor, part: slice) -> Tensor:
     """Some of the lines along the last axis, ``[lines, size]``, all other axes taken as one; copies nothing else."""
     if moved.dim() <= 2 or moved.is_contiguous():
         return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])[part]
-    lines = torch.arange(math.prod(moved.shape[:-1]), device=moved.device)[part]
+    lines = torch.arange(*part.indices(math.prod(moved.shape[:-1])), device=moved.device)
     return moved[torch.unravel_index(lines, moved.shape[:-1])]
 
 
@@ -73,17 +73,18 @@ class Rows:
     group: int
     groups: int  # of a row
     rows: int  # that must stay in one chunk
+    columns: Tensor | None = None  # what each position along the axis is divided by
 
     @staticmethod
-    def of(x: Tensor, fmt: Format, axis: int) -> Rows:
+    def of(x: Tensor, fmt: Format, axis: int, columns: Tensor | None = None) -> Rows:
         """Check ``x`` and choose its rows."""
         moved = moved_last(x, axis)
         lead, size = tuple(moved.shape[:-1]), moved.shape[-1]
         group = fmt.group or max(size, 1)
         common = {"lead": lead, "axis": axis % x.dim(), "size": size, "group": group, "rows": fmt.rows}
-        if fmt.rows == 1 and size and size % group == 0 and moved.is_contiguous():
+        if fmt.rows == 1 and columns is None and size and size % group == 0 and moved.is_contiguous():
             return Rows(moved.reshape(-1, group), width=group, groups=1, **common)
-        return Rows(moved, width=size, groups=-(-size // group), **common)
+        return Rows(moved, width=size, groups=-(-size // group), columns=columns, **common)
 
     @property
     def count(self) -> int:
@@ -104,6 +105,8 @@ class Rows:
         for start in range(0, self.count, step):
             part = slice(start, min(start + step, self.count))
             values = line_slice(self.x, part).float()
+            if self.columns is not None:
+                values = values / self.columns
             if padded != self.width:
                 values = torch.nn.functional.pad(values, (0, padded - self.width))
             yield part, values.reshape(-1, self.groups, self.group)

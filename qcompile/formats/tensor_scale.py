@@ -16,13 +16,15 @@ def finite_amax(x: Tensor) -> Tensor:
     """The largest finite magnitude of ``x`` as a float32 scalar; 0 for an empty tensor."""
     if x.numel() == 0:
         return torch.zeros((), device=x.device)
-    low, high = torch.aminmax(x)
-    amax = torch.maximum(-low, high).float()
-    if amax.isfinite():
-        return amax
-    lines = x.split(max(1, _CHUNK * len(x) // x.numel()))  # no reshape, which copies where strides do not allow it
-    parts = [part.float().nan_to_num(0, 0, 0).abs().amax() for part in lines]
-    return torch.stack(parts).amax()
+    # Neither of the two copies whole tensors: aminmax would, if the strides were not those of a contiguous one.
+    x = x.permute(sorted(range(x.dim()), key=lambda axis: -x.stride(axis)))
+    if x.is_contiguous():
+        low, high = torch.aminmax(x)
+        amax = torch.maximum(-low, high).float()
+        if amax.isfinite():
+            return amax
+    lines = x.split(max(1, _CHUNK * len(x) // x.numel()))
+    return torch.stack([part.float().nan_to_num(0, 0, 0).abs().amax() for part in lines]).amax()
 
 
 def default_tensor_scale(x: Tensor, fmt: Format) -> Tensor | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qcompile.formats.quantizer import Quantized
+    from qcompile.formats.rows import Rows
 
 __all__ = ["TWO_AXIS_FORMATS", "TwoAxisFormat", "TwoAxisQuantized", "level_deviations"]
 
@@ -63,55 +64,36 @@ class TwoAxisFormat:
         Raises:
             InputError: for a tensor without a second axis, or as for scalar formats.
         """
-        import torch
-
-        from qcompile.formats.quantizer import Quantized, quantize
-        from qcompile.formats.rows import line_slice, moved_last
-        from qcompile.formats.scales import Scales, store_scale
+        from qcompile.formats.quantizer import quantize_rows
+        from qcompile.formats.rows import Rows, moved_last
+        from qcompile.formats.scales import store_scale
 
         if x.dim() < 2:
             raise InputError(f"{self.name} needs two axes to scale, the tensor has {x.dim()}")
-        moved = moved_last(x, axis)
-        second = store_scale(level_deviations(moved, self.iterations), self.second)
-        tensor_scale = _tensor_scale(moved, second, self.inner)
-        parts: list[Scales] = []
-        codes = None
-        for part in _parts(moved):
-            q = quantize(line_slice(moved, part).float() / second, self.inner, -1, tensor_scale=tensor_scale)
-            if codes is None:
-                codes = torch.empty(math.prod(moved.shape[:-1]), q.codes.shape[-1], dtype=torch.uint8, device=x.device)
-            codes[part] = q.codes
-            parts.append(q.all_scales)
-        assert codes is not None
-        lead = moved.shape[:-1]
-        scales = torch.cat([part.scale for part in parts]).view(*lead, parts[0].scale.shape[-1])
-        zero_points = None
-        if parts[0].zero_point is not None:
-            zero_points = torch.cat([part.zero_point for part in parts]).view(scales.shape)  # type: ignore[misc]
-        codes = codes.view(*lead, codes.shape[-1])
-        inner = Quantized(self.inner, tuple(x.shape), axis % x.dim(), codes, scales, zero_points, tensor_scale)
+        second = store_scale(level_deviations(moved_last(x, axis), self.iterations), self.second)
+        view = Rows.of(x, self.inner, axis, second)
+        inner = quantize_rows(view, tuple(x.shape), self.inner, _tensor_scale(view, self.inner))
         return TwoAxisQuantized(self, inner, second)
 
 
-def _parts(moved: Tensor) -> list[slice]:
-    """Lines along the last axis in pieces that fit the cache; one empty piece for an empty tensor."""
-    from qcompile.formats.rows import CHUNK
-
-    lines, step = math.prod(moved.shape[:-1]), max(1, CHUNK // max(moved.shape[-1], 1))
-    return [slice(start, min(start + step, lines)) for start in range(0, max(lines, 1), step)]
-
-
-def _tensor_scale(moved: Tensor, second: Tensor, inner: Format) -> Tensor | None:
+def _tensor_scale(view: Rows, inner: Format) -> Tensor | None:
     """The second-level scale of the leveled tensor, which is never whole in memory."""
     import torch
 
-    from qcompile.formats.rows import line_slice
     from qcompile.formats.tensor_scale import default_tensor_scale, finite_amax
 
-    if inner.tensor_scale is None:
-        return default_tensor_scale(second, inner)  # a constant or nothing
-    amax = [finite_amax(line_slice(moved, part).float() / second) for part in _parts(moved)]
-    return default_tensor_scale(torch.stack(amax), inner)
+    amax = torch.zeros(1, device=view.x.device)
+    for _, groups in view.chunks() if inner.tensor_scale else ():
+        amax = torch.maximum(amax, finite_amax(groups))
+    return default_tensor_scale(amax, inner)
+
+
+def _parts(moved: Tensor) -> list[slice]:
+    """Lines along the last axis in pieces that fit the cache."""
+    from qcompile.formats.rows import CHUNK
+
+    lines, step = math.prod(moved.shape[:-1]), max(1, CHUNK // max(moved.shape[-1], 1))
+    return [slice(start, min(start + step, lines)) for start in range(0, lines, step)]
 
 
 def level_deviations(x: Tensor, iterations: int) -> Tensor:
@@ -151,17 +133,17 @@ def _squares(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _row_moments(x: Tensor, column: Tensor) -> Tensor:
     """Root mean square of each line after its columns are divided by ``column``."""
-    import torch
-
-    weight = column.square().reciprocal_()
-    return torch.cat([square @ weight for _, square in _squares(x)]).div_(len(column)).sqrt_()
+    weight, total = column.square().reciprocal_(), column.new_empty(math.prod(x.shape[:-1]))
+    for part, square in _squares(x):
+        total[part] = square @ weight
+    return total.div_(len(column)).sqrt_()
 
 
 def _column_moments(x: Tensor, row: Tensor) -> Tensor:
     """Root mean square of each column after the lines are divided by ``row``."""
     weight, total = row.square().reciprocal_(), row.new_zeros(x.shape[-1])
     for part, square in _squares(x):
-        total = total + weight[part] @ square
+        total += weight[part] @ square
     return total.div_(len(row)).sqrt_()
 
 
