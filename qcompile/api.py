@@ -39,6 +39,7 @@ def export(
     method: str = "gptq",
     seed: int = 0,
     device: str = "cpu",
+    tvm_target: str | None = None,
     progress: Progress | None = None,
     **capture_options: Any,
 ) -> Artifact:
@@ -56,6 +57,7 @@ def export(
         method: ``gptq``, ``search`` or ``rtn``.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
+        tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
         progress: called with a step, how much of it is done, and how much there is.
         capture_options: those of ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``.
 
@@ -65,6 +67,7 @@ def export(
     options = Options(
         target=target, budget=dict(budget or {}), calibration=calibration, evaluation=evaluation,
         formats=tuple(formats), transforms=transforms, method=method, seed=seed, device=device,
+        tvm_target=tvm_target,
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
     return _export(model, options, where, progress=progress, **capture_options)

@@ -86,6 +86,9 @@ def export(
     method: Annotated[Method, typer.Option(help="How weights are rounded.")] = Method.gptq,
     seed: Seed = 0,
     device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.cpu,
+    tvm_target: Annotated[
+        str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model for a target and write the artifact."""
@@ -99,7 +102,7 @@ def export(
         artifact = compile_for(
             model, target, where, budget=limits, calibration=calibration, evaluation=evaluation,
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
-            progress=progress,
+            tvm_target=tvm_target, progress=progress,
         )  # fmt: skip
     say(*artifact_tables(artifact), quiet=quiet)
 

@@ -48,6 +48,7 @@ class Options:
         seed: of everything random.
         device: where torch computes: ``cpu`` or ``cuda``.
         evaluation: an ``.npz`` file to measure the loss on.
+        tvm_target: another machine to compile for, as TVM describes machines.
     """
 
     target: str
@@ -59,6 +60,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     evaluation: str | Path | None = None
+    tvm_target: str | None = None
 
 
 @dataclass

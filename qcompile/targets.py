@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -127,6 +127,16 @@ class Target:
                 return Scheme.parse(name)
         raise TargetError(f"target '{self.name}' cannot run format '{text}'; it runs {', '.join(self.schemes)}")
 
+    def on_machine(self, description: str) -> Target:
+        """The target for another machine, which its backend reads from ``options["machine"]``.
+
+        Raises:
+            TargetError: if the backend compiles for no machine in particular.
+        """
+        if "machine" not in self.options:
+            raise TargetError(f"target '{self.name}' is not compiled by TVM: --tvm-target means nothing for it")
+        return replace(self, runs_here=False, options={**self.options, "machine": description})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -170,8 +180,11 @@ class Backend(Protocol):
     def load(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """The artifact as a function of named inputs."""
 
-    def rehearse(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-        """As ``load``, for one small input, on any machine; ``load`` itself where a runner has nothing else."""
+    def rehearse(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        """As ``load``, for one small input, on any machine; ``load`` itself where a runner has nothing else.
+
+        ``None`` for an artifact that was compiled for another machine.
+        """
 
 
 @cache
