@@ -9,7 +9,8 @@ Nothing here imports anything but torch, triton and the standard library.
     y = linear(activation)
 """
 
-from .activation import Activation, dequantize, quantize_activation
+from .activation import dequantize, quantize_activation
+from .activation_type import Activation
 from .embedding import embedding
 from .fused import gate, modulate, rms_norm
 from .linear import Linear

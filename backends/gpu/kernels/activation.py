@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .activation_type import Activation
+from .forms import has_kernel, run_rows
+
 __all__ = ["Activation", "dequantize", "quantize_activation"]
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A value ``[..., K]`` in a block format.
-
-    Args:
-        codes: uint8 ``[rows, width · bits / 8]`` with ``width`` K rounded up to whole groups; of two four-bit codes
-            in a byte the low nibble comes first.
-        scales: ``[rows, groups]``: uint8 for E4M3 and E8M0, float32 otherwise.
-        tensor_scale: float32 ``[rows]``, or None: the second level, one for each row.
-        meta: the format, from ``packing.describe``.
-        shape: of the value.
-        dtype: of the value, and of what is computed from it.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    tensor_scale: Tensor | None
-    meta: dict[str, Any]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 def quantize_activation(x: Tensor, meta: dict[str, Any]) -> Activation:
@@ -40,6 +20,11 @@ def quantize_activation(x: Tensor, meta: dict[str, Any]) -> Activation:
         x: ``[..., K]`` in float32, bfloat16 or float16.
         meta: a format without zero points, from ``packing.describe``.
     """
+    return run_rows("plain", x, activation=meta) if has_kernel(meta) else _quantize(x, meta)
+
+
+def _quantize(x: Tensor, meta: dict[str, Any]) -> Activation:
+    """In plain torch: the formats that no kernel takes."""
     size = x.shape[-1]
     group = meta["group"] or max(size, 1)
     rows = x.reshape(-1, size).float()

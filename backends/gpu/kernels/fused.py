@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .activation import Activation, quantize_activation
+from .activation import quantize_activation
+from .activation_type import Activation
+from .forms import has_kernel, run_rows
 from .transform import Transform
 
 __all__ = ["gate", "modulate", "rms_norm"]
-
-_GATES = {
-    "silu": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu-tanh": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
-    "relu": torch.nn.functional.relu,
-    "sigmoid": torch.sigmoid,
-    "none": lambda a: a,
-}
 
 
 def rms_norm(
@@ -27,10 +21,7 @@ def rms_norm(
     activation: dict[str, Any] | None = None,
 ) -> Tensor | Activation:  # fmt: skip
     """``x / rms(x) · weight`` over the last axis, in float32 inside; then the transform, then the format."""
-    wide = x.float()
-    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    y = y if weight is None else y * weight.float()
-    return _finish(y.to(x.dtype), transform, activation)
+    return _finish(transform, activation, lambda last: run_rows("norm", x, weight, eps=eps, activation=last))
 
 
 def gate(
@@ -38,7 +29,10 @@ def gate(
     activation: dict[str, Any] | None = None,
 ) -> Tensor | Activation:  # fmt: skip
     """``act(a) · b``; ``kind`` is silu, gelu, gelu-tanh, relu, sigmoid or none."""
-    return _finish((_GATES[kind](a.float()) * b.float()).to(a.dtype), transform, activation)
+    if kind == "gelu":  # the error function is torch's
+        a, kind = torch.nn.functional.gelu(a), "none"
+    b = _every_row(b, a)
+    return _finish(transform, activation, lambda last: run_rows(kind, a, b, activation=last))
 
 
 def modulate(
@@ -46,10 +40,41 @@ def modulate(
     activation: dict[str, Any] | None = None,
 ) -> Tensor | Activation:  # fmt: skip
     """``x · (1 + scale) + shift`` (adaLN); ``shift`` and ``scale`` broadcast against ``x [..., K]``."""
-    return _finish((x.float() * (1 + scale.float()) + shift.float()).to(x.dtype), transform, activation)
+    shift_rows, repeat = _rows_of(shift, x)
+    scale_rows, other = _rows_of(scale, x)
+    if repeat != other:
+        shift_rows, scale_rows, repeat = _every_row(shift, x), _every_row(scale, x), 1
+    return _finish(
+        transform,
+        activation,
+        lambda last: run_rows("modulate", x, shift_rows, scale_rows, repeat=repeat, activation=last),
+    )
 
 
-def _finish(y: Tensor, transform: Transform | None, activation: dict[str, Any] | None) -> Tensor | Activation:
-    if transform is not None:
-        return transform(y) if activation is None else transform.quantize(y, activation)
-    return y if activation is None else quantize_activation(y, activation)
+def _rows_of(v: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """``v`` as ``[rows, K]`` and how many rows of ``x`` in turn share one of them."""
+    if (
+        x.ndim >= 2
+        and v.ndim == x.ndim
+        and v.shape[-2] == 1
+        and v.shape[:-2] == x.shape[:-2]
+        and v.shape[-1] == x.shape[-1]
+    ):
+        return v.reshape(-1, x.shape[-1]).contiguous(), max(x.shape[-2], 1)
+    return _every_row(v, x), 1
+
+
+def _every_row(v: Tensor, x: Tensor) -> Tensor:
+    return v.expand_as(x).reshape(-1, x.shape[-1]).contiguous()
+
+
+def _finish(
+    transform: Transform | None, activation: dict[str, Any] | None,
+    run: Callable[[dict[str, Any] | None], Tensor | Activation],
+) -> Tensor | Activation:  # fmt: skip
+    if transform is None and activation is not None and not has_kernel(activation):
+        return quantize_activation(run(None), activation)
+    if transform is None:
+        return run(activation)
+    y = run(None)
+    return transform(y) if activation is None else transform.quantize(y, activation)

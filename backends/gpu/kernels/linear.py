@@ -8,7 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .activation import Activation, dequantize, quantize_activation
+from .activation import dequantize, quantize_activation
+from .activation_type import Activation
 from .launch import INTERPRETED, Tile, scaling_of, split_of, stages_of, tile_of
 from .matmul import expand_kernel, matmul_kernel
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import Activation, quantize_activation
+from .activation import quantize_activation
+from .activation_type import Activation
 
 __all__ = ["Transform"]
 
