@@ -164,10 +164,10 @@ def to_double(model: ir.Model) -> ir.Model:
         for node in graph.all_nodes():
             for value in node.outputs:
                 _widen(value)
-            _widen_attributes(node)
+            _widen_attributes(node, wide.opset_imports)
     for function in wide.functions.values():
         for node in function.all_nodes():
-            _widen_attributes(node)
+            _widen_attributes(node, function.opset_imports)
     return wide
 
 
@@ -175,14 +175,27 @@ _NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _widen(value: ir.Value) -> None:
-    if value.dtype in _NARROW:
+    if value.dtype in _NARROW and not _is_single(value):
         value.type = ir.TensorType(ir.DataType.DOUBLE)  # a clone shares type objects with its original
         if value.const_value is not None:
             array = value.const_value.numpy().astype(np.float64)
             value.const_value = ir.tensor(array, name=value.name)
 
 
-def _widen_attributes(node: ir.Node) -> None:
+#: Inputs that exist in float32 only, whatever the type of the data.
+_SINGLE = {("Resize", 2), ("Upsample", 1)}
+
+
+def _is_single(value: ir.Value) -> bool:
+    uses = value.uses()
+    return bool(uses) and all((node.op_type, index) in _SINGLE for node, index in uses)
+
+
+def _widen_attributes(node: ir.Node, opsets: Mapping[str, int]) -> None:
+    if node.op_type == "ConstantOfShape" and "value" not in node.attributes:  # by default a zero in float32
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
+    if node.op_type == "GroupNormalization" and opsets.get("", 0) >= 21:  # its statistics would be taken in float32
+        node.attributes["stash_type"] = ir.AttrInt64("stash_type", int(ir.DataType.DOUBLE))
     for name, attribute in list(node.attributes.items()):
         if node.op_type == "Cast" and name == "to" and attribute.value in _NARROW:
             node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.DOUBLE))

@@ -7,6 +7,7 @@ from qcompile.rules import attention as attention
 from qcompile.rules import control_flow as control_flow
 from qcompile.rules import elementwise as elementwise
 from qcompile.rules import fused_attention as fused_attention
+from qcompile.rules import images as images
 from qcompile.rules import indexing as indexing
 from qcompile.rules import linear as linear
 from qcompile.rules import normalization as normalization

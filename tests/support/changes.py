@@ -97,7 +97,7 @@ def evaluate_exactly(wide: ir.Model, inputs: Mapping[str, np.ndarray]) -> tuple[
     """A float64 graph's outputs: in float64, or in float32 where operators have no other implementation."""
     try:
         return evaluate_double(wide, inputs), np.dtype(np.float64)
-    except (InputError, NotImplementedError, KeyError, RuntimeError, ValueError):
+    except (InputError, NotImplementedError, KeyError, RuntimeError, ValueError, IndexError):
         narrow = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in inputs.items()}
         return Session(_single(wide)).run(narrow), np.dtype(np.float32)
 

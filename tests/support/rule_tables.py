@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attention_cases
 import elementwise_cases
+import image_cases
 import indexing_cases
 import linear_cases
 import normalization_cases
@@ -15,6 +16,7 @@ CASES = [
     *elementwise_cases.CASES,
     *linear_cases.CASES,
     *shaping_cases.CASES,
+    *image_cases.CASES,
     *indexing_cases.CASES,
     *normalization_cases.CASES,
     *attention_cases.CASES,

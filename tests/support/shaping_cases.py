@@ -72,7 +72,7 @@ CASES = [
     Case("index of the maximum", "A B C", "+ + N", "k = ArgMax<axis=-1, keepdims=1>(h)\n f = Cast<to=1>(k)\n g = Add(f, c)", "float[A,B,1] c"),
     Case("index of the minimum over rows", "A B C", "+ N +", "g = ArgMin<axis=1, keepdims=0>(h)"),
     Case("its size", "A B C", "G G G", "n = Size(h)\n f = Cast<to=1>(n)\n g = Div(h, f)"),
-    Case("its shape", "A B C", "1 G G", "n = Shape<start=1>(h)\n o = ConstantOfShape(n)\n q = Cast<to=1>(o)\n t = Add(h, q)\n g = Reshape(t, m)",
+    Case("its shape", "A B C", "1 G G", "n = Shape<start=1>(h)\n o = ConstantOfShape(n)\n t = Add(h, o)\n g = Reshape(t, m)",
          "int64[3] m = {A,-1,C}", loose="G - -"),
     Case("random numbers of its shape", "A B C", "N N N",
          "r = RandomNormalLike(h)\n u = RandomUniformLike(h)\n v = Mul(r, u)\n n = Mul(v, z)\n g = Add(h, n)", "float[A,B,C] z:zeros", free=False,
