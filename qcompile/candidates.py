@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
+from qcompile.freedom import Freedom
 from qcompile.scoring import weight_matrix
 from qcompile.spaces import Site
 from qcompile.targets import Scheme
@@ -30,30 +31,41 @@ FITTED_BLOCKS = (16, 32, 64)
 VIEWS = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
-def orthogonal_candidates(size: int, scheme: Scheme, kind: str, seed: int) -> dict[str, Transform]:
-    """Orthogonal transforms of an axis, by name, small blocks first."""
+def orthogonal_candidates(
+    size: int, scheme: Scheme, kind: str, seed: int, freedom: Freedom = Freedom.ORTHOGONAL
+) -> dict[str, Transform]:
+    """Orthogonal transforms of an axis, by name, small blocks first.
+
+    Where the vector of ones must stay, they are made of regular Hadamard matrices, which keep it.
+    """
     from qcompile.transforms import BlockDiagonal, Hadamard, has_hadamard
 
+    variant = "default" if Freedom.ORTHOGONAL in freedom else "regular"
     group = (scheme.weight.group if scheme.weight else None) or size
     found: dict[str, Transform] = {}
+
+    def add(block: int) -> None:
+        if block == size:
+            found["hadamard"] = Hadamard(size, seed, variant)
+        else:
+            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed, variant), size // block)
+
     if kind in ("auto", "block"):
         blocks = [b for b in BLOCKS if size % b == 0 and b < size and (b >= group or kind == "auto")]
-        for block in blocks[:1] if kind == "block" else blocks:
-            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed), size // block)
-    if (kind != "block" or not found) and has_hadamard(size):
-        found["hadamard"] = Hadamard(size, seed)
-    if not found and kind != "none":
-        block = _largest_block(size)
-        if block > 1:
-            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed), size // block)
+        for block in [b for b in blocks if has_hadamard(b, variant)][: 1 if kind == "block" else None]:
+            add(block)
+    if (kind != "block" or not found) and has_hadamard(size, variant):
+        add(size)
+    if not found and kind != "none" and (block := _largest_block(size, variant)) > 1:
+        add(block)
     return found
 
 
-def _largest_block(size: int) -> int:
+def _largest_block(size: int, variant: Literal["default", "regular"]) -> int:
     """The largest divisor with a Hadamard matrix: for sizes that have none themselves."""
     from qcompile.transforms import has_hadamard
 
-    return max((d for d in range(1, size + 1) if size % d == 0 and has_hadamard(d)), default=1)
+    return max((d for d in range(1, size + 1) if size % d == 0 and has_hadamard(d, variant)), default=1)
 
 
 def fitted(sites: Sequence[Site], offline: Transform | None, own: Statistics, block: int) -> Transform:

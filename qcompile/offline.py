@@ -44,7 +44,7 @@ def place_offline(
             continue
         spread = np.linspace(0, len(group_list) - 1, min(COMPARED, len(group_list))).astype(int)
         compared = [group_list[i] for i in spread]
-        candidates = orthogonal_candidates(node.size, scheme(compared[0]), kind, seed + number)
+        candidates = orthogonal_candidates(node.size, scheme(compared[0]), kind, seed + number, node.freedom)
         best, errors = None, {"none": 1.0}
         base = least = sum(_error(analysis, g, scheme(g), placement.offline) for g in compared)
         for name, transform in candidates.items():
@@ -96,7 +96,7 @@ def _cut(
 
 
 def _allowed(node: Node) -> bool:
-    return node.structure is Structure.LEAF and Freedom.ORTHOGONAL in node.freedom
+    return node.structure is Structure.LEAF and Freedom.ORTHOGONAL_ONES in node.freedom
 
 
 def _error(analysis: Analysis, group: Group, scheme: Scheme, offline: Mapping[Node, Transform]) -> float:

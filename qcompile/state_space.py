@@ -156,6 +156,7 @@ _define("state_space_duality", _duality)
 
 # -- exported to ONNX --------------------------------------------------------------------------------------------
 
+#: The axis of time goes first, because not every runtime scans another one.
 _BODIES = {
     "SelectiveScan": """(u, delta, A, B, C, D) => (y) {
         batch = Shape <start = 0, end = 1> (u)
@@ -165,8 +166,11 @@ _BODIES = {
         initial = CastLike (zeros, u)
         one = Constant <value = int64[1] {1}> ()
         two = Constant <value = int64[1] {2}> ()
-        final, mixed = Scan <num_scan_inputs = 4, scan_input_axes = [1, 1, 1, 1], scan_output_axes = [1],
-            body = step (h, u_t, delta_t, B_t, C_t) => (h_next, y_t) {
+        u_first = Transpose <perm = [1, 0, 2]> (u)
+        delta_first = Transpose <perm = [1, 0, 2]> (delta)
+        B_first = Transpose <perm = [1, 0, 2]> (B)
+        C_first = Transpose <perm = [1, 0, 2]> (C)
+        final, y_first = Scan <num_scan_inputs = 4, body = step (h, u_t, delta_t, B_t, C_t) => (h_next, y_t) {
                 column = Unsqueeze (delta_t, two)
                 rate = Mul (column, A)
                 decay = Exp (rate)
@@ -179,7 +183,8 @@ _BODIES = {
                 readout = Unsqueeze (C_t, two)
                 y_column = MatMul (h_next, readout)
                 y_t = Squeeze (y_column, two)
-            }> (initial, u, delta, B, C)
+            }> (initial, u_first, delta_first, B_first, C_first)
+        mixed = Transpose <perm = [1, 0, 2]> (y_first)
         skipped = Mul (D, u)
         y = Add (mixed, skipped)
     }""",
@@ -205,8 +210,11 @@ _BODIES = {
         both = Constant <value = int64[2] {-2, -1}> ()
         outer = Constant <value = int64[2] {2, 3}> ()
         inner = Constant <value = int64[2] {2, 4}> ()
-        final, mixed = Scan <num_scan_inputs = 4, scan_input_axes = [1, 1, 1, 1], scan_output_axes = [1],
-            body = step (h, x_t, delta_t, B_t, C_t) => (h_next, y_t) {
+        x_first = Transpose <perm = [1, 0, 2, 3, 4]> (x_grouped)
+        delta_first = Transpose <perm = [1, 0, 2, 3]> (delta_grouped)
+        B_first = Transpose <perm = [1, 0, 2, 3]> (B)
+        C_first = Transpose <perm = [1, 0, 2, 3]> (C)
+        final, y_first = Scan <num_scan_inputs = 4, body = step (h, x_t, delta_t, B_t, C_t) => (h_next, y_t) {
                 rate = Mul (delta_t, A_grouped)
                 decay = Exp (rate)
                 decay_wide = Unsqueeze (decay, both)
@@ -220,7 +228,8 @@ _BODIES = {
                 readout = Unsqueeze (C_t, inner)
                 y_column = MatMul (h_next, readout)
                 y_t = Squeeze (y_column, last)
-            }> (initial, x_grouped, delta_grouped, B, C)
+            }> (initial, x_first, delta_first, B_first, C_first)
+        mixed = Transpose <perm = [1, 0, 2, 3, 4]> (y_first)
         like = Shape (x)
         merged = Reshape (mixed, like)
         D_column = Unsqueeze (D, last)
