@@ -117,7 +117,8 @@ def linear_configs(meta: Mapping[str, Any], arch: str, dtype: str = "bfloat16") 
             **_layout(meta), "SCALE": scaling_of(meta["scaling"], meta["scales"], dtype, tile), "TOKEN": False,
             "BIAS": False, "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": asm,
             "DOT": tl.bfloat16, "TERMS": {"bfloat16": 1, "float16": 2, "float32": 3}[dtype],
-            "BN": tile.rows, "BM": tile.tokens, "SPLIT": split > 1, "COLUMNS": min(tile.columns, meta["plane"]), "STAGES": stages_of(tile, meta["codes"]),
+            "BN": tile.rows, "BM": tile.tokens, "SPLIT": split > 1, "COLUMNS": min(tile.columns, meta["plane"]),
+            "STAGES": stages_of(tile, meta["codes"]),
             "token_scale": None, "bias": None,
         }  # fmt: skip
         name = f"matmul_{meta['format']}_{meta['N']}x{meta['K']}_{tile.tokens}".replace("-", "_")

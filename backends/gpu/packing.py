@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qcompile.backends.gpu.planes import checked, pack_planes
+from qcompile.backends.gpu.rotations import plan_transform
 from qcompile.errors import TargetError
 from qcompile.formats import Element, Format, Kind, Quantized, ScaleRule, ScaleType
 from qcompile.formats.packing import pack_codes
@@ -92,6 +93,9 @@ def pack_table(table: Quantized) -> Packed:
 def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:
     """The steps of ``Transform.factors`` (``steps.Step``), matrices not transposed.
 
+    Tensors ``m0 …`` are the steps as they are; ``left``, ``right``, ``before`` and ``after`` those of the fused kernel
+    where the steps have its form (``meta["plan"]``).
+
     Raises:
         TargetError: without any step (the identity needs no kernel).
     """
@@ -106,4 +110,5 @@ def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:
         described.append({"kind": kind, "outer": outer, "inner": inner})
     outer, inner, m = steps[0]
     size = m.size if m.ndim == 1 else outer * m.shape[-1] * inner
-    return tensors, {"kind": "transform", "size": size, "steps": described}
+    fused, plan = plan_transform(steps, size)
+    return tensors | fused, {"kind": "transform", "size": size, "steps": described, "plan": plan}

@@ -56,7 +56,7 @@ def quantize_tile(
     value, stored = stored_scale(amax, second, TARGET, SCALE, SHIFT, ABOVE, HAS_SECOND)
     effective, divisor = effective_scale(value, second, HAS_SECOND)
     y = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
-    if OTHER:
+    if OTHER > 0:
         value_2, stored_2 = stored_scale(amax, second, OTHER, SCALE, SHIFT, ABOVE, HAS_SECOND)
         effective_2, divisor_2 = effective_scale(value_2, second, HAS_SECOND)
         y_2 = tl.div_rn(v, tl.broadcast_to(divisor_2[:, :, None], v.shape))
@@ -104,9 +104,9 @@ def rows_kernel(
             v = _value(x, other, third, row, other_row, at, mask, size, stride, other_stride, inverse, FORM, WEIGHT)
             tl.store(y + row * size + at, v.to(y.dtype.element_ty), mask=mask)
     else:
-        second = tl.full([ROWS, 1], CONSTANT if CONSTANT else 1.0, tl.float32)
+        second = tl.full([ROWS, 1], CONSTANT if CONSTANT > 0 else 1.0, tl.float32)
         highest = tl.zeros([ROWS, 1], tl.float32)
-        if GROUP == 0 or SECOND:
+        if GROUP == 0 or SECOND > 0:
             top = tl.zeros([ROWS], tl.int32)
             for start in range(0, size, BLOCK):
                 at = start + tl.arange(0, BLOCK)[None, :]
@@ -114,11 +114,11 @@ def rows_kernel(
                 v = _value(x, other, third, row, other_row, at, mask, size, stride, other_stride, inverse, FORM, WEIGHT)
                 bits = magnitude_of(v)
                 # A second-level scale looks at finite values only; a broken group has a broken scale of its own.
-                top = tl.maximum(top, tl.max(tl.where(bits < 0x7F800000, bits, 0) if SECOND else bits, 1))
+                top = tl.maximum(top, tl.max(tl.where(bits < 0x7F800000, bits, 0) if SECOND > 0 else bits, 1))
             highest = top.to(tl.float32, bitcast=True)[:, None]
-        if SECOND:
+        if SECOND > 0:
             second = row_scale(highest, TARGET, SECOND)
-        if SECOND or CONSTANT:
+        if SECOND > 0 or CONSTANT > 0:
             tl.store(seconds + index[:, None], second, mask=(index < count)[:, None])
         for start in range(0, width, BLOCK):
             at = start + tl.arange(0, BLOCK)[None, :]

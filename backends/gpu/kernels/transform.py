@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from .activation import quantize_activation
 from .activation_type import Activation
+from .forms import empty_activation, encoding, has_kernel
+from .launch import INTERPRETED
+from .rotate import rotate_kernel
 
 __all__ = ["Transform"]
+
+_PROGRAMS = 264  # two for each multiprocessor of an H100; each walks over rows
 
 
 class Transform:
     """A product of steps, first applied first.
+
+    Kronecker products of up to two matrices, with diagonals before and after, run in one kernel on whole rows; other
+    products of steps run one after the other in torch, in float32.
 
     Args:
         tensors, meta: from ``packing.pack_transform``; the tensors on the device that computes.
@@ -22,20 +31,72 @@ class Transform:
 
     def __init__(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.tensors, self.meta = tensors, meta
+        self._plan = meta["plan"]
 
     def __call__(self, x: Tensor) -> Tensor:
         """``T x`` along the last axis, in the shape and dtype of ``x``; float32 inside."""
-        y = x.reshape(-1, self.meta["size"]).float()
-        for i, step in enumerate(self.meta["steps"]):
-            y = _step(y, step, self.tensors[f"m{i}"])
-        return y.reshape(x.shape).to(x.dtype)
+        if self._plan is not None and not INTERPRETED:
+            return self.fused(x, None)
+        return self._steps(x).to(x.dtype)
 
     def quantize(self, x: Tensor, activation: dict[str, Any]) -> Activation:
         """``T x`` in a block format, without rounding to the dtype of ``x`` between."""
-        quantized = quantize_activation(self(x.float()), activation)
-        return Activation(
-            quantized.codes, quantized.scales, quantized.tensor_scale, activation, tuple(x.shape), x.dtype
+        if self._plan is not None and not INTERPRETED and self.fuses(activation):
+            return self.fused(x, activation)
+        wide = self.fused(x.float(), None) if self._plan is not None and not INTERPRETED else self._steps(x)
+        made = quantize_activation(wide, activation)
+        return Activation(made.codes, made.scales, made.tensor_scale, activation, tuple(x.shape), x.dtype)
+
+    def fuses(self, activation: dict[str, Any]) -> bool:
+        """Whether the kernel can quantize what it holds: whole groups in a row of a power of two."""
+        size, right = self.meta["size"], self._plan["right_size"]
+        whole = activation["group"] is None or size % activation["group"] == 0
+        return has_kernel(activation) and whole and right >= 16 and right & (right - 1) == 0
+
+    def fused(self, x: Tensor, activation: dict[str, Any] | None) -> Tensor | Activation:
+        """The kernel on rows: ``T x`` in the dtype of ``x``, or quantized."""
+        plan, size = self._plan, self.meta["size"]
+        rows = x.reshape(-1, size)
+        rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+        result = (
+            torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            if activation is None
+            else empty_activation(x, activation)
         )
+        if rows.numel() == 0:
+            return result
+        parts = (rows,) * 3 if activation is None else (result.codes, result.scales, result.tensor_scale)
+        a, b = (max(16, triton.next_power_of_2(n)) for n in (plan["left_size"], plan["right_size"]))
+        terms_x, terms = self._terms(x.dtype)
+        rotate_kernel[(min(rows.shape[0], _PROGRAMS),)](
+            rows, *(self._tensor(name, rows) for name in ("left", "right", "before", "after")),
+            result if activation is None else rows, *(rows if part is None else part for part in parts),
+            rows.shape[0], rows.stride(0), plan["factor"], A=plan["left_size"], B=plan["right_size"], A_PAD=a, B_PAD=b,
+            LEFT="left" in self.tensors, RIGHT="right" in self.tensors, BEFORE="before" in self.tensors,
+            AFTER="after" in self.tensors, TERMS_X=terms_x, TERMS=terms,
+            DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
+            PRECISION="ieee" if INTERPRETED or torch.version.hip else "tf32x3", QUANTIZE=activation is not None,
+            **encoding(activation), STAGES=1, num_warps=4 if a * b <= 4096 else 8 if a * b <= 16384 else 16,
+        )  # fmt: skip
+        return result
+
+    def _terms(self, dtype: torch.dtype) -> tuple[int, int]:
+        """bfloat16 numbers for an input, and for what goes on between the factors; 0 for float32 products."""
+        if not self._plan["exact"]:
+            return 0, 0
+        if INTERPRETED:
+            return 1, 1
+        signs = self._plan["signs"]  # diagonals that change no more than signs
+        return {torch.bfloat16: 1, torch.float16: 2}.get(dtype, 3) if signs else 3, 3 if dtype is torch.float32 else 2
+
+    def _tensor(self, name: str, absent: Tensor) -> Tensor:
+        return self.tensors.get(name, absent)
+
+    def _steps(self, x: Tensor) -> Tensor:
+        y = x.reshape(-1, self.meta["size"]).float()
+        for i, step in enumerate(self.meta["steps"]):
+            y = _step(y, step, self.tensors[f"m{i}"])
+        return y.reshape(x.shape)
 
 
 def _step(y: Tensor, step: dict[str, Any], m: Tensor) -> Tensor:
