@@ -11,7 +11,7 @@ from tvm import relax, s_tir, tirx
 from qcompile.backends.relax.kernels.lanes import Lanes
 from qcompile.errors import TargetError
 
-__all__ = ["Machine", "build", "machine"]
+__all__ = ["Machine", "build", "extensions", "machine"]
 
 #: Elements that make a job of their own.
 _WORTHWHILE = 4096
@@ -24,7 +24,7 @@ class Machine:
     Args:
         target: TVM's.
         lanes: how kernels are written for it.
-        native: whether a library for it runs in this process.
+        native: whether this machine's linker makes a library for it.
     """
 
     target: tvm.target.Target
@@ -52,7 +52,7 @@ def machine(description: str | dict[str, Any] | None, kind: str) -> Machine:
             f"TVM does not know the target '{description}': {str(error).strip().splitlines()[0]}"
         ) from error
     if kind == "cuda":
-        return Machine(target, Lanes(1, threads=True), False)
+        return Machine(target, Lanes(1, threads=True), True)
     native = description is None or "mtriple" not in settings
     return Machine(target, Lanes(16, permutes=_permutes(target)), native)
 
@@ -88,12 +88,22 @@ def _is_x86(target: tvm.target.Target) -> bool:
     return triple.startswith(("x86_64", "i686", "amd64"))
 
 
+#: Extensions of instruction sets, as LLVM names them. Its other features say what is fast.
+_EXTENSIONS = ("sse", "avx", "fma", "f16c", "bmi", "amx", "lzcnt", "popcnt", "gfni", "vaes", "vpclmul", "movbe", "adx")
+
+
+def extensions(target: tvm.target.Target) -> list[str]:
+    """The extensions that code for an x86 target may use."""
+    if target.kind.name != "llvm" or not _is_x86(target):
+        return []
+    return sorted(f for f in tvm.target.codegen.llvm_get_cpu_features(target) if str(f).startswith(_EXTENSIONS))
+
+
 # ---- passes ------------------------------------------------------------------------------------------------------
 
 
 def build(module: tvm.IRModule, where: Machine) -> Any:
     """The executable."""
-    schedule = _schedule_cpu if not where.lanes.threads else None
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.backend.DispatchSortScan(),
@@ -101,7 +111,7 @@ def build(module: tvm.IRModule, where: Machine) -> Any:
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
-        *([schedule] if schedule else [_schedule_gpu()]),
+        _schedule_gpu() if where.lanes.threads else _schedule_cpu,
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
@@ -142,6 +152,8 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     The innermost loop stays as it is, for LLVM to make vectors of. Loops that TVM does not see to be independent (a
     sort, a scatter) stay serial.
     """
+    if function.body.block.name_hint != "root":  # one opaque block, such as TVM's own sort
+        return function
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops = _independent(schedule, block)

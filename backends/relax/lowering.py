@@ -35,7 +35,7 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     Args:
         model: the graph; it is edited.
         plans: one for each site that is quantized.
-        target: ``options["kind"]`` is ``cpu`` or ``cuda``; ``options["tvm_target"]`` describes another machine.
+        target: ``options["kind"]`` is ``cpu`` or ``cuda``; ``options["machine"]`` describes another machine.
         folder: exists; gets a library (objects for another machine), parameters, and a description of both.
 
     Raises:
@@ -45,10 +45,11 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     check_version()
     import tvm
 
-    from qcompile.backends.relax.compilation import build, machine
+    from qcompile.backends.relax.compilation import build, extensions, machine
+    from qcompile.backends.relax.cuda import write_cuda
     from qcompile.backends.relax.translation import translate
 
-    where = machine(target.options.get("tvm_target"), target.options["kind"])
+    where = machine(target.options.get("machine"), target.options["kind"])
     translated = translate(model, plans, where.lanes)
     executable = build(translated.module, where)
     library = LIBRARY if where.native else OBJECTS
@@ -57,9 +58,13 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
         {name: tvm.runtime.tensor(array) for name, array in translated.parameters.items()}, str(folder / PARAMETERS)
     )
     about = {
-        "library": library, "target": json.loads(str(where.target)), "tvm": tvm.__version__,
+        "library": library, "target": json.loads(str(where.target)), "tvm": tvm.__version__, "features": extensions(where.target),
         "inputs": translated.inputs, "outputs": translated.outputs, "parameters": list(translated.parameters),
     }  # fmt: skip
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     sites = {site: {"kernel": how} for site, how in translated.sites.items()}
-    return Lowered((library, PARAMETERS, ABOUT), sites, {"tvm_target": about["target"], "tvm": tvm.__version__})
+    files, notes = [library, PARAMETERS, ABOUT], {"tvm_target": about["target"], "tvm": tvm.__version__}
+    if where.lanes.threads:
+        more, notes["cuda"] = write_cuda(executable, folder, about["target"]["arch"])
+        files += more
+    return Lowered(tuple(files), sites, notes)

@@ -28,7 +28,7 @@ TARGETS = (
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
-        options={"kind": "cpu"},
+        options={"kind": "cpu", "machine": None},
     ),
     Target(
         "tvm-cuda",
@@ -39,6 +39,6 @@ TARGETS = (
         edge="int8-g32",
         transform_price=3.0,
         runs_here=False,
-        options={"kind": "cuda"},
+        options={"kind": "cuda", "machine": None},
     ),
 )

@@ -21,7 +21,7 @@ import numpy as np
 from qcompile.errors import InputError
 from qcompile.evaluate import check_names
 
-__all__ = ["load"]
+__all__ = ["load", "rehearse"]
 
 ABOUT, PARAMETERS = "tvm.json", "tvm.params"
 
@@ -41,14 +41,33 @@ def load(folder: Path, *, threads: int = 0) -> Callable[[Mapping[str, np.ndarray
     if not (path / ABOUT).is_file():
         raise InputError(f"{folder} holds no {ABOUT}: it is no artifact for TVM")
     about = json.loads((path / ABOUT).read_text())
-    if not about["library"].endswith(".so"):
-        raise InputError(f"'{folder}' was compiled for {json.dumps(about['target'])}, not for this machine")
+    reason = _foreign(about)
+    if reason:
+        raise InputError(f"'{folder}' was compiled for another machine: {reason}")
     if threads:
         tvm.get_global_func("runtime.config_threadpool")(1, threads)
     machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(path / about["library"])), tvm.cpu())
     stored = tvm.runtime.load_param_dict_from_file(str(path / PARAMETERS))
     parameters = [stored[name] for name in about["parameters"]]
     return lambda inputs: _run(machine["main"], parameters, about, inputs)
+
+
+def rehearse(folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+    """As ``load``; ``None`` where the artifact was compiled for another machine."""
+    return None if _foreign(json.loads((Path(folder) / ABOUT).read_text())) else load(folder)
+
+
+def _foreign(about: Mapping[str, Any]) -> str:
+    """Why this machine cannot run an artifact, or nothing."""
+    import tvm
+
+    target = about["target"]
+    if not about["library"].endswith(".so") or target["kind"] != "llvm":
+        return " ".join(str(target[key]) for key in ("kind", "mtriple", "arch") if target.get(key))
+    has = tvm.target.codegen.llvm_cpu_has_features
+    here = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+    missing = [name for name in about["features"] if not has(name, here)]
+    return f"its processor has {', '.join(missing)}" if missing else ""
 
 
 def _run(

@@ -66,7 +66,7 @@ def _linear(g: Builder, form: Linear, plan: Plan) -> relax.Expr:
     rows = g.shared(("rows", x, plan.scheme.activation), lambda: _rows(g, x, plan, layout.size))
     rows = g.resize(rows, 1, layout.padded_size)
     shape = [g.shape(rows)[0], layout.padded_rows]
-    y = g.call(layout, lambda: linear(g.lanes, layout), [rows, *parts], shape)
+    y = g.call(("linear", layout), lambda: linear(g.lanes, layout), [rows, *parts], shape)
     y = g.reshape(g.resize(y, 1, layout.rows), [*lead, layout.rows])
     if form.alpha != 1:
         y = g.emit(relax.op.multiply(y, relax.const(form.alpha, "float32")))

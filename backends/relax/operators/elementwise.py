@@ -138,11 +138,8 @@ def _divide(g: Builder, node: ir.Node, a: Value, b: Value) -> relax.Expr:
 
 @operator("Mod")
 def _modulo(g: Builder, node: ir.Node, a: Value, b: Value) -> relax.Expr:
-    integers = g.dtype(a).startswith(("int", "uint"))
-    if integers:
-        function = tirx.truncmod if node.attributes.get_int("fmod", 0) else tirx.floormod
-    else:
-        function = _remainder
+    whole = tirx.truncmod if node.attributes.get_int("fmod", 0) else tirx.floormod
+    function = whole if g.dtype(a).startswith(("int", "uint")) else _remainder
     return elementwise(g, node, function, like(g, a, b), like(g, b, a))
 
 

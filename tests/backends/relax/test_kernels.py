@@ -1,4 +1,4 @@
-"""Kernels alone, against the formats' definition and NumPy: with and without AVX-512's table lookup, and one lane wide."""
+"""Kernels alone, against the formats' definition and NumPy: in vectors, and one lane wide as on a GPU."""
 
 from __future__ import annotations
 
