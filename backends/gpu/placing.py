@@ -166,19 +166,20 @@ def _take_bias(placed: _Placed) -> None:
 
 
 def _joined_bias(model: ir.Model, group: list[_Placed], name: str) -> ir.Value | None:
-    """One bias for all; none where no site has one. A scaled bias is scaled here."""
+    """One bias for all; none where no site has one. It is scaled here, and the result by ``alpha`` afterwards."""
     if all(placed.site.bias is None for placed in group):
         return None
-    if len(group) == 1 and group[0].site.beta == 1.0 and len(group[0].site.bias.shape) == 1:
-        return group[0].site.bias
+    first = group[0].site
+    if len(group) == 1 and first.alpha == first.beta == 1.0 and len(first.bias.shape) == 1:
+        return first.bias
     parts = []
     for placed in group:
         size, bias = placed.plan.weight.shape[0], placed.site.bias
         if bias is not None and bias.const_value is None:
             raise TargetError(f"triton: site '{placed.plan.site}' cannot be lowered: its bias is not constant")
         content = np.zeros(size, np.float32) if bias is None else bias.const_value.numpy().astype(np.float32)
-        parts.append(np.broadcast_to(content.reshape(-1) * placed.site.beta, (size,)))
-    return add_initializer(model, f"{name}.bias", np.concatenate(parts))
+        parts.append(np.broadcast_to(content.reshape(-1) * (placed.site.beta / placed.site.alpha), (size,)))
+    return add_initializer(model, f"{name}.bias", np.concatenate(parts).astype(np.float32))
 
 
 def _stand_in(model: ir.Model, site: Linear, result: ir.Value) -> None:
