@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tables import table_of
+
 __all__ = ["decode_rows", "embedding"]
 
 
@@ -27,8 +29,7 @@ def decode_rows(tensors: dict[str, Tensor], meta: dict[str, Any], rows: Tensor |
     codes, scales = pick("codes"), pick("scales")
     if meta["weight"]["bits"] == 4:
         codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
-    table = torch.tensor(meta["weight"]["values"], dtype=torch.float32, device=codes.device)
-    levels = table[codes.int()].view(*scales.shape, -1)
+    levels = table_of(meta["weight"]["values"], codes.device)[codes.int()].view(*scales.shape, -1)
     if "zero_points" in tensors:
         levels = levels - pick("zero_points").float()[..., None]
     return (levels * scales[..., None]).flatten(1)
