@@ -39,6 +39,7 @@ TARGETS = (
         default="int4-g128",
         edge="int8-g128",
         transform_price=3.0,
+        bandwidth=BANDWIDTH["sm_90"],
         runs_here=False,
     ),
     Target(
@@ -50,6 +51,7 @@ TARGETS = (
         plain="nvfp4",
         edge="fp8-e4m3-channel",
         transform_price=3.0,
+        bandwidth=BANDWIDTH["sm_90"],
         runs_here=False,
     ),
     Target(
@@ -59,6 +61,7 @@ TARGETS = (
         schemes=tuple(f"{weight}/{act}" for act in _EIGHT for weight in (*_INT4, "mxfp4-even", "mxfp4")) + _FP8 + _INT8,
         default="int4-g128/fp8-e4m3-channel",
         edge="int8-g128",
+        bandwidth=BANDWIDTH["sm_90"],
         runs_here=False,
     ),
     Target(
@@ -69,6 +72,7 @@ TARGETS = (
         default="mxfp4-even/mxfp4-even",
         plain="mxfp4/mxfp4",
         edge="mxfp8-e4m3",
+        bandwidth=BANDWIDTH["gfx950"],
         runs_here=False,
     ),
 )

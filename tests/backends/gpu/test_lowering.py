@@ -170,7 +170,7 @@ def test_the_manifest_says_what_is_only_compiled(compiled: list, tmp_path: Path)
     assert said.notes["roofline_us"]["estimate"] is True
     assert said.notes["cuda_graphs"] is True
     assert said.notes["checked_on"]
-    assert said.sites["z"]["kernel"] == "Linear, mxfp4/mxfp4"
+    assert said.sites["z"]["kernel"].startswith("Linear (")
 
 
 def test_a_plan_without_a_site_is_refused(lower: Callable) -> None:
