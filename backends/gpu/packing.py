@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qcompile.backends.gpu.operands import pack_bytes, pack_scaled, takes_bytes, takes_scaled
 from qcompile.backends.gpu.planes import checked, pack_planes
 from qcompile.backends.gpu.rotations import plan_transform
 from qcompile.errors import TargetError
@@ -74,10 +75,22 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
         TargetError: for a format that no kernel decodes, and for scales that are not finite.
     """
     weights = [checked(q) for q in weights]
-    tensors, meta = pack_planes(weights)
+    layout = _layout(weights[0].format, scheme.activation, target_arch)
+    tensors, meta = {"scaled": pack_scaled, "bytes": pack_bytes, "planes": pack_planes}[layout](
+        weights, *([scheme.activation.element.kind is Kind.FLOAT] if layout == "bytes" else [])
+    )
     meta |= {"kind": "linear", "arch": target_arch, "splits": [q.shape[0] for q in weights]}
     meta["activation"] = None if scheme.activation is None else describe(scheme.activation)
     return tensors, meta
+
+
+def _layout(weight: Format, activation: Format | None, arch: str) -> str:
+    """ "scaled" where the matrix instructions take the format, "bytes" for INT4 times 8 bits, else "planes"."""
+    if activation is None:
+        return "planes"
+    if takes_scaled(weight, activation, arch):
+        return "scaled"
+    return "bytes" if takes_bytes(weight, activation, arch) else "planes"
 
 
 def pack_table(table: Quantized) -> Packed:

@@ -33,7 +33,7 @@ from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.rounding import decode_element
 from qcompile.formats.scales import scale_code
 
-__all__ = ["FLOAT_BITS", "checked", "pack_planes"]
+__all__ = ["FLOAT_BITS", "checked", "numpy_of", "pack_planes", "tiled"]
 
 #: Where plane p of a word keeps (sign, the two exponent bits, mantissa) of an E2M1 code.
 FLOAT_BITS = ((15, 8, 7, 6), (12, 5, 4, 3), (9, 2, 1, 0), (14, 13, 11, 10))
@@ -69,10 +69,10 @@ def pack_planes(weights: Sequence[Quantized], plane: int | None = None) -> tuple
     if scaling != "row":
         tensors["scales"], factor = _stored_scales(torch.cat([_scales(q, scaling) for q in weights]), fmt, scaling)
         row_scale = row_scale * factor
-        tensors["scales"] = _tiled(tensors["scales"], fmt.group or size, group, tiles, tile)
+        tensors["scales"] = tiled(tensors["scales"], fmt.group or size, group, tiles, tile)
     if fmt.zero_point:
         zeros = torch.cat([q.zero_points for q in weights])
-        tensors["zeros"] = _tiled(zeros, fmt.group or size, group, tiles, tile)
+        tensors["zeros"] = tiled(zeros, fmt.group or size, group, tiles, tile)
     if _codes(fmt) == "table":
         tensors["table"] = _levels(fmt)
     stored = "bf16" if tensors.get("scales", row_scale).dtype is torch.bfloat16 else ""
@@ -80,7 +80,7 @@ def pack_planes(weights: Sequence[Quantized], plane: int | None = None) -> tuple
     meta = {"K": size, "N": len(codes), "format": fmt.name, "layout": "planes", "codes": _codes(fmt), "plane": plane,
             "tile": tile, "tile_group": group, "scaling": scaling, "scales": stored,
             "zeros": fmt.zero_point}  # fmt: skip
-    return {name: _numpy(value) for name, value in tensors.items()}, meta
+    return {name: numpy_of(value) for name, value in tensors.items()}, meta
 
 
 def _codes(fmt: Format) -> str:
@@ -168,7 +168,7 @@ def _stored_scales(scales: Tensor, fmt: Format, scaling: str) -> tuple[Tensor, f
     return torch.where(scales == 0, 0, code).to(torch.uint8), 2.0**_NV_SHIFT
 
 
-def _tiled(values: Tensor, group: int, tile_group: int, tiles: int, tile: int) -> Tensor:
+def tiled(values: Tensor, group: int, tile_group: int, tiles: int, tile: int) -> Tensor:
     """Values of groups ``[N, groups]`` as ``[tiles, N, groups of a tile]``, a long group's in each of its tiles."""
     values = values.repeat_interleave(max(1, -(-group // tile_group)), 1)
     per = tile // tile_group
@@ -180,5 +180,5 @@ def _levels(fmt: Format) -> Tensor:
     return decode_element(torch.arange(16, dtype=torch.uint8), fmt.element)
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def numpy_of(value: Tensor) -> np.ndarray:
     return (value.view(torch.int16) if value.dtype is torch.bfloat16 else value).contiguous().numpy()

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .activation_type import Activation
 from .forms import has_kernel, run_rows
+from .tables import table_of
 
-__all__ = ["Activation", "dequantize", "quantize_activation"]
+__all__ = ["dequantize", "quantize_activation", "unscaled"]
 
 
 def quantize_activation(x: Tensor, meta: dict[str, Any]) -> Activation:
@@ -44,15 +45,36 @@ def _quantize(x: Tensor, meta: dict[str, Any]) -> Activation:
 
 def dequantize(activation: Activation) -> Tensor:
     """The value again, in its shape and dtype (products in float32, rounded once)."""
-    meta, codes = activation.meta, activation.codes
-    if meta["bits"] == 4:
-        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
+    meta, levels = activation.meta, _levels(activation)
     scale = _scale_value(activation.scales, meta)
     if activation.tensor_scale is not None:
         scale = scale * activation.tensor_scale[:, None]
-    table = torch.tensor(meta["values"], dtype=torch.float32, device=codes.device)
-    values = table[codes.int()].view(*scale.shape, -1) * scale[..., None] if codes.numel() else scale
+    values = levels.view(*scale.shape, -1) * scale[..., None] if levels.numel() else scale
     return values.flatten(1)[:, : activation.shape[-1]].reshape(activation.shape).to(activation.dtype)
+
+
+def unscaled(activation: Activation) -> tuple[Tensor, Tensor | None]:
+    """``(values [rows, K], token [rows])`` whose product is the value: bfloat16 where that is exact, else float32."""
+    meta, levels = activation.meta, _levels(activation)
+    size = activation.shape[-1]
+    if meta["group"] is None:
+        return levels[:, :size].bfloat16(), activation.scales[:, 0]
+    if meta["kind"] == "float" and meta["scale"] in ("e8m0", "e4m3"):
+        scale = _scale_value(activation.scales, meta)
+        values = (levels.view(*scale.shape, -1) * scale[..., None]).flatten(1) if levels.numel() else levels
+        return values[:, :size].bfloat16(), activation.tensor_scale
+    wide = Activation(
+        activation.codes, activation.scales, activation.tensor_scale, meta, activation.shape, torch.float32
+    )
+    return dequantize(wide).reshape(-1, size), None
+
+
+def _levels(activation: Activation) -> Tensor:
+    """float32 ``[rows, width]``: what the codes stand for."""
+    codes = activation.codes
+    if activation.meta["bits"] == 4:
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
+    return table_of(activation.meta["values"], codes.device)[codes.int()]
 
 
 # ---- scales ------------------------------------------------------------------------------------------------------
@@ -80,7 +102,7 @@ def _candidate(
     effective = scale if second is None else scale * second[:, None]
     y = groups / effective.masked_fill(effective == 0, torch.inf)[..., None]
     codes = _encode(y, meta)
-    table = torch.tensor(meta["values"], dtype=torch.float32, device=y.device)
+    table = table_of(meta["values"], y.device)
     error = (table[codes.int()] * effective[..., None] - groups).square().sum(-1)
     return codes, scale, error
 
@@ -109,7 +131,7 @@ def _encode(y: Tensor, meta: dict[str, Any]) -> Tensor:
     y = y.clamp(-meta["max"], meta["max"])
     if meta["element"] == "e4m3":
         return y.to(torch.float8_e4m3fn).view(torch.uint8)
-    levels = torch.tensor(meta["values"][: 2 ** (meta["bits"] - 1)], dtype=torch.float32, device=y.device)
+    levels = table_of(meta["values"], y.device)[: 2 ** (meta["bits"] - 1)]
     index = torch.bucketize(y.abs(), (levels[1:] + levels[:-1]) / 2)  # a tie goes to the lower level ...
     tie = y.abs() == ((levels[1:] + levels[:-1]) / 2)[index.clamp(max=len(levels) - 2)]
     index = index + (tie & (index % 2 == 1)).long()  # ... or to the even code

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from .tables import table_of
 
-__all__ = ["decode_rows", "embedding"]
+__all__ = ["embedding"]
 
 
 def embedding(
     ids: Tensor, tensors: dict[str, Tensor], meta: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """``[..., K]``: the decoded rows ``ids`` (any shape and integer dtype) of a table from ``packing.pack_table``."""
-    rows = decode_rows(tensors, meta, ids.reshape(-1).long())
+    rows = _decode_rows(tensors, meta, ids.reshape(-1).long())
     return rows[:, : meta["K"]].to(dtype).reshape(*ids.shape, meta["K"])
 
 
-def decode_rows(tensors: dict[str, Tensor], meta: dict[str, Any], rows: Tensor | None) -> Tensor:
-    """float32 ``[rows, width]``; None for all rows."""
+def _decode_rows(tensors: dict[str, Tensor], meta: dict[str, Any], rows: Tensor) -> Tensor:
+    """float32 ``[rows, width]``."""
 
     def pick(name: str) -> Tensor:
-        return tensors[name] if rows is None else tensors[name][rows]
+        return tensors[name][rows]
 
     codes, scales = pick("codes"), pick("scales")
     if meta["weight"]["bits"] == 4:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-__all__ = ["INTERPRETED", "Tile", "scaling_of", "split_of", "stages_of", "tile_of"]
+__all__ = ["INTERPRETED", "Tile", "eight_tile_of", "scaling_of", "split_of", "stages_of", "tile_of"]
 
 #: Whether kernels run in Triton's interpreter, on the CPU: few large programs then, and float32 products.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -37,6 +37,12 @@ _TILES: tuple[tuple[float, Tile | None], ...] = (
     (1024, Tile(128, 128, 4, 3, 264, 32)),
     (float("inf"), None),
 )
+#: The same for 8-bit activations.
+_EIGHT: tuple[tuple[float, Tile], ...] = (
+    (16, Tile(64, 16, 4, 4, 528)),
+    (64, Tile(64, 64, 4, 4, 264)),
+    (float("inf"), Tile(128, 128, 8, 3, 132)),
+)
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
 
@@ -45,6 +51,11 @@ def tile_of(tokens: int) -> Tile | None:
     if INTERPRETED:
         return _INTERPRETED if tokens <= 16 else None
     return next(tile for most, tile in _TILES if tokens <= most)
+
+
+def eight_tile_of(tokens: int) -> Tile:
+    """The tile for that many tokens of 8 bits."""
+    return _INTERPRETED if INTERPRETED else next(tile for most, tile in _EIGHT if tokens <= most)
 
 
 def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:

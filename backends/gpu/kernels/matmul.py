@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .decode import decode_plane, group_scale
 
-__all__ = ["expand_kernel", "matmul_kernel"]
+__all__ = ["expand_kernel", "matmul_kernel", "store_product"]
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def _narrow(w, KIND: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
-def _store(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN: tl.constexpr, BIAS: tl.constexpr):
+def store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN: tl.constexpr, BIAS: tl.constexpr):
     """The product times the scales of its rows and tokens, plus the bias, as ``y [M, N]``."""
     ns, ms = tl.minimum(n, N - 1), tl.minimum(m, M - 1)
     acc = acc * tl.load(row_scale + ns)[:, None]
@@ -160,7 +160,7 @@ def matmul_kernel(
             acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [acc], dtype=tl.float32, is_pure=False, pack=1)
 
     if not SPLIT:
-        _store(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
+        store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
     else:
         at = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
         share = partial + pid.to(tl.int64) * splits * (BN * BM) + at
@@ -171,7 +171,7 @@ def matmul_kernel(
             for i in range(splits):
                 acc += tl.load(share + i * (BN * BM), cache_modifier=".cg")
             tl.store(counters + pid, 0)  # ready for the next launch
-            _store(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
+            store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
 
 
 @triton.jit(do_not_specialize=["first_row", "rows"])

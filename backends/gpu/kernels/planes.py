@@ -1,4 +1,4 @@
-"""The linear layer: a packed weight and the kernels that multiply by it."""
+"""Weights in planes: decoded on the way into the matrix units, or expanded for torch's product."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import torch
 import triton
 from torch import Tensor
 
-from .activation import dequantize, quantize_activation
-from .activation_type import Activation
 from .launch import INTERPRETED, Tile, scaling_of, split_of, stages_of, tile_of
 from .matmul import expand_kernel, matmul_kernel
 
-__all__ = ["Linear"]
+__all__ = ["Planes"]
 
 _SLAB = 1 << 25  # elements of a weight that are expanded at a time: 64 MiB of bfloat16
 _TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers that make up one activation
 
 
-class Linear:
-    """``y = x Wᵀ + bias`` with a quantized ``W [N, K]``.
+class Planes:
+    """A weight ``[N, K]`` in the layout "planes" of the packing.
 
     Args:
         tensors, meta: from ``packing.pack``; the tensors on the device that computes.
@@ -36,31 +34,24 @@ class Linear:
         self._layout = {"KIND": meta["codes"], "SCALE": meta["scaling"], "ZERO": "zeros" in tensors,
                         "GROUP": meta["tile_group"], "PLANE": meta["plane"]}  # fmt: skip
 
-    def __call__(self, x: Tensor | Activation, bias: Tensor | None = None) -> Tensor:
-        """``[..., N]`` in the dtype of ``x``.
+    def __call__(self, x: Tensor, bias: Tensor | None, token: Tensor | None = None, dtype: Any = None) -> Tensor:
+        """``(x [M, K] · token [M]) Wᵀ + bias`` as ``[M, N]`` in ``dtype``, which is that of ``x`` if not given."""
+        tile = tile_of(x.shape[0])
+        if tile is not None and (self.meta["codes"] != "table" or tile.tokens <= 32):
+            return self.fused(x, bias, tile, token, dtype)
+        wide = x if dtype is None else x.to(dtype)
+        if token is None:
+            return self.expanded(wide, bias)
+        y = self.expanded(wide, None).mul_(token[:, None])
+        return y if bias is None else y.add_(bias)
 
-        Args:
-            x: ``[..., K]`` in float32, bfloat16 or float16 (quantized first if the weight's scheme says so), or
-                a value that is quantized already.
-            bias: ``[N]``.
-        """
-        if isinstance(x, Tensor) and self.meta["activation"] is not None:
-            x = quantize_activation(x, self.meta["activation"])
-        value = dequantize(x) if isinstance(x, Activation) else x
-        rows = value.reshape(-1, self.meta["K"])
-        tile = tile_of(rows.shape[0])
-        y = self.expanded(rows, bias) if tile is None else self.fused(rows, bias, tile)
-        return y.view(*value.shape[:-1], self.meta["N"])
-
-    def split(self, y: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of the siblings that were packed together, as views of ``y [..., N]``."""
-        return y.split(self.meta["splits"], -1)
-
-    def fused(self, x: Tensor, bias: Tensor | None, tile: Tile) -> Tensor:
+    def fused(
+        self, x: Tensor, bias: Tensor | None, tile: Tile, token: Tensor | None = None, dtype: Any = None
+    ) -> Tensor:
         """``x [M, K]`` times the weight in one kernel that decodes it on the way."""
         rows, size, out_size = x.shape[0], self.meta["K"], self.meta["N"]
         x = x if x.stride(-1) == 1 else x.contiguous()
-        y = x.new_empty(rows, out_size)
+        y = x.new_empty(rows, out_size, dtype=dtype or x.dtype)
         if y.numel() == 0:
             return y
         tiles = triton.cdiv(out_size, tile.rows) * triton.cdiv(rows, tile.tokens)
@@ -68,8 +59,8 @@ class Linear:
         split = split_of(tile, tiles, tiles_k) if tiles <= self._counters.numel() else 1
         partial = x.new_empty(tiles * split * tile.rows * tile.tokens if split > 1 else 0, dtype=torch.float32)
         matmul_kernel[(tiles, split)](
-            x, *self._stored(), None, bias, y, partial, self._counters, rows, out_size, size, x.stride(0),
-            **(self._layout | {"SCALE": self._scaling(x, tile)}), TOKEN=False, BIAS=bias is not None,
+            x, *self._stored(), token, bias, y, partial, self._counters, rows, out_size, size, x.stride(0),
+            **(self._layout | {"SCALE": self._scaling(x, tile)}), TOKEN=token is not None, BIAS=bias is not None,
             EVEN_K=size % self.meta["tile"] == 0, ASM=self._asm,
             DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
             TERMS=1 if INTERPRETED else _TERMS[x.dtype],
