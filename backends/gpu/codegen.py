@@ -12,7 +12,7 @@ from qcompile.backends.gpu import host
 from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.ops import TABLE
 from qcompile.backends.gpu.ops.call import Call, refuse
-from qcompile.backends.gpu.precision import narrows
+from qcompile.backends.gpu.precision import HALVES, narrows
 from qcompile.backends.gpu.symbols import ARITHMETIC, host_array
 from qcompile.backends.gpu.values import Values
 
@@ -43,7 +43,7 @@ class Program(Values):
 
     def _declare(self, value: ir.Value) -> str:
         name = self.names.make(value.name)
-        self.let(value, name, False)
+        self.let(value, name, value.dtype in HALVES)
         for axis, dim in enumerate(value.shape or ()):
             if not isinstance(dim, int) and dim.value is not None and dim.value not in self._dims:
                 size = self._dims[dim.value] = self.names.make(dim.value)

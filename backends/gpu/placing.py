@@ -126,7 +126,8 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
                           name=f"{first.name}/Linear", domain=PRIVATE, outputs=len(group)).outputs  # fmt: skip
     for placed, result in zip(group, results, strict=True):
         _stand_in(model, placed.site, result)
-    about = {"kernel": f"Linear ({meta['layout']}), {scheme.name}", **({"packed_with": len(group)} if len(group) > 1 else {})}
+    about: dict[str, Any] = {"kernel": f"Linear ({meta['layout']}), {scheme.name}"}
+    about |= {"packed_with": len(group) - 1} if len(group) > 1 else {}
     return {placed.plan.site: dict(about) for placed in group}
 
 

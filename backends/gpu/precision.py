@@ -13,10 +13,13 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from qcompile.backends.gpu.codegen import Program
 
-__all__ = ["FLOATS", "narrows"]
+__all__ = ["FLOATS", "HALVES", "narrows"]
+
+#: Floats of 16 bits: inputs of these types are in the program's dtype from the start.
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 #: Types that share the program's dtype.
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+FLOATS = (ir.DataType.FLOAT, *HALVES)
 
 _PRODUCTS = {"MatMul", "Gemm", "Einsum"}
 _ALWAYS = {"Conv", "ConvTranspose", "Attention"}

@@ -16,6 +16,7 @@ _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_HALVES = (torch.float16, torch.bfloat16)
 Inputs = Mapping[str, Any]
 
 
@@ -104,7 +105,8 @@ class Program:
     def _tensors(self, inputs: Inputs) -> list[Tensor]:
         if set(inputs) != set(self.INPUTS):
             raise ValueError(f"the inputs are {', '.join(self.INPUTS)}, not {', '.join(inputs) or 'none'}")
-        return [torch.as_tensor(inputs[name]).to(self.device, dtype) for name, dtype in self.INPUTS.items()]
+        kinds = {name: self.dtype if kind in _HALVES else kind for name, kind in self.INPUTS.items()}
+        return [torch.as_tensor(inputs[name]).to(self.device, kind) for name, kind in kinds.items()]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of ``OUTPUTS``."""

@@ -56,6 +56,15 @@ def test_what_nobody_reads_is_not_computed_and_what_was_read_is_freed(lower: Cal
     assert not {"v0", "v20"} & freed
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_floats_of_16_bits_are_in_the_dtype_of_the_program(dtype: str, lower: Callable) -> None:
+    run, _ = lower(build("g (float16[n] x, float16[n] y) => (float16[n] z) { z = Mul(x, y) }"), dtype=dtype)
+    x = np.array([1.0, 1.0009765625], np.float16)  # the second has more digits than bfloat16
+    z = run({"x": x, "y": x})["z"]
+    assert z.dtype == np.float16
+    assert (z[1] == 1) == (dtype == "bfloat16")
+
+
 POSITIONS = """g (int64[batch,length] ids) => (float y) {
     end = Shape<start=1, end=2>(ids)  stop = Squeeze(end)  zero = Constant<value_int=0>()  one = Constant<value_int=1>()
     p = Range(zero, stop, one)  last = Constant<value_ints=[-1]>()  column = Unsqueeze(p, last)
