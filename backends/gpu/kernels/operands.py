@@ -94,5 +94,5 @@ class Scaled:
         return (y if bias is None else y + bias).to(x.dtype)
 
 
-SCALED_TILE = {"BM": 128, "BN": 128, "BK": 256, "STAGES": 3}
-SCALED_WARPS = 4
+SCALED_TILE = {"BM": 128, "BN": 128, "BK": 128, "STAGES": 3}
+SCALED_WARPS = 8

@@ -3,9 +3,39 @@
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-__all__ = ["selective_scan"]
+from .launch import INTERPRETED
+
+__all__ = ["scan_kernel", "selective_scan"]
+
+
+@triton.jit(do_not_specialize=["length"])
+def scan_kernel(
+    u, delta, A, B, C, D, y, length, channels, states,
+    STATES: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program walks through time with the state of BLOCK channels of one sample in registers."""
+    d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    mine, used = d < channels, n < states
+    both = mine[:, None] & used[None, :]
+    a = tl.load(A + d[:, None] * states + n[None, :], mask=both, other=0.0).to(tl.float32)
+    skip = tl.load(D + d, mask=mine, other=0.0).to(tl.float32) if SKIP else tl.zeros([BLOCK], tl.float32)
+    at = tl.program_id(1).to(tl.int64) * length
+    row, few = at * channels + d, at * states + n
+    h = tl.zeros([BLOCK, STATES], tl.float32)
+    for _ in range(length):
+        u_t = tl.load(u + row, mask=mine, other=0.0).to(tl.float32)
+        step = tl.load(delta + row, mask=mine, other=0.0).to(tl.float32)
+        b = tl.load(B + few, mask=used, other=0.0).to(tl.float32)
+        c = tl.load(C + few, mask=used, other=0.0).to(tl.float32)
+        h = tl.exp(step[:, None] * a) * h + (step * u_t)[:, None] * b[None, :]
+        out = tl.sum(h * c[None, :], 1) + skip * u_t
+        tl.store(y + row, out.to(y.dtype.element_ty), mask=mine)
+        row += channels
+        few += states
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
@@ -20,10 +50,14 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     Returns:
         ``[batch, length, channels]`` in the dtype of ``u``.
     """
-    state = torch.zeros(u.shape[0], u.shape[2], A.shape[1], device=u.device)
-    outputs = torch.empty(u.shape, device=u.device)
-    for t in range(u.shape[1]):
-        step = delta[:, t].float()
-        state = torch.exp(step[..., None] * A) * state + (step * u[:, t])[..., None] * B[:, t, None, :].float()
-        outputs[:, t] = (state * C[:, t, None, :]).sum(-1)
-    return (outputs if D is None else outputs + D * u).to(u.dtype)
+    u, delta, A, B, C = (v.contiguous() for v in (u, delta, A, B, C))
+    y = torch.empty_like(u)
+    batch, length, channels = u.shape
+    if y.numel() == 0:
+        return y
+    block = 512 if INTERPRETED else 16
+    scan_kernel[(triton.cdiv(channels, block), batch)](
+        u, delta, A, B, C, A if D is None else D, y, length, channels, A.shape[1],
+        STATES=triton.next_power_of_2(A.shape[1]), SKIP=D is not None, BLOCK=block, num_warps=1,
+    )  # fmt: skip
+    return y
