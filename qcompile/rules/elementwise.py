@@ -44,7 +44,7 @@ def _unary(freedom: Freedom) -> rule:
 
 for _freedom, _ops in UNARY.items():
     rule(*_ops)(_unary(_freedom))
-rule("QuickGelu", "FastGelu", "Gelu", domain="com.microsoft")(_unary(Freedom.PERMUTATION))
+rule("QuickGelu", "Gelu", domain="com.microsoft")(_unary(Freedom.PERMUTATION))
 
 
 @rule("Dropout")

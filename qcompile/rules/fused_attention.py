@@ -15,12 +15,6 @@ from qcompile.spaces import Analysis, Site, label, rule
 
 __all__: list[str] = []
 
-#: Where each operator has what: bias of the projections, padding mask, what is added to scores, past keys, cache use.
-_LAYOUT = {
-    "MultiHeadAttention": (3, 4, 5, 6, 9),
-    "DecoderMaskedMultiHeadAttention": (10, 3, 4, 5, 9),
-}
-
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
@@ -33,20 +27,20 @@ def _operands(analysis: Analysis, node: ir.Node, refs: Sequence, counts: Sequenc
     ]
 
 
-@rule("MultiHeadAttention", "DecoderMaskedMultiHeadAttention", domain="com.microsoft")
+@rule("MultiHeadAttention", domain="com.microsoft")
 def multi_head(analysis: Analysis, node: ir.Node) -> None:
     """Separate ``[batch, length, hidden]`` operands, or keys and values ``[batch, heads, length, head_dim]``."""
-    bias, padding, added, past, indirection = _LAYOUT[node.op_type]
+    bias = _input(node, 3)
     known = [analysis.refs(_input(node, i)) for i in range(3)]
     operands = _operands(analysis, node, known, [node.attributes.get_int("num_heads", 0)] * 3)
-    joined = None if None in operands or _input(node, indirection) is not None else attend(analysis, node, *operands)
-    if joined is None or (_input(node, bias) is not None and not _bias(analysis, node, _input(node, bias), known)):
+    joined = None if None in operands or _input(node, 9) is not None else attend(analysis, node, *operands)
+    if joined is None or (bias is not None and not _bias(analysis, node, bias, known)):
         analysis.opaque(node, f"{label(node)} has a packed layout that is not followed")
         return
     query, key, value = operands
-    _padding(analysis, node, _input(node, padding), query[0])
-    add_to_scores(analysis, node, _input(node, added), query[0], query[1])
-    caches(analysis, node, key, value, (past, past + 1), (1, 2))
+    _padding(analysis, node, _input(node, 4), query[0])
+    add_to_scores(analysis, node, _input(node, 5), query[0], query[1])
+    caches(analysis, node, key, value, (6, 7), (1, 2))
     put_out_scores(analysis, node, query, 3)
     analysis.set(node.outputs[0], [query[0], query[2], analysis.axes.product(joined)])
 

@@ -51,15 +51,6 @@ def pool(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], [*refs[:2], *fixed_places(analysis, node, refs[2:], 2)])
 
 
-@rule("NhwcMaxPool", domain="com.microsoft")
-def pool_channels_last(analysis: Analysis, node: ir.Node) -> None:
-    """The same on channels last, of integers."""
-    refs = list(analysis.refs(node.inputs[0]))
-    for ref in (refs[0], refs[-1]):
-        analysis.axes.constrain(ref, Freedom.POSITIVE_MONOMIAL, f"{label(node)} treats each channel by itself")
-    analysis.set(node.outputs[0], [refs[0], *fixed_places(analysis, node, refs[1:-1], 1), refs[-1]])
-
-
 @rule(*_GLOBAL)
 def global_pool(analysis: Analysis, node: ir.Node) -> None:
     """One window over all places."""

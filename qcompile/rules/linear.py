@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
 from qcompile.rules.elementwise import gate, is_one
-from qcompile.spaces import Analysis, Site, is_float, label, rule
+from qcompile.spaces import Analysis, Site, is_float, label, rule, static
 
 __all__ = ["add_channel_bias", "add_site", "contract", "is_weight", "weight_of"]
 
@@ -184,9 +184,21 @@ def _places(analysis: Analysis, node: ir.Node, x: list[Ref], kernel: list[Ref]) 
             out.append(ref)
             continue
         analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} slides over it")
-        size = shape[2 + i] if shape is not None and isinstance(shape[2 + i], int) else None
+        size = static(shape[2 + i]) if shape is not None else _length(analysis, node, i, ref, kernel[i])
         out.append(analysis.axes.frozen(size, f"{label(node)} slides over it"))
     return out
+
+
+def _length(analysis: Analysis, node: ir.Node, place: int, ref: Ref, kernel: Ref) -> int | None:
+    """The places of a convolution, for operators whose result the graph does not state."""
+    size, width = analysis.axes.size(ref), analysis.axes.size(kernel)
+    if None in (size, width) or node.op_type == "ConvTranspose" or "auto_pad" in node.attributes:
+        return None
+    get = node.attributes.get_ints
+    pads = list(get("pads", []))
+    around = pads[place] + pads[place + len(pads) // 2] if pads else 0
+    stride, dilation = (list(get(name, []) or [1] * (place + 1))[place] for name in ("strides", "dilations"))
+    return (size + around - dilation * (width - 1) - 1) // stride + 1
 
 
 @rule("DeformConv")

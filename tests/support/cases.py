@@ -38,6 +38,7 @@ CONTENTS = {
     "uniform": lambda rng, dims: np.full(dims, 0.7),
     "positive": lambda rng, dims: rng.uniform(0.5, 1.5, dims),
     "small": lambda rng, dims: 0.1 * rng.standard_normal(dims),
+    "bytes": lambda rng, dims: rng.integers(0, 256, dims),
     "random": lambda rng, dims: rng.standard_normal(dims),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attention_cases
 import elementwise_cases
+import fused_cases
 import image_cases
 import indexing_cases
 import linear_cases
@@ -20,4 +21,5 @@ CASES = [
     *indexing_cases.CASES,
     *normalization_cases.CASES,
     *attention_cases.CASES,
+    *fused_cases.CASES,
 ]
