@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import TargetError
 from qcompile.targets import Lowered, Plan, Target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from qcompile.backends.relax.compilation import Machine
+    from qcompile.backends.relax.translation import Translated
 
 __all__ = ["OLDEST", "lower"]
 
@@ -43,28 +46,35 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
         TargetError: if an operator or format cannot be lowered, or TVM does not fit.
     """
     check_version()
-    import tvm
-
-    from qcompile.backends.relax.compilation import build, extensions, machine
-    from qcompile.backends.relax.cuda import write_cuda
+    from qcompile.backends.relax.compilation import build, machine
     from qcompile.backends.relax.translation import translate
 
     where = machine(target.options.get("machine"), target.options["kind"])
     translated = translate(model, plans, where.lanes)
     executable = build(translated.module, where)
+    files, notes = _write(executable, translated, where, folder)
+    return Lowered(tuple(files), {site: {"kernel": how} for site, how in translated.sites.items()}, notes)
+
+
+def _write(executable: Any, translated: Translated, where: Machine, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """The artifact's files, and notes for the manifest."""
+    import tvm
+
+    from qcompile.backends.relax.compilation import extensions
+    from qcompile.backends.relax.cuda import write_cuda
+
     library = LIBRARY if where.native else OBJECTS
     executable.export_library(str(folder / library))
-    tvm.runtime.save_param_dict_to_file(
-        {name: tvm.runtime.tensor(array) for name, array in translated.parameters.items()}, str(folder / PARAMETERS)
-    )
+    arrays = {name: tvm.runtime.tensor(array) for name, array in translated.parameters.items()}
+    tvm.runtime.save_param_dict_to_file(arrays, str(folder / PARAMETERS))
+    made_for = {"target": json.loads(str(where.target)), "tvm": tvm.__version__}
     about = {
-        "library": library, "target": json.loads(str(where.target)), "tvm": tvm.__version__, "features": extensions(where.target),
-        "inputs": translated.inputs, "outputs": translated.outputs, "parameters": list(translated.parameters),
+        "library": library, **made_for, "features": extensions(where.target), "inputs": translated.inputs,
+        "outputs": translated.outputs, "parameters": list(translated.parameters),
     }  # fmt: skip
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-    sites = {site: {"kernel": how} for site, how in translated.sites.items()}
-    files, notes = [library, PARAMETERS, ABOUT], {"tvm_target": about["target"], "tvm": tvm.__version__}
+    files = [library, PARAMETERS, ABOUT]
     if where.lanes.threads:
-        more, notes["cuda"] = write_cuda(executable, folder, about["target"]["arch"])
+        more, made_for["cuda"] = write_cuda(executable, folder, made_for["target"]["arch"])
         files += more
-    return Lowered(tuple(files), sites, notes)
+    return files, made_for

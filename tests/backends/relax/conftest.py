@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-tvm = pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
-
 
 @pytest.fixture(scope="session")
 def compiled() -> Callable[..., Callable[..., np.ndarray]]:
     """Compiles one kernel: a function of its arrays and the shape of its result."""
+    import tvm
+
     from qcompile.backends.relax.compilation import machine
 
     where = machine(None, "cpu")

@@ -16,7 +16,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-tvm = pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+
+import tvm
 
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load, rehearse
@@ -120,7 +122,8 @@ def test_every_spelling(parse: Callable, lower: Callable, rng: np.random.Generat
 
 
 def test_tied_tables_are_stored_once(parse: Callable, lower: Callable, tmp_path: Path) -> None:
-    model = parse("""g (int64[B, L] ids) => (float[B, L, 50] y, float[B, L, 96] x) <float[50, 96] table, float[96, 50] w> {
+    model = parse("""g (int64[B, L] ids) => (float[B, L, 50] y, float[B, L, 96] x)
+        <float[50, 96] table, float[96, 50] w> {
         x = Gather(table, ids)
         y = MatMul(x, w) }""")
     table = content(model, "table")
@@ -180,7 +183,8 @@ def test_operators_against_onnxruntime(parse: Callable, lower: Callable, rng: np
         """g (float[B, 6, 8] x, float[8] v, int64[B, 6] at)
         => (float[B, 6, 8] y, int64[B, 6, 8] k, float[B, 6, 8] s, float[B, 6] z, int64[B, 6] order, float[B, 2, 8] best,
             float[B, 6, 8] n, float[B, 1, 8] m, float[B, 2, 6, 4] t, float[B, 8, 8] c)
-        <int64[1] one = {1}, float[1] small = {0.1}, float zero = {0.0}, int64[1] three = {3}, int64 axis = {1}, int64[1] last = {-1},
+        <int64[1] one = {1}, float[1] small = {0.1}, float zero = {0.0}, int64[1] three = {3}, int64 axis = {1},
+         int64[1] last = {-1},
          int64[1] two = {2}, int64 none = {0}, float[8] scale, float[8] shift, int64[4] heads = {0, 0, 2, 4},
          float[8, 6, 3] kernel, float[1] fill = {0.5}, int64[6] pads = {0, 1, 0, 0, 1, 0}> {
         a = Sigmoid(x) b = Gelu(x) c1 = Erf(a) d = Softplus(b) e = Tanh(d) f = Max(c1, e, v) p = Pow(f, small)
