@@ -2,8 +2,8 @@
 
     python benchmarks/formats.py [--size 4096] [--repeat 5] [--threads N] [--clock cpu|wall] [--json FILE]
 
-Peers are optional: those that import are measured (torchao, onnxruntime, gguf, bitsandbytes, compressed-tensors, hqq).
-Ours and the peers take turns and the best of all repeats counts. By default the clock is the processor time of the
+Peers are optional: those that import are measured (torchao, onnxruntime, gguf, bitsandbytes, compressed-tensors, hqq,
+fouroversix). Ours and the peers take turns and the best of all repeats counts. By default the clock is the processor time of the
 whole process and torch uses one thread: what an implementation costs, whatever else runs on the machine (a peer that
 brings its own threads, as onnxruntime does, is charged for all of them). ``--clock wall`` for the time that passes.
 """
@@ -69,6 +69,12 @@ def _torchao_nvfp4() -> Run:
         return module.nvfp4_quantize(weight, 16, module.per_tensor_amax_to_scale(weight.abs().max()))
 
     return run
+
+
+def _fouroversix(**options: object) -> Run:
+    module = importlib.import_module("fouroversix")
+    config = module.QuantizationConfig(backend=module.QuantizeBackend.pytorch, **options)
+    return lambda weight: module.quantize_to_fp4(weight, config)
 
 
 def _torchao_fp8() -> Run:
@@ -152,9 +158,9 @@ PEERS: dict[str, dict[str, Callable[[], Run]]] = {
     "mxfp8-e4m3": {"torchao": lambda: _torchao_mx("float8_e4m3fn", "FLOOR")},
     "mxfp8-e5m2": {"torchao": lambda: _torchao_mx("float8_e5m2", "FLOOR")},
     "mxint8": {},
-    "nvfp4": {"torchao": _torchao_nvfp4},
-    "nvfp4-4over6": {},
-    "nvfp4-16x16": {},
+    "nvfp4": {"torchao": _torchao_nvfp4, "fouroversix": lambda: _fouroversix(scale_rule="static_6")},
+    "nvfp4-4over6": {"fouroversix": lambda: _fouroversix(scale_rule="mse")},
+    "nvfp4-16x16": {"fouroversix": lambda: _fouroversix(scale_rule="static_6", block_scale_2d=True)},
     "int4-e4m3": {},
     "e2m1-ue5m3": {},
     "af4-g64": {},

@@ -20,7 +20,8 @@ __all__ = ["Step", "apply_steps", "check_axis", "embed", "to_dtype"]
 
 Step = tuple[int, int, torch.Tensor]
 
-_CHUNK = 1 << 22  # elements worked on at once; two buffers of this size are all the extra memory
+_CHUNK = 1 << 19  # elements worked on at once, 2 MiB: in the cache of a core; two such buffers are all extra memory
+_DEVICE_CHUNK = 1 << 26  # on an accelerator
 _MIN_COLUMNS = 64  # of a strided piece: whole cache lines
 
 
@@ -73,7 +74,7 @@ def apply_steps(x: torch.Tensor, steps: Sequence[Step], axis: int, in_place: boo
 def _pieces(view: torch.Tensor) -> list[tuple[slice, slice]]:
     """Slices of the first and last axis that cut the tensor into pieces of about ``_CHUNK`` elements."""
     count, size, post = view.shape
-    chunk = _CHUNK if view.device.type == "cpu" else _CHUNK << 4
+    chunk = _CHUNK if view.device.type == "cpu" else _DEVICE_CHUNK
     rows = max(1, chunk // (size * post))
     columns = post if rows > 1 or post == 1 else min(post, max(_MIN_COLUMNS, chunk // size))
     return [(slice(r, r + rows), slice(c, c + columns)) for r in range(0, count, rows) for c in range(0, post, columns)]
