@@ -3,9 +3,10 @@
     python benchmarks/formats.py [--size 4096] [--repeat 5] [--threads N] [--clock cpu|wall] [--json FILE]
 
 Peers are optional: those that import are measured (torchao, onnxruntime, gguf, bitsandbytes, compressed-tensors, hqq,
-fouroversix). Ours and the peers take turns and the best of all repeats counts. By default the clock is the processor time of the
-whole process and torch uses one thread: what an implementation costs, whatever else runs on the machine (a peer that
-brings its own threads, as onnxruntime does, is charged for all of them). ``--clock wall`` for the time that passes.
+fouroversix). Ours and the peers take turns and the best of all repeats counts. By default the clock is the processor
+time of the whole process and torch uses one thread: what an implementation costs, whatever else runs on the machine (a
+peer that brings its own threads, as onnxruntime does, is charged for all of them). ``--clock wall`` for the time that
+passes.
 """
 
 from __future__ import annotations
