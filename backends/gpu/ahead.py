@@ -16,9 +16,12 @@ from pathlib import Path
 
 from qcompile.errors import TargetError
 
-__all__ = ["FOLDER", "compile_ahead"]
+__all__ = ["FOLDER", "LAYOUTS", "compile_ahead"]
 
 FOLDER = "cubins"
+
+#: Layouts of packed weights whose products are compiled ahead; the others compile at their first call.
+LAYOUTS = ("planes",)
 
 
 def compile_ahead(folder: Path, arches: Sequence[str]) -> None:
@@ -44,7 +47,7 @@ def main(folder: str, *arches: str) -> None:
     for arch in arches:
         distinct = {}
         for entry in layout["packed"].values():
-            for config in linear_configs(entry, arch) if entry["kind"] == "linear" else []:
+            for config in linear_configs(entry, arch) if entry.get("layout") in LAYOUTS else []:
                 content = (config.kernel, config.signature, config.constants, config.aligned, config.warps)
                 distinct.setdefault(repr(content), config)
         write(distinct.values(), arch, Path(folder) / FOLDER / arch)
