@@ -38,7 +38,8 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     Args:
         model: the graph; it is edited.
         plans: one for each site that is quantized.
-        target: ``options["kind"]`` is ``cpu`` or ``cuda``; ``options["machine"]`` describes another machine.
+        target: ``options["kind"]`` is ``cpu`` (without it too) or ``cuda``; ``options["machine"]`` describes another
+            machine.
         folder: exists; gets a library (objects for another machine), parameters, and a description of both.
 
     Raises:
@@ -49,7 +50,7 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     from qcompile.backends.relax.compilation import build, machine
     from qcompile.backends.relax.translation import translate
 
-    where = machine(target.options.get("machine"), target.options["kind"])
+    where = machine(target.options.get("machine"), target.options.get("kind", "cpu"))
     translated = translate(model, plans, where.lanes)
     executable = build(translated.module, where)
     files, notes = _write(executable, translated, where, folder)

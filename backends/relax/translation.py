@@ -16,6 +16,7 @@ from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder
 from qcompile.backends.relax.kernels.lanes import Lanes
 from qcompile.backends.relax.operators import OPERATORS
+from qcompile.backends.relax.operators.registry import refuse
 from qcompile.backends.relax.sites import check_plan, lower_site
 from qcompile.errors import InputError, QCompileError, TargetError
 from qcompile.graph import opset
@@ -133,5 +134,8 @@ def _lower(g: Builder, node: ir.Node, planned: Mapping[ir.Node, Plan], sites: di
         raise TargetError(
             f"TVM: operator {node.op_type} of node '{_name(node)}' cannot be lowered: {reason}"
         ) from error
-    for value, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=False):
+    made = results if isinstance(results, list) else [results]
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[len(made) :]):
+        raise refuse(node, f"only the first {len(made)} of its outputs can be read")
+    for value, result in zip(node.outputs, made, strict=False):
         g.set(value, result)
