@@ -1,0 +1,59 @@
+"""What the mathematics allows for each family of networks is what the compiler finds, and the function stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+import pytest
+from families import FAMILIES, export, load, stored
+
+from qcompile.capture import example_inputs
+from qcompile.compiler import rotate
+from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.preparation import quantizable
+
+
+def check(name: str, model: ir.Model) -> None:
+    family, model = FAMILIES[name], to_double(model)
+    inputs = example_inputs(model, sizes={"batch": 3, "length": 7, "past": 2})
+    rotated = rotate(model)
+    placement, analysis = rotated.placement, rotated.prepared.analysis
+    assert Counter(node.size for node in placement.offline) == family.offline
+    groups = [group for group in rotated.groups if group.value.name in placement.online]
+    assert Counter((group.width, group.flops // group.width // 2) for group in groups) == family.online
+    for size, reason in family.because.items():
+        limits = [limit.reason for space in analysis.spaces if space.size == size for limit in space.limits]
+        assert any(reason in text for text in limits), limits
+    before, after = (evaluate_double(graph, inputs) for graph in (model, rotated.prepared.model))
+    assert compare(before, dict(zip(before, after.values(), strict=True)))[0] <= 1e-10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rotates_what_the_mathematics_allows(name: str) -> None:
+    check(name, load(stored(name)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_also_as_torch_exports_it_now(name: str) -> None:
+    check(name, load(export(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("experts")])
+def test_every_expert_is_a_site_that_is_quantized_or_declined_with_a_reason(name: str) -> None:
+    prepared = rotate(load(stored(name))).prepared
+    experts = [site for site in prepared.analysis.sites if {32, 48} <= set(site.shape)]
+    assert len(experts) == (24 if name == "experts one by one" else 6)
+    chosen = quantizable(prepared)
+    declined = {entry.site: entry.reason for entry in prepared.state.declined if entry.what == "quantizing its weight"}
+    reasons = {declined.get(site.name) for site in experts}
+    assert all((site in chosen) == (site.name not in declined) for site in experts)
+    assert (
+        reasons
+        == {
+            "experts one by one": {None},
+            "experts batched": {"its weight has 3 axes: stacks of matrices are not quantized yet"},
+            "experts gathered": {"its weight is looked up as it runs"},
+        }[name]
+    )
