@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-__all__ = ["INTERPRETED", "Tile", "eight_tile_of", "scaling_of", "split_of", "stages_of", "tile_of"]
+__all__ = ["INTERPRETED", "Tile", "eight_tile_of", "rotation_of", "scaling_of", "split_of", "stages_of", "tile_of"]
 
 #: Whether kernels run in Triton's interpreter, on the CPU: few large programs then, and float32 products.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -56,6 +56,11 @@ def tile_of(tokens: int) -> Tile | None:
 def eight_tile_of(tokens: int) -> Tile:
     """The tile for that many tokens of 8 bits."""
     return _INTERPRETED if INTERPRETED else next(tile for most, tile in _EIGHT if tokens <= most)
+
+
+def rotation_of(values: int) -> tuple[int, int, int]:
+    """(programs, warps, stages) of the transform of rows of that many values, padding included."""
+    return 264, 4 if values <= 4096 else 8 if values <= 16384 else 16, 1
 
 
 def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:

@@ -11,12 +11,10 @@ from torch import Tensor
 from .activation import quantize_activation
 from .activation_type import Activation
 from .forms import empty_activation, encoding, has_kernel
-from .launch import INTERPRETED
+from .launch import INTERPRETED, rotation_of
 from .rotate import rotate_kernel
 
 __all__ = ["Transform"]
-
-_PROGRAMS = 264  # two for each multiprocessor of an H100; each walks over rows
 
 
 class Transform:
@@ -68,7 +66,8 @@ class Transform:
         parts = (rows,) * 3 if activation is None else (result.codes, result.scales, result.tensor_scale)
         a, b = (max(16, triton.next_power_of_2(n)) for n in (plan["left_size"], plan["right_size"]))
         terms_x, terms = self._terms(x.dtype)
-        rotate_kernel[(min(rows.shape[0], _PROGRAMS),)](
+        programs, warps, stages = rotation_of(a * b)
+        rotate_kernel[(min(rows.shape[0], programs),)](
             rows, *(self._tensor(name, rows) for name in ("left", "right", "before", "after")),
             result if activation is None else rows, *(rows if part is None else part for part in parts),
             rows.shape[0], rows.stride(0), plan["factor"], A=plan["left_size"], B=plan["right_size"], A_PAD=a, B_PAD=b,
@@ -76,7 +75,7 @@ class Transform:
             AFTER="after" in self.tensors, TERMS_X=terms_x, TERMS=terms,
             DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
             PRECISION="ieee" if INTERPRETED or torch.version.hip else "tf32x3", QUANTIZE=activation is not None,
-            **encoding(activation), STAGES=1, num_warps=4 if a * b <= 4096 else 8 if a * b <= 16384 else 16,
+            **encoding(activation), STAGES=stages, num_warps=warps,
         )  # fmt: skip
         return result
 
