@@ -5,6 +5,8 @@ One file per family of operators. Importing this package registers them all.
 
 from qcompile.rules import attention as attention
 from qcompile.rules import control_flow as control_flow
+from qcompile.rules import convolution as convolution
+from qcompile.rules import einsum as einsum
 from qcompile.rules import elementwise as elementwise
 from qcompile.rules import fused as fused
 from qcompile.rules import fused_attention as fused_attention

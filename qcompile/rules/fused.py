@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from qcompile.axes import Ref
 from qcompile.freedom import Freedom
+from qcompile.rules.convolution import conv
 from qcompile.rules.elementwise import aligned, carry, is_one, zero
-from qcompile.rules.linear import add_channel_bias, contract, conv, gemm, matmul
+from qcompile.rules.linear import add_channel_bias, contract, gemm, matmul
 from qcompile.rules.normalization import channel_parameters
 from qcompile.spaces import RULES, Analysis, Norm, Site, label, rule
 

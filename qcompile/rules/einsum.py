@@ -1,0 +1,83 @@
+"""Einsum: letters in the result pass through, letters that are summed carry T and T⁻ᵀ."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from qcompile.axes import Ref
+from qcompile.freedom import Freedom
+from qcompile.rules.elementwise import gate, is_one
+from qcompile.rules.linear import add_site, contract, weight_of
+from qcompile.spaces import Analysis, label, rule
+
+__all__: list[str] = []
+
+
+@rule("Einsum")
+def einsum(analysis: Analysis, node: ir.Node) -> None:
+    """Letters in the result pass through; letters that are summed carry T and T⁻ᵀ."""
+    refs = [analysis.refs(value) for value in node.inputs]
+    terms, output = _letters(node.attributes.get_string("equation").replace(" ", ""), [len(item) for item in refs])
+    operands = [_by_letter(analysis, node, term, item) for term, item in zip(terms, refs, strict=True)]
+    merged: dict[str, Ref] = {}
+    for letter in sorted({letter for term in terms for letter in term}):
+        found = [operand[letter] for operand in operands if letter in operand]
+        wide = [ref for ref in found if not is_one(analysis, ref)] or found[:1]
+        merged[letter] = _merge(analysis, node, wide, letter not in output)
+    analysis.set(node.outputs[0], [merged[letter] for letter in output])
+    if all(len(set(term)) == len(term) for term in terms):
+        _einsum_site(analysis, node, terms, output, operands)
+
+
+def _by_letter(analysis: Analysis, node: ir.Node, term: str, refs: Sequence[Ref]) -> dict[str, Ref]:
+    """An operand's axes by letter; a letter that occurs twice takes a diagonal."""
+    operand: dict[str, Ref] = {}
+    for letter, ref in zip(term, refs, strict=True):
+        operand[letter] = gate(analysis, operand[letter], ref, label(node)) if letter in operand else ref
+    return operand
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The operands' and the result's axes as letters: dots spelled out, the result's letters if they are left out."""
+    inputs, arrow, output = equation.partition("->")
+    given = inputs.split(",")
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    dots = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(given, ranks, strict=True)]
+    names = spare[: max(dots)]
+    terms = [term.replace("...", "".join(names[len(names) - n :])) for term, n in zip(given, dots, strict=True)]
+    if not arrow:
+        once = sorted(letter for letter in set(inputs) if letter.isalpha() and inputs.count(letter) == 1)
+        output = "..." + "".join(once)
+    return terms, output.replace("...", "".join(names))
+
+
+def _merge(analysis: Analysis, node: ir.Node, found: Sequence[Ref], summed: bool) -> Ref:
+    """One letter: the product of all operands along it, or the sum of that product."""
+    if summed and len(found) == 1:
+        analysis.axes.constrain(found[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} sums over it")
+    *others, last = found if summed and len(found) > 1 else [*found, None]
+    merged = others[0]
+    for ref in others[1:]:
+        merged = gate(analysis, merged, ref, label(node))
+    if last is not None:
+        contract(analysis, merged, last, label(node))
+    return merged
+
+
+def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: str, operands: list[dict]) -> None:
+    """A weight may stack matrices along further letters; the last letters are the features."""
+    for i, (weight, other) in enumerate(zip(node.inputs, reversed(node.inputs), strict=True)):
+        source = weight_of(weight) if len(terms) == 2 else None
+        if source is None or other.const_value is not None:
+            continue
+        own = terms[i][len(terms[i]) - len(source.shape) + (weight is not source) :]
+        summed = [c for c in own if c not in output and c in terms[1 - i]]
+        written = [c for c in own if c in output and c not in terms[1 - i]]
+        if summed and written:
+            axes = terms[i].index(summed[-1]), terms[i].index(written[-1])
+            refs = operands[1 - i][summed[-1]], operands[i][written[-1]]
+            add_site(analysis, node, weight, other, axes, refs)
+            return
