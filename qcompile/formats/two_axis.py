@@ -108,41 +108,48 @@ def level_deviations(x: Tensor, iterations: int) -> Tensor:
     column, row = torch.ones(size, device=x.device), torch.ones(lines, device=x.device)
     if not x.numel():
         return column
-    best, least = column, float("inf")
-    rows = _row_moments(x, column)
+    best, least, unit = column, float("inf"), _unit(x)
+    rows = _row_moments(x, column, unit)
     for _ in range(iterations):
-        columns = _column_moments(x, row) / column
+        columns = _column_moments(x, row, unit) / column
         imbalance = _ratio(columns) * _ratio(rows / row)
         if imbalance < least:
             best, least = column, imbalance
         column = torch.where(columns > 0, column * columns, column)
-        rows = _row_moments(x, column)
+        rows = _row_moments(x, column, unit)
         row = torch.where(rows > 0, rows, row)
     return best / best.log().mean().exp()
 
 
-def _squares(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squares in units of the largest one, a few lines at a time; values that are not finite count as zero."""
-    from qcompile.formats.rows import line_slice
+def _unit(x: Tensor) -> Tensor | None:
+    """What to divide by so that squares fit float32; None where they do as they are, and all values are finite."""
     from qcompile.formats.tensor_scale import finite_amax
 
-    unit = 1 / finite_amax(x).clamp(min=1e-38)  # squares of the values themselves may leave the range of float32
+    amax = finite_amax(x)
+    return None if x.sum().isfinite() and 1e-15 < amax < 1e15 else amax.clamp(min=1e-38)
+
+
+def _squares(x: Tensor, unit: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Squares in that unit, a few lines at a time; values that are not finite count as zero."""
+    from qcompile.formats.rows import line_slice
+
     for part in _parts(x):
-        yield part, line_slice(x, part).float().nan_to_num(0, 0, 0).mul_(unit).square_()
+        values = line_slice(x, part).float()
+        yield part, values.square() if unit is None else values.nan_to_num(0, 0, 0).div_(unit).square_()
 
 
-def _row_moments(x: Tensor, column: Tensor) -> Tensor:
+def _row_moments(x: Tensor, column: Tensor, unit: Tensor | None) -> Tensor:
     """Root mean square of each line after its columns are divided by ``column``."""
     weight, total = column.square().reciprocal_(), column.new_empty(math.prod(x.shape[:-1]))
-    for part, square in _squares(x):
+    for part, square in _squares(x, unit):
         total[part] = square @ weight
     return total.div_(len(column)).sqrt_()
 
 
-def _column_moments(x: Tensor, row: Tensor) -> Tensor:
+def _column_moments(x: Tensor, row: Tensor, unit: Tensor | None) -> Tensor:
     """Root mean square of each column after the lines are divided by ``row``."""
     weight, total = row.square().reciprocal_(), row.new_zeros(x.shape[-1])
-    for part, square in _squares(x):
+    for part, square in _squares(x, unit):
         total += weight[part] @ square
     return total.div_(len(row)).sqrt_()
 
