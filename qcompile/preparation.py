@@ -52,7 +52,7 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
     """Everything that comes before choices: capture, canonicalize, fold norms, analyze."""
     source = capture(model, **capture_options)
     state = State(source.model.clone())
-    steps = [load_pass(name)() for name in ("canonicalize", "fold-shifts", "fold-scales", "center-norms")]
+    steps = [load_pass(name)() for name in ("canonicalize", "fold-tables", "fold-shifts", "fold-scales", "center-norms")]
 
     def tell(step: Any, _state: State, _following: Any) -> None:
         if progress is not None:
