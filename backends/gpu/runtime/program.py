@@ -141,6 +141,7 @@ class Program:
         with torch.cuda.graph(graph):
             outputs = self(held)
 
+        @torch.inference_mode()
         def replay(new: Inputs) -> dict[str, Tensor]:
             for name, value in new.items():
                 held[name].copy_(torch.as_tensor(value))
