@@ -148,5 +148,6 @@ def _scale_bytes(scale: Tensor, meta: dict[str, Any]) -> Tensor:
 
 def _scale_value(scales: Tensor, meta: dict[str, Any]) -> Tensor:
     if meta["scale"] == "e8m0":
-        return torch.exp2(scales.float() - 127)
+        bits = torch.where(scales == 0, 0x400000, torch.where(scales == 255, 0x7FC00000, scales.int() << 23))
+        return bits.int().view(torch.float32)  # exp2 is not exact everywhere, nor are subnormals safe with it
     return scales.view(torch.float8_e4m3fn).float() if meta["scale"] == "e4m3" else scales

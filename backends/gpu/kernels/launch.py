@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
 #: (most tokens, tile); ``None`` expands the weight for torch's product.
 _TILES: tuple[tuple[float, Tile | None], ...] = (
-    (8, Tile(64, 8, 4, 2, 1056)),
+    (8, Tile(32, 8, 2, 3, 792)),
     (16, Tile(64, 16, 4, 3, 528)),
     (64, Tile(64, 64, 4, 3, 264)),
     (1024, Tile(128, 128, 4, 3, 264, 32)),
@@ -39,9 +39,9 @@ _TILES: tuple[tuple[float, Tile | None], ...] = (
 )
 #: The same for 8-bit activations.
 _EIGHT: tuple[tuple[float, Tile], ...] = (
-    (16, Tile(64, 16, 4, 4, 528)),
-    (64, Tile(64, 64, 4, 4, 264)),
-    (float("inf"), Tile(128, 128, 8, 3, 132)),
+    (16, Tile(64, 16, 4, 3, 528)),
+    (64, Tile(64, 64, 4, 3, 264)),
+    (float("inf"), Tile(128, 128, 8, 4, 264)),
 )
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
@@ -60,7 +60,9 @@ def eight_tile_of(tokens: int) -> Tile:
 
 def rotation_of(values: int) -> tuple[int, int, int]:
     """(programs, warps, stages) of the transform of rows of that many values, padding included."""
-    return 264, 4 if values <= 4096 else 8 if values <= 16384 else 16, 1
+    if values <= 4096:
+        return 1056, 4, 2
+    return 264, 8 if values <= 16384 else 16, 2
 
 
 def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:

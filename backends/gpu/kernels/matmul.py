@@ -137,12 +137,12 @@ def matmul_kernel(
             n_3 = _load_scale(s_ptr + at, 3 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
         for g in tl.static_range(GROUPS if SCALE == "post" else 1):
             part = tl.zeros([BN, BM], tl.float32) if SCALE == "post" else acc
-            zero = tl.load(z_ptr + (kt * N * GROUPS + g)) if ZERO else None
             for p in tl.static_range(PLANES):
                 if SCALE != "post" or p * PLANE // GROUP == g:
                     k = kt * BK + (p * PLANE + step % STEPS * COLUMNS)
                     inside = (m < M)[None, :] if EVEN_K else (m < M)[None, :] & (k + c < K)[:, None]
                     xt = tl.load(x_ptr + k, mask=inside, other=0.0)
+                    zero = tl.load(z_ptr + (kt * N * GROUPS + p * PLANE // GROUP)) if ZERO else None
                     v = decode_plane(w, zero, table, KIND, p, ASM)
                     if SCALE == "mx" or SCALE == "nv" or SCALE == "pre":
                         s = s_0 if p == 0 else s_1 if p == 1 else s_2 if p == 2 else s_3

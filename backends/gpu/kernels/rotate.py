@@ -43,7 +43,7 @@ def rotate_kernel(
     DOT: tl.constexpr, PRECISION: tl.constexpr, QUANTIZE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
     BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr, SCALE: tl.constexpr,
     SHIFT: tl.constexpr, ABOVE: tl.constexpr, TARGET: tl.constexpr, OTHER: tl.constexpr, SECOND: tl.constexpr,
-    CONSTANT: tl.constexpr, STAGES: tl.constexpr,
+    CONSTANT: tl.constexpr, FUSED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows of ``x [count, A · B]``, one at a time; ``factor`` is what was taken out of the matrices."""
     a, b = tl.arange(0, A_PAD), tl.arange(0, B_PAD)
@@ -57,9 +57,8 @@ def rotate_kernel(
         rows = tl.full([1, 1], 0, tl.int64) + row
         v = tl.load(x + rows * stride + at, mask=inside, other=0.0)
         if BEFORE:
-            v = (v.to(tl.float32) * tl.load(before + at, mask=inside, other=0.0)).to(
-                v.dtype if TERMS_X == 1 else tl.float32
-            )
+            wide = v.to(tl.float32) * tl.load(before + at, mask=inside, other=0.0)
+            v = wide.to(v.dtype) if TERMS_X == 1 else wide
         if RIGHT:
             v = _product(v, matrix, False, TERMS_X, DOT, PRECISION)
         if LEFT:
@@ -80,8 +79,9 @@ def rotate_kernel(
                 second = row_scale(top.to(tl.float32, bitcast=True)[:, None], TARGET, SECOND)
             if SECOND > 0 or CONSTANT > 0:
                 tl.store(seconds + rows, second)
-            code, stored = quantize_tile(v, second, bits.to(tl.float32, bitcast=True), KIND, BITS, MANTISSA, BIAS, MAX,
-                                         SCALE, SHIFT, ABOVE, TARGET, OTHER, SECOND > 0 or CONSTANT > 0)  # fmt: skip
+            amax = bits.to(tl.float32, bitcast=True)
+            code, stored = quantize_tile(v, second, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE,
+                                         TARGET, OTHER, SECOND > 0 or CONSTANT > 0, FUSED)  # fmt: skip
             store_codes(code, codes, rows, tl.full([1], 1, tl.int1), 0, A * B, BITS, 1, SIZE)
             g = tl.arange(0, SIZE // PER)[None, :]
             groups = (A * B) // PER if GROUP else 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["effective_scale", "encode", "level_of", "row_scale", "stored_scale"]
+__all__ = ["effective_scale", "encode", "level_of", "quotient", "row_scale", "stored_scale"]
 
 
 @triton.jit
@@ -98,6 +98,35 @@ def stored_scale(
 
 @triton.jit
 def effective_scale(value, second, HAS_SECOND: tl.constexpr):
-    """What one step of the codes is worth, and what to divide by: infinity where that is zero."""
-    effective = value * second if HAS_SECOND else value
-    return effective, tl.where(effective == 0, float("inf"), effective)
+    """What one step of the codes is worth."""
+    return value * second if HAS_SECOND else value
+
+
+@triton.jit
+def quotient(v, scale, POWER: tl.constexpr, FUSED: tl.constexpr):
+    """``v / scale`` rounded once, and 0 where the scale is 0: ``v [rows, groups, group]``, ``scale [rows, groups]``.
+
+    A division is dear, and dearer still by numbers as small as the scales of zeros. By powers of two (POWER) a
+    product is the same; else, with FUSED multiply-add, the reciprocal of each group and two of Markstein's
+    corrections give the correctly rounded quotient, as long as nothing under- or overflows.
+    """
+    if POWER:
+        bits = scale.to(tl.int32, bitcast=True)
+        inverse = tl.where(bits == 0x400000, 0x7F000000, 0x7F000000 - bits)  # of 2^-127, a subnormal
+        inverse = tl.where(inverse == 0, 0x400000, inverse)
+        out = v * inverse.to(tl.float32, bitcast=True)[:, :, None]
+    else:
+        divisor = tl.where(scale == 0, float("inf"), scale)
+        if FUSED:
+            inverse = tl.where(scale == 0, 0.0, tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), divisor))[:, :, None]
+            y = tl.broadcast_to(inverse, v.shape)
+            negative = tl.broadcast_to(-scale[:, :, None], v.shape)
+            out = v * y
+            out = tl.fma(tl.fma(negative, out, v), y, out)
+            out = tl.fma(tl.fma(negative, out, v), y, out)
+            usual = tl.where(scale == 0, 1.0, tl.abs(scale))
+            if (tl.min(tl.min(usual, 1), 0) < 1e-30) | (tl.max(tl.max(usual, 1), 0) > 1e30):
+                out = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
+        else:
+            out = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
+    return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rounding import effective_scale, encode, level_of, row_scale, stored_scale
+from .rounding import effective_scale, encode, level_of, quotient, row_scale, stored_scale
 
 __all__ = ["quantize_tile", "rows_kernel"]
 
@@ -47,19 +47,20 @@ def _value(
 def quantize_tile(
     v, second, amax, KIND: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr,
     MAX: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, ABOVE: tl.constexpr, TARGET: tl.constexpr,
-    OTHER: tl.constexpr, HAS_SECOND: tl.constexpr,
+    OTHER: tl.constexpr, HAS_SECOND: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
     """Codes ``[rows, groups, group]`` of values in that shape, and the stored scales ``[rows, groups]``.
 
     ``amax [rows, groups]``; ``second [rows, 1]``. With OTHER, a second target, each group takes the better one.
     """
     value, stored = stored_scale(amax, second, TARGET, SCALE, SHIFT, ABOVE, HAS_SECOND)
-    effective, divisor = effective_scale(value, second, HAS_SECOND)
-    y = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
+    POWER: tl.constexpr = SCALE == "e8m0" and not HAS_SECOND
+    effective = effective_scale(value, second, HAS_SECOND)
+    y = quotient(v, effective, POWER, FUSED)
     if OTHER > 0:
         value_2, stored_2 = stored_scale(amax, second, OTHER, SCALE, SHIFT, ABOVE, HAS_SECOND)
-        effective_2, divisor_2 = effective_scale(value_2, second, HAS_SECOND)
-        y_2 = tl.div_rn(v, tl.broadcast_to(divisor_2[:, :, None], v.shape))
+        effective_2 = effective_scale(value_2, second, HAS_SECOND)
+        y_2 = quotient(v, effective_2, POWER, FUSED)
         off = level_of(y, KIND, MANTISSA, BIAS, MAX) * effective[:, :, None] - v
         off_2 = level_of(y_2, KIND, MANTISSA, BIAS, MAX) * effective_2[:, :, None] - v
         better = tl.sum(off_2 * off_2, 2) < tl.sum(off * off, 2)
@@ -80,7 +81,7 @@ def rows_kernel(
     FORM: tl.constexpr, WEIGHT: tl.constexpr, QUANTIZE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
     BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr, SCALE: tl.constexpr,
     SHIFT: tl.constexpr, ABOVE: tl.constexpr, TARGET: tl.constexpr, OTHER: tl.constexpr, SECOND: tl.constexpr,
-    CONSTANT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CONSTANT: tl.constexpr, FUSED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``[count, size]`` through FORM, to ``y`` or, with QUANTIZE, to codes.
 
@@ -129,7 +130,7 @@ def rows_kernel(
             v = v.reshape(ROWS, BLOCK // PER, PER)
             amax = highest if GROUP == 0 else tl.max(magnitude_of(v), 2).to(tl.float32, bitcast=True)
             code, stored = quantize_tile(v, second, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE,
-                                         TARGET, OTHER, SECOND > 0 or CONSTANT > 0)  # fmt: skip
+                                         TARGET, OTHER, SECOND > 0 or CONSTANT > 0, FUSED)  # fmt: skip
             store_codes(code, codes, row, index < count, start, width, BITS, ROWS, BLOCK)
             if GROUP:
                 g = start // PER + tl.arange(0, BLOCK // PER)[None, :]

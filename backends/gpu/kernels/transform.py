@@ -53,31 +53,40 @@ class Transform:
 
     def fused(self, x: Tensor, activation: dict[str, Any] | None) -> Tensor | Activation:
         """The kernel on rows: ``T x`` in the dtype of ``x``, or quantized."""
-        plan, size = self._plan, self.meta["size"]
-        rows = x.reshape(-1, size)
+        rows = x.reshape(-1, self.meta["size"])
         rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-        result = (
-            torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            if activation is None
-            else empty_activation(x, activation)
-        )
-        if rows.numel() == 0:
-            return result
+        result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if activation is not None:
+            result = empty_activation(x, activation)
+        if rows.numel() > 0:
+            self._launch(self._pieces(rows, activation), result, activation)
+        return result
+
+    def _pieces(self, rows: Tensor, activation: dict[str, Any] | None) -> Tensor:
+        """Rows, or where nothing depends on whole rows, pieces of them that make more and smaller programs."""
+        block, whole = self._plan["right_size"], {"left", "before", "after"} & self.tensors.keys()
+        by_row = activation is not None and (activation["group"] is None or activation["tensor_scale"] is not None)
+        vectors = max(16, 4096 // triton.next_power_of_2(block))
+        if whole or by_row or rows.numel() % (vectors * block):
+            return rows
+        return rows.contiguous().view(-1, vectors * block)
+
+    def _launch(self, rows: Tensor, result: Tensor | Activation, activation: dict[str, Any] | None) -> None:
+        plan, right = self._plan, self._plan["right_size"]
         parts = (rows,) * 3 if activation is None else (result.codes, result.scales, result.tensor_scale)
-        a, b = (max(16, triton.next_power_of_2(n)) for n in (plan["left_size"], plan["right_size"]))
-        terms_x, terms = self._terms(x.dtype)
+        a, b = (max(16, triton.next_power_of_2(n)) for n in (rows.shape[1] // right, right))
+        terms_x, terms = self._terms(rows.dtype)
         programs, warps, stages = rotation_of(a * b)
         rotate_kernel[(min(rows.shape[0], programs),)](
-            rows, *(self._tensor(name, rows) for name in ("left", "right", "before", "after")),
+            rows, *(self.tensors.get(name, rows) for name in ("left", "right", "before", "after")),
             result if activation is None else rows, *(rows if part is None else part for part in parts),
-            rows.shape[0], rows.stride(0), plan["factor"], A=plan["left_size"], B=plan["right_size"], A_PAD=a, B_PAD=b,
+            rows.shape[0], rows.stride(0), plan["factor"], A=rows.shape[1] // right, B=right, A_PAD=a, B_PAD=b,
             LEFT="left" in self.tensors, RIGHT="right" in self.tensors, BEFORE="before" in self.tensors,
             AFTER="after" in self.tensors, TERMS_X=terms_x, TERMS=terms,
             DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
             PRECISION="ieee" if INTERPRETED or torch.version.hip else "tf32x3", QUANTIZE=activation is not None,
             **encoding(activation), STAGES=stages, num_warps=warps,
         )  # fmt: skip
-        return result
 
     def _terms(self, dtype: torch.dtype) -> tuple[int, int]:
         """bfloat16 numbers for an input, and for what goes on between the factors; 0 for float32 products."""
@@ -87,9 +96,6 @@ class Transform:
             return 1, 1
         signs = self._plan["signs"]  # diagonals that change no more than signs
         return {torch.bfloat16: 1, torch.float16: 2}.get(dtype, 3) if signs else 3, 3 if dtype is torch.float32 else 2
-
-    def _tensor(self, name: str, absent: Tensor) -> Tensor:
-        return self.tensors.get(name, absent)
 
     def _steps(self, x: Tensor) -> Tensor:
         y = x.reshape(-1, self.meta["size"]).float()
