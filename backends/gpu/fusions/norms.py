@@ -17,7 +17,10 @@ def fuse(model: ir.Model) -> None:
 
 
 def _last_axis(node: ir.Node) -> bool:
-    axis, shape = node.attributes.get_int("axis", -1), node.inputs[0].shape
+    """Whether a norm runs over the last axis with one weight for each element of it."""
+    axis, shape, weight = node.attributes.get_int("axis", -1), node.inputs[0].shape, node.inputs[1].shape
+    if weight is None or len(weight) != 1:
+        return False
     return axis == -1 or shape is not None and axis == len(shape) - 1
 
 

@@ -66,6 +66,8 @@ def _rms_norm(c: Call) -> str:
     axis, eps = c.int("axis", -1), c.float("epsilon", 1e-5)
     if axis != -1 and c.axis(0, axis) != c.need_rank(0) - 1:
         raise refuse(c.node, "it does not normalize the last axis")
+    if c.rank(1) != 1:  # a weight that differs along other axes too
+        return f"F.rms_norm({c[0]}, {c[0]}.shape[-1:], None, {eps}) * {c[1]}"
     return f"{c.program.kernel('rms_norm')}({c[0]}, {c[1]}, {eps})"
 
 

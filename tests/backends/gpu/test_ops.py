@@ -84,6 +84,7 @@ CASES: dict[str, tuple[str, str, int]] = {
     "softmax of a matrix": (F, "z = Softmax<axis=1>(x)", 11),
     "layer norm": (f"{F}, float[6] g, float[6] h", "z = LayerNormalization<epsilon=0.01>(x, g, h)", 18),
     "rms norm": (f"{F}, float[6] g", "z = RMSNormalization<epsilon=0.01>(x, g)", 23),
+    "rms norm, weights of rows": (f"{F}, float[4,6] g", "z = RMSNormalization(x, g)", 23),
     "group norm": (f"{IMAGE}, float[4] g, float[4] h", "z = GroupNormalization<num_groups=2>(x, g, h)", 21),
     "instance norm": (f"{IMAGE}, float[4] g, float[4] h", "z = InstanceNormalization(x, g, h)", 18),
     "batch norm": (f"{IMAGE}, float[4] g, float[4] h, float[4] m",
