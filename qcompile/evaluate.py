@@ -77,7 +77,7 @@ class Session:
             del model.graph.initializers[value.name]
         ir.external_data.load_to_model(model)
         if optimize:
-            _give_initializers(model, options, heavy, arrays)
+            self._kept = _give_initializers(model, options, heavy, arrays)  # onnxruntime reads some in place
         else:
             self._weights = arrays
             model.graph.inputs.extend(heavy)
@@ -112,8 +112,11 @@ def _is_heavy(tensor: ir.TensorProtocol) -> bool:
 
 def _give_initializers(
     model: ir.Model, options: ort.SessionOptions, heavy: Sequence[ir.Value], arrays: Mapping[str, np.ndarray]
-) -> None:
-    """Hand over constants beside the graph, which names a file for them that is never opened."""
+) -> list[ort.OrtValue]:
+    """Hand over constants beside the graph, which names a file for them that is never opened.
+
+    What is returned must live as long as the session.
+    """
     import onnxruntime as ort
 
     for value in heavy:
@@ -122,7 +125,9 @@ def _give_initializers(
             "handed over", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name
         )
         model.graph.register_initializer(value)
-    options.add_external_initializers([*arrays], [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()])
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers([*arrays], values)
+    return values
 
 
 def _first_line(error: Exception) -> str:
