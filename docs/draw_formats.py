@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from qcompile.formats import ELEMENTS
+import torch
+
+from qcompile.formats import ELEMENTS, ScaleType
 from qcompile.formats.e8p import decode_e8p
 from qcompile.formats.family import power_element, twin_log_element
 from qcompile.formats.grids import higgs_grid
+from qcompile.formats.scales import scale_from_code
 
 _SCALAR = (
-    "int2", "int3", "int4", "int4-full", "e1m2", "e2m1", "e3m0", "nf4", "af4", "bnb-fp4", "e2m3", "e3m2", "int8",
-    "e4m3", "e5m2",
+    "int2", "int3", "int4", "int4-full", "int5", "int6", "int7", "int8", "uint2", "uint3", "uint4", "mxint4", "mxint8",
+    "e1m2", "e2m1", "e3m0", "e2m3", "e3m2", "e4m3", "e5m2", "nf4", "af4", "bnb-fp4",
 )  # fmt: skip
 _ROW, _LEFT, _WIDTH = 26, 110, 720
 
@@ -27,6 +31,7 @@ def scalar_grids() -> str:
     """A row of ticks for each codebook, scaled to its largest magnitude."""
     rows = [(name, ELEMENTS[name].levels) for name in _SCALAR]
     rows += [("NUPES a=0.5", power_element(4, 0.5).levels), ("twin-log √2", twin_log_element(4, 2**0.5).levels)]
+    rows += [(f"Lloyd-Max {n}", tuple(point[0] for point in higgs_grid(1, n))) for n in (2, 4, 8, 16)]
     rows.append(("2 trit-planes", tuple(a * 0.75 + b * 0.25 for a in (-1, 0, 1) for b in (-1, 0, 1))))
     body = []
     for i, (name, levels) in enumerate(rows):
@@ -44,8 +49,6 @@ def _tick(position: float, y: int) -> str:
 
 def plane_grids() -> str:
     """The two-dimensional HIGGS grids, and two coordinates of E8P, each within ±4 standard deviations."""
-    import torch
-
     e8p = {tuple(p) for p in (decode_e8p(torch.arange(1 << 16, dtype=torch.int32))[:, :2] / 1.03).tolist()}
     panels = [(f"HIGGS p=2, n={n}", higgs_grid(2, n)) for n in (16, 64, 256)] + [("E8P, two of eight", sorted(e8p))]
     body = []
@@ -59,7 +62,23 @@ def _dot(point: Sequence[float], x: int, y: int) -> str:
     return f'<circle cx="{x + point[0] * 27:.1f}" cy="{y - point[1] * 27:.1f}" r="1.8" fill="#1f5fa8"/>'
 
 
+def scale_grids() -> str:
+    """Every value of the 8-bit scales, by its logarithm; the bar marks one."""
+    rows = []
+    for name in ("E8M0", "E4M3", "UE5M3"):
+        values = scale_from_code(torch.arange(256).to(torch.uint8), ScaleType[name])
+        rows.append((name, [float(v) for v in values if 0 < v < float("inf")]))
+    body = []
+    for i, (name, values) in enumerate(rows):
+        y = 20 + i * _ROW
+        body.append(f'<text x="4" y="{y + 4}">{name}</text>')
+        body += [_tick(math.log2(value) / 128, y) for value in values]
+        body.append(_tick(0, y).replace("#1f5fa8", "#c00"))
+    return _svg(_LEFT + _WIDTH + 20, 20 + len(rows) * _ROW, body)
+
+
 if __name__ == "__main__":
     folder = Path(__file__).parent
+    (folder / "formats-scales.svg").write_text(scale_grids())
     (folder / "formats-scalar.svg").write_text(scalar_grids())
     (folder / "formats-plane.svg").write_text(plane_grids())

@@ -159,10 +159,14 @@ class VectorFormat:
         grid = grid_tensor(self.dimension, 2**self.code_bits, unit.device)
         if self.dimension == 1:
             return _nearest_level(unit[:, 0], grid[:, 0])
-        half = grid.square().sum(1) / 2
         import torch
 
-        return torch.cat([(part @ grid.t() - half).argmax(1) for part in unit.split(1 << 13)]).int()
+        half, codes = grid.square().sum(1) / -2, torch.empty(len(unit), dtype=torch.int32, device=unit.device)
+        step = _CHUNK * 4 // len(grid)  # scores that fit the cache
+        for start in range(0, len(unit), step):
+            part = slice(start, start + step)
+            codes[part] = torch.addmm(half, unit[part], grid.t()).argmax(1)
+        return codes
 
     def _points(self, codes: Tensor) -> Tensor:
         """The values of codes ``[..., n]`` on the grid, ``[..., n · dimension]``, unit variance."""
