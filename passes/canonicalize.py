@@ -18,6 +18,7 @@ import onnx_ir.passes.common as common
 from qcompile.graph import DOMAIN, add_initializer, tidy
 from qcompile.norms import fuse_norm
 from qcompile.pipeline import State
+from qcompile.projections import split_projection
 
 __all__ = ["Canonicalize"]
 
@@ -44,6 +45,7 @@ class Canonicalize:
         for node in list(model.graph):
             if node.graph is not None:
                 fuse_norm(model, node)
+                split_projection(model, node)
         tidy(model)
         return True
 

@@ -66,15 +66,17 @@ class Attention(nn.Module):
         qk_norm: the class of a norm on queries and keys.
         causal: whether a position sees only earlier ones.
         fused: one projection for queries, keys and values.
+        stacked: its result is shaped ``[3, heads, head]`` and then cut, rather than cut and then shaped.
         context: the width of what keys and values are made from, the input itself if ``None``.
     """
 
     def __init__(
         self, *, kv_heads: int = HEADS, rope: float = 0.0, qk_norm: type[nn.Module] | None = None, causal: bool = True,
-        bias: bool = False, fused: bool = False, context: int | None = None, size: int = STREAM,
+        bias: bool = False, fused: bool = False, stacked: bool = False, context: int | None = None,
+        size: int = STREAM,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.kv_heads, self.rope, self.causal = kv_heads, rope, causal
+        self.stacked, self.kv_heads, self.rope, self.causal = stacked, kv_heads, rope, causal
         self.widths = [HEADS * HEAD, kv_heads * HEAD, kv_heads * HEAD]
         self.qkv = nn.Linear(size, sum(self.widths), bias) if fused else None
         read = [size, context or size, context or size]
@@ -85,11 +87,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        if self.qkv is not None:
-            parts = self.qkv(x).split(self.widths, -1)
+        if self.stacked:
+            parts = self.qkv(x).unflatten(-1, (3, HEADS, HEAD)).unbind(2)
+        elif self.qkv is not None:
+            parts = [part.unflatten(-1, (-1, HEAD)) for part in self.qkv(x).split(self.widths, -1)]
         else:
-            parts = [p(value) for p, value in zip(self.projections, (x, context, context), strict=True)]
-        q, k, v = (part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in parts)
+            values = zip(self.projections, (x, context, context), strict=True)
+            parts = [projection(value).unflatten(-1, (-1, HEAD)) for projection, value in values]
+        q, k, v = (part.transpose(1, 2) for part in parts)
         if self.norms:
             q, k = self.norms[0](q), self.norms[1](k)
         if self.rope:

@@ -5,11 +5,12 @@ features made), an online transform remains with ``--transforms hadamard``. The 
 stream has 32 features, a head 8, a feed-forward layer 48.
 
 Exporting takes seconds a network, so their graphs are kept in ``tests/data/families.npz``, without large weights, which
-are drawn anew; ``python tests/support/families.py`` exports them again.
+are drawn anew; ``python tests/support/families.py`` exports them, or those that it is given, again.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,10 @@ FAMILIES = {
     ),
     "fused projection with biases": Family(
         lambda: Decoder(lambda: Attention(bias=True, fused=True, rope=1.0), FeedForward, layer_norm), **DECODER
+    ),
+    "fused projection, stacked": Family(
+        lambda: Decoder(lambda: Attention(bias=True, fused=True, stacked=True, rope=1.0), FeedForward, layer_norm),
+        **DECODER,
     ),
     "gated, rotary, grouped heads": Family(lambda: Decoder(lambda: Attention(kv_heads=2, rope=1.0)), **DECODER),
     "tied embedding": Family(lambda: Decoder(lambda: Attention(rope=1.0), tied=True), **DECODER),
@@ -196,5 +201,7 @@ def stored(name: str) -> onnx.ModelProto:
 
 
 if __name__ == "__main__":
-    graphs = {name: np.frombuffer(export(name).SerializeToString(), np.uint8) for name in FAMILIES}
+    wanted = sys.argv[1:] or list(FAMILIES)
+    graphs = dict(np.load(STORED)) if sys.argv[1:] else {}
+    graphs |= {name: np.frombuffer(export(name).SerializeToString(), np.uint8) for name in wanted}
     np.savez_compressed(STORED, **graphs)
