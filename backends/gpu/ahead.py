@@ -20,8 +20,8 @@ __all__ = ["FOLDER", "LAYOUTS", "compile_ahead"]
 
 FOLDER = "cubins"
 
-#: Layouts of packed weights whose products are compiled ahead; the others compile at their first call.
-LAYOUTS = ("planes",)
+#: Layouts of packed weights; other entries of the layout file are no products.
+LAYOUTS = ("planes", "bytes", "scaled")
 
 
 def compile_ahead(folder: Path, arches: Sequence[str]) -> None:

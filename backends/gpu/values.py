@@ -48,8 +48,10 @@ class Values:
     # ---- what is known -------------------------------------------------------------------------------------------
 
     def kind(self, value: ir.Value) -> ir.DataType | None:
-        """Type of the elements, as the graph declares it."""
-        return value.const_value.dtype if value.const_value is not None else value.dtype
+        """Type of the elements, as the graph declares it, or as the host's numbers have it."""
+        if value.const_value is not None:
+            return value.const_value.dtype
+        return _kind_of(self.hosts[value]) if value.dtype is None and value in self.hosts else value.dtype
 
     def is_narrow(self, value: ir.Value) -> bool:
         """Whether a value is in the program's dtype."""

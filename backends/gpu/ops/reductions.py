@@ -72,8 +72,10 @@ def _rms_norm(c: Call) -> str:
 
 
 def _batch_norm(c: Call) -> str:
-    if c.int("training_mode", 0):
-        raise refuse(c.node, "it is in training mode")
+    if c.int("training_mode", 0):  # by the statistics of this very input
+        if any(value.uses() or value.is_graph_output() for value in c.node.outputs[1:]):
+            raise refuse(c.node, "its running statistics are read")
+        return f"F.batch_norm({c[0]}, None, None, {c[1]}, {c[2]}, True, eps={c.float('epsilon', 1e-5)})"
     return f"F.batch_norm({c[0]}, {c[3]}, {c[4]}, {c[1]}, {c[2]}, eps={c.float('epsilon', 1e-5)})"
 
 

@@ -89,6 +89,8 @@ CASES: dict[str, tuple[str, str, int]] = {
     "instance norm": (f"{IMAGE}, float[4] g, float[4] h", "z = InstanceNormalization(x, g, h)", 18),
     "batch norm": (f"{IMAGE}, float[4] g, float[4] h, float[4] m",
                    "v = Abs(g) z = BatchNormalization(x, g, h, m, v)", 18),
+    "batch norm of the batch": (f"{IMAGE}, float[4] g, float[4] h, float[4] m",
+                                "v = Abs(g) z, r, s = BatchNormalization<training_mode=1>(x, g, h, m, v)", 18),
     "products": (PAIR, "t = Transpose<perm=[0,2,1]>(y) z = MatMul(x, t)", 18),
     "gemm": ("float[N,6] a, float[5,6] b, float[5] c", "z = Gemm<transB=1, alpha=0.5, beta=2.0>(a, b, c)", 18),
     "einsum": (PAIR, 'z = Einsum<equation="nij,nkj->nik">(x, y)', 18),
