@@ -30,8 +30,8 @@ class _Cut:
 
 def split_projection(model: ir.Model, node: ir.Node) -> bool:
     """Rewrite a Reshape of the last axis whose outermost part is cut up right away; whether it was one."""
-    if node.op_type != "Reshape" or node.domain or node.inputs[0].shape is None or node.outputs[0].shape is None:
-        return False
+    if node.op_type != "Reshape" or node.domain or not node.inputs[0].shape or not node.outputs[0].shape:
+        return False  # a scalar has no last axis
     place = _outermost(node)
     if place is None:
         return False

@@ -8,6 +8,7 @@ import pytest
 from qcompile.capture import example_inputs
 from qcompile.evaluate import compare, evaluate
 from qcompile.preparation import prepare
+from qcompile.projections import split_projection
 
 SLICES = """q1 = Slice(r, zero, one, axis)
     k1 = Slice(r, one, two, axis)
@@ -78,3 +79,14 @@ def test_the_parts_get_axes_of_their_own_and_the_function_stays(parse, name, sha
     prepared = prepare(model)
     assert compare(before, evaluate(prepared.model, inputs))[0] < 1e-6
     assert any(node.op_type == "Split" and node.inputs[0].name == "p" for node in prepared.model.graph) == apart
+
+
+def test_a_scalar_has_nothing_to_cut(parse):
+    model = parse(
+        """g (float[2] x) => (float[1,1] y)
+        <int64[2] s> {
+            n = ReduceSum<keepdims=0>(x)
+            y = Reshape(n, s) }""",
+        s=[1, 1],
+    )
+    assert not any(split_projection(model, node) for node in model.graph)
