@@ -6,6 +6,9 @@ Triton compiles for any target when it is told the types of the arguments; the f
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +16,10 @@ from typing import Any
 
 from qcompile.errors import MissingExtraError
 
-__all__ = ["Compiled", "Config", "compile_config", "linear_configs", "write"]
+__all__ = ["Compiled", "Config", "compile_config", "linear_configs", "spilled", "write"]
 
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_TOKENS = (1, 32, 64, 512)  # one batch size for each entry of the launch table that has a kernel
+_TOKENS = (1, 16, 64, 512)  # one batch size for each entry of the launch table that has a kernel
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,24 @@ def _target(arch: str) -> Any:
     return GPUTarget("hip", arch, 64)
 
 
+def spilled(made: Compiled) -> int:
+    """Bytes of registers that a kernel keeps in memory, as the assembler or the code object says."""
+    if made.suffix == "hsaco":
+        counts = re.findall(r"[sv]gpr_spill_count:\s*(\d+)", made.asm["amdgcn"])
+        return 4 * sum(map(int, counts))
+    return sum(map(int, re.findall(r"STACK:(\d+)", _resources(made.binary))))
+
+
+def _resources(cubin: bytes) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+
+
 def write(configs: Iterable[Config], arch: str, folder: Path) -> list[str]:
     """Compile into ``folder``: a binary and a description for each; returns the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,30 +122,73 @@ def write(configs: Iterable[Config], arch: str, folder: Path) -> list[str]:
 
 def linear_configs(meta: Mapping[str, Any], arch: str, dtype: str = "bfloat16") -> list[Config]:
     """The kernels that a packed weight launches at batch sizes from one token to many."""
+    make = {"planes": _planes_config, "bytes": _bytes_config, "scaled": _scaled_config}[meta["layout"]]
+    made = [make(meta, arch, dtype, tokens) for tokens in _TOKENS]
+    return list({config.name: config for config in made if config is not None}.values())
+
+
+def _planes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config | None:
     import triton.language as tl
 
-    from qcompile.backends.gpu.kernels.launch import scaling_of, split_of, stages_of, tile_of
+    from qcompile.backends.gpu.kernels.launch import scaling_of, stages_of, tile_of
 
-    configs: dict[str, Config] = {}
-    for tokens in _TOKENS:
-        tile = tile_of(tokens)
-        if tile is None:
-            continue
-        tiles = -(-meta["N"] // tile.rows) * -(-tokens // tile.tokens)
-        split = split_of(tile, tiles, -(-meta["K"] // meta["tile"]))
-        asm = arch.startswith("sm")
-        constants = {
-            **_layout(meta), "SCALE": scaling_of(meta["scaling"], meta["scales"], dtype, tile), "TOKEN": False,
-            "BIAS": False, "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": asm,
-            "DOT": tl.bfloat16, "TERMS": {"bfloat16": 1, "float16": 2, "float32": 3}[dtype],
-            "BN": tile.rows, "BM": tile.tokens, "SPLIT": split > 1, "COLUMNS": min(tile.columns, meta["plane"]),
-            "STAGES": stages_of(tile, meta["codes"]),
-            "token_scale": None, "bias": None,
-        }  # fmt: skip
-        name = f"matmul_{meta['format']}_{meta['N']}x{meta['K']}_{tile.tokens}".replace("-", "_")
-        configs[name] = Config(name, "matmul", "matmul_kernel", _signature(meta, dtype), constants,
-                               _aligned(meta), tile.warps)  # fmt: skip
-    return list(configs.values())
+    tile, activation = tile_of(tokens), meta.get("activation")
+    if tile is None or (meta["codes"] == "table" and tile.tokens > 32):
+        return None
+    token = activation is not None and (
+        activation["group"] is None or activation["tensor_scale"] is not None or "constant" in activation
+    )
+    constants = {
+        **_layout(meta), "SCALE": scaling_of(meta["scaling"], meta["scales"], dtype, tile), "TOKEN": token,
+        "BIAS": False, "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": arch.startswith("sm"), "DOT": tl.bfloat16,
+        "TERMS": {"bfloat16": 1, "float16": 2, "float32": 3}[dtype], "BN": tile.rows, "BM": tile.tokens,
+        "SPLIT": _splits(meta, tile, tokens), "COLUMNS": min(tile.columns, meta["plane"]),
+        "STAGES": stages_of(tile, meta["codes"]), "bias": None, **({} if token else {"token_scale": None}),
+    }  # fmt: skip
+    types = _signature(meta, dtype) | ({"token_scale": "*fp32"} if token else {})
+    return Config(_name("matmul", meta, tile.tokens), "matmul", "matmul_kernel", types, constants, _aligned(meta),
+                  tile.warps)  # fmt: skip
+
+
+def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config:
+    from qcompile.backends.gpu.kernels.launch import eight_tile_of
+
+    tile = eight_tile_of(tokens)
+    constants = {
+        "FLOAT": meta["floating"], "GROUP": meta["tile_group"], "PLANE": meta["plane"], "BIAS": False,
+        "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens,
+        "SPLIT": _splits(meta, tile, tokens), "STAGES": tile.stages, "bias": None,
+    }  # fmt: skip
+    types = {"x": "*fp8e4nv" if meta["floating"] else "*i8", "words": "*i8",
+             "scales": "*bf16" if meta["scales"] == "bf16" else "*fp32", "row_scale": "*fp32", "token_scale": "*fp32",
+             "y": f"*{_TYPES[dtype]}", "partial": "*fp32", "counters": "*i32"}  # fmt: skip
+    types |= dict.fromkeys(("M", "N", "K", "stride_x"), "i32")
+    aligned = [name for name in _aligned(meta) if name in types]
+    return Config(_name("eight", meta, tile.tokens), "eight", "eight_kernel", types, constants, aligned, tile.warps)
+
+
+def _scaled_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config:
+    from qcompile.backends.gpu.kernels.operands import SCALED_TILE, SCALED_WARPS
+
+    second = meta["group"] == 16
+    types = dict.fromkeys(("x", "x_scales", "w", "w_scales"), "*u8") | {"row_scale": "*fp32", "y": f"*{_TYPES[dtype]}"}
+    types |= dict.fromkeys(("M", "N", "K"), "i32") | ({"token_scale": "*fp32"} if second else {})
+    constants = {"GROUP": meta["group"], "TOKEN": second, "BIAS": False, "bias": None, **SCALED_TILE}
+    constants |= {} if second else {"token_scale": None}
+    aligned = ["x", "x_scales", "w", "w_scales", "row_scale", "y", *(n for n in ("N", "K") if meta[n] % 16 == 0)]
+    return Config(_name("scaled", meta, SCALED_TILE["BM"]), "scaled", "scaled_kernel", types, constants, aligned,
+                  SCALED_WARPS)  # fmt: skip
+
+
+def _name(kernel: str, meta: Mapping[str, Any], tokens: int) -> str:
+    return f"{kernel}_{meta['format']}_{meta['N']}x{meta['K']}_{tokens}".replace("-", "_")
+
+
+def _splits(meta: Mapping[str, Any], tile: Any, tokens: int) -> bool:
+    from qcompile.backends.gpu.kernels.launch import split_of
+
+    tiles = -(-meta["N"] // tile.rows) * -(-tokens // tile.tokens)
+    return split_of(tile, tiles, -(-meta["K"] // meta["tile"])) > 1
 
 
 def _layout(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +198,7 @@ def _layout(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _signature(meta: Mapping[str, Any], dtype: str) -> dict[str, str]:
     scales = {"post": "*bf16" if meta["scales"] == "bf16" else "*fp32", "row": "*i16"}.get(meta["scaling"], "*u8")
-    pointers = {"x": f"*{_TYPES[dtype]}", "words": "*i16", "scales": scales, 
+    pointers = {"x": f"*{_TYPES[dtype]}", "words": "*i16", "scales": scales,
                 "zeros": "*u8" if meta["zeros"] else "*i16",
                 "table": "*fp32" if meta["codes"] == "table" else "*i16", "row_scale": "*fp32",
                 "y": f"*{_TYPES[dtype]}", "partial": "*fp32", "counters": "*i32"}  # fmt: skip

@@ -72,7 +72,7 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
         target_arch: ``"sm_90"``, ``"sm_100"``, ``"sm_103"``, ``"sm_120"`` or ``"gfx950"``.
 
     Raises:
-        TargetError: for a format that no kernel decodes, and for scales that are not finite.
+        TargetError: for a format that no kernel decodes or quantizes to, and for scales that are not finite.
     """
     weights = [checked(q) for q in weights]
     layout = _layout(weights[0].format, scheme.activation, target_arch)
@@ -80,8 +80,17 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
         weights, *([scheme.activation.element.kind is Kind.FLOAT] if layout == "bytes" else [])
     )
     meta |= {"kind": "linear", "arch": target_arch, "splits": [q.shape[0] for q in weights]}
-    meta["activation"] = None if scheme.activation is None else describe(scheme.activation)
+    meta["activation"] = None if scheme.activation is None else _checked_activation(scheme.activation)
     return tensors, meta
+
+
+def _checked_activation(fmt: Format) -> dict[str, Any]:
+    from qcompile.backends.gpu.kernels.forms import has_kernel
+
+    meta = describe(fmt)
+    if not has_kernel(meta):
+        raise TargetError(f"gpu: no kernel quantizes activations to '{fmt.name}'")
+    return meta
 
 
 def _layout(weight: Format, activation: Format | None, arch: str) -> str:

@@ -19,28 +19,14 @@ def quantize_activation(x: Tensor, meta: dict[str, Any]) -> Activation:
 
     Args:
         x: ``[..., K]`` in float32, bfloat16 or float16.
-        meta: a format without zero points, from ``packing.describe``.
+        meta: from ``packing.describe``.
+
+    Raises:
+        ValueError: for a format that no kernel quantizes to.
     """
-    return run_rows("plain", x, activation=meta) if has_kernel(meta) else _quantize(x, meta)
-
-
-def _quantize(x: Tensor, meta: dict[str, Any]) -> Activation:
-    """In plain torch: the formats that no kernel takes."""
-    size = x.shape[-1]
-    group = meta["group"] or max(size, 1)
-    rows = x.reshape(-1, size).float()
-    groups = torch.nn.functional.pad(rows, (0, -size % group)).view(rows.shape[0], -1, group)
-    amax = groups.abs().amax(-1)
-    second = _row_scale(amax, meta)
-    candidates = [_candidate(groups, amax, second, target, meta) for target in meta["targets"] or [meta["max"]]]
-    codes, scale, error = candidates[0]
-    for other_codes, other_scale, other_error in candidates[1:]:
-        keep = other_error < error
-        codes, scale = torch.where(keep[..., None], other_codes, codes), torch.where(keep, other_scale, scale)
-    codes = codes.flatten(1)
-    if meta["bits"] == 4:
-        codes = codes[:, ::2] | (codes[:, 1::2] << 4)
-    return Activation(codes, _scale_bytes(scale, meta), second, meta, tuple(x.shape), x.dtype)
+    if not has_kernel(meta):
+        raise ValueError(f"no kernel quantizes activations to '{meta['name']}'")
+    return run_rows("plain", x, activation=meta)
 
 
 def dequantize(activation: Activation) -> Tensor:
@@ -75,75 +61,6 @@ def _levels(activation: Activation) -> Tensor:
     if activation.meta["bits"] == 4:
         codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
     return table_of(activation.meta["values"], codes.device)[codes.int()]
-
-
-# ---- scales ------------------------------------------------------------------------------------------------------
-
-
-def _row_scale(amax: Tensor, meta: dict[str, Any]) -> Tensor | None:
-    if meta["rule"] == "four-thirds":
-        return torch.full((amax.shape[0],), meta["constant"], device=amax.device)
-    if meta["tensor_scale"] is None:
-        return None
-    target = (meta["targets"] or [meta["max"]])[0]
-    scale = amax.amax(-1) / (target * meta["tensor_scale"])
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
-
-
-def _candidate(
-    groups: Tensor, amax: Tensor, second: Tensor | None, target: float, meta: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes, stored scale, squared error) for one magnitude that the maximum is mapped onto."""
-    if meta["scale"] == "e8m0":
-        scale = _power_of_two(amax, meta)
-    else:
-        scale = amax / target
-        scale = _STORE[meta["scale"]](scale if second is None else scale / second[:, None])
-    effective = scale if second is None else scale * second[:, None]
-    y = groups / effective.masked_fill(effective == 0, torch.inf)[..., None]
-    codes = _encode(y, meta)
-    table = table_of(meta["values"], y.device)
-    error = (table[codes.int()] * effective[..., None] - groups).square().sum(-1)
-    return codes, scale, error
-
-
-_STORE = {
-    "fp32": lambda scale: scale,
-    "bf16": lambda scale: scale.bfloat16().float(),
-    "fp16": lambda scale: scale.clamp(max=65504.0).half().float(),
-    "e4m3": lambda scale: scale.clamp(max=448.0).to(torch.float8_e4m3fn).float(),
-}
-
-
-def _power_of_two(amax: Tensor, meta: dict[str, Any]) -> Tensor:
-    """All rules for powers of two are one: the binade of amax, doubled where amax is above a part of it."""
-    bits = amax.double().view(torch.int64)
-    exponent = ((bits >> 52) & 0x7FF) - 1023
-    above = (bits & ((1 << 52) - 1)).double() * 2.0**-52 + 1 > meta["threshold"]
-    exponent = (exponent - meta["shift"] + above.long()).clamp(-127, 127)
-    return ((exponent + 1023) << 52).view(torch.float64).float()
-
-
-def _encode(y: Tensor, meta: dict[str, Any]) -> Tensor:
-    if meta["kind"] == "integer":
-        codes = y.round().clamp(meta["min"], meta["max"]).to(torch.int8).view(torch.uint8)
-        return codes & (2 ** meta["bits"] - 1)
-    y = y.clamp(-meta["max"], meta["max"])
-    if meta["element"] == "e4m3":
-        return y.to(torch.float8_e4m3fn).view(torch.uint8)
-    levels = table_of(meta["values"], y.device)[: 2 ** (meta["bits"] - 1)]
-    index = torch.bucketize(y.abs(), (levels[1:] + levels[:-1]) / 2)  # a tie goes to the lower level ...
-    tie = y.abs() == ((levels[1:] + levels[:-1]) / 2)[index.clamp(max=len(levels) - 2)]
-    index = index + (tie & (index % 2 == 1)).long()  # ... or to the even code
-    return (index + torch.signbit(y) * len(levels)).to(torch.uint8)
-
-
-def _scale_bytes(scale: Tensor, meta: dict[str, Any]) -> Tensor:
-    if meta["scale"] == "e8m0":
-        return ((scale.double().view(torch.int64) >> 52) - 1023 + 127).to(torch.uint8)
-    if meta["scale"] == "e4m3":
-        return scale.to(torch.float8_e4m3fn).view(torch.uint8)
-    return scale
 
 
 def _scale_value(scales: Tensor, meta: dict[str, Any]) -> Tensor:

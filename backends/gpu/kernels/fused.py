@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import quantize_activation
 from .activation_type import Activation
-from .forms import has_kernel, run_rows
+from .forms import run_rows
 from .transform import Transform
 
 __all__ = ["gate", "modulate", "rms_norm"]
@@ -72,8 +71,6 @@ def _finish(
     transform: Transform | None, activation: dict[str, Any] | None,
     run: Callable[[dict[str, Any] | None], Tensor | Activation],
 ) -> Tensor | Activation:  # fmt: skip
-    if transform is None and activation is not None and not has_kernel(activation):
-        return quantize_activation(run(None), activation)
     if transform is None:
         return run(activation)
     y = run(None)

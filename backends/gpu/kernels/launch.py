@@ -34,7 +34,7 @@ _TILES: tuple[tuple[float, Tile | None], ...] = (
     (8, Tile(32, 8, 2, 3, 792)),
     (16, Tile(64, 16, 4, 3, 528)),
     (64, Tile(64, 64, 4, 3, 264)),
-    (1024, Tile(128, 128, 4, 3, 264, 32)),
+    (640, Tile(128, 128, 4, 3, 264, 32)),
     (float("inf"), None),
 )
 #: The same for 8-bit activations.

@@ -13,7 +13,7 @@ from .matmul import expand_kernel, matmul_kernel
 
 __all__ = ["Planes"]
 
-_SLAB = 1 << 24  # elements of a weight that are expanded at a time: 32 MiB of bfloat16, which the cache holds
+_SLAB = 1 << 23  # elements of a weight that are expanded at a time: 16 MiB of bfloat16, which the cache holds
 _TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers that make up one activation
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .activation import quantize_activation
 from .activation_type import Activation
-from .forms import empty_activation, encoding, has_kernel
+from .forms import empty_activation, encoding
 from .launch import INTERPRETED, rotation_of
 from .rotate import rotate_kernel
 
@@ -49,7 +49,7 @@ class Transform:
         """Whether the kernel can quantize what it holds: whole groups in a row of a power of two."""
         size, right = self.meta["size"], self._plan["right_size"]
         whole = activation["group"] is None or size % activation["group"] == 0
-        return has_kernel(activation) and whole and right >= 16 and right & (right - 1) == 0
+        return whole and right >= 16 and right & (right - 1) == 0
 
     def fused(self, x: Tensor, activation: dict[str, Any] | None) -> Tensor | Activation:
         """The kernel on rows: ``T x`` in the dtype of ``x``, or quantized."""

@@ -1,0 +1,96 @@
+"""What the compiler makes of the kernels for GPUs that are not here: matrix instructions and registers.
+
+Compiled in a process of its own, because kernels imported for Triton's interpreter cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need triton")
+
+SCRIPT = """
+import json, re, sys
+import torch
+from qcompile.backends.gpu import aot, packing
+from qcompile.formats import get_format, quantize
+from qcompile.targets import Scheme
+
+arch, size, out, *schemes = sys.argv[1:]
+for name in schemes:
+    scheme = Scheme.parse(name)
+    weight = quantize(torch.randn(16, int(size)), scheme.weight)
+    _, meta = packing.pack([weight], scheme, arch)
+    for config in aot.linear_configs(meta | {"N": int(out)}, arch):
+        made = aot.compile_config(config, arch)
+        text = made.asm["ptx" if arch.startswith("sm") else "amdgcn"]
+        pattern = r"(?:wgmma\\.mma_async|tcgen05\\.mma|mma\\.sync|v_mfma)[\\w.:]+"
+        print(json.dumps({"scheme": name, "tokens": config.constants.get("BM"), "layout": meta["layout"],
+                          "instructions": sorted(set(re.findall(pattern, text))), "spills": aot.spilled(made)}))
+"""
+
+
+def compiled(arch: str, *schemes: str, size: int = 4096, out: int = 14336) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SCRIPT, arch, str(size), str(out), *schemes]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arch", "scheme", "expected"),
+    [
+        ("sm_100", "nvfp4/nvfp4", "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale"),
+        ("sm_100", "mxfp4/mxfp4", "tcgen05.mma.cta_group::1.kind::mxf4.block_scale"),
+        ("sm_103", "nvfp4/nvfp4", "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale"),
+        ("sm_120", "nvfp4/nvfp4", "kind::mxf4nvf4.block_scale.scale_vec::4X"),
+        ("sm_120", "mxfp4/mxfp4", "kind::mxf4nvf4.block_scale.scale_vec::2X"),
+        ("gfx950", "mxfp4/mxfp4", "v_mfma_scale_f32"),
+    ],
+)
+def test_scaled_products_use_the_scaled_matrix_instructions(arch: str, scheme: str, expected: str) -> None:
+    (made,) = compiled(arch, scheme)
+    assert made["layout"] == "scaled"
+    assert made["instructions"], "no matrix instruction"
+    assert all(expected in instruction for instruction in made["instructions"])
+    assert made["spills"] == 0
+
+
+def test_hopper_decodes_into_registers_of_the_matrix_unit() -> None:
+    made = compiled("sm_90", "int4-g128")
+    assert {entry["tokens"] for entry in made} == {8, 16, 64, 128}
+    assert all(entry["spills"] == 0 for entry in made)
+    assert all("bf16" in instruction for entry in made for instruction in entry["instructions"])
+    assert any("wgmma" in instruction for entry in made for instruction in entry["instructions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "instruction"),
+    [
+        ("nvfp4", "bf16"), ("mxfp4", "bf16"), ("nf4-g64", "bf16"), ("uint4-g128", "bf16"), ("int8-channel", "bf16"),
+        ("fp8-e4m3-channel", "bf16"), ("nvfp4/nvfp4", "bf16"), ("int4-g128/fp8-e4m3-channel", "e4m3.e4m3"),
+        ("int4-g128/int8-channel", "s32.s8.s8"),
+    ],
+)  # fmt: skip
+def test_hopper_spills_nothing(scheme: str, instruction: str) -> None:
+    made = compiled("sm_90", scheme)
+    assert made
+    for entry in made:
+        assert entry["spills"] == 0, entry
+        assert all(instruction in name for name in entry["instructions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_100", "sm_120", "gfx950"])
+def test_weights_alone_compile_for_other_architectures(arch: str) -> None:
+    for entry in compiled(arch, "int4-g128", "nvfp4", "mxfp4"):
+        assert entry["instructions"]
+        assert entry["spills"] == 0, entry
