@@ -55,8 +55,9 @@ def compare_products(args: argparse.Namespace) -> None:
         print(f"\n{args.size}x{args.size}, {rows} row(s), {args.threads} thread(s)")
         print(f"{'':24} {'ms':>9} {'over TVM float32':>17} {'over onnxruntime int4-g32':>26}")
         for name, seconds in medians.items():
-            ratios = [medians.get(other, np.nan) / seconds for other in ("TVM float32", "onnxruntime int4-g32")]
-            print(f"{name:24} {1e3 * seconds:9.3f} {ratios[0]:16.2f}x {ratios[1]:25.2f}x")
+            own, peer = (medians.get(other) for other in ("TVM float32", "onnxruntime int4-g32"))
+            over = f"{own / seconds:16.2f}x" if own else f"{'':17}"
+            print(f"{name:24} {1e3 * seconds:9.3f} {over} {peer / seconds:25.2f}x")
 
 
 def interleaved(runs: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
