@@ -62,9 +62,7 @@ def caches(
     for operand, held, made in zip((key, value), past, present, strict=True):
         length = axes.size(operand[2])
         refs = analysis.refs(held)
-        if refs is not None and len(refs) != 4:
-            analysis.freeze([held, node.inputs[0]], f"{label(node)} has a cache that is not followed")
-        elif refs is not None:
+        if refs is not None:
             for mine, theirs in ((operand[0], refs[0]), (operand[1], refs[1]), (operand[3], refs[3])):
                 axes.unify(mine, theirs, reason)
             axes.constrain(refs[2], Freedom.NONE, reason)
@@ -84,7 +82,6 @@ def add_to_scores(analysis: Analysis, node: ir.Node, bias: ir.Value | None, batc
     for ref, own, what in zip(reversed(refs[:-2]), (heads, batch), ("head", "sequence"), strict=False):
         if not is_one(analysis, ref):
             reason = f"{label(node)} has a mask for each {what}"
-            analysis.axes.constrain(own, Freedom.SIGNED_PERMUTATION, reason)
             analysis.axes.unify(ref, own.through(Mode.PLAIN), reason)
 
 

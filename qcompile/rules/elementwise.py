@@ -180,8 +180,6 @@ def gate(analysis: Analysis, left: Ref, right: Ref, reason: str) -> Ref:
 
 
 def carry(analysis: Analysis, carrier: Ref, other: Ref, reason: str) -> Ref:
-    analysis.axes.constrain(carrier, Freedom.MONOMIAL, f"{reason} multiplies along the axis")
-    analysis.axes.constrain(other, Freedom.MONOMIAL, f"{reason} multiplies along the axis")
     analysis.axes.unify(other, carrier.through(Mode.PLAIN), f"{reason} multiplies along the axis")
     return carrier
 
@@ -192,7 +190,6 @@ def gated_unit(analysis: Analysis, node: ir.Node) -> None:
     nonlinear, linear = (analysis.refs(value) for value in node.inputs)
     out = []
     for left, right in zip(nonlinear, linear, strict=True):
-        analysis.axes.constrain(left, Freedom.PERMUTATION, f"{label(node)} acts on each element")
         out.append(right if is_one(analysis, right) else carry(analysis, right, left, label(node)))
     analysis.set(node.outputs[0], out)
 
@@ -259,7 +256,6 @@ def where(analysis: Analysis, node: ir.Node) -> None:
                 analysis.axes.constrain(full[0], Freedom.ORTHOGONAL_ONES, reason)
         if not is_one(analysis, chosen):
             for ref in full:
-                analysis.axes.constrain(ref, Freedom.MONOMIAL, f"{label(node)} chooses per element")
                 analysis.axes.unify(chosen, ref.through(Mode.PLAIN), label(node))
             full = full or [chosen]
         out.append(full[0] if full else analysis.axes.one)

@@ -89,13 +89,13 @@ def activated_product(analysis: Analysis, node: ir.Node) -> None:
 RULES["com.microsoft", "TransposeMatMul"] = matmul  # the older name of FusedMatMul
 
 
-@rule("GroupNorm", "SkipGroupNorm", domain="com.microsoft")
+@rule("GroupNorm", domain="com.microsoft")
 def channels_last_norm(analysis: Analysis, node: ir.Node) -> None:
-    """A group norm with channels last, behind a residual join if it has one, and before an activation if it has one."""
+    """A group norm with channels last, before SiLU if it has an activation."""
     refs = list(analysis.refs(node.inputs[0]))
     size, groups = analysis.axes.size(refs[-1]), node.attributes.get_int("groups", 0)
     parts = size and groups and analysis.axes.as_product(refs[-1], [groups, size // groups], label(node))
-    if not parts or not node.attributes.get_int("channels_last", 1) or len(node.inputs) > 3:
+    if not parts or not node.attributes.get_int("channels_last", 1):
         analysis.opaque(node, f"{label(node)} has an option that is not followed")
         return
     for ref in refs[:1]:
@@ -150,9 +150,9 @@ def experts(analysis: Analysis, node: ir.Node) -> None:
                 analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} routes to experts")
     for ref in (*router[1:], second[2], *(refs[:-1] if len(refs) > 2 else ())):
         analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} routes to experts")
-    analysis.axes.constrain(router[0], Freedom.PERMUTATION, f"{label(node)} treats each row by itself")
+    rows = Freedom.PERMUTATION if len(refs) == 2 else Freedom.NONE
+    analysis.axes.constrain(router[0], rows, f"{label(node)} treats each row by itself")
     if len(refs) == 2:
-        analysis.axes.constrain(refs[0], Freedom.PERMUTATION, f"{label(node)} treats each row by itself")
         analysis.axes.unify(refs[0], router[0], f"{label(node)} routes each row")
     analysis.freeze([v for i, v in enumerate(node.inputs) if i in (3, 7)], f"{label(node)} acts on each element")
     if len(node.inputs) > 5 and node.inputs[5] is not None:

@@ -59,7 +59,6 @@ def _bias(analysis: Analysis, node: ir.Node, bias: ir.Value, operands: Sequence[
 
 def _padding(analysis: Analysis, node: ir.Node, mask: ir.Value | None, batch: Ref) -> None:
     if mask is not None:
-        analysis.freeze([mask], f"{label(node)} masks with it")
         analysis.axes.constrain(batch, Freedom.SIGNS, f"{label(node)} has a mask for each sequence")
 
 

@@ -27,11 +27,8 @@ def repeats(analysis: Analysis, value: ir.Value, axis: int) -> bool:
 def _picked(analysis: Analysis, node: ir.Node, ref: Ref, index: Ref, same: bool) -> None:
     """Join an axis of the data with that of the indices beside it: each element picks for itself, or all alike."""
     reason = f"{label(node)} picks for each element"
-    if same:
-        analysis.axes.constrain(index, Freedom.ORTHOGONAL_ONES, reason)
+    if same:  # made by repetition, so the vector of ones is kept already
         return
-    analysis.axes.constrain(ref, Freedom.MONOMIAL, reason)
-    analysis.axes.constrain(index, Freedom.MONOMIAL, reason)
     analysis.axes.unify(index, ref.through(Mode.PLAIN), reason)
 
 
@@ -141,7 +138,7 @@ def one_hot(analysis: Analysis, node: ir.Node) -> None:
     """A new axis on which the index means the place."""
     refs = list(analysis.refs(node.inputs[0]))
     for ref in refs:
-        analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
+        analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} counts each element")
     place = node.attributes.get_int("axis", -1) % (len(refs) + 1)
     depth = analysis.constant(node.inputs[1])
     size = None if depth is None else int(depth.reshape(-1)[0])

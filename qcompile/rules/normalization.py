@@ -77,7 +77,6 @@ def _scale(analysis: Analysis, node: ir.Node, refs: list[Ref], value: ir.Value) 
     reason = f"{label(node)} has a scale that could not be folded away"
     for ref, other in _pairs(analysis, refs, value):
         if not is_one(analysis, other):
-            analysis.axes.constrain(ref, Freedom.MONOMIAL, reason)
             analysis.axes.unify(other, ref.through(Mode.PLAIN), reason)
 
 
@@ -168,7 +167,6 @@ def channel_parameters(analysis: Analysis, node: ir.Node, channels: Ref, scale: 
     """A scale and a shift per channel behind a normalization."""
     reason = f"{label(node)} scales each channel"
     if not equal_numbers(analysis, scale, reason):
-        analysis.axes.constrain(channels, Freedom.MONOMIAL, reason)
         analysis.axes.unify(analysis.refs(scale)[0], channels.through(Mode.PLAIN), reason)
     analysis.axes.unify(analysis.refs(shift)[0], channels, reason)
 

@@ -242,18 +242,19 @@ def slice_(analysis: Analysis, node: ir.Node) -> None:
     starts, ends = _ints(analysis, node, 1, "starts"), _ints(analysis, node, 2, "ends")
     places = _ints(analysis, node, 3, "axes")
     steps = _ints(analysis, node, 4, "steps")
-    if places is None:
+    given = [value is not None for value in node.inputs]
+    if places is None and not any(given[3:4]):
         places = list(range(len(starts or ends or [])))
     if not places:
         analysis.opaque(node, f"{label(node)} has bounds that are computed at run time")
         return
+    known = starts is not None and ends is not None and not (steps is None and any(given[4:]))
     for i, place in enumerate(places):
-        known = starts is not None and ends is not None
         bounds = (starts[i], ends[i], steps[i] if steps else 1) if known else None
         refs[place] = _sliced(analysis, node, refs[place], bounds, place % len(refs))
     analysis.set(node.outputs[0], refs)
     known_dims = analysis.dims_of.get(node.inputs[0])
-    if known_dims is not None and starts is not None and ends is not None:
+    if known_dims is not None and known:
         analysis.dims_of[node.outputs[0]] = known_dims[starts[0] : ends[0] : steps[0] if steps else 1]
 
 
@@ -345,13 +346,16 @@ def pad(analysis: Analysis, node: ir.Node) -> None:
     refs = list(analysis.refs(node.inputs[0]))
     pads = _ints(analysis, node, 1, "pads")
     stated = node.outputs[0].shape
-    places = _ints(analysis, node, 3, "axes") or list(range(len(refs)))
-    if pads is None:
+    places = _ints(analysis, node, 3, "axes")
+    if places is None and (len(node.inputs) < 4 or node.inputs[3] is None):
+        places = list(range(len(refs)))
+    if pads is None or places is None:
         analysis.opaque(node, f"{label(node)} has a width that is computed at run time")
         return
     constant = node.attributes.get_string("mode", "constant") == "constant"
     value = node.inputs[2] if len(node.inputs) > 2 else None
-    zero = constant and (value is None or (analysis.uniform(value) and not analysis.constant(value).any()))
+    zero = value is None or (analysis.uniform(value) and not analysis.constant(value).any())
+    zero = zero and not node.attributes.get_float("value", 0.0)
     for i, place in enumerate(places):
         if pads[i] or pads[i + len(places)]:
             analysis.axes.constrain(refs[place], Freedom.NONE, f"{label(node)} lengthens it")

@@ -12,6 +12,8 @@ SITES = "float[1,5] s, float[5,A*B*C] w3, float[5,A*B*C] w4, int64[3] hs = {A,B,
 FOUR = "float[1,5] s, float[5,A*D*B*C] w3, float[5,A*D*B*C] w4, int64[4] hs = {A,D,B,C}"
 WIDE = SITES.replace("C", "16")
 HEADS = "C%2==0 and C>2"
+UNEVEN = "t = Concat<axis=-1>(h, c5)\n "
+UNEVEN_PARTS = "float[A,B,5] c5, float[A,B,8] k, float[A,B,8] l"
 CASES = [
     Case("attention, queries", "A B C", "S N S*G", PAIR + "g = Attention<q_num_heads=2, kv_num_heads=2>(h, u, v)", SITES, opset=23, need=HEADS, loose="- P -"),
     Case("attention, keys", "A B C", "S N S*G", PAIR + "g = Attention<q_num_heads=2, kv_num_heads=2>(u, h, v)", SITES, opset=23, need=HEADS),
@@ -29,6 +31,23 @@ CASES = [
          FOUR + ", float[A,D,2,C] k, float[A,D,2,C] l", opset=23, free=False, loose="- - P -"),
     Case("attention with a cache, keys", "A D B C", "S S N G", PAIR + "g, g1, g2 = Attention(u, h, v, , k, l)",
          FOUR + ", float[A,D,2,C] k, float[A,D,2,C] l", opset=23, free=False),
+    Case("attention of uneven heads", "A B 3", "N N N", UNEVEN + "g = Attention<q_num_heads=2, kv_num_heads=2>(t, k, l)", UNEVEN_PARTS, opset=23, free=False),
+    Case("attention with a length for each sequence", "A D B C", "s S N G", PAIR + "g = Attention(h, u, v, , , , n)", FOUR + ", int64[A] n = {2,3}", opset=24,
+         free=False, mixed=False, loose="- - P -"),
+    Case("rotary embedding of uneven pairs", "A D B 3", "D G D N", "t = Concat<axis=-1>(h, c5)\n g = RotaryEmbedding(t, cc, ss)",
+         "float[A,D,B,5] c5, float[A,B,4] cc, float[A,B,4] ss", opset=23, free=False),
+    Case("rotary embedding of uneven heads", "A B 3", "N N N", UNEVEN + "g = RotaryEmbedding<num_heads=2>(t, cc, ss)",
+         UNEVEN_PARTS + ", float[A,B,2] cc, float[A,B,2] ss", opset=23, free=False),
+    Case("onnxruntime's attention of uneven heads", "A B 3", "N N N", UNEVEN + "g = com.microsoft.MultiHeadAttention<num_heads=2>(t, k, l)", UNEVEN_PARTS, free=False),
+    Case("onnxruntime's attention with padding", "A B C", "s N S*G", PAIR + "g = com.microsoft.MultiHeadAttention<num_heads=2>(h, u, v, , m)",
+         SITES + ", int32[A,B] m = {1,1,0,1,1,1}", free=False, loose="- P -"),
+    Case("onnxruntime's attention that projects, masked", "A B C", "N N G", "g = com.microsoft.Attention<num_heads=2>(h, w, b, m)",
+         "float[C,12] w, float[12] b, int32[A,B] m = {1,1,0,1,1,1}", free=False),
+    Case("onnxruntime's attention that projects to uneven heads", "C 5", "N N*N|-", "w = Concat<axis=1>(h, w0)\n g = com.microsoft.Attention<num_heads=2>(x3, w, b)",
+         "float[2,3,C] x3, float[C,7] w0, float[12] b", free=False),
+    Case("grouped attention of uneven heads", "A B 6", "N N N*N", "t = Concat<axis=-1>(h, c10)\n"
+         "g = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=2>(t, k, l, , , n, t1)",
+         "float[A,B,10] c10, float[A,B,16] k, float[A,B,16] l, int32[A] n = {2,1}, int32[1] t1 = {3}", free=False),
     Case("rotary embedding", "A D B C", "D G D N*D", "g = RotaryEmbedding(h, cc, ss)", "float[A,B,C/2] cc, float[A,B,C/2] ss", opset=23,
          need=HEADS),
     Case("rotary embedding of three axes", "A B C", "D D G*N*D", "g = RotaryEmbedding<num_heads=2>(h, cc, ss)",

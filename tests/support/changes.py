@@ -17,6 +17,7 @@ from qcompile.evaluate import Session, compare, evaluate_double, to_double
 from qcompile.folding import fold
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, analyze
+from qcompile.state_space import add_bodies
 from qcompile.transforms import Compose, Dense, Diagonal, Permutation, Transform
 
 __all__ = ["TOLERANCE", "basis_change", "change", "claimed", "evaluate_exactly", "member", "parse"]
@@ -25,13 +26,19 @@ __all__ = ["TOLERANCE", "basis_change", "change", "claimed", "evaluate_exactly",
 TOLERANCE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 2e-4}
 
 
-#: What operators of onnxruntime mean that its CPU kernels cannot show.
+#: What operators mean that have no kernel of their own, or one whose CPU version does not show it.
 MEANINGS = {
     "BiasAdd": "BiasAdd (x, b, r) => (y) { t = Add(x, b)\n y = Add(t, r) }",
     "BiasSplitGelu": """BiasSplitGelu (x, b) => (y) { t = Add(x, b)\n p, q = Split<axis=-1, num_outputs=2>(t)
         half = Constant<value_float=0.5>()\n root = Constant<value_float=0.7071067811865476>()\n s = Mul(q, root)
         e = Erf(s)\n o = Constant<value_float=1.0>()\n f = Add(e, o)\n u = Mul(f, half)\n v = Mul(u, q)
         y = Mul(p, v) }""",
+    "LayerNorm": """LayerNorm (x, c, d) => (y) { a = Constant<value_ints=[-1]>()\n m = ReduceMean<keepdims=1>(x, a)
+        q = Sub(x, m)\n w = Mul(q, q)\n v = ReduceMean<keepdims=1>(w, a)\n i = Sqrt(v)\n n = Div(q, i)\n o = Mul(n, c)
+        y = Add(o, d) }""",
+    "RMSNorm": """RMSNorm (x, c) => (y) { a = Constant<value_ints=[-1]>()\n w = Mul(x, x)
+        v = ReduceMean<keepdims=1>(w, a)\n i = Sqrt(v)\n n = Div(x, i)\n y = Mul(n, c) }""",
+    "BiasSoftmax": "BiasSoftmax (x, b) => (y) { t = Add(x, b)\n y = Softmax<axis=-1>(t) }",
     # all experts taken, SiLU between; onnxruntime's own gives zeros where its result is not an output of the graph
     "MoE": """MoE (x, p, w, b, v, c) => (y) { s = Softmax<axis=-1>(p)\n a = Einsum<equation="bc,edc->bed">(x, w)
         t = Add(a, b)\n u = Sigmoid(t)\n q = Mul(t, u)\n o = Einsum<equation="bed,ecd->bec">(q, v)
@@ -40,18 +47,22 @@ MEANINGS = {
     "GroupNorm": """GroupNorm (x, c, d) => (y) { t = Transpose<perm=[0,3,1,2]>(x)\n s = Shape(t)
         r = Constant<value_ints=[0,2,-1]>()\n a = Constant<value_ints=[-1]>()\n p = Reshape(t, r)
         m = ReduceMean<keepdims=1>(p, a)\n q = Sub(p, m)\n w = Mul(q, q)\n v = ReduceMean<keepdims=1>(w, a)
-        e = Constant<value_float=0.00001>()\n f = Add(v, e)\n i = Sqrt(f)\n n = Div(q, i)\n k = Reshape(n, s)
+        e = Constant<value_float=0.1>()\n f = Add(v, e)\n i = Sqrt(f)\n n = Div(q, i)\n k = Reshape(n, s)
         l = Transpose<perm=[0,2,3,1]>(k)\n o = Mul(l, c)\n y = Add(o, d) }""",
 }
+MEANINGS["GroupNorm, SiLU"] = MEANINGS["GroupNorm"].replace(
+    "y = Add(o, d)", "z = Add(o, d)\n j = Sigmoid(z)\n y = Mul(z, j)"
+)
 
 
 def parse(text: str, opset: int = 21, seed: int = 0, **fixed: np.ndarray) -> ir.Model:
     """A model from a graph in textual syntax; declared values that no node makes are constants, random unless given."""
     header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1, "qcompile" : 1]>'
     proto = onnx.parser.parse_model(f"{header}\n{text}")
-    for op in {node.op_type for node in proto.graph.node if node.domain == "com.microsoft"} & set(MEANINGS):
-        function = f'<domain: "com.microsoft", opset_import: ["" : {opset}]> {MEANINGS[op]}'
-        proto.functions.append(onnx.parser.parse_function(function))
+    for domain, meaning in sorted({(node.domain, _meaning(node)) for node in proto.graph.node if node.domain}):
+        if meaning in MEANINGS:
+            function = f'<domain: "{domain}", opset_import: ["" : {opset}]> {MEANINGS[meaning]}'
+            proto.functions.append(onnx.parser.parse_function(function))
     rng = np.random.default_rng(seed)
     produced = {name for node in proto.graph.node for name in node.output}
     for info in [item for item in proto.graph.value_info if item.name not in produced]:
@@ -59,7 +70,14 @@ def parse(text: str, opset: int = 21, seed: int = 0, **fixed: np.ndarray) -> ir.
         array = fixed.get(info.name, rng.standard_normal(dims).astype(np.float32))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), info.name))
         proto.graph.value_info.remove(info)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    add_bodies(model)
+    return model
+
+
+def _meaning(node: onnx.NodeProto) -> str:
+    active = any(attribute.name == "activation" and attribute.i for attribute in node.attribute)
+    return f"{node.op_type}, SiLU" if active else node.op_type
 
 
 def _orthogonal(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -122,7 +140,7 @@ def evaluate_exactly(wide: ir.Model, inputs: Mapping[str, np.ndarray]) -> tuple[
         if any(map(_misread, wide.graph)):
             raise NotImplementedError
         return evaluate_double(wide, inputs), np.dtype(np.float64)
-    except (InputError, NotImplementedError, KeyError, RuntimeError, ValueError, IndexError):
+    except (InputError, NotImplementedError, KeyError, RuntimeError, ValueError, IndexError, TypeError):
         narrow = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in inputs.items()}
         return Session(_single(wide)).run(narrow), np.dtype(np.float32)
 

@@ -29,12 +29,17 @@ def _wrapped(call: str) -> str:
     return f"g = {call}"
 
 
+#: A second value of the same shape, from another site.
+OTHER = "u0 = MatMul(s, w3)\n u = Reshape(u0, hs)\n "
+OTHER_SITE = "float[1,5] s, float[5,A*B*C] w3, int64[3] hs = {A,B,C}"
+
 CASES = [
     *(Case(op.lower(), "A B C", free, f"g = {op}(h)") for free, ops in UNARY.items() for op in ops.split()),
     *(Case(call, "A B C", free, _wrapped(call), "float one:ones, float most = {0.9}") for call, free in SHAPED.items()),
     Case("swish", "A B C", "P P P", "g = Swish(h)", opset=24),
     Case("clip", "A B C", "P P P", "g = Clip(h, lo, hi)", "float lo = {-0.3}, float hi = {0.4}"),
     Case("dropout", "A B C", "G G G", "g = Dropout(h)"),
+    Case("dropout in training", "A B C", "N N N", "g = Dropout(h, r, k)", "float r = {0.0}, bool k = {1}"),
     Case("dropout, its mask read", "A B C", "P P P", "t, k = Dropout(h)\n g = Where(k, t, u)", "float[A,B,C] u", loose="G G G"),
     Case("not a number", "A B C", "P P P", "k = IsNaN(h)\n n = Not(k)\n g = Where(n, h, z)", "float z:zeros", loose="G G G"),
     Case("infinite", "A B C", "P P P", "k = IsInf(h)\n g = Where(k, z, h)", "float z:zeros", loose="G G G"),
@@ -79,6 +84,16 @@ CASES = [
     Case("power", "A B C", "P P P", "e = Exp(h)\n g = Pow(e, c)", "float c = {1.5}"),
     Case("slope per channel", "A B C", "+ + +", "g = PRelu(h, c)", "float[C] c"),
     Case("remainder", "A B C", "P P P", "g = Mod<fmod=1>(h, c)", "float c = {0.7}", loose="S S S"),
+    *(Case(f"{op.lower()}", "A B C", "P P P", f"k = {op}(h, c)\n g = Where(k, e, d)", "float[C] c, float[C] e, float[B,1] d")
+      for op in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")),
+    *(Case(f"{op.lower()} of two", "A B C", "P P P", f"{OTHER}a = Greater(h, c)\n b = Less(u, c)\n k = {op}(a, b)\n g = Where(k, c, d)",
+           OTHER_SITE + ", float[C] c, float[A,1,1] d") for op in ("And", "Or", "Xor")),
+    Case("not, of another", "A B C", "P P P", OTHER + "a = Greater(u, c)\n k = Not(a)\n g = Where(k, h, z)", OTHER_SITE + ", float c, float z"),
+    *(Case(f"{op.lower()} of integers", "A B C", "P P P", f"{OTHER}a = Cast<to=6>(h)\n b = Cast<to=6>(u)\n k = {op}(a, b)\n g = Cast<to=1>(k)", OTHER_SITE)
+      for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
+    Case("not of bits", "A B C", "M M M", OTHER + "a = Cast<to=6>(u)\n k = BitwiseNot(a)\n n = Cast<to=1>(k)\n g = Mul(n, h)", OTHER_SITE),
+    Case("equality of two", "A B C", "P P P", OTHER + "a = Cast<to=6>(h)\n b = Cast<to=6>(u)\n k = Equal(a, b)\n g = Where(k, c, d)",
+         OTHER_SITE + ", float[C] c, float[A,1,1] d"),
     Case("comparisons", "A B C", "P P P", "a = Greater(h, c)\n b = Less(h, d)\n e = GreaterOrEqual(h, d)\n f = LessOrEqual(h, c)\n"
          "i = And(a, b)\n j = Or(i, e)\n k = Xor(j, f)\n g = Where(k, h, c)", "float[C] c, float[B,1] d"),
     Case("equality of integers", "A B C", "P P P", "t = Cast<to=7>(h)\n k = Equal(t, z)\n g = Where(k, h, c)", "int64 z = {0}, float[C] c", loose="- - S"),

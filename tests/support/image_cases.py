@@ -32,5 +32,7 @@ CASES = [
     Case("depth to space", "A 16 D E", "G G*G*G G G", "g = DepthToSpace<blocksize=2>(h)", free=False),
     Case("depth to space, channels first", "A 16 D E", "G G*G*G G G", 'g = DepthToSpace<blocksize=2, mode="CRD">(h)', free=False),
     Case("space to depth", "A C 6 4", "G G G*G G*G", "g = SpaceToDepth<blocksize=2>(h)"),
+    Case("uneven depth to space", "A 3 D E", "N N N N", "t = Concat<axis=1>(h, c5)\n g = DepthToSpace<blocksize=2>(t)", "float[A,5,D,E] c5", free=False),
+    Case("uneven columns to an image", "A 3 9", "N N N", "t = Concat<axis=1>(h, c9)\n g = Col2Im(t, s, b)", "float[A,9,9] c9, int64[2] s = {4,4}, int64[2] b = {2,2}", free=False),
     Case("columns to an image", "A 12 9", "G G*N N", "g = Col2Im(h, s, b)", "int64[2] s = {4,4}, int64[2] b = {2,2}", free=False),
 ]  # fmt: skip

@@ -7,6 +7,13 @@ from cases import Case
 __all__ = ["CASES"]
 
 LAST = "int64[1] a = {-1}"
+
+#: An axis of two segments that no other cut fits.
+UNEVEN = "t = Concat<axis=-1>(h, c3)\n "
+UNEVEN_PART = "float[A,B,3] c3"
+#: Six places, two by two.
+PAIRS = "t = Reshape(h, six)\n "
+
 CASES = [
     Case("transposed and back", "A B C", "G G G", "t = Transpose<perm=[0,2,1]>(h)\n g = Transpose<perm=[0,2,1]>(t)"),
     Case("transposed", "A B C", "G G G", "g = Transpose(h)"),
@@ -47,6 +54,7 @@ CASES = [
     Case("tiled", "A B C", "G G G", "g = Tile(h, r)", "int64[3] r = {1,2,3}"),
     Case("padded with zeros", "A B C", "G N G", "g = Pad(h, p)", "int64[6] p = {0,1,0,0,0,0}"),
     Case("padded with a number", "A B C", "1 N 1", "g = Pad(h, p, v)", "int64[6] p = {0,0,0,0,2,0}, float v"),
+    Case("padded with a number, in older opsets", "A B C", "1 N 1", "g = Pad<pads=[0,0,0,0,2,0], value=0.5>(h)", opset=9, until=10, mixed=False),
     Case("padded by reflection", "A B C", "G N G", 'g = Pad<mode="reflect">(h, p)', "int64[6] p = {0,1,0,0,1,0}"),
     Case("padded on given axes", "A B C", "G N G", "g = Pad(h, p, v, a)", "int64[2] p = {1,1}, float v:zeros, int64[1] a = {-2}"),
     Case("centered crop", "A B C", "G G N", "g = CenterCropPad<axes=[2]>(h, s)", "int64[1] s = {5}", opset=18, need="C>5"),
@@ -72,6 +80,9 @@ CASES = [
     Case("index of the maximum", "A B C", "+ + N", "k = ArgMax<axis=-1, keepdims=1>(h)\n f = Cast<to=1>(k)\n g = Add(f, c)", "float[A,B,1] c"),
     Case("index of the minimum over rows", "A B C", "+ N +", "g = ArgMin<axis=1, keepdims=0>(h)"),
     Case("its size", "A B C", "G G G", "n = Size(h)\n f = Cast<to=1>(n)\n g = Div(h, f)"),
+    Case("equal numbers of its shape", "A B C", "1 1 1", "n = Shape(h)\n o = ConstantOfShape<value = float[1] {0.5}>(n)\n g = Add(h, o)"),
+    Case("random numbers", "A B C", "N N N", "r = RandomNormal<shape=[A,B,C]>()\n u = RandomUniform<shape=[A,B,C]>()\n v = Mul(r, u)\n n = Mul(v, z)\n g = Add(h, n)",
+         "float[A,B,C] z:zeros", free=False, mixed=False, loose="G G G"),
     Case("its shape", "A B C", "1 G G", "n = Shape<start=1>(h)\n o = ConstantOfShape(n)\n t = Add(h, o)\n g = Reshape(t, m)",
          "int64[3] m = {A,-1,C}", loose="G - -"),
     Case("random numbers of its shape", "A B C", "N N N",
@@ -80,6 +91,24 @@ CASES = [
     Case("identity matrix of its shape", "B C", "N N", "e = EyeLike(h)\n g = Add(h, e)"),
     Case("positions", "A B C", "G D G", "s = Shape<start=1, end=2>(h)\n n = Squeeze(s)\n r = Range(zero, n, one)\n f = Cast<to=1>(r)\n"
          "v = Unsqueeze(f, a)\n g = Mul(h, v)", "int64 zero = {0}, int64 one = {1}, int64[1] a = {1}"),
+    Case("cut within a pair", "A 3 2", "G N N", PAIRS + "g = Slice(t, s, e, a)", "int64[2] six = {A,6}, int64[1] s = {0}, int64[1] e = {3}, int64[1] a = {1}", free=False),
+    Case("split within pairs", "A 3 2", "G N N", PAIRS + "g, g1 = Split<axis=1, num_outputs=2>(t)", "int64[2] six = {A,6}", free=False),
+    Case("every second of an uneven axis", "A B 5", "G G N", UNEVEN + "g = Slice(t, s, e, a, n)",
+         UNEVEN_PART + ", int64[1] s = {0}, int64[1] e = {8}, int64[1] a = {2}, int64[1] n = {2}", free=False),
+    Case("cut at run time", "A B C", "N N N", "s = Cast<to=7>(f)\n g = Slice(h, s, e, a)", "float[1] f = {1.0}, int64[1] e = {99}, int64[1] a = {2}", free=False),
+    Case("cut along axes of run time", "A B C", "N N N", "a = Cast<to=7>(f)\n g = Slice(h, s, e, a)", "float[1] f = {2.0}, int64[1] s = {1}, int64[1] e = {99}", free=False),
+    Case("cut in steps of run time", "A B C", "N N N", "n = Cast<to=7>(f)\n g = Slice(h, s, e, a, n)",
+         "float[1] f = {2.0}, int64[1] s = {0}, int64[1] e = {99}, int64[1] a = {2}", free=False),
+    Case("padded along axes of run time", "A B C", "N N N", "a = Cast<to=7>(f)\n g = Pad(h, p, v, a)", "float[1] f = {2.0}, int64[2] p = {0,1}, float v:zeros", free=False),
+    Case("tiled at run time", "A B C", "N N N", "r = Cast<to=7>(f)\n g = Tile(h, r)", "float[3] f = {1.0,1.0,2.0}", free=False),
+    Case("padded at run time", "A B C", "N N N", "r = Cast<to=7>(f)\n g = Pad(h, r)", "float[6] f = {0.0,0.0,0.0,0.0,0.0,2.0}", free=False),
+    Case("summed over axes of run time", "A B C", "N N N", "r = Cast<to=7>(f)\n g = ReduceSum(h, r)", "float[1] f = {1.0}", free=False, loose="- 1 -"),
+    Case("tiled partly at run time", "A B C", "N N N", "r = Cast<to=7>(f)\n s = Concat<axis=0>(o, o, r)\n g = Tile(h, s)", "float[1] f = {2.0}, int64[1] o = {1}", free=False),
+    Case("reshaped to a rank of run time", "A B C", "N N N", "k = Cast<to=9>(f)\n s = Compress(r, k)\n g = Reshape(h, s)",
+         "float[3] f:ones, int64[3] r = {3,2,8}", free=False),
+    Case("reshaped at run time", "A B C", "N N N", "r = Cast<to=7>(f)\n g = Reshape(h, r)", "float[3] f = {3.0,2.0,8.0}", free=False),
+    Case("axes added at run time", "A B C", "N N N", "r = Cast<to=7>(f)\n g = Unsqueeze(h, r)", "float[1] f = {1.0}", free=False),
+    Case("split at run time", "A B C", "N N N", "r = Cast<to=7>(f)\n g, g1 = Split<axis=2>(h, r)", "float[2] f = {3.0,5.0}", free=False),
     Case("an unknown operator", "A B C", "N N N", "n = NonZero(h)\n f = Cast<to=1>(n)\n a = ReduceSum<keepdims=0>(f)\n g = Mul(h, a)",
          loose="G G G", free=False),
 ]  # fmt: skip
