@@ -47,11 +47,6 @@ def const(value: float, dtype: str, lanes: int = 1) -> tirx.Expr:
     return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
 
-def lanes_of(value: tirx.Expr) -> int:
-    """How many lanes an expression has."""
-    return value.ty.dtype.lanes if hasattr(value.ty, "dtype") else 1
-
-
 def _typed(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
