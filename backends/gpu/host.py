@@ -19,6 +19,10 @@ __all__ = ["LARGEST", "constant", "evaluate"]
 #: Elements of a host value; larger ones are tensors on the GPU.
 LARGEST = 64
 
+#: The same for constants of floats: few are scales of a resampling, many are weights.
+LARGEST_FLOATS = 8
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 Arrays = Sequence["np.ndarray | None"]
 _KINDS = {ir.DataType.INT64: int, ir.DataType.INT32: int, ir.DataType.BOOL: bool, ir.DataType.FLOAT: float,
           ir.DataType.DOUBLE: float, ir.DataType.FLOAT16: float, ir.DataType.BFLOAT16: float}  # fmt: skip
@@ -27,7 +31,9 @@ _KINDS = {ir.DataType.INT64: int, ir.DataType.INT32: int, ir.DataType.BOOL: bool
 def constant(value: ir.Value) -> np.ndarray | None:
     """A small constant as a host value."""
     tensor = value.const_value
-    if tensor is None or tensor.size > LARGEST or tensor.dtype not in _KINDS or len(tensor.shape) > 2:
+    if tensor is None or tensor.dtype not in _KINDS or len(tensor.shape) > 2:
+        return None
+    if tensor.size > (LARGEST_FLOATS if tensor.dtype in _FLOATS else LARGEST):
         return None
     return host_array(tensor.numpy().astype(_KINDS[tensor.dtype]))
 
@@ -88,9 +94,6 @@ def _div(node: ir.Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _holds_float(*arrays: np.ndarray) -> bool:
     return any(isinstance(item, float) for array in arrays for item in array.reshape(-1))
-
-
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _cast(node: ir.Node, a: np.ndarray, *_: Any) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 """Which floats follow the program's dtype and which stay float32.
 
 What is computed from integers and constants alone (positions, masks, frequencies) stays float32: bfloat16 cannot tell
-position 1000 from 1001. Sites, tables and what follows them are in the program's dtype.
+position 1000 from 1001. So do recurrences, whose rounding would add up. Sites, tables and what follows them are in the
+program's dtype.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOATS = (ir.DataType.FLOAT, *HALVES)
 
 _PRODUCTS = {"MatMul", "Gemm", "Einsum"}
+_RECURRENT = {"Loop", "Scan"}
 _ALWAYS = {"Conv", "ConvTranspose", "Attention"}
 
 
 def narrows(program: Program, node: ir.Node) -> bool:
     """Whether a node computes in the program's dtype."""
+    if node.op_type in _RECURRENT:
+        return False
     floats = [value for value in node.inputs if value is not None and program.kind(value) in FLOATS]
     if any(program.is_narrow(value) for value in floats):
         return True

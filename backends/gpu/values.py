@@ -43,6 +43,7 @@ class Values:
         self._variables: dict[ir.Value, str] = {}
         self._narrow: dict[ir.Value, bool] = {}
         self._made: dict[tuple, str] = {}
+        self._constants: dict[ir.Value, ir.Value] = {}
         self._dims: dict[str, str] = {}
 
     # ---- what is known -------------------------------------------------------------------------------------------
@@ -106,13 +107,22 @@ class Values:
         return self._made[key]
 
     def _materialize(self, value: ir.Value, narrow: bool) -> str:
-        array = self.hosts[value]
-        items, dtype = ", ".join(texts_of(array)), self.dtype(self.kind(value) or _kind_of(array), narrow)
+        array, kind = self.hosts[value], self.kind(value) or _kind_of(self.hosts[value])
+        if array.ndim and not any(isinstance(item, Symbol) for item in array.reshape(-1)):
+            return f"self.{self._weight(self._stored(value, array, kind), narrow)}"
+        items, dtype = ", ".join(texts_of(array)), self.dtype(kind, narrow)
         text = f"torch.full((), {items}, dtype={dtype}, device=device)"
         if array.ndim:
             text = f"{self.helper('vector')}([{items}], {dtype}, device)"
             text += f".reshape{array.shape}" if array.ndim > 1 else ""
         return self._once(("host", value, narrow), value.name or "constant", text)
+
+    def _stored(self, value: ir.Value, array: np.ndarray, kind: ir.DataType) -> ir.Value:
+        """Numbers that are known now, as a constant of the weights file."""
+        if value not in self._constants:
+            tensor = ir.tensor(array.astype(kind.numpy()), dtype=kind, name=value.name)
+            self._constants[value] = ir.Value(name=value.name or "constant", const_value=tensor)
+        return self._constants[value]
 
     def _once(self, key: tuple, wanted: str, text: str) -> str:
         """The variable of an expression that is computed at its first use."""

@@ -55,11 +55,11 @@ def _transpose(c: Call) -> str:
 
 def _unsqueeze(c: Call) -> str:
     axes = c.axes(1)
-    rank = (c.need_rank(0) if any(axis < 0 for axis in axes) and len(axes) > 1 else 0) + len(axes)
-    text = c[0]
-    for axis in sorted(axis if axis >= 0 or len(axes) == 1 else axis + rank for axis in axes):
-        text += f".unsqueeze({axis})"
-    return text
+    if any(axis < 0 for axis in axes) and any(axis >= 0 for axis in axes):
+        rank = c.need_rank(0) + len(axes)
+        axes = [axis % rank for axis in axes]
+    order = sorted(axes, reverse=axes[0] < 0)  # outermost first from the end that they are counted from
+    return c[0] + "".join(f".unsqueeze({axis})" for axis in order)
 
 
 def _squeeze(c: Call) -> str:

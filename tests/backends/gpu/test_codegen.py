@@ -65,6 +65,19 @@ def test_floats_of_16_bits_are_in_the_dtype_of_the_program(dtype: str, lower: Ca
     assert (z[1] == 1) == (dtype == "bfloat16")
 
 
+SUMS = """g (float[n,2000] x) => (float y, float z) {
+    s = Constant<value_ints=[0]>()  first = Slice(x, s, one, one)  zero = Sub(first, first)  h = Squeeze(zero, one)
+    c = MatMul(x, w)
+    y, z = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1], body = step (float[n] a, float[n] b)
+        => (float[n] d, float[n] e) { d = Add(a, b)  e = Identity(d) }>(h, c) }"""
+
+
+def test_recurrences_stay_float32_in_bfloat16(lower: Callable) -> None:
+    model = build(SUMS, w=np.eye(2000, dtype=np.float32), one=np.array([1]))
+    run, _ = lower(model, dtype="bfloat16")
+    assert run({"x": np.ones((1, 2000), np.float32)})["y"] == 2000  # bfloat16 would stop at 256
+
+
 POSITIONS = """g (int64[batch,length] ids) => (float y) {
     end = Shape<start=1, end=2>(ids)  stop = Squeeze(end)  zero = Constant<value_int=0>()  one = Constant<value_int=1>()
     p = Range(zero, stop, one)  last = Constant<value_ints=[-1]>()  column = Unsqueeze(p, last)

@@ -46,6 +46,8 @@ CASES: dict[str, tuple[str, str, int]] = {
     "flatten": (F, "a = Flatten<axis=2>(x) z = Flatten<axis=0>(a)", 18),
     "transpose": (F, "a = Transpose<perm=[0,2,1]>(x) z = Transpose(a)", 18),
     "squeeze": (F, "a = Unsqueeze(x, ax) z = Squeeze(a, ax)", 18),
+    "unsqueeze from both ends": (F, "a = Constant<value_ints=[-1,-3]>() b = Unsqueeze(x, a) "
+                                 "c = Constant<value_ints=[0,-2]>() z = Unsqueeze(b, c)", 18),
     "slice": (F, "s = Constant<value_ints=[1,-4]>() e = Constant<value_ints=[3,9223372036854775807]>() "
               "a = Constant<value_ints=[1,2]>() p = Constant<value_ints=[1,2]>() z = Slice(x, s, e, a, p)", 18),
     "slice backwards": (F, "s = Constant<value_ints=[-1]>() e = Constant<value_ints=[-9223372036854775807]>() "
