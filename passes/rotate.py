@@ -114,14 +114,17 @@ def _emit(
     body.append(f"y = Reshape(v{len(steps)}, shape)")
     kind = "".join(part.capitalize() for part in transform.kind.split("-"))
     signature = ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
-    form = "_".join(_form(outer, inner, matrix.ndim, tuple(matrix.shape)) for outer, inner, matrix in steps)
+    form = "_".join(_form(outer, inner, matrix.numpy()) for outer, inner, matrix in steps)
     function = ensure_function(model, f"Transform{kind}_{form}", f"({signature}) => (y) {{ " + "\n".join(body) + " }")
     node = append_node(before, function, inputs, name=name, domain=DOMAIN, like=value)
     return node.outputs[0]
 
 
-def _form(outer: int, inner: int, rank: int, shape: tuple[int, ...]) -> str:
-    return f"{outer}x{shape[-1] if rank > 1 else 'v'}x{inner}" + ("s" if rank == 3 else "")
+def _form(outer: int, inner: int, matrix: np.ndarray) -> str:
+    """What the body of a step depends on, besides the numbers: a permutation ``p``, a diagonal ``v``, a stack ``s``."""
+    if matrix.ndim == 1:
+        return f"{'p' if np.issubdtype(matrix.dtype, np.integer) else 'v'}{len(matrix)}"
+    return f"{outer}x{matrix.shape[-1]}x{inner}" + ("s" if matrix.ndim == 3 else "")
 
 
 def _constant_name(content: np.ndarray) -> str:

@@ -63,7 +63,7 @@ class Node:
     freedom: Freedom = Freedom.GENERAL
     limits: list[Limit] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)  # of every constraint, those that took nothing away included
-    culprits: set[object] = field(default_factory=set)  # operators and values that left no orthogonal transform
+    culprits: set[object] = field(default_factory=set)  # operators and values that left no rotation
     parent: Ref | None = None
 
 
@@ -141,7 +141,7 @@ class Axes:
         if root.mode is Mode.PLAIN:
             freedom = Freedom.MONOMIAL if Freedom.PERMUTATION in freedom else Freedom.DIAGONAL
         node = root.node
-        if Freedom.ORTHOGONAL not in freedom:
+        if Freedom.ORTHOGONAL_ONES not in freedom:
             node.culprits.add(self.at)
         if reason in node.reasons and node.freedom in freedom:
             return

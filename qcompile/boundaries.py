@@ -57,7 +57,7 @@ def with_boundaries(analysis: Analysis) -> Analysis:
     """The analysis of the graph with boundaries put in where they could pay; the same one if nowhere."""
     positions: dict[ir.Value, set[ir.Node | None]] = {}
     for space in analysis.spaces:
-        if Freedom.ORTHOGONAL not in space.freedom and space.node.structure is Structure.LEAF:
+        if Freedom.ORTHOGONAL_ONES not in space.freedom and space.node.structure is Structure.LEAF:
             inputs = {site.input for site in space.readers if site.input is not None}
             found = _around(analysis, space.node)
             if found is not None and len(found) < len(inputs):  # else a transform in front of each costs no more

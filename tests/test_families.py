@@ -22,6 +22,7 @@ def check(name: str, model: ir.Model) -> None:
     assert Counter(node.size for node in placement.offline) == family.offline
     groups = [group for group in rotated.groups if group.value.name in placement.online]
     assert Counter((group.width, group.flops // group.width // 2) for group in groups) == family.online
+    assert len(placement.boundaries) == family.boundaries
     for size, reason in family.because.items():
         limits = [limit.reason for space in analysis.spaces if space.size == size for limit in space.limits]
         assert any(reason in text for text in limits), limits

@@ -7,6 +7,12 @@ import pytest
 from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
 from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.groups import groups_of
+from qcompile.passes_index import load_pass
+from qcompile.pipeline import State
+from qcompile.placement import Placement
+from qcompile.spaces import analyze
+from qcompile.transforms import Hadamard
 
 SHARED = {
     "a layer that runs twice": """g (float[2,5,8] x) => (float[2,5,8] y) <float[8,8] w>
@@ -31,3 +37,21 @@ def test_function_stays(parse, name, transforms):
     want = evaluate_double(wide, inputs)
     got = evaluate_double(rotate(wide, transforms=transforms).prepared.model, inputs)
     assert compare(want, dict(zip(want, got.values(), strict=True)))[0] < 1e-12
+
+
+def test_transforms_of_one_form_but_other_steps_are_functions_of_their_own(parse):
+    """Signs and a permutation in front of the same matrices: what is random in the two variants of Hadamard."""
+    wide = to_double(
+        parse(
+            """g (float[2,5,16] x) => (float[2,5,3] y) <float[16,16] w, float[16,3] v>
+            { a = Relu(x)\n b = MatMul(a, w)\n c = Relu(b)\n y = MatMul(c, v) }"""
+        )
+    )
+    inputs = example_inputs(wide)
+    want = evaluate_double(wide, inputs)
+    analysis = analyze(wide)
+    online = {"a": Hadamard(16, 0), "c": Hadamard(16, 0, "regular")}
+    state = State(wide)
+    load_pass("rotate")(analysis, tuple(groups_of(analysis.sites)), Placement({}, online)).apply(state)
+    assert len([node for node in wide.graph if node.op_type.startswith("Transform")]) == 2
+    assert compare(want, evaluate_double(wide, inputs))[0] < 1e-12

@@ -56,20 +56,21 @@ class EncoderDecoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 2x2, a class token, positions; with scales on what the layers add if asked for."""
+    """Patches of 2x2, a class token, positions; if asked for, scales on what layers add, or a norm on the stream."""
 
-    def __init__(self, layer_scale: bool = False) -> None:
+    def __init__(self, layer_scale: bool = False, normed: bool = False) -> None:
         super().__init__()
         self.patches, self.token = nn.Conv2d(3, STREAM, 2, 2), nn.Parameter(torch.zeros(1, 1, STREAM))
         self.positions = nn.Parameter(torch.zeros(1, 10, STREAM))
         self.mixer, self.layer = Attention(bias=True, fused=True, causal=False), FeedForward()
         self.norms = nn.ModuleList(nn.LayerNorm(STREAM) for _ in range(3))
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(STREAM)) for _ in range(2 * layer_scale)])
+        self.first = nn.LayerNorm(STREAM) if normed else nn.Identity()
         self.head = nn.Linear(STREAM, 3)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patches(image).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        x = self.first(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions)
         for i, part in enumerate((self.mixer, self.layer)):
             made = part(self.norms[i](x))
             x = x + (self.scales[i] * made if len(self.scales) else made)

@@ -66,6 +66,7 @@ class Family:
     inputs: tuple = (IDS,)
     dynamic: tuple = (TEXT,)
     because: dict[int, str] = field(default_factory=dict)  # size of a space that stays -> a part of the reason
+    boundaries: int = 0  # online transforms where a space begins or ends
 
 
 def layer_norm() -> nn.Module:
@@ -126,6 +127,10 @@ FAMILIES = {
     ),
     "vision transformer": Family(VisionTransformer, {32: 1, 8: 1}, {(48, 32): 1}, **IMAGE),
     "layer scale": Family(lambda: VisionTransformer(True), {32: 1, 8: 1}, {(48, 32): 1}, **IMAGE),
+    # A norm with a scale where the stream begins: one online transform behind it, and the stream rotates.
+    "norm in front of the stream": Family(
+        lambda: VisionTransformer(normed=True), {32: 1, 8: 1}, {(48, 32): 1}, **IMAGE, boundaries=1
+    ),
     # A norm over four places at once subtracts their common mean, so the stream's own mean must stay: a rotation that
     # keeps the vector of ones.
     "windowed attention, merged patches": Family(
