@@ -31,10 +31,6 @@ WITHOUT = {
     "products of integers: their weights cannot be transformed without being rounded again": (
         "ConvInteger MatMulInteger QLinearConv QLinearMatMul"
     ),
-    "recurrences with a decay of their own; `SelectiveScan` and `StateSpaceDuality` have rules": (
-        "CausalConvWithState LinearAttention"
-    ),
-    "written into a buffer at places that are computed": "TensorScatter",
     "constants are lifted to initializers before the analysis": "Constant",
 }
 

@@ -13,6 +13,7 @@ from qcompile.rules import fused_attention as fused_attention
 from qcompile.rules import images as images
 from qcompile.rules import indexing as indexing
 from qcompile.rules import linear as linear
+from qcompile.rules import memory as memory
 from qcompile.rules import normalization as normalization
 from qcompile.rules import quantization as quantization
 from qcompile.rules import recurrent as recurrent

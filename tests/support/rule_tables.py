@@ -8,6 +8,7 @@ import fused_cases
 import image_cases
 import indexing_cases
 import linear_cases
+import memory_cases
 import normalization_cases
 import shaping_cases
 
@@ -22,4 +23,5 @@ CASES = [
     *normalization_cases.CASES,
     *attention_cases.CASES,
     *fused_cases.CASES,
+    *memory_cases.CASES,
 ]
