@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,3 +103,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         qc.selective_scan(u, delta, A[0], B, C, D)
     with pytest.raises(InputError, match="6 heads cannot share 4 groups"):
         qc.state_space_duality(*tensors(DUALITY, {"b": 1, "l": 1, "h": 6, "p": 1, "g": 4, "n": 1}))
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "state-space.md").read_text()
+    names: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert "SelectiveScan" in [node.op_type for node in names["source"].model.graph]
