@@ -16,12 +16,9 @@ from pathlib import Path
 
 from qcompile.errors import TargetError
 
-__all__ = ["FOLDER", "LAYOUTS", "compile_ahead"]
+__all__ = ["FOLDER", "compile_ahead"]
 
 FOLDER = "cubins"
-
-#: Layouts of packed weights; other entries of the layout file are no products.
-LAYOUTS = ("planes", "bytes", "scaled")
 
 
 def compile_ahead(folder: Path, arches: Sequence[str]) -> None:
@@ -47,7 +44,7 @@ def main(folder: str, *arches: str) -> None:
     for arch in arches:
         distinct = {}
         for entry in layout["packed"].values():
-            for config in linear_configs(entry, arch) if entry.get("layout") in LAYOUTS else []:
+            for config in linear_configs(entry, arch) if entry["kind"] == "linear" else []:
                 content = (config.kernel, config.signature, config.constants, config.aligned, config.warps)
                 distinct.setdefault(repr(content), config)
         write(distinct.values(), arch, Path(folder) / FOLDER / arch)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcompile.backends.gpu.ahead import FOLDER, LAYOUTS, compile_ahead
+from qcompile.backends.gpu.ahead import FOLDER, compile_ahead
 from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.fusions import fuse
 from qcompile.backends.gpu.manifest import ARCHITECTURES, BANDWIDTH
@@ -59,11 +59,9 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"
     source = write_module(model, program, objects, title)
     size = _write(folder, source, program, objects)
-    layouts = sorted({packed.meta["layout"] for packed in objects.packed.values() if packed.kind == "Linear"})
-    if set(layouts).intersection(LAYOUTS):
+    if any(packed.kind == "Linear" for packed in objects.packed.values()):
         compile_ahead(folder, arches)
-    at_first_call = {"compiled_at_first_call": rest} if (rest := sorted(set(layouts) - set(LAYOUTS))) else {}
-    return Lowered(_files(folder), sites, _notes(arches, program, size) | at_first_call)
+    return Lowered(_files(folder), sites, _notes(arches, program, size))
 
 
 def _notes(arches: Sequence[str], program: Program, size: int) -> dict[str, Any]:

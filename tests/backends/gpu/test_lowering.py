@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from qcompile.backends.gpu.manifest import ARCHITECTURES
 from qcompile.capture import example_inputs
 from qcompile.errors import InputError, TargetError
 from qcompile.evaluate import compare, evaluate
@@ -186,11 +187,20 @@ def test_a_format_without_a_kernel_is_refused(lower: Callable) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_are_compiled_ahead(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target, scheme",
+    [
+        ("hopper-int4", "int4-g128"),
+        ("hopper-w4a8", "int4-g128/fp8-e4m3-channel"),
+        ("blackwell-fp4", "nvfp4/nvfp4"),
+        ("mi350-mxfp4", "mxfp4/mxfp4"),
+    ],
+)
+def test_kernels_are_compiled_ahead(target: str, scheme: str, tmp_path: Path) -> None:
     from qcompile.backends.gpu.lowering import lower as lower_to
 
     model = build("g (float[n,128] x) => (float z) { z = MatMul(x, w) }", w=weight(128, 64))
-    said = lower_to(model, [plan("z", "int4-g128", weight(64, 128))], get_target("hopper-int4"), tmp_path)
-    cubins = [name for name in said.files if name.endswith(".cubin")]
-    assert cubins
-    assert all((tmp_path / name).read_bytes()[:4] == b"\x7fELF" for name in cubins)
+    said = lower_to(model, [plan("z", scheme, weight(64, 128))], get_target(target), tmp_path)
+    binaries = [name for name in said.files if name.endswith((".cubin", ".hsaco"))]
+    assert {Path(name).parent.name for name in binaries} == set(ARCHITECTURES[target])
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x7fELF" for name in binaries)
