@@ -77,7 +77,7 @@ def _around(analysis: Analysis, space: Node) -> dict[ir.Value, set[ir.Node | Non
     for culprit in space.culprits:
         if isinstance(culprit, ir.Value):
             touched = [(culprit, {None} if culprit.is_graph_output() else {node for node, _ in culprit.uses()})]
-        elif isinstance(culprit, ir.Node):
+        elif isinstance(culprit, ir.Node) and culprit.graph is analysis.model.graph:  # none within a body
             touched = [(v, {culprit}) for v in culprit.inputs if v is not None and v.const_value is None]
             touched += [(v, {node for node, _ in v.uses()}) for v in culprit.outputs]
         else:

@@ -166,3 +166,29 @@ def test_a_rotated_recurrence_runs_through_the_whole_pipeline(graph):
     rotated = rotate(source)
     assert 8 in [node.size for node in rotated.placement.offline]
     assert compare(evaluate(source, inputs), evaluate(rotated.prepared.model, inputs))[0] < 1e-5
+
+
+def test_no_boundary_is_put_into_a_body(parse):
+    """Tanh in the body reads a space with many readers, and what it makes is read by a site outside."""
+    model = parse(
+        """g (float[2,3,5] x) => (float[2,3,4] y)
+        <float[5,8] w1, float[8,4] a, float[8,4] b, float[8,4] c, float[8,4] d, float[2,8] start> {
+            h = MatMul(x, w1)
+            h1 = Identity(h)
+            last, g = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1],
+                body = step (s, row) => (t, u) { t = Tanh(row)
+                u = Identity(t) }>(start, h)
+            h2 = Neg(h)
+            h3 = Neg(h2)
+            ya = MatMul(h, a)
+            yb = MatMul(h2, b)
+            yc = MatMul(h3, c)
+            yd = MatMul(g, d)
+            y0 = Add(ya, yb)
+            y1 = Add(y0, yc)
+            y = Add(y1, yd) }"""
+    )
+    inputs = example_inputs(model)
+    rotated = rotate(model)
+    assert not [n for body in rotated.prepared.model.graph.subgraphs() for n in body if n.domain == "qcompile"]
+    assert compare(evaluate(model, inputs), evaluate(rotated.prepared.model, inputs))[0] < 1e-5
