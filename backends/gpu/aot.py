@@ -132,7 +132,7 @@ def _planes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) 
 
     from qcompile.backends.gpu.kernels.launch import scaling_of, stages_of, tile_of
 
-    tile, activation = tile_of(tokens), meta.get("activation")
+    tile, activation = tile_of(tokens, meta["scaling"]), meta.get("activation")
     if tile is None or (meta["codes"] == "table" and tile.tokens > 32):
         return None
     token = activation is not None and (
@@ -156,7 +156,7 @@ def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -
     tile = eight_tile_of(tokens)
     constants = {
         "FLOAT": meta["floating"], "GROUP": meta["tile_group"], "PLANE": meta["plane"], "BIAS": False,
-        "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens,
+        "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens, "BANDS": tile.bands,
         "SPLIT": _splits(meta, tile, tokens), "STAGES": tile.stages, "bias": None,
     }  # fmt: skip
     types = {"x": "*fp8e4nv" if meta["floating"] else "*i8", "words": "*i8",
@@ -187,7 +187,7 @@ def _name(kernel: str, meta: Mapping[str, Any], tokens: int) -> str:
 def _splits(meta: Mapping[str, Any], tile: Any, tokens: int) -> bool:
     from qcompile.backends.gpu.kernels.launch import split_of
 
-    tiles = -(-meta["N"] // tile.rows) * -(-tokens // tile.tokens)
+    tiles = -(-meta["N"] // (tile.rows * tile.bands)) * -(-tokens // tile.tokens)
     return split_of(tile, tiles, -(-meta["K"] // meta["tile"])) > 1
 
 

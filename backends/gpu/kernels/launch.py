@@ -18,7 +18,8 @@ class Tile(NamedTuple):
     """How a product is cut into programs.
 
     ``rows`` of the weight and ``tokens`` of a program, its ``warps`` and pipeline ``stages``; ``programs`` to aim at
-    by cutting K into shares, 0 for never; and the most ``columns`` of each plane that are taken at a time.
+    by cutting K into shares, 0 for never; the most ``columns`` of each plane that are taken at a time; and how many
+    ``bands`` of so many rows a program takes.
     """
 
     rows: int
@@ -27,6 +28,7 @@ class Tile(NamedTuple):
     stages: int
     programs: int
     columns: int = 64
+    bands: int = 1
 
 
 #: (most tokens, tile); ``None`` expands the weight for torch's product.
@@ -46,10 +48,12 @@ _EIGHT: tuple[tuple[float, Tile], ...] = (
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
 
-def tile_of(tokens: int) -> Tile | None:
-    """The tile for that many tokens, or None to expand the weight."""
+def tile_of(tokens: int, scaling: str = "post") -> Tile | None:
+    """The tile for that many tokens and that scaling of the layout, or None to expand the weight."""
     if INTERPRETED:
         return _INTERPRETED if tokens <= 16 else None
+    if scaling == "mx" and 16 < tokens <= 64:
+        return Tile(128, 64, 8, 3, 132)
     return next(tile for most, tile in _TILES if tokens <= most)
 
 
@@ -58,11 +62,12 @@ def eight_tile_of(tokens: int) -> Tile:
     return _INTERPRETED if INTERPRETED else next(tile for most, tile in _EIGHT if tokens <= most)
 
 
-def rotation_of(values: int) -> tuple[int, int, int]:
-    """(programs, warps, stages) of the transform of rows of that many values, padding included."""
+def rotation_of(values: int, bits: int = 16) -> tuple[int, int, int]:
+    """(programs, warps, stages) of the transform of rows of that many values of so many bits, padding included."""
+    stages = 2 if bits == 16 else 1
     if values <= 4096:
-        return 1056, 4, 2
-    return 264, 8 if values <= 16384 else 16, 2
+        return 1056, 2, stages
+    return 264, 8 if values <= 16384 else 16, stages
 
 
 def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:

@@ -78,9 +78,11 @@ def stored_scale(
         value = tl.where(exponent == 0, 5.877471754111438e-39, (exponent << 23).to(tl.float32, bitcast=True))
         code = tl.where(broken, 255, exponent)
     else:
-        value = tl.div_rn(amax, tl.full(amax.shape, TARGET, tl.float32))
+        # Zeros, of which padding is full, take a division's slow way: one stands for them meanwhile.
+        value = tl.div_rn(tl.where(bits == 0, 1.0, amax), tl.full(amax.shape, TARGET, tl.float32))
         if HAS_SECOND:
             value = tl.div_rn(value, second)
+        value = tl.where(bits == 0, 0.0, value)
         if SCALE == "e4m3":
             code, value = _float_code(tl.minimum(value, 448.0), 3, 7)
             code = tl.where(broken, 127, code)
@@ -118,8 +120,8 @@ def quotient(v, scale, POWER: tl.constexpr, FUSED: tl.constexpr):
     else:
         divisor = tl.where(scale == 0, float("inf"), scale)
         if FUSED:
-            inverse = tl.where(scale == 0, 0.0, tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), divisor))[:, :, None]
-            y = tl.broadcast_to(inverse, v.shape)
+            inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), tl.where(scale == 0, 1.0, scale))
+            y = tl.broadcast_to(tl.where(scale == 0, 0.0, inverse)[:, :, None], v.shape)
             negative = tl.broadcast_to(-scale[:, :, None], v.shape)
             out = v * y
             out = tl.fma(tl.fma(negative, out, v), y, out)

@@ -76,7 +76,7 @@ class Transform:
         parts = (rows,) * 3 if activation is None else (result.codes, result.scales, result.tensor_scale)
         a, b = (max(16, triton.next_power_of_2(n)) for n in (rows.shape[1] // right, right))
         terms_x, terms = self._terms(rows.dtype)
-        programs, warps, stages = rotation_of(a * b)
+        programs, warps, stages = rotation_of(a * b, 8 * rows.element_size())
         rotate_kernel[(min(rows.shape[0], programs),)](
             rows, *(self.tensors.get(name, rows) for name in ("left", "right", "before", "after")),
             result if activation is None else rows, *(rows if part is None else part for part in parts),
