@@ -16,6 +16,8 @@ __all__ = ["Machine", "build", "extensions", "machine"]
 #: Elements that make a job of their own.
 _WORTHWHILE = 4096
 
+_ALL = 100
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -149,11 +151,21 @@ def _schedule_cpu(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with the outer data-parallel loops of each block fused into a parallel one.
 
-    The innermost loop stays as it is, for LLVM to make vectors of. Loops that TVM does not see to be independent (a
-    sort, a scatter) stay serial.
+    The innermost loop stays as it is, for LLVM to make vectors of. Where the sizes are more than TVM can fuse, the
+    outermost loop alone is parallel. Loops that it does not see to be independent (a sort, a scatter) stay serial.
     """
     if function.body.block.name_hint != "root":  # one opaque block, such as TVM's own sort
         return function
+    for most in (_ALL, 1):
+        try:
+            return _parallel(function, most)
+        except (s_tir.ScheduleError, tvm.error.InternalError):
+            continue
+    return function
+
+
+def _parallel(function: tirx.PrimFunc, most: int) -> tirx.PrimFunc:
+    """At most so many outer loops of each block, fused."""
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops = _independent(schedule, block)
@@ -162,11 +174,8 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
         if len(loops) == 1:
             outer, _ = schedule.split(loops[0], [None, _WORTHWHILE])
         else:
-            outer = schedule.fuse(*loops[:-1]) if len(loops) > 2 else loops[0]
-        try:
-            schedule.parallel(outer)
-        except s_tir.ScheduleError:
-            continue
+            outer = schedule.fuse(*loops[:-1][:most])
+        schedule.parallel(outer)
     return schedule.mod["main"]
 
 

@@ -95,8 +95,21 @@ def _concat(g: Builder, node: ir.Node, *inputs: Value) -> relax.Expr:
 
     first = next((x for x in inputs if not isinstance(x, np.ndarray)), inputs[0])
     parts = [like(g, x, first) for x in inputs]
-    axis = node.attributes.get_int("axis")
-    return g.emit(relax.op.concat(parts, axis)) if len(parts) > 1 else parts[0]
+    shapes = [g.shape(part) for part in parts]
+    axis = node.attributes.get_int("axis") % len(shapes[0])
+    starts = [0]
+    for shape in shapes:
+        starts.append(known.simplify(starts[-1] + shape[axis]))
+
+    def element(*arguments: Any) -> tirx.Expr:
+        tensors, index = arguments[: len(parts)], arguments[len(parts) :]
+        value = None
+        for tensor, start, end in reversed(list(zip(tensors, starts, starts[1:], strict=False))):
+            part = tensor(*index[:axis], index[axis] - start, *index[axis + 1 :])
+            value = part if value is None else tirx.if_then_else(index[axis] < end, part, value)
+        return value
+
+    return g.compute([*shapes[0][:axis], starts[-1], *shapes[0][axis + 1 :]], element, "concat", *parts)
 
 
 @operator("Split")
@@ -257,39 +270,3 @@ def _mirrored(i: Any, size: Any, mode: str) -> Any:
         return tirx.max(tirx.min(i, _expression(last)), tirx.const(0, "int64"))
     i = tirx.Select(i < 0, -i, i)
     return tirx.Select(i > last, 2 * last - i, i)
-
-
-@operator("Range")
-def _range(g: Builder, node: ir.Node, start: Value, limit: Value, delta: Value) -> relax.Expr:
-    first, last, step = (_whole(node, v) for v in (start, limit, delta))
-    dtype = g.dtype(start)
-    if not isinstance(step, int) or step == 0:
-        raise refuse(node, "only whole steps are supported")
-    span = last - first if step > 0 else first - last
-    count = known.simplify(span if abs(step) == 1 else (span + abs(step) - 1) // abs(step))
-    return g.compute([count], lambda i: tirx.Cast(dtype, first + i * step), "range")
-
-
-def _whole(node: ir.Node, value: Value) -> Any:
-    """A bound of a range: an integer or a size, whatever type it has in the graph."""
-    if not isinstance(value, np.ndarray):
-        raise refuse(node, "its bounds depend on data")
-    bound = value.reshape(-1)[0]
-    if isinstance(bound, tirx.Cast):
-        bound = bound.value
-    if not isinstance(bound, tirx.Expr) and bound != int(bound):
-        raise refuse(node, "only whole numbers are supported")
-    return known.simplify(bound if isinstance(bound, tirx.Expr) else int(bound))
-
-
-@operator("ConstantOfShape")
-def _constant_of_shape(g: Builder, node: ir.Node, shape: Value) -> relax.Expr:
-    value = node.attributes.get_tensor("value")
-    value = np.zeros(1, np.float32) if value is None else value.numpy()
-    sizes = sizes_of(node, shape, "sizes")
-    return g.compute(sizes, lambda *index: tirx.const(value.reshape(-1)[0].item(), str(value.dtype)), "fill")
-
-
-@operator("Constant")
-def _constant(g: Builder, node: ir.Node) -> np.ndarray:
-    return ir.convenience.get_const_tensor(node.outputs[0]).numpy()
