@@ -44,6 +44,8 @@ EQUIVALENT = {
     'constrain(ref, Freedom.PERMUTATION, f"{label(node)} rounds each element")': "what reads the integers says it",
     "indexing.py:142": "the axes of integers are permuted at most",
     "counts each element": "as above",
+    "decides by it": "a condition has no axes",
+    "counts by it": "nor has a count of steps",
     "('', 'Range')": "a range has no axis that could change, nor have the scalars that it reads",
     "('', 'Size')": "a scalar has no axes",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attention_cases
+import control_cases
 import elementwise_cases
 import fused_cases
 import image_cases
@@ -24,4 +25,5 @@ CASES = [
     *attention_cases.CASES,
     *fused_cases.CASES,
     *memory_cases.CASES,
+    *control_cases.CASES,
 ]
