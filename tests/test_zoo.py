@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import qcompile as qc
 from qcompile.compiler import rotate
 from qcompile.evaluate import Session, compare, evaluate
 
@@ -48,3 +49,15 @@ def test_mamba_rotates_where_the_mathematics_says() -> None:
 @pytest.mark.parametrize("name", ["language_model", "mamba", "dit"])
 def test_each_file_is_small_enough_to_ship(name: str) -> None:
     assert (ZOO / f"{name}.onnx").stat().st_size < 10_000_000
+
+
+@pytest.mark.parametrize("target", ["reference", "blackwell-fp4", "cpu-int4"])
+def test_mamba_exports_to_each_kind_of_target(target: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "windows.npz", **windows(4, 32))
+    artifact = qc.export(
+        ZOO / "mamba.onnx", target, tmp_path / "artifact", transforms="hadamard", method="rtn",
+        calibration=tmp_path / "windows.npz",
+    )  # fmt: skip
+    assert artifact.manifest["equivalence"]["rel_l2"] <= 1e-5
+    assert artifact.manifest["quantization"]["rel_l2"] < 0.5
+    assert len(artifact.manifest["online_transforms"]) == 8  # one in front of each out_proj
