@@ -156,7 +156,7 @@ def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -
     tile = eight_tile_of(tokens)
     constants = {
         "FLOAT": meta["floating"], "GROUP": meta["tile_group"], "PLANE": meta["plane"], "BIAS": False,
-        "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens, "BANDS": tile.bands,
+        "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens,
         "SPLIT": _splits(meta, tile, tokens), "STAGES": tile.stages, "bias": None,
     }  # fmt: skip
     types = {"x": "*fp8e4nv" if meta["floating"] else "*i8", "words": "*i8",
@@ -187,7 +187,7 @@ def _name(kernel: str, meta: Mapping[str, Any], tokens: int) -> str:
 def _splits(meta: Mapping[str, Any], tile: Any, tokens: int) -> bool:
     from qcompile.backends.gpu.kernels.launch import split_of
 
-    tiles = -(-meta["N"] // (tile.rows * tile.bands)) * -(-tokens // tile.tokens)
+    tiles = -(-meta["N"] // tile.rows) * -(-tokens // tile.tokens)
     return split_of(tile, tiles, -(-meta["K"] // meta["tile"])) > 1
 
 

@@ -62,73 +62,49 @@ def _activation(x, FLOAT: tl.constexpr, ASM: tl.constexpr):
     return out
 
 
-@triton.jit
-def _tokens(x_ptr, k, m, c, M, K, FLOAT: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr):
-    """Columns of the activations from ``k`` on, as the right operand."""
-    inside = (m < M)[None, :] if EVEN_K else (m < M)[None, :] & (k + c < K)[:, None]
-    return _activation(tl.load(x_ptr + k, mask=inside, other=0.0), FLOAT, ASM)
-
-
 @triton.jit(do_not_specialize=["M"])
 def eight_kernel(
     x, words, scales, row_scale, token_scale, bias, y, partial, counters, M, N, K, stride_x,
     FLOAT: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr, BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    ASM: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BANDS: tl.constexpr, SPLIT: tl.constexpr,
-    STAGES: tl.constexpr,
+    ASM: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``y [M, N]``; programs, shares of K and the order of tiles as in ``matmul_kernel``.
-
-    With two BANDS of BN rows, a program reads its activations half as often.
-    """
+    """``y [M, N]``; programs, shares of K and the order of tiles as in ``matmul_kernel``."""
     BK: tl.constexpr = 2 * PLANE
     GROUPS: tl.constexpr = BK // GROUP
     SUM: tl.constexpr = tl.float32 if FLOAT or not ASM else tl.int32
     pid, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     tiles_m = tl.cdiv(M, BM)
     band = pid // (8 * tiles_m)
-    width = tl.minimum(tl.cdiv(N, BN * BANDS) - band * 8, 8)
-    n = (band * 8 + pid % (8 * tiles_m) % width) * (BN * BANDS) + tl.arange(0, BN)
+    width = tl.minimum(tl.cdiv(N, BN) - band * 8, 8)
+    n = (band * 8 + pid % (8 * tiles_m) % width) * BN + tl.arange(0, BN)
     m = pid % (8 * tiles_m) // width * BM + tl.arange(0, BM)
-    ns, ns_1 = tl.minimum(n, N - 1), tl.minimum(n + BN, N - 1)
+    ns = tl.minimum(n, N - 1)
     c = tl.arange(0, PLANE)
     tiles_k = tl.cdiv(K, BK)
     first, last = tiles_k * split // splits, tiles_k * (split + 1) // splits
-    w_at, w_at_1 = ns[:, None] * PLANE + c[None, :], ns_1[:, None] * PLANE + c[None, :]
-    w_ptr, s_ptr = words + first.to(tl.int64) * N * PLANE, scales + first * N * GROUPS
+    w_ptr = words + first.to(tl.int64) * N * PLANE + (ns[:, None] * PLANE + c[None, :])
+    s_ptr = scales + first * N * GROUPS + ns * GROUPS
     x_ptr = x + (m[None, :].to(tl.int64) * stride_x + c[:, None])
     acc = tl.zeros([BN, BM], tl.float32)
-    acc_1 = tl.zeros([BN, BM], tl.float32)  # of the second band, if there is one
-    s_0, s_1 = tl.load(s_ptr + ns * GROUPS), tl.load(s_ptr + ns * GROUPS + 1 % GROUPS)
+    s_0, s_1 = tl.load(s_ptr), tl.load(s_ptr + 1 % GROUPS)
     for kt in tl.range(first, last, num_stages=STAGES):
-        w = tl.load(w_ptr + w_at)
-        if BANDS == 2:  # no registers to spare for the scales of the next step
-            w_1 = tl.load(w_ptr + w_at_1)
-            s_0, s_1 = tl.load(s_ptr + ns * GROUPS), tl.load(s_ptr + ns * GROUPS + 1 % GROUPS)
-            t_0, t_1 = tl.load(s_ptr + ns_1 * GROUPS), tl.load(s_ptr + ns_1 * GROUPS + 1 % GROUPS)
+        w = tl.load(w_ptr)
         s_ptr += tl.where(kt + 1 < last, N * GROUPS, 0)
-        n_0, n_1 = tl.load(s_ptr + ns * GROUPS), tl.load(s_ptr + ns * GROUPS + 1 % GROUPS)
+        n_0, n_1 = tl.load(s_ptr), tl.load(s_ptr + 1 % GROUPS)
         for g in tl.static_range(GROUPS):
             part = tl.zeros([BN, BM], SUM)
             for p in tl.static_range(2):
                 if p * PLANE // GROUP == g:
-                    xt = _tokens(x_ptr, kt * BK + p * PLANE, m, c, M, K, FLOAT, EVEN_K, ASM)
+                    k = kt * BK + p * PLANE
+                    inside = (m < M)[None, :] if EVEN_K else (m < M)[None, :] & (k + c < K)[:, None]
+                    xt = _activation(tl.load(x_ptr + k, mask=inside, other=0.0), FLOAT, ASM)
                     part = tl.dot(_operand(w, FLOAT, p, ASM), xt, part, out_dtype=SUM)
             acc += part.to(tl.float32) * (s_0 if g == 0 else s_1).to(tl.float32)[:, None]
-            if BANDS == 2:
-                part = tl.zeros([BN, BM], SUM)
-                for p in tl.static_range(2):
-                    if p * PLANE // GROUP == g:
-                        xt = _tokens(x_ptr, kt * BK + p * PLANE, m, c, M, K, FLOAT, EVEN_K, ASM)
-                        part = tl.dot(_operand(w_1, FLOAT, p, ASM), xt, part, out_dtype=SUM)
-                acc_1 += part.to(tl.float32) * (t_0 if g == 0 else t_1).to(tl.float32)[:, None]
         s_0, s_1 = n_0, n_1
         w_ptr += N * PLANE
     if not SPLIT:
         store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, True, BIAS)
-        if BANDS == 2:
-            store_product(acc_1, row_scale, token_scale, bias, y, n + BN, m, M, N, True, BIAS)
     else:
-        tl.static_assert(BANDS == 1, "shares of K are for few tokens")
         at = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
         share = partial + pid.to(tl.int64) * splits * (BN * BM) + at
         tl.store(share + split * (BN * BM), acc)

@@ -18,8 +18,7 @@ class Tile(NamedTuple):
     """How a product is cut into programs.
 
     ``rows`` of the weight and ``tokens`` of a program, its ``warps`` and pipeline ``stages``; ``programs`` to aim at
-    by cutting K into shares, 0 for never; the most ``columns`` of each plane that are taken at a time; and how many
-    ``bands`` of so many rows a program takes.
+    by cutting K into shares, 0 for never; and the most ``columns`` of each plane that are taken at a time.
     """
 
     rows: int
@@ -28,7 +27,6 @@ class Tile(NamedTuple):
     stages: int
     programs: int
     columns: int = 64
-    bands: int = 1
 
 
 #: (most tokens, tile); ``None`` expands the weight for torch's product.
