@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -101,8 +102,23 @@ def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tmp_pat
     assert manifest["bytes"]["artifact"] < manifest["bytes"]["source"] / 4
     loss = manifest["quantization"]["loss"]
     assert loss["quantized"] < loss["round_to_nearest"]
+    triton = manifest["runtimes"]["triton"]
+    assert "missing" in triton or triton["rel_l2_to_reference"] <= 1e-4
     ids = np.load(tokens[1])["input_ids"][:1]
     assert artifact.run({"input_ids": ids})["logits"].shape == (*ids.shape, 256)
+
+
+def test_a_missing_extra_is_said(monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else found(name, *rest))
+    artifact = qc.export(str(LM), "blackwell-fp4", tmp_path / "out", transforms="none", method="rtn")
+    assert "pip install 'qcompile[triton]'" in artifact.manifest["runtimes"]["triton"]["missing"]
+    assert artifact.run({"input_ids": np.ones((1, 4), np.int64)})["logits"].shape == (1, 4, 256)
+    with pytest.raises(qc.InputError, match="no files for runtime 'triton'"):
+        artifact.load("triton")
+    with pytest.raises(qc.QCompileError, match="the triton runtime needs an optional dependency"):
+        qc.export(str(LM), "hopper-int4", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_gptq_says_where_it_cannot_learn(tmp_path):

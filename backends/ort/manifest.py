@@ -49,8 +49,8 @@ TARGETS = (
     ),
     Target(
         "blackwell-fp4",
-        "NVFP4 weights and activations, emulated to the bit in onnxruntime",
-        ("ort",),
+        "NVFP4 weights and activations: Triton kernels for tensor cores, and to the bit in onnxruntime anywhere",
+        ("ort", "gpu"),
         schemes=_both(_NVFP4) + _FP8 + _MXFP8,
         default="nvfp4-4over6/nvfp4-4over6",
         plain="nvfp4/nvfp4",
@@ -60,8 +60,8 @@ TARGETS = (
     ),
     Target(
         "blackwell-mxfp4",
-        "MXFP4 weights and activations, emulated to the bit in onnxruntime",
-        ("ort",),
+        "MXFP4 weights and activations: Triton kernels for tensor cores, and to the bit in onnxruntime anywhere",
+        ("ort", "gpu"),
         schemes=_both(_MXFP4) + _MXFP8 + _FP8,
         default="mxfp4-even/mxfp4-even",
         plain="mxfp4/mxfp4",
