@@ -122,7 +122,7 @@ def _write(folder: Path, source: str, program: Program, objects: Objects) -> int
     return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, shape, _ in read)
 
 
-def _content(tensor: ir.TensorProtocol):
+def _content(tensor: ir.TensorProtocol) -> np.ndarray:
     array = tensor.numpy().copy()
     release(tensor)
     return array

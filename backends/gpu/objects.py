@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,16 +47,15 @@ class Objects:
     _seen: dict[Any, str] = field(default_factory=dict)
 
     def add(self, wanted: str, kind: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
-        """Register under a name like ``wanted``; equal transforms are kept once."""
-        content = tuple((part, array.shape, array.tobytes()) for part, array in tensors.items())
-        key = (kind, repr(meta), content) if kind == "Transform" else None
-        if key is not None and key in self._seen:
-            return self._seen[key]
-        name = self.names.make(wanted)
-        self.packed[name] = Packed(kind, tensors, meta)
-        if key is not None:
-            self._seen[key] = name
-        return name
+        """Register under a name like ``wanted``; what is equal, such as weights that layers share, is kept once."""
+        digest = hashlib.sha256()
+        for array in tensors.values():
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        key = (kind, repr(meta), digest.digest())
+        if key not in self._seen:
+            self._seen[key] = self.names.make(wanted)
+            self.packed[self._seen[key]] = Packed(kind, tensors, meta)
+        return self._seen[key]
 
     def format(self, fmt: Format) -> str:
         """The name of an activation format."""

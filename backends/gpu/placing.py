@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,21 +33,24 @@ def place_transforms(model: ir.Model, objects: Objects) -> None:
             put(node, "Transform", node.inputs[:1], object=name)
 
 
-_FORM = re.compile(r"(\d+)x(\d+|v)x(\d+)(s?)")
+_FORM = re.compile(r"(\d+)x\d+x(\d+)s?")
 
 
 def _steps(node: ir.Node) -> list[tuple[int, int, np.ndarray]]:
-    """``Transform.factors`` from the name and the constants of a function node, which holds matrices transposed."""
-    forms = node.op_type.partition("_")[2].split("_")
+    """``Transform.factors`` from the name and the constants of a function node, which holds matrices transposed.
+
+    The name has a part for each step: ``outer x width x inner`` of matrices; vectors act on the whole axis.
+    """
     steps = []
-    for form, value in zip(forms, node.inputs[1:], strict=True):
-        outer, _, inner, _ = _FORM.fullmatch(form).groups()
+    for form, value in zip(node.op_type.partition("_")[2].split("_"), node.inputs[1:], strict=True):
         matrix = value.const_value.numpy()
+        found = _FORM.fullmatch(form)
+        outer, inner = (1, 1) if matrix.ndim == 1 else (int(found[1]), int(found[2]))
         if matrix.ndim == 3:
             matrix = matrix.transpose(0, 2, 1)
-        elif matrix.ndim == 2 and inner == "1":
+        elif matrix.ndim == 2 and inner == 1:
             matrix = matrix.T
-        steps.append((int(outer), int(inner), matrix))
+        steps.append((outer, inner, matrix))
     return steps
 
 
@@ -112,11 +115,8 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
     tensors, meta = pack([placed.plan.weight for placed in group], scheme, arch)
     name = objects.add(label([placed.site.weight.name for placed in group]), "Linear", tensors, meta)
     first, x = group[0].site.node, group[0].site.x
-    made: Callable[..., ir.Value] = lambda op, inputs, domain="", **attributes: append_node(  # noqa: E731
-        first, op, inputs, attributes, name=f"{first.name}/{op}", domain=domain
-    ).outputs[0]
     if group[0].site.before is not None:
-        x = _permuted(made("Transpose", [x], perm=list(group[0].site.before)), x, group[0].site.before)
+        x = _permuted(first, x, group[0].site.before)
     if scheme.activation is not None:
         x = _quantized(first, x, objects.format(scheme.activation))
     for placed in group:
@@ -131,10 +131,11 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
     return {placed.plan.site: dict(about) for placed in group}
 
 
-def _permuted(value: ir.Value, source: ir.Value, order: tuple[int, ...]) -> ir.Value:
-    value.dtype = source.dtype
-    value.shape = None if source.shape is None else ir.Shape([source.shape[i] for i in order])
-    return value
+def _permuted(before: ir.Node, x: ir.Value, order: tuple[int, ...]) -> ir.Value:
+    node = append_node(before, "Transpose", [x], {"perm": list(order)}, name=f"{before.name}/input")
+    node.outputs[0].dtype = x.dtype
+    node.outputs[0].shape = None if x.shape is None else ir.Shape([x.shape[i] for i in order])
+    return node.outputs[0]
 
 
 def _quantized(before: ir.Node, x: ir.Value, fmt: str) -> ir.Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from qcompile.backends.gpu.ops.call import Call, refuse
@@ -33,7 +35,7 @@ def _pow(c: Call) -> str:
     return f"torch.pow({c.operand(0)}, {c.operand(1)})"
 
 
-def _fold(function: str):
+def _fold(function: str) -> Callable[[Call], str]:
     def row(c: Call) -> str:
         text = c[0]
         for i in range(1, len(c)):

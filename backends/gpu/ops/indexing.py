@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qcompile.backends.gpu.ops.call import Call, refuse
 from qcompile.backends.gpu.symbols import texts_of
 
@@ -59,7 +61,7 @@ def _shape(c: Call) -> str:
     return f"torch.tensor({c[0]}.shape[{start}:{'' if end is None else end}], device=device)"
 
 
-def _refused(name: str):
+def _refused(name: str) -> Callable[[Call], str]:
     def row(c: Call) -> str:
         raise refuse(c.node, f"{name} is random: its result would differ at every run")
 

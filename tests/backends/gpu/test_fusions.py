@@ -79,6 +79,16 @@ def test_siblings_are_one_product_with_one_bias(lower: Callable) -> None:
     assert source.count("kernels.Linear(") == 2
 
 
+def test_a_weight_that_two_layers_share_is_stored_once(lower: Callable) -> None:
+    model = build(
+        "g (float[N,64] x) => (float y) { h = MatMul(x, w) e = Exp(h) y = MatMul(e, w) }", w=weight(64, 64) / 9
+    )
+    plans = [plan(model, name, "int4-g32") for name in ("h", "y")]
+    source = check(lower, model, plans, {"x": weight(5, 64)}, "hopper-int4", 2e-6)
+    assert source.count("kernels.Linear(") == 1
+    assert source.count("self.w(") == 2
+
+
 def test_norm_and_gate_take_in_the_quantization_that_follows(lower: Callable) -> None:
     model = block()
     plans = [plan(model, name, "mxfp4-even/mxfp4-even") for name in ("a", "b", "y")]
