@@ -1,6 +1,6 @@
 """The GPU kernels on the GPU at hand: first checked against the formats' definition, then measured.
 
-    python benchmarks/gpu.py              # check, then the tables of docs/gpu-kernels.md
+    python benchmarks/gpu.py              # check, then the tables of docs/gpu.md
     python benchmarks/gpu.py --tune       # search launch parameters: what kernels/launch.py holds
 
 Times are medians over replays of a CUDA graph that walks through copies of the weight, together several times as large
@@ -350,7 +350,7 @@ def measure(schemes: Sequence[str], tokens: Sequence[int]) -> None:
             for s in schemes:
                 x = random_input(m, size, s)
                 times.append(microseconds([partial(a, x) for a in linears[s]]))
-            row = " | ".join(f"{base / us:.2f}x" for us in times)
+            row = " | ".join("–" if us == float("inf") else f"{base / us:.2f}x" for us in times)
             print(f"| {size}x{out}, {m} | {base:.1f} | {row} |", flush=True)
 
 
