@@ -19,6 +19,7 @@ __all__ = ["Builder", "Value"]
 #: A value of the graph: an expression that the artifact computes, or what is known while compiling.
 Value = relax.Expr | np.ndarray
 
+_OPAQUE = 8  # TVM's word for a kernel that is not fused
 _INLINE = 1024  # elements of a constant that becomes part of the code, where it may fuse
 
 
@@ -118,7 +119,17 @@ class Builder:
             own = tuple(_substitute(size, inner) for size in sizes)
             return te.compute(own, lambda *index: _substitute(element(*tensors, *index), inner), name=name)
 
-        return self.block.emit_te(define, outer, *inputs, primfunc_name_hint=name)
+        attributes = None if self._bound(outer, [sizes, *(x.ty.shape for x in inputs)]) else {"op_pattern": _OPAQUE}
+        return self.block.emit_te(define, outer, *inputs, primfunc_name_hint=name, primfunc_attrs=attributes)
+
+    def _bound(self, needed: Sequence[tirx.Var], shapes: Sequence[Sequence[tirx.Expr]]) -> bool:
+        """Whether each name of a size that a kernel needs is itself a size of one of its tensors.
+
+        Others become arguments of it, with which TVM cannot fuse.
+        """
+        sizes = [size for shape in shapes for size in shape]
+        used = [*needed, *(v for size in sizes for v in tirx.analysis.undefined_vars(size))]
+        return all(any(v.same_as(size) for size in sizes) for v in used)
 
     def _symbols_in(
         self, sizes: Sequence[tirx.Expr], element: Callable[..., tirx.Expr], inputs: Sequence[relax.Expr]
