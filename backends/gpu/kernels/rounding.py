@@ -131,4 +131,5 @@ def quotient(v, scale, POWER: tl.constexpr, FUSED: tl.constexpr):
                 out = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
         else:
             out = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
+        out = tl.where(tl.broadcast_to(scale[:, :, None], v.shape) == 0, 0.0, out)  # no zero with a sign
     return out

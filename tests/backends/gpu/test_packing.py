@@ -18,6 +18,13 @@ from qcompile.backends.gpu.kernels import Linear
 from qcompile.backends.gpu.planes import FLOAT_BITS, pack_planes
 from qcompile.backends.gpu.rotations import plan_transform
 
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers in every run."""
+    torch.manual_seed(0)
+
+
 FORMATS = (
     "int4-g128", "int4-g32", "int4-g16", "int4-channel", "uint4-g64", "uint4-channel", "nvfp4", "nvfp4-4over6",
     "mxfp4", "mxfp4-mrgptq", "nf4-g64", "nf4-g256", "e2m1-g64", "e3m0-g32", "int4-e4m3", "int8-channel", "int8-g32",
