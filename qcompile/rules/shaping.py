@@ -37,6 +37,12 @@ def _dim(analysis: Analysis, ref: Ref) -> Dim:
 
 def dims(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
     """A small integer tensor as a list of sizes, where an entry may be a dynamic axis."""
+    if value is not None:  # it may be computed from numbers that have axes
+        analysis.freeze([value], f"'{value.name}' is read as a shape")
+    return _known(analysis, value)
+
+
+def _known(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
     if value is None:
         return None
     if value in analysis.dims_of:
@@ -182,12 +188,13 @@ def _ints(analysis: Analysis, node: ir.Node, index: int, attribute: str) -> list
         return list(node.attributes.get_ints(attribute))
     if len(node.inputs) <= index or node.inputs[index] is None:
         return None
+    analysis.freeze([node.inputs[index]], f"{label(node)} reads it as it is")
     array = analysis.constant(node.inputs[index])
     return None if array is None else [int(item) for item in array.reshape(-1)]
 
 
 def _pass_dims(analysis: Analysis, node: ir.Node) -> None:
-    known = dims(analysis, node.inputs[0])
+    known = _known(analysis, node.inputs[0])
     if known is not None and node.inputs[0].dtype == ir.DataType.INT64:
         analysis.dims_of[node.outputs[0]] = known
 
@@ -209,7 +216,7 @@ def concat(analysis: Analysis, node: ir.Node) -> None:
                 analysis.axes.unify(column[0], ref, f"{label(node)} joins them")
             out.append(column[0])
     analysis.set(node.outputs[0], out)
-    parts = [dims(analysis, value) for value in node.inputs]
+    parts = [_known(analysis, value) for value in node.inputs]
     if len(out) == 1 and any(parts) and node.inputs[0].dtype == ir.DataType.INT64:
         lengths = [analysis.axes.size(refs[0]) for refs in operands]
         if None not in lengths:

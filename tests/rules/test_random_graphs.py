@@ -14,10 +14,11 @@ from random_graphs import MIXED, SYMBOLS, Graph, grow
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, Space, analyze
 
-#: Every case is grown around at least once.
-SEEDS = 400
-MORE = 4000
 CHUNK = 20
+
+#: Every case is grown around at least once.
+SEEDS = -(-len(MIXED) // CHUNK) * CHUNK
+MORE = 4000
 
 
 @cache

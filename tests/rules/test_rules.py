@@ -12,12 +12,14 @@ from functools import cache
 
 import pytest
 from cases import CODES, Case, build, expression
-from changes import TOLERANCE, basis_change, member
+from changes import TOLERANCE, evaluate_exactly, member
 from rule_tables import CASES
 
 from qcompile import folding
 from qcompile.axes import Mode, Ref
+from qcompile.capture import example_inputs
 from qcompile.errors import InputError
+from qcompile.evaluate import compare, to_double
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, analyze
 
@@ -36,6 +38,12 @@ def model_of(name: str):
 
 def axes_of(analysis: Analysis) -> list[Ref]:
     return next(refs for value, refs in analysis.refs_of.items() if value.name == "h")
+
+
+@cache
+def before_of(name: str):
+    inputs = example_inputs(model_of(name))
+    return inputs, *evaluate_exactly(to_double(model_of(name)), inputs)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -76,8 +84,11 @@ def effect(monkeypatch, name: str, axis: int, leaf: int, group: Freedom, seed: i
         return {node: member(group, node.size, seed)}
 
     monkeypatch.setattr(folding, "permutation_part", part)
-    change, dtype = basis_change(model_of(name), choose, seed)
-    return change, TOLERANCE[dtype]
+    wide = to_double(model_of(name))
+    inputs, before, dtype = before_of(name)
+    analysis = analyze(wide)
+    folding.fold(analysis, choose(analysis))
+    return compare(before, evaluate_exactly(wide, inputs)[0])[0], TOLERANCE[dtype]
 
 
 def each_leaf(name: str):

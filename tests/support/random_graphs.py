@@ -82,7 +82,7 @@ def grow(seed: int) -> Graph:
 
 
 def _runs(graph: Graph) -> bool:
-    """Not every operator exists in the same type everywhere: one may be missing in float64, its neighbour in float32."""
+    """Whether all operators exist in one type: one may be missing in float64, its neighbour in float32."""
     model = graph.model()
     try:
         changes.evaluate_exactly(to_double(model), example_inputs(model, seed=graph.seed, sizes=SYMBOLS))
