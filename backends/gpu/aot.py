@@ -132,7 +132,7 @@ def _planes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) 
 
     from qcompile.backends.gpu.kernels.launch import scaling_of, stages_of, tile_of
 
-    tile, activation = tile_of(tokens, meta["scaling"]), meta.get("activation")
+    tile, activation = tile_of(tokens, meta["scaling"], arch), meta.get("activation")
     if tile is None or (meta["codes"] == "table" and tile.tokens > 32):
         return None
     token = activation is not None and (

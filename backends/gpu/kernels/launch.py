@@ -46,13 +46,16 @@ _EIGHT: tuple[tuple[float, Tile], ...] = (
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
 
-def tile_of(tokens: int, scaling: str = "post") -> Tile | None:
-    """The tile for that many tokens and that scaling of the layout, or None to expand the weight."""
+def tile_of(tokens: int, scaling: str = "post", arch: str = "sm_90") -> Tile | None:
+    """The tile for that many tokens, scaling of the layout and architecture, or None to expand the weight."""
     if INTERPRETED:
         return _INTERPRETED if tokens <= 16 else None
     if scaling == "mx" and 16 < tokens <= 64:
         return Tile(128, 64, 8, 3, 132)
-    return next(tile for most, tile in _TILES if tokens <= most)
+    narrow = arch.startswith("gfx")  # whose matrix instructions take no fewer than 16 tokens
+    tile = next(tile for most, tile in _TILES if (max(tokens, 16) if narrow else tokens) <= most)
+    spread = tile is not None and tile.tokens >= 128 and arch not in ("sm_90", "sm_100", "sm_103")
+    return tile._replace(warps=8) if tile is not None and spread else tile  # where sums stay in registers
 
 
 def eight_tile_of(tokens: int) -> Tile:

@@ -36,7 +36,7 @@ class Planes:
 
     def __call__(self, x: Tensor, bias: Tensor | None, token: Tensor | None = None, dtype: Any = None) -> Tensor:
         """``(x [M, K] · token [M]) Wᵀ + bias`` as ``[M, N]`` in ``dtype``, which is that of ``x`` if not given."""
-        tile = tile_of(x.shape[0], self.meta["scaling"])
+        tile = tile_of(x.shape[0], self.meta["scaling"], self.meta["arch"])
         if tile is not None and (self.meta["codes"] != "table" or tile.tokens <= 32):
             return self.fused(x, bias, tile, token, dtype)
         wide = x if dtype is None else x.to(dtype)
