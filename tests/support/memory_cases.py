@@ -34,7 +34,7 @@ CASES = [
          "float[A,B,5] c5, float[A,B,8] k, float[A,B,8] l", opset=27, free=False),
     Case("linear attention with uneven decays", "A B 3", "N N N",
          't = Concat<axis=-1>(h, c5)\n g, g1 = LinearAttention<q_num_heads=2, kv_num_heads=2, update_rule="gated">(k, l, m, , t)',
-         "float[A,B,5] c5:small, float[A,B,8] k, float[A,B,8] l, float[A,B,8] m", opset=27, free=False),
+         "float[A,B,5] c5:small, float[A,B,8] k, float[A,B,8] l, float[A,B,8] m", opset=27, free=False, loose="P - -"),
     Case("linear attention, its past", "A 2 4 4", "P P G G",
          'g, g1 = LinearAttention<q_num_heads=2, kv_num_heads=2, update_rule="linear">(u, v, t, h)', "float[A,B,8] u, float[A,B,8] v, float[A,B,8] t", opset=27,
          free=False),
