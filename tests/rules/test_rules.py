@@ -41,8 +41,8 @@ def axes_of(analysis: Analysis) -> list[Ref]:
 
 
 @cache
-def before_of(name: str):
-    inputs = example_inputs(model_of(name))
+def before_of(name: str, seed: int):
+    inputs = example_inputs(model_of(name), seed=seed)
     return inputs, *evaluate_exactly(to_double(model_of(name)), inputs)
 
 
@@ -85,7 +85,7 @@ def effect(monkeypatch, name: str, axis: int, leaf: int, group: Freedom, seed: i
 
     monkeypatch.setattr(folding, "permutation_part", part)
     wide = to_double(model_of(name))
-    inputs, before, dtype = before_of(name)
+    inputs, before, dtype = before_of(name, seed)
     analysis = analyze(wide)
     folding.fold(analysis, choose(analysis))
     return compare(before, evaluate_exactly(wide, inputs)[0])[0], TOLERANCE[dtype]
