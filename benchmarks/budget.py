@@ -34,10 +34,12 @@ def main() -> None:
     ways = [(f"uniform {name}", [name], 8.0, "auto") for name in formats]
     ways += [(f"{how}, {bits:g} bits", formats, bits, method) for bits in budgets for how, method in
              (("exact", "auto"), ("greedy", "greedy"))]  # fmt: skip
-    print(f"{args.model}, {args.target}\n{'assignment':24} {'bits':>6} {'predicted':>10} {'loss':>9} {'KL':>9}", flush=True)
+    print(f"{args.model}, {args.target}")
+    print(f"{'assignment':24} {'bits':>6} {'predicted':>10} {'loss':>9} {'KL':>9}", flush=True)
     rows = np.array([measured(args, *way) for way in ways])
     for column, what in ((1, "the loss"), (2, "the KL divergence")):
-        print(f"correlation of predicted with measured increases of {what}: {np.corrcoef(rows[:, 0], rows[:, column])[0, 1]:.3f}")
+        correlation = np.corrcoef(rows[:, 0], rows[:, column])[0, 1]
+        print(f"correlation of predicted with measured increases of {what}: {correlation:.3f}")
 
 
 def measured(args: argparse.Namespace, name: str, formats: list[str], bits: float, method: str) -> tuple[float, ...]:

@@ -35,7 +35,9 @@ def main() -> None:
     args = parser.parse_args()
     for target in args.target:
         print(f"\n{args.model}, {target}")
-        print(f"{'way':24} {'nats above float':>17} {'gap closed':>11} {'KL':>9} {'online':>7} {'bits':>6} {'s':>6}", flush=True)
+        columns = ("way", 24), ("nats above float", -17), ("plain", -8), ("gap closed", -11), ("KL", -9)
+        columns += ("online", -7), ("bits", -6), ("s", -6)
+        print(*(f"{name:{'<' if width > 0 else '>'}{abs(width)}}" for name, width in columns), flush=True)
         for way in args.ways.split(","):
             report(args, target, way)
 
@@ -48,11 +50,11 @@ def report(args: argparse.Namespace, target: str, way: str) -> None:
             args.model, target, Path(folder) / "artifact", calibration=args.calibration, evaluation=args.evaluation,
             **WAYS[way],
         ).manifest  # fmt: skip
-    loss = manifest["quantization"]["loss"]
+    seconds, loss = time.perf_counter() - started, manifest["quantization"]["loss"]
     delta, gap = loss["quantized"] - loss["float"], loss["round_to_nearest"] - loss["float"]
     print(
-        f"{way:24} {delta:17.4f} {1 - delta / gap:11.0%} {manifest['quantization']['divergence']:9.4f} "
-        f"{len(manifest['online_transforms']):7} {manifest['bits_per_weight']:6.2f} {time.perf_counter() - started:6.0f}",
+        f"{way:24} {delta:17.4f} {gap:8.4f} {1 - delta / gap:11.0%} {manifest['quantization']['divergence']:9.4f} "
+        f"{len(manifest['online_transforms']):7} {manifest['bits_per_weight']:6.2f} {seconds:6.0f}",
         flush=True,
     )
 

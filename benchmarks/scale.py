@@ -70,8 +70,9 @@ def model_of(layers: int, size: int, wide: int, heads: bool = True) -> tuple[ir.
     import onnx.parser
 
     body, shapes = decoder(layers, size, wide, heads)
-    text = f'<ir_version: 10, opset_import: ["" : 23]> g (int64[batch, length] ids) => (float[batch, length, 64] y) {{ {body} }}'
-    proto = onnx.parser.parse_model(text)
+    header = '<ir_version: 10, opset_import: ["" : 23]>'
+    signature = "g (int64[batch, length] ids) => (float[batch, length, 64] y)"
+    proto = onnx.parser.parse_model(f"{header} {signature} {{ {body} }}")
     constants = {"split": np.array([0, 0, 4, size // 4]), "join": np.array([0, 0, size])} if heads else {}
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
     proto.graph.input.extend(onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items())
@@ -125,8 +126,8 @@ def large(gigabytes: float) -> None:
         started = time.perf_counter()
         command = [sys.executable, "-m", "qcompile", "rotate", str(source), "-o", str(made), "-q"]
         done = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
-        peak = int(done.stdout.split()[-1]) * 1024
-        print(f"{stored / 1e9:.1f} GB in {layers} layers: {time.perf_counter() - started:.0f} s, peak {peak / 1e9:.2f} GB")
+        seconds, peak = time.perf_counter() - started, int(done.stdout.split()[-1]) * 1024
+        print(f"{stored / 1e9:.1f} GB in {layers} layers: {seconds:.0f} s, peak {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -242,8 +242,8 @@ def _short(batches: Sequence[Mapping[str, np.ndarray]], tokens: int) -> list[dic
 def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
     """Outputs whose last axis is as long as a table that an embedding looks up: scores over the same vocabulary."""
     rows = {site.shape[site.axis_in] for site in sites if site.input is None}
-    rows |= {int(n.inputs[0].shape[0]) for n in model.graph if n.op_type == "Gather" and n.inputs[0].const_value is not None
-             and len(n.inputs[0].shape) == 2}  # fmt: skip
+    tables = [node.inputs[0] for node in model.graph if node.op_type == "Gather"]
+    rows |= {int(table.shape[0]) for table in tables if table.const_value is not None and len(table.shape) == 2}
     return {v.name for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
 
 
@@ -270,7 +270,7 @@ def _kl(reference: np.ndarray, moved: np.ndarray) -> float:
 
 
 def next_token_loss(logits: np.ndarray, tokens: np.ndarray) -> float:
-    """Mean cross-entropy, in nats, of each next token: logits ``[batch, length, vocabulary]``, tokens ``[batch, length]``."""
+    """Mean cross-entropy in nats of next tokens: logits ``[batch, length, vocabulary]``, ids ``[batch, length]``."""
     import torch
 
     scores = torch.from_numpy(np.ascontiguousarray(logits)).float()[:, :-1]

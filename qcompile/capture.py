@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, first_line
 from qcompile.graph import release
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _sort(model: ir.Model, path: str) -> None:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[0][:200]
+    return first_line(error)
 
 
 def _external_files(model: ir.Model, path: Path) -> list[Path]:

@@ -19,7 +19,14 @@ __all__ = [
     "QCompileError",
     "TargetError",
     "VerificationError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, as a part of one sentence of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 class QCompileError(Exception):

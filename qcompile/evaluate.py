@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -57,7 +57,7 @@ class Session:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base
-            raise InputError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+            raise InputError(f"onnxruntime cannot load the graph: {first_line(error)}") from error
         self.inputs = [value.name for value in self._session.get_inputs() if value.name not in self._weights]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -101,7 +101,7 @@ class Session:
         try:
             values = self._session.run(None, {**inputs, **self._weights})
         except Exception as error:  # as above
-            raise InputError(f"onnxruntime cannot run the graph: {_first_line(error)}") from error
+            raise InputError(f"onnxruntime cannot run the graph: {first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
 
@@ -128,10 +128,6 @@ def _give_initializers(
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers([*arrays], values)
     return values
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
 
 
 def check_names(inputs: Mapping[str, np.ndarray], expected: Sequence[str]) -> None:

@@ -48,7 +48,9 @@ def norm_operator(model: ir.Model, *, centered: bool) -> tuple[str, str]:
     if not centered:
         text = f"(x, scale, epsilon) => (y) {{ {read} d = Identity(x)\n {tail}\n y = Mul(n, scale) }}"
         return ensure_function(model, "RMSNorm", text), DOMAIN
-    text = f"(x, scale, shift, epsilon) => (y) {{ {read} c = {mean % 'x'}\n d = Sub(x, c)\n {tail}\n w = Mul(n, scale)\n y = Add(w, shift) }}"
+    centered_x = f"c = {mean % 'x'}\n d = Sub(x, c)"
+    affine = "w = Mul(n, scale)\n y = Add(w, shift)"
+    text = f"(x, scale, shift, epsilon) => (y) {{ {read} {centered_x}\n {tail}\n {affine} }}"
     return ensure_function(model, "LayerNorm", text), DOMAIN
 
 

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import networkx as nx
 import numpy as np
 
 from qcompile.axes import Mode, Node, Structure
-from qcompile.boundaries import boundaries, minimum_cut
+from qcompile.boundaries import Boundary, boundaries, minimum_cut
 from qcompile.candidates import LEAST_GAIN, orthogonal_candidates
 from qcompile.folding import axis_transform
 from qcompile.freedom import Freedom
@@ -65,8 +66,8 @@ def _cut(
 ) -> None:  # fmt: skip
     """Decide which spaces beside boundaries change basis: their sites' errors against the online transforms there.
 
-    With forced transforms all sites see a changed basis, and what counts is arithmetic: online transforms at the
-    boundaries of a space, or in front of each of its readers.
+    With forced transforms all sites see a changed basis, and what counts is the number of online transforms: at the
+    boundaries of a space, or one in front of each of its readers.
     """
     walls = [wall for wall in boundaries(analysis) if wall.before in rotated or wall.after in rotated]
     if not walls:
@@ -86,13 +87,22 @@ def _cut(
     for node in rotated.keys() - changed:
         if any(node in (wall.before, wall.after) for wall in walls):
             del placement.offline[node]
+    _share(walls, changed, readers, placement)
     for wall in walls:
-        if wall.before in changed and wall.after in changed:  # one transform on both sides: nothing to compute
-            placement.offline[wall.after] = placement.offline[wall.before]
-        elif wall.before in changed:
-            placement.boundaries[wall.node.name] = placement.offline[wall.before].inverse(), fractions[wall.node.name]
-        elif wall.after in changed:
-            placement.boundaries[wall.node.name] = placement.offline[wall.after], fractions[wall.node.name]
+        before, after = wall.before in changed, wall.after in changed
+        if before != after:
+            transform = placement.offline[wall.after] if after else placement.offline[wall.before].inverse()
+            placement.boundaries[wall.node.name] = transform, fractions[wall.node.name]
+
+
+def _share(
+    walls: Sequence[Boundary], changed: set[Node], readers: Mapping[Node, list[Group]], placement: Placement
+) -> None:
+    """Give changed spaces that only boundaries part one transform that all of them allow: nothing to compute there."""
+    graph = nx.Graph([(wall.before, wall.after) for wall in walls if {wall.before, wall.after} <= changed])
+    for spaces in nx.connected_components(graph):
+        narrowest = min(spaces, key=lambda node: (Freedom.ORTHOGONAL in node.freedom, -len(readers[node])))
+        placement.offline.update(dict.fromkeys(spaces, placement.offline[narrowest]))
 
 
 def _allowed(node: Node) -> bool:

@@ -20,7 +20,8 @@ def all_passes() -> dict[str, type[Any]]:
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         name = module.name.replace("_", "-")
         content = importlib.import_module(f"qcompile.passes.{module.name}")
-        found[name] = next(v for v in vars(content).values() if isinstance(v, type) and getattr(v, "name", None) == name)
+        classes = (value for value in vars(content).values() if isinstance(value, type))
+        found[name] = next(step for step in classes if getattr(step, "name", None) == name)
     return found
 
 

@@ -35,6 +35,7 @@ __all__ = ["KINDS", "Placement", "place", "total_transform"]
 #: What ``--transforms`` takes.
 KINDS = ("auto", "none", "hadamard", "block", "wush")
 
+
 @dataclass(frozen=True)
 class Placement:
     """The transforms of a graph.

@@ -1,4 +1,4 @@
-"""Everything that comes before choices: capture, canonicalize, fold norms, analyze, and which sites can be quantized."""
+"""All that comes before choices: capture, canonicalize, fold norms, analyze, and which sites can be quantized."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
     """Everything that comes before choices: capture, canonicalize, fold norms, analyze."""
     source = capture(model, **capture_options)
     state = State(source.model.clone())
-    steps = [load_pass(name)() for name in ("canonicalize", "fold-tables", "fold-shifts", "fold-scales", "center-norms")]
+    names = ("canonicalize", "fold-tables", "fold-shifts", "fold-scales", "center-norms")
+    steps = [load_pass(name)() for name in names]
 
     def tell(step: Any, _state: State, _following: Any) -> None:
         if progress is not None:
@@ -100,7 +101,8 @@ def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
         kernel = [int(n) for n in site.shape[2:]]
         plain = all(n == 1 for n in kernel + list(node.attributes.get_ints("strides", [1])))
         plain = plain and not any(node.attributes.get_ints("pads", [0]))
-        return None if plain else f"convolutions with a {'x'.join(map(str, kernel))} kernel or stride keep their weights"
+        size = "x".join(map(str, kernel))
+        return None if plain else f"convolutions with a {size} kernel or stride keep their weights"
     return f"{node.op_type} is not computed with quantized weights"
 
 

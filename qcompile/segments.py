@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, first_line
 from qcompile.evaluate import check_names
 from qcompile.graph import release
 
@@ -100,12 +100,14 @@ def _run(model: ir.Model, part: _Part, live: Mapping[str, np.ndarray], wanted: s
     feeds = {name: tensor.numpy() for name, tensor in constants.items()}
     feeds |= {value.name: live[value.name] for value in part.reads if value.name in live}
     made = [value.name for node in part.nodes for value in node.outputs if value.name in wanted]
-    proto = ir.to_proto(ir.Model(ir.Graph([], [], nodes=[], opset_imports=model.opset_imports), ir_version=10))
-    proto.graph.name = "part"
-    proto.graph.node.extend(ir.to_proto(node) for node in part.nodes)
-    proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
-    proto.graph.input.extend(_info(name, array) for name, array in feeds.items())
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    nodes = [ir.to_proto(node) for node in part.nodes]
+    read = [_info(name, array) for name, array in feeds.items()]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "part", read, [onnx.ValueInfoProto(name=name) for name in made]),
+        functions=[ir.to_proto(function) for function in model.functions.values()],
+        opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
+        ir_version=model.ir_version,
+    )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -113,7 +115,7 @@ def _run(model: ir.Model, part: _Part, live: Mapping[str, np.ndarray], wanted: s
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         results = session.run(made, feeds)
     except Exception as error:  # onnxruntime raises classes of its own without a common base
-        raise InputError(f"onnxruntime cannot run a part of the graph: {str(error).splitlines()[0][:300]}") from error
+        raise InputError(f"onnxruntime cannot run a part of the graph: {first_line(error)}") from error
     feeds.clear()
     for tensor in constants.values():
         release(tensor)

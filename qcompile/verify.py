@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 __all__ = [
-    "Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss", "sites_to_check",
-    "source_outputs", "verify",
+    "Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss",
+    "sites_to_check", "source_outputs", "verify",
 ]  # fmt: skip
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
@@ -242,7 +242,9 @@ def _tokens(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], 
     return found[0] if found else None
 
 
-def verify(artifact_folder: str | Path, against: str | Path | None = None, inputs: str | Path | None = None) -> Measured:
+def verify(
+    artifact_folder: str | Path, against: str | Path | None = None, inputs: str | Path | None = None
+) -> Measured:
     """Measure an artifact against its source model again.
 
     Args:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompile import offline
 from qcompile.axes import Node
-from qcompile.boundaries import minimum_cut
+from qcompile.boundaries import Boundary, minimum_cut
 from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
 from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.freedom import Freedom
+from qcompile.placement import Placement
+from qcompile.transforms import Hadamard
 
 BLOCK = """ n{i} = RMSNormalization(h{i}, one)\n a{i} = MatMul(n{i}, w)\n r{i} = Relu(a{i})
             b{i} = MatMul(r{i}, v)\n h{j} = Add(h{i}, b{i})\n"""
@@ -20,23 +25,27 @@ BLOCK = """ n{i} = RMSNormalization(h{i}, one)\n a{i} = MatMul(n{i}, w)\n r{i} =
 PARAMETERS = "<float[16,8] e, float[8] one = {1,1,1,1,1,1,1,1}, float[8] g, float[8,12] w, float[12,8] v, float[8,5] u>"
 
 
-def stream(blocks: int, outputs: str, tail: str, inputs: str = "float[2,3,16] x", head: str = "h0 = MatMul(x, e)\n") -> str:
+def stream(
+    blocks: int, outputs: str, tail: str, inputs: str = "float[2,3,16] x", head: str = "h0 = MatMul(x, e)\n"
+) -> str:
     body = head + "".join(BLOCK.format(i=i, j=i + 1) for i in range(blocks))
     return f"g ({inputs}) => ({outputs}) {PARAMETERS} {{ {body} {tail} }}"
 
+
+HEAD = "n = RMSNormalization({}, one)\n y = MatMul(n, u)"
 
 #: A graph, and how many online transforms its boundaries become when every space is to be rotated.
 GRAPHS = {
     "the stream is an output": (stream(3, "float[2,3,8] y", "y = Identity(h3)"), 1),
     "a norm with its scale writes the output": (stream(3, "float[2,3,8] y", "y = RMSNormalization(h3, g)"), 1),
     "the stream comes from outside": (
-        stream(3, "float[2,3,5] y", "n = RMSNormalization(h3, one)\n y = MatMul(n, u)", "float[2,3,8] h0", ""), 1,
+        stream(3, "float[2,3,5] y", HEAD.format("h3"), "float[2,3,8] h0", ""), 1,
     ),
     "a tap in the middle": (
-        stream(3, "float[2,3,5] y, float[2,3,8] t", "t = Softmax(h2)\n n = RMSNormalization(h3, one)\n y = MatMul(n, u)"), 1,
+        stream(3, "float[2,3,5] y, float[2,3,8] t", "t = Softmax(h2)\n" + HEAD.format("h3")), 1,
     ),
     "an operator on the way": (
-        stream(2, "float[2,3,5] y", "c = Softmax(h2)\n s = Add(c, h2)\n n = RMSNormalization(s, one)\n y = MatMul(n, u)"), 2,
+        stream(2, "float[2,3,5] y", "c = Softmax(h2)\n s = Add(c, h2)\n" + HEAD.format("s")), 2,
     ),
     "as many outputs as readers": (
         stream(2, "float[2,3,8] h1, float[2,3,8] h2, float[2,3,8] p", "p = Identity(h0)"), 0,
@@ -62,6 +71,21 @@ def test_without_transforms_no_boundary_stays(parse):
     model = parse(GRAPHS["the stream is an output"][0], opset=23)
     rotated = rotate(model, transforms="none").prepared.model
     assert not [node.op_type for node in rotated.graph if node.domain == "qcompile"]
+
+
+def test_spaces_in_a_row_share_a_transform_that_all_of_them_allow(monkeypatch):
+    """Boundaries a|b, c|b and d|c where a, b and c change: one transform for the three, its inverse before d."""
+    a, b, c, d = (Node(4) for _ in range(4))
+    c.freedom = Freedom.ORTHOGONAL_ONES
+    pairs = {"ab": (a, b), "cb": (c, b), "cd": (c, d)}
+    walls = [Boundary(SimpleNamespace(name=name), *sides) for name, sides in pairs.items()]
+    monkeypatch.setattr(offline, "boundaries", lambda _: walls)
+    own = {node: Hadamard(4, seed) for seed, node in enumerate((a, b))} | {c: Hadamard(4, 2, "regular")}
+    placement = Placement(dict(own), {})
+    readers = {node: [SimpleNamespace(flops=100)] * 2 for node in (a, b, c)}
+    offline._cut(None, readers, dict.fromkeys((a, b, c), (10.0, 1.0)), "auto", 1.0, placement)
+    assert all(placement.offline[node] is own[c] for node in (a, b, c))
+    assert {name: transform for name, (transform, _) in placement.boundaries.items()} == {"cd": own[c].inverse()}
 
 
 COST = st.integers(0, 9).map(float)

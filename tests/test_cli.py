@@ -395,9 +395,9 @@ def test_targets_and_passes() -> None:
 
 
 def test_choices_are_those_of_the_core() -> None:
-    from qcompile.targets import RUNTIMES
     from qcompile.passes_index import load_pass
     from qcompile.placement import KINDS
+    from qcompile.targets import RUNTIMES
 
     methods = sys.modules[load_pass("quantize").__module__].METHODS
     assert [*Transforms] == [*KINDS]

@@ -110,7 +110,8 @@ def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tmp_pat
 
 def test_a_missing_extra_is_said(monkeypatch, tmp_path):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else found(name, *rest))
+    without = lambda name, *rest: None if name == "triton" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     artifact = qc.export(str(LM), "blackwell-fp4", tmp_path / "out", transforms="none", method="rtn")
     assert "pip install 'qcompile[triton]'" in artifact.manifest["runtimes"]["triton"]["missing"]
     assert artifact.run({"input_ids": np.ones((1, 4), np.int64)})["logits"].shape == (1, 4, 256)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu.symbols import ARITHMETIC, Symbol, cast, host_array
+from qcompile.backends.gpu.symbols import ARITHMETIC, Symbol, as_array, cast, host_array
 
 __all__ = ["LARGEST", "constant", "evaluate"]
 
@@ -47,17 +47,8 @@ def evaluate(node: ir.Node, inputs: Arrays) -> list[np.ndarray] | None:
     result = row(node, *inputs)
     if result is None:
         return None
-    results = [_array(item) for item in (result if isinstance(result, list) else [result])]
+    results = [as_array(item) for item in (result if isinstance(result, list) else [result])]
     return results if all(array.size <= LARGEST for array in results) else None
-
-
-def _array(result: Any) -> np.ndarray:
-    """An array of objects, also where numpy took out the one element."""
-    if isinstance(result, np.ndarray):
-        return result
-    array = np.empty((), object)
-    array[()] = result
-    return array
 
 
 def _literals(array: np.ndarray | None) -> list[int] | None:
@@ -98,7 +89,7 @@ def _holds_float(*arrays: np.ndarray) -> bool:
 
 def _cast(node: ir.Node, a: np.ndarray, *_: Any) -> np.ndarray | None:
     kind = _KINDS.get(ir.DataType(node.attributes.get_int("to")))
-    return None if kind is None else _array(np.frompyfunc(lambda item: cast(item, kind), 1, 1)(a))
+    return None if kind is None else as_array(np.frompyfunc(lambda item: cast(item, kind), 1, 1)(a))
 
 
 def _gather(node: ir.Node, a: np.ndarray, indices: np.ndarray) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ARITHMETIC", "Symbol", "cast", "host_array", "text_of", "texts_of"]
+__all__ = ["ARITHMETIC", "Symbol", "as_array", "cast", "host_array", "text_of", "texts_of"]
 
 _ATOM, _PRODUCT, _SUM, _LOOSE = 3, 2, 1, 0
 
@@ -167,10 +167,11 @@ def cast(item: Item, kind: type) -> Item:
 
 def _ufunc(function: Callable, inputs: int) -> Callable[..., np.ndarray]:
     elementwise = np.frompyfunc(function, inputs, 1)
-    return lambda *arrays: _as_array(elementwise(*arrays))
+    return lambda *arrays: as_array(elementwise(*arrays))
 
 
-def _as_array(result: Any) -> np.ndarray:
+def as_array(result: Any) -> np.ndarray:
+    """An array of objects, also where numpy took out the one element."""
     if isinstance(result, np.ndarray):
         return result
     out = np.empty((), object)

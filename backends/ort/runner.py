@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, first_line
 from qcompile.evaluate import check_names
 
 __all__ = ["load"]
@@ -44,7 +44,7 @@ def load(
     try:
         session = ort.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        raise InputError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+        raise InputError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
     return lambda inputs: _run(session, inputs)
 
 
@@ -71,9 +71,6 @@ def _run(session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     try:
         values = session.run(None, dict(inputs))
     except Exception as error:  # as above
-        raise InputError(f"onnxruntime cannot run the artifact: {_first_line(error)}") from error
+        raise InputError(f"onnxruntime cannot run the artifact: {first_line(error)}") from error
     return dict(zip((value.name for value in session.get_outputs()), values, strict=True))
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]

@@ -9,7 +9,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from qcompile.backends.relax.kernels.lanes import Lanes
-from qcompile.errors import TargetError
+from qcompile.errors import TargetError, first_line
 
 __all__ = ["Machine", "build", "extensions", "machine"]
 
@@ -50,9 +50,7 @@ def machine(description: str | dict[str, Any] | None, kind: str) -> Machine:
     try:
         target = tvm.target.Target(settings)
     except Exception as error:  # TVM's errors have many types
-        raise TargetError(
-            f"TVM does not know the target '{description}': {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise TargetError(f"TVM does not know the target '{description}': {first_line(error)}") from error
     if kind == "cuda":
         return Machine(target, Lanes(1, threads=True), True)
     native = description is None or "mtriple" not in settings

@@ -54,18 +54,15 @@ def encode_e8p(x: Tensor) -> Tensor:
 
 
 def _encode(x: Tensor) -> Tensor:
-    best_score, best_code = None, None
-    for parity, shift in enumerate((0.25, -0.25)):
-        score, code = _nearest_signed(x - shift)
-        # Squared distances to the two shifted copies differ by |x - shift|² as well.
-        score = score - (x - shift).square().sum(1) / 2
-        code = code ^ parity
-        if best_score is None:
-            best_score, best_code = score, code
-        else:
-            best_code = torch.where(score > best_score, code, best_code)
-    assert best_code is not None
-    return best_code
+    score, code = _nearest_shifted(x, 0.25)
+    other_score, other_code = _nearest_shifted(x, -0.25)
+    return torch.where(other_score > score, other_code ^ 1, code)
+
+
+def _nearest_shifted(x: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """The best score and code among the points shifted by that much; scores of both shifts compare."""
+    score, code = _nearest_signed(x - shift)
+    return score - (x - shift).square().sum(1) / 2, code
 
 
 def _nearest_signed(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qcompile.formats.quantizer import Quantized
+    from qcompile.formats.scales import Scales
 
 __all__ = ["FAMILIES", "FamilyFormat", "power_element", "twin_log_element"]
 
@@ -66,14 +67,12 @@ class FamilyFormat:
         from qcompile.formats.quantizer import quantize
         from qcompile.formats.search import search_scales, total_error
 
-        best, least = None, float("inf")
-        for member in self.members:
+        def tried(member: Format) -> tuple[float, Format, Scales | None]:
             scales = search_scales(x, member, axis, weight) if self.search else None
-            error = total_error(x, member, axis, scales, weight)
-            if best is None or error < least:
-                best, least = (member, scales), error
-        assert best is not None
-        return quantize(x, best[0], axis, best[1])
+            return total_error(x, member, axis, scales, weight), member, scales
+
+        _, member, scales = min(map(tried, self.members), key=lambda found: found[0])
+        return quantize(x, member, axis, scales)
 
 
 def power_element(bits: int, exponent: float) -> Element:

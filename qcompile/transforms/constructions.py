@@ -125,10 +125,9 @@ def _t_sequences(t: int) -> list[np.ndarray]:
 
 
 def _t_matrices(n: int) -> np.ndarray:
-    lengths = _t_times_williamson(n)
-    assert lengths is not None
-    x = [_circulant(row) for row in _t_sequences(lengths[0])]
-    w = [_circulant(_signs(row)) for row in WILLIAMSON[lengths[1]]]
+    length, order_of_blocks = _t_times_williamson(n)
+    x = [_circulant(row) for row in _t_sequences(length)]
+    w = [_circulant(_signs(row)) for row in WILLIAMSON[order_of_blocks]]
     order = ((0, 1, 2, 3), (-1, 0, 3, -2), (-2, -3, 0, 1), (-3, 2, -1, 0))
     sign = ((1, 1, 1, 1), (-1, 1, 1, -1), (-1, -1, 1, 1), (-1, 1, -1, 1))
     blocks = [

@@ -45,16 +45,20 @@ def svd_lowrank(
     """
     if weight.ndim != 2 or not 0 <= rank <= min(weight.shape) or iterations < 1:
         raise InputError(f"low rank {rank} ({iterations} iterations) does not fit a weight of {list(weight.shape)}")
-    residual = torch.zeros_like(weight)
-    best: LowRank | None = None
-    for _ in range(iterations):
-        left, right = _truncated_svd(weight - residual, rank)
-        residual = quantize(weight - left @ right)
-        error = float((weight - left @ right - residual).double().square().sum() / _norm(weight))
-        if best is None or error < best.error:
-            best = LowRank(left, right, residual, error)
-    assert best is not None
+    best = last = _alternate(weight, torch.zeros_like(weight), rank, quantize)
+    for _ in range(iterations - 1):
+        last = _alternate(weight, last.residual, rank, quantize)
+        best = min(best, last, key=lambda branch: branch.error)
     return best
+
+
+def _alternate(
+    weight: torch.Tensor, residual: torch.Tensor, rank: int, quantize: Callable[[torch.Tensor], torch.Tensor]
+) -> LowRank:
+    left, right = _truncated_svd(weight - residual, rank)
+    residual = quantize(weight - left @ right)
+    error = float((weight - left @ right - residual).double().square().sum() / _norm(weight))
+    return LowRank(left, right, residual, error)
 
 
 def _norm(weight: torch.Tensor) -> float:

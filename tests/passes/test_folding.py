@@ -25,7 +25,8 @@ def stack(parse, layers: int = 2, **fixed) -> ir.Model:
     """A pre-norm stack of perceptrons over an embedding, with scales and shifts."""
     body = EMBED + "".join(LAYER.format(i=i, j=i + 1) for i in range(layers))
     weights = ", ".join(f"float[8] g{i}, float[8] b{i}, float[8,12] w{i}, float[12,8] v{i}" for i in range(layers))
-    text = f"""g (int64[2,5] ids) => (float[2,5,7] y) <float[20,8] table, {weights}, float[8] gl, float[8] bl, float[8,7] head>
+    weights = f"float[20,8] table, {weights}, float[8] gl, float[8] bl, float[8,7] head"
+    text = f"""g (int64[2,5] ids) => (float[2,5,7] y) <{weights}>
     {{ {body} n = LayerNormalization<axis=-1>(h{layers}, gl, bl)
     y = MatMul(n, head) }}"""
     return parse(text, **fixed)
@@ -77,7 +78,8 @@ def test_tap_of_the_raw_stream_blocks_centering_and_is_said(parse):
 def test_layer_scale_folds_backward_into_its_writer(parse):
     model = parse(
         """g (float[2,5,6] x) => (float[2,5,7] y) <float[6,8] a, float[8,8] b, float[8] gamma, float[8,7] head>
-        { h = MatMul(x, a)\n t = Tanh(h)\n u = MatMul(t, b)\n s = Mul(u, gamma)\n r = Add(h, s)\n y = MatMul(r, head) }"""
+        { h = MatMul(x, a)\n t = Tanh(h)\n u = MatMul(t, b)\n s = Mul(u, gamma)\n r = Add(h, s)
+          y = MatMul(r, head) }"""
     )
     found, error = prepared_change(model)
     assert error < 1e-12
@@ -95,9 +97,12 @@ def test_chain_of_scales_folds_link_by_link(parse):
 
 
 SPELLINGS = {
-    "pow, sqrt, div": "q = Pow(h, two)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(m, eps)\n s = Sqrt(v)\n z = Div(h, s)",
+    "pow, sqrt, div": (
+        "q = Pow(h, two)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(m, eps)\n s = Sqrt(v)\n z = Div(h, s)"
+    ),
     "mul, sqrt, reciprocal": (
-        "q = Mul(h, h)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(eps, m)\n s = Sqrt(v)\n r = Reciprocal(s)\n z = Mul(r, h)"
+        "q = Mul(h, h)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(eps, m)\n s = Sqrt(v)\n r = Reciprocal(s)\n"
+        "z = Mul(r, h)"
     ),
     "power of minus one half": (
         "q = Mul(h, h)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(m, eps)\n r = Pow(v, minus)\n z = Mul(h, r)"

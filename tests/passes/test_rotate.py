@@ -25,7 +25,8 @@ SHARED = {
         { a = Relu(x)\n y = MatMul(a, w) }""",
     "a scale on a part of an axis": """g (float[2,5,6] x) => (float[2,5,7] y)
         <float[6,16] w, float[16] b, float[8] c, float[8,7] v, int64[2] halves>
-        { h = MatMul(x, w)\n s = Add(h, b)\n p, q = Split<axis=-1, num_outputs=2>(s)\n r = Mul(p, c)\n t = Add(r, q)\n y = MatMul(t, v) }""",
+        { h = MatMul(x, w)\n s = Add(h, b)\n p, q = Split<axis=-1, num_outputs=2>(s)\n r = Mul(p, c)\n t = Add(r, q)
+          y = MatMul(t, v) }""",
 }
 
 
