@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 __all__ = [
     "DOMAIN", "add_function", "add_initializer", "append_node", "ensure_function", "ensure_initializer", "opset",
-    "release", "tidy",
+    "name_outputs", "release", "tidy",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
@@ -54,6 +54,29 @@ def release(tensor: ir.TensorProtocol) -> None:
             tensor.release()
         except BufferError:  # an array over it is still in use somewhere; its pages stay until that is gone
             return
+
+
+def name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Give the graph's outputs those names, in order; a value that cannot take one is copied by Identity."""
+    outputs = model.graph.outputs
+    if [value.name for value in outputs] == [*names]:
+        return
+    for name, other in ir.convenience.create_value_mapping(model.graph).items():
+        if name in names and other not in outputs and other.producer() is not None:
+            other.name = f"{name}_inner"
+    seen: set[ir.Value] = set()
+    for place, (value, name) in enumerate(zip(list(outputs), names, strict=True)):
+        if value in seen or (value.producer() is None and value.name != name):  # twice, an input, a constant
+            node = ir.Node("", "Identity", [value], name=f"{name}_copy")
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            model.graph.append(node)
+            outputs[place] = value = node.outputs[0]
+        seen.add(value)
+    renamed = [(value, name) for value, name in zip(outputs, names, strict=True) if value.name != name]
+    for value, _ in renamed:
+        value.name = None  # names may be exchanged: none is taken while they are given
+    for value, name in renamed:
+        value.name = name
 
 
 def tidy(model: ir.Model) -> None:

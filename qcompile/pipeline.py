@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol
 
 import onnx_ir as ir
 
+from qcompile.graph import name_outputs
+
 __all__ = ["Declined", "Hook", "Pass", "Pipeline", "State"]
 
 
@@ -74,10 +76,12 @@ class Pipeline:
     name: ClassVar[str] = "pipeline"
 
     def apply(self, state: State) -> bool:
-        """Run every pass; returns whether any changed the graph."""
+        """Run every pass; returns whether any changed the graph. Its outputs keep their names."""
         changed = False
+        names = [value.name for value in state.model.graph.outputs]
         for step, following in zip(self.passes, [*self.passes[1:], None], strict=True):
             changed |= step.apply(state)
             if self.hook is not None:
                 self.hook(step, state, following)
+        name_outputs(state.model, names)
         return changed
