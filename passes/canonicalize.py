@@ -19,6 +19,7 @@ from qcompile.graph import DOMAIN, add_initializer, tidy
 from qcompile.norms import fuse_norm
 from qcompile.pipeline import State
 from qcompile.projections import split_projection
+from qcompile.spaces import learn_sizes
 
 __all__ = ["Canonicalize"]
 
@@ -42,6 +43,7 @@ class Canonicalize:
         _drop_identities(model)
         common.RemoveUnusedNodesPass()(model)
         common.NameFixPass()(model)
+        learn_sizes(model)
         for node in list(model.graph):
             if node.graph is not None:
                 fuse_norm(model, node)

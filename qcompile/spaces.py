@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompile.axes import Axes, Limit, Mode, Node, Ref, Structure
 from qcompile.freedom import Freedom
 
-__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "rule"]
+__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "learn_sizes", "rule"]
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
 SMALL = 4096
@@ -308,6 +308,28 @@ def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
         analysis.axes.at = value
         analysis.freeze([value], f"'{value.name}' is an output of the graph")
     return analysis
+
+
+def learn_sizes(model: ir.Model) -> None:
+    """Write down the sizes of axes that the graph does not state but that follow from how its values are made.
+
+    Exporters that trace leave every dimension behind a Reshape open, heads and features included.
+    """
+    values = [value for node in model.graph for value in node.outputs]
+    if all(value.shape is not None and None not in map(_stated, value.shape) for value in values):
+        return
+    analysis = analyze(model)
+    for value in values:
+        refs = analysis.refs_of.get(value)
+        if refs is not None and (value.shape is None or len(value.shape) == len(refs)):
+            old = value.shape if value.shape is not None else [None] * len(refs)
+            sizes = [analysis.axes.size(ref) for ref in refs]
+            value.shape = ir.Shape([dim if size is None else size for dim, size in zip(old, sizes, strict=True)])
+
+
+def _stated(dim: object) -> object:
+    """What a graph says of a dimension: a number, a name, or nothing."""
+    return getattr(dim, "value", dim)
 
 
 def run(analysis: Analysis, graph: ir.Graph) -> None:

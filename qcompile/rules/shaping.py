@@ -64,21 +64,15 @@ def reshape(analysis: Analysis, node: ir.Node) -> None:
         if stated is None:
             analysis.opaque(node, f"{label(node)} has a shape that is computed at run time")
             return
-        target = _merge(target, [static(dim) for dim in stated])
-    elif stated is not None and len(stated) == len(target):
-        target = [stated[i] if dim == -1 and static(stated[i]) else dim for i, dim in enumerate(target)]
+        target = [None] * len(stated) if target is None else target
+    if stated is not None and len(stated) == len(target):
+        target = [static(s) or dim if dim in (None, -1) else dim for dim, s in zip(target, stated, strict=True)]
     keep_zero = bool(node.attributes.get_int("allowzero", 0))
     target = [
         _dim(analysis, source[i]) if dim == 0 and not keep_zero and i < len(source) else dim
         for i, dim in enumerate(target)
     ]
     analysis.set(node.outputs[0], reshape_axes(analysis, source, _solve(analysis, source, target), label(node)))
-
-
-def _merge(known: Sequence[Dim] | None, stated: Sequence[int | None]) -> list[Dim]:
-    if known is None or len(known) != len(stated):
-        return list(stated)
-    return [k if k is not None else s for k, s in zip(known, stated, strict=True)]
 
 
 def _solve(analysis: Analysis, source: Sequence[Ref], target: list[Dim]) -> list[Dim]:
