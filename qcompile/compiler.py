@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.agreement import compare_sites, linear_plans, tapped
 from qcompile.artifact import Artifact, atomic_folder, write_manifest
 from qcompile.calibration import Data, Statistics, load_data
 from qcompile.capture import capture, example_inputs
@@ -24,6 +25,8 @@ from qcompile.selection import Choice, Options, check_options, choose
 from qcompile.spaces import Site
 from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
 from qcompile.verify import (
+    CHECKED_SITES,
+    Checked,
     Equivalence,
     Run,
     by_position,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
     from qcompile.calibration import Progress
 
-__all__ = ["Options", "Rotated", "export", "rotate"]
+__all__ = ["Options", "Rotated", "export", "plan", "rotate"]
 
 #: The target that runs every format on any machine: the definition that the others are compared with.
 REFERENCE = "reference"
@@ -127,6 +130,21 @@ def export(
     return Artifact.open(folder)
 
 
+def plan(model: Any, options: Options) -> tuple[ir.Model, list[Plan]]:
+    """What an export would lower, for comparisons of backends: the rewritten graph and the plans of its sites.
+
+    Args: as for ``export``, whose checks are left out.
+    """
+    target = get_target(options.target)
+    schemes = [target.scheme(name) for name in options.formats or [target.default]]
+    source = capture(model)
+    data, prepared = load_data(options.calibration, source.model, seed=options.seed), prepare(source)
+    sites = quantizable(prepared)
+    chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, None)
+    rotated = rotate_prepared(prepared, groups, chosen.placement)
+    return prepared.model, _quantize(rotated, sites, chosen, statistics, options, None)
+
+
 @dataclass
 class _Job:
     """What the steps of one export share."""
@@ -190,11 +208,17 @@ def _finish(
         measured.loss["round_to_nearest"] = plain
     if before is not None:
         _compare_runtimes(job, before, plans, folder, runtimes)
+        checked = checked or _checked(runtimes[runtime_of(target.backends[0])])
     manifest = build_manifest(
         rotated, job.sites, job.chosen, plans, lowered, runtimes, options, target, equal, checked, measured, folder
     )
     write_report(folder, manifest)
     write_manifest(folder, manifest)
+
+
+def _checked(runtime: Mapping[str, Any]) -> Checked | None:
+    """The implementation error of a runtime whose artifacts cannot be looked into."""
+    return Checked(runtime["sites"]["rel_l2"], runtime["sites"]["checked"]) if "sites" in runtime else None
 
 
 def _further(job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path) -> dict[str, dict[str, Any]]:
@@ -215,10 +239,15 @@ def _further(job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path) ->
 def _compare_runtimes(
     job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path, runtimes: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Note how far each runtime but onnxruntime is from the reference interpreter, on small random inputs."""
-    inputs = example_inputs(model)
-    with lowered_to(get_target(REFERENCE), model.clone(), plans) as run:
-        want = run(inputs)
+    """Note how far each runtime but onnxruntime is from the reference interpreter, on small random inputs.
+
+    As a whole, and a sample of the sites on equal values: where activations are quantized, that alone shows that
+    nothing but rounding differs.
+    """
+    inputs, sample = example_inputs(model), linear_plans(model, plans, CHECKED_SITES)
+    with lowered_to(get_target(REFERENCE), tapped(model, sample), plans) as run:
+        values = inputs | run(inputs)
+    want = {value.name: values[value.name] for value in model.graph.outputs}
     for name in job.target.backends:
         entry = runtimes[runtime_of(name)]
         if name != "ort" and "missing" not in entry:
@@ -227,6 +256,7 @@ def _compare_runtimes(
                 entry["not_run"] = "compiled for another machine"
                 continue
             entry["rel_l2_to_reference"] = number(compare(want, by_position(list(want), run(inputs)))[0])
+            entry["sites"] = compare_sites(model, sample, values, job.target, name)
             if job.progress is not None:
                 job.progress(f"checking {runtime_of(name)}", 1, 1)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +33,7 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 __all__ = [
     "Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss",
-    "sites_to_check", "source_outputs", "verify",
+    "sites_to_check", "source_outputs", "spread", "verify",
 ]  # fmt: skip
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
@@ -147,8 +147,13 @@ def sites_to_check(model: ir.Model, plans: Sequence[Plan]) -> list[Sampled]:
     """A sample of the planned sites, spread over the graph; to be taken before the graph is lowered."""
     nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm")}
     found = [plan for plan in plans if plan.site in nodes and plan.weight is not None]
-    chosen = sorted({round(x) for x in np.linspace(0, len(found) - 1, min(CHECKED_SITES, len(found)))})
-    return [_sampled(found[i], nodes[found[i].site]) for i in chosen]
+    return [_sampled(plan, nodes[plan.site]) for plan in spread(found, CHECKED_SITES)]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most that many of the items, evenly spread, the first and the last among them."""
+    places = {round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))}
+    return [items[place] for place in sorted(places)]
 
 
 def _sampled(plan: Plan, node: ir.Node) -> Sampled:

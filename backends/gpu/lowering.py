@@ -59,7 +59,7 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"
     source = write_module(model, program, objects, title)
     size = _write(folder, source, program, objects)
-    if any(packed.kind == "Linear" for packed in objects.packed.values()):
+    if target.options.get("ahead", True) and any(packed.kind == "Linear" for packed in objects.packed.values()):
         compile_ahead(folder, arches)
     return Lowered(_files(folder), sites, _notes(arches, program, size))
 

@@ -39,6 +39,9 @@ def test_an_export_runs_and_agrees_with_the_reference(formats: list[str], model:
     entry = artifact.manifest["runtimes"]["tvm"]
     assert entry["files"] == ["tvm.json", "tvm.params", "tvm.so"]
     assert entry["rel_l2_to_reference"] < ROUNDING
+    assert entry["sites"]["checked"] == 3
+    assert entry["sites"]["rel_l2"] == artifact.manifest["implementation"]["rel_l2"] < ROUNDING
+    assert (entry["sites"]["codes"] > 0, entry["sites"]["differing_codes"]) == ("/" in formats[0], 0)
     out = artifact.run({"ids": np.array([[1, 2, 3]])}, "tvm")["logits"]
     assert out.shape == (1, 3, 40)
     with pytest.raises(qc.QCompileError, match="runtime 'ort' cannot run"):
