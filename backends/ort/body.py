@@ -73,11 +73,17 @@ class Body:
     # ---- what reads better than the operators themselves ---------------------------------------------------------
 
     def reduce(self, op: str, x: ir.Value, *, keep: bool = False) -> ir.Value:
-        """``ReduceMax``, ``ReduceMin`` or another along the last axis, which is dropped or kept with size 1."""
-        keepdims = ir.AttrInt64("keepdims", int(keep))
+        """``ReduceMax``, ``ReduceMin`` or another along the last axis, which is dropped or kept with size 1.
+
+        onnxruntime gives an empty value back as it is: of an expert without a token would come a value with an axis
+        too many. Cutting the axis that is left to size 1 changes nothing else.
+        """
         if self.opset >= 18 or op == "ReduceSum":
-            return self._append(op, (x, self.vector(-1)), [keepdims])
-        return self._append(op, (x,), [ir.AttrInt64s("axes", [-1]), keepdims])
+            reduced = self._append(op, (x, self.vector(-1)), ())
+        else:
+            reduced = self._append(op, (x,), [ir.AttrInt64s("axes", [-1])])
+        reduced = self.Slice(reduced, self.vector(0), self.vector(1), self.vector(-1))
+        return reduced if keep else self.Squeeze(reduced, self.vector(-1))
 
     def column(self, x: ir.Value) -> ir.Value:
         """A new last axis of size 1, to broadcast along."""

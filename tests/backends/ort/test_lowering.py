@@ -114,6 +114,16 @@ def test_emulated_product_is_exact(name: str, size: int, rng: np.random.Generato
 
 
 @pytest.mark.parametrize(
+    "name", ["int8-channel/int8-channel", "nvfp4-4over6/nvfp4-4over6", "mxfp4/mxfp4", "nf4-g64/nf4-g64", "int4-g32"]
+)
+def test_no_rows_give_no_rows(name: str, rng: np.random.Generator, lower: Callable) -> None:
+    """An expert may get no token: onnxruntime does not reduce what is empty."""
+    model, weight = linear(rng)
+    run, _, _ = lower(model, [planned("site", weight, get_target("reference").scheme(name))], target_of(name))
+    assert run({"x": np.zeros((2, 0, 96), np.float32)})["y"].shape == (2, 0, 40)
+
+
+@pytest.mark.parametrize(
     "name", ["int4-g16", "int4-g32", "int4-g128", "int4-g256", "uint4-g32", "uint4-g64", "int8-g32", "uint8-g64"]
 )
 @pytest.mark.parametrize("size", [256, 200])
