@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcompile.graph import DOMAIN, add_initializer, tidy
+from qcompile.graph import DOMAIN, add_initializer
 from qcompile.norms import fuse_norm
 from qcompile.pipeline import State
 from qcompile.projections import split_projection
@@ -48,7 +48,7 @@ class Canonicalize:
             if node.graph is not None:
                 fuse_norm(model, node)
                 split_projection(model, node)
-        tidy(model)
+        state.edited()
         return True
 
 

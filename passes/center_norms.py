@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Node, Structure
 from qcompile.folding import rewrite
-from qcompile.graph import DOMAIN, append_node, tidy
+from qcompile.graph import DOMAIN, append_node
 from qcompile.norms import make_norm
 from qcompile.pipeline import State
-from qcompile.spaces import Analysis, Norm, analyze, label
+from qcompile.spaces import Analysis, Norm, label
 
 __all__ = ["CenterNorms"]
 
@@ -31,13 +31,14 @@ class CenterNorms:
     def apply(self, state: State) -> bool:
         """Rewrites the graph in place; its function stays the same."""
         converted = _center(state)
-        tidy(state.model)
+        if converted:
+            state.edited()
         return bool(converted)
 
 
 def _center(state: State) -> int:
     """Turn LayerNorms into RMSNorms where all that writes their input can be centered."""
-    analysis = analyze(state.model, join_norms=False)
+    analysis = state.analyze_apart()
     uses = analysis.uses()
     groups: dict[Node, list[Norm]] = defaultdict(list)
     for norm in analysis.norms:

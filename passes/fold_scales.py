@@ -16,9 +16,9 @@ import onnx_ir as ir
 from qcompile.axes import Mode, Node, Ref, Structure
 from qcompile.folding import rescale
 from qcompile.freedom import Freedom
-from qcompile.graph import ensure_initializer, tidy
+from qcompile.graph import ensure_initializer
 from qcompile.pipeline import State
-from qcompile.spaces import Analysis, Norm, Scaling, analyze, label
+from qcompile.spaces import Analysis, Norm, Scaling, label
 
 __all__ = ["FoldScales"]
 
@@ -37,12 +37,12 @@ class FoldScales:
         total = 0
         while folded := _fold_scales(state):  # one link of a chain of scalings a round
             total += folded
-        tidy(state.model)
+            state.edited()
         return bool(total)
 
 
 def _fold_scales(state: State) -> int:
-    analysis = analyze(state.model, join_norms=False)
+    analysis = state.analyze_apart()
     uses = analysis.uses()
     folded = 0
     for node, group in _by_space(analysis).items():

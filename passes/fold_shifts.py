@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import add_initializer, append_node, tidy
+from qcompile.graph import add_initializer, append_node
 from qcompile.pipeline import State
-from qcompile.spaces import Norm, Site, analyze
+from qcompile.spaces import Norm, Site
 
 __all__ = ["FoldShifts"]
 
@@ -25,9 +25,11 @@ class FoldShifts:
 
     def apply(self, state: State) -> bool:
         """Rewrites the graph in place; its function stays the same."""
-        _untie(state.model)
+        if _untie(state.model):
+            state.edited()
         folded = _fold_shifts(state)
-        tidy(state.model)
+        if folded:
+            state.edited()
         return bool(folded)
 
 
@@ -46,7 +48,7 @@ def _untie(model: ir.Model) -> int:
 
 def _fold_shifts(state: State) -> int:
     """Move ``β`` of each norm into the biases of the sites behind it, where sites are all that read it."""
-    analysis = analyze(state.model, join_norms=False)
+    analysis = state.analyze_apart()
     readers: dict[ir.Value, list[Site]] = defaultdict(list)
     for site in analysis.sites:
         if site.input is not None and site.node.op_type in ("MatMul", "Gemm"):

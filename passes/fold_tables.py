@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.folding import rewrite
-from qcompile.graph import add_initializer, tidy
+from qcompile.graph import add_initializer
 from qcompile.pipeline import State
 from qcompile.rules.normalization import SCALED_NORMS
 from qcompile.spaces import is_float, label
@@ -33,7 +33,8 @@ class FoldTables:
     def apply(self, state: State) -> bool:
         """Rewrites the graph in place; its function stays the same."""
         folded = sum(_fold(state, node) for node in list(state.model.graph))
-        tidy(state.model)
+        if folded:
+            state.edited()
         return bool(folded)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,11 @@ def _from_onnx(path: Path) -> Source:
     if model.graph is None or not len(model.graph) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
     files = [path, *_external_files(model, path)]
-    _sort(model, str(path))
-    check_weights(model, str(path))
-    return Source(model, str(path), _digest(files), sum(file.stat().st_size for file in files))
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(_digest, files)
+        _sort(model, str(path))
+        check_weights(model, str(path))
+    return Source(model, str(path), digest.result(), sum(file.stat().st_size for file in files))
 
 
 def _sort(model: ir.Model, path: str) -> None:

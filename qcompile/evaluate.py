@@ -24,9 +24,6 @@ __all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double", "
 #: Graphs with fewer bytes of constants are handed over in memory.
 INLINE_BYTES = 1 << 26
 
-#: Where a graph that is handed over as bytes finds its external data.
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-
 #: Constants below this many bytes stay in the graph in any case.
 _LIGHT_BYTES = 1 << 10
 
@@ -36,7 +33,7 @@ class Session:
 
     Args:
         model: a graph, or the path of a file.
-        taps: names of further values to return.
+        taps: names of further values of a graph to return.
         optimize: whether onnxruntime may rewrite the graph and repack weights; without, loading is quick and small.
     """
 
@@ -51,9 +48,6 @@ class Session:
         self._weights: dict[str, np.ndarray] = {}
         if isinstance(model, ir.Model):
             model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
-        elif taps:
-            options.add_session_config_entry(_DATA_FOLDER, str(Path(model).parent))
-            model = ir.to_proto(_with_taps(ir.load(model), taps)).SerializeToString()
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base

@@ -27,8 +27,8 @@ EAGER_BYTES = 4 << 30
 
 _BYTES = "qcompile.bytes"
 
-#: Elements that are transformed at a time.
-PIECE = 1 << 20
+#: Elements that are transformed at a time: in float64 they should stay in a cache.
+PIECE = 1 << 18
 
 
 def total_bytes(model: ir.Model) -> int:
@@ -145,9 +145,8 @@ def _apply(array: np.ndarray, parts: list[tuple[int, Transform]]) -> np.ndarray:
 def _apply_in_pieces(array: np.ndarray, axis: int, transform: Transform) -> np.ndarray:
     """Transform one axis of a matrix, a few rows or columns at a time: a table would be large in float64."""
     out = np.empty(array.shape, array.dtype)
-    rows, result = np.moveaxis(array, axis, 1), np.moveaxis(out, axis, 1)
-    step = max(1, PIECE // rows.shape[1])
-    for start in range(0, len(rows), step):
-        piece = slice(start, start + step)
-        result[piece] = _apply(rows[piece].astype(np.float64), [(1, transform)])
+    step = max(1, PIECE // array.shape[axis])
+    for start in range(0, array.shape[1 - axis], step):
+        piece = np.s_[:, start : start + step] if axis == 0 else np.s_[start : start + step]
+        out[piece] = _apply(array[piece].astype(np.float64), [(axis, transform)])
     return out

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol
 
 import onnx_ir as ir
 
-from qcompile.graph import name_outputs
+from qcompile.graph import name_outputs, tidy
+from qcompile.spaces import Analysis, analyze
 
 __all__ = ["Declined", "Hook", "Pass", "Pipeline", "State"]
 
@@ -46,6 +47,18 @@ class State:
     model: ir.Model
     declined: list[Declined] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    _apart: Analysis | None = field(default=None, repr=False)
+
+    def analyze_apart(self) -> Analysis:
+        """The analysis in which each norm's output is a space of its own; kept until the graph is edited."""
+        if self._apart is None:
+            self._apart = analyze(self.model, join_norms=False)
+        return self._apart
+
+    def edited(self) -> None:
+        """To be called by a pass that changed the graph: drops what nothing reads any more."""
+        tidy(self.model)
+        self._apart = None
 
     def decline(self, site: str, what: str, reason: str) -> None:
         """Record that something was left alone."""

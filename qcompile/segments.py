@@ -23,13 +23,14 @@ class Segments:
 
     Args:
         model: its weights are read when their segment runs, and let go of afterwards.
+        taps: names of further values to return.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, taps: Sequence[str] = ()) -> None:
         self._model = model
         graph = model.graph
         self.inputs = [value.name for value in graph.inputs if value.name not in graph.initializers]
-        self.outputs = [value.name for value in graph.outputs]
+        self.outputs = list(dict.fromkeys([*(value.name for value in graph.outputs), *taps]))
         self._parts = list(_parts(graph))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

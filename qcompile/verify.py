@@ -1,14 +1,14 @@
 """Verifies twice: that the rotated model is the same function, and that the lowered one computes what was planned.
 
 *Implementation error* compares each lowered site with the reference interpreter, the format's oracle in float64, on
-the very input that the site got: rounding is all that may remain. *Quantization error* compares the artifact's
-outputs with those of the float source.
+the input that the site gets in the float model: rounding is all that may remain. *Quantization error* compares the
+artifact's outputs with those of the float source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ from qcompile.calibration import Data, divergence, logit_outputs, next_token_los
 from qcompile.capture import Source
 from qcompile.errors import InputError, VerificationError
 from qcompile.evaluate import Session, compare
-from qcompile.folding import EAGER_BYTES, total_bytes
-from qcompile.formats import Format, get_format
+from qcompile.folding import EAGER_BYTES, PIECE, total_bytes
+from qcompile.formats import Format, Quantized, get_format
 from qcompile.scoring import quantize_rows
 from qcompile.segments import Segments
 from qcompile.targets import Lowered, Plan
@@ -50,6 +50,8 @@ class Equivalence:
     rel_l2: float
     max_abs: float
     checked_inputs: int
+    tapped: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """The values asked for, in the rotated model on the first input."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,13 @@ def source_outputs(source: Source, data: Data, inputs: int = 1) -> dict[int, dic
     return {id(batch): session.run(batch) for batch in data.batches[:inputs]}
 
 
-def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None) -> Equivalence:
+def equivalence(
+    prepared: Prepared, data: Data, progress: Progress | None = None, taps: Sequence[str] = ()
+) -> Equivalence:
     """Compare the rewritten float graph with its source on the first input.
+
+    Args:
+        taps: names of values to keep from that run.
 
     Raises:
         VerificationError: if they differ by more than rounding.
@@ -105,12 +112,14 @@ def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None
         prepared.outputs = source_outputs(prepared.source, data)
     prepared.release_source()
     large = total_bytes(prepared.model) >= EAGER_BYTES
-    rewritten = Segments(prepared.model) if large else Session(prepared.model, optimize=False)
+    rewritten = Segments(prepared.model, taps) if large else Session(prepared.model, taps, optimize=False)
     batches = [batch for batch in data.batches if id(batch) in prepared.outputs]
     relative = absolute = 0.0
+    tapped: dict[str, np.ndarray] = {}
     for batch in batches:
-        want = prepared.outputs[id(batch)]
-        l2, largest = compare(want, by_position(list(want), rewritten.run(batch)))
+        want, have = prepared.outputs[id(batch)], rewritten.run(batch)
+        tapped = tapped or {name: have[name] for name in taps}
+        l2, largest = compare(want, by_position(list(want), dict(list(have.items())[: len(want)])))
         relative, absolute = max(relative, l2), max(absolute, largest)
     allowed = _tolerance(prepared.model)
     if not relative <= allowed:
@@ -119,7 +128,7 @@ def equivalence(prepared: Prepared, data: Data, progress: Progress | None = None
         )
     if progress is not None:
         progress("checking equivalence", 1, 1)
-    return Equivalence(relative, absolute, len(batches))
+    return Equivalence(relative, absolute, len(batches), tapped)
 
 
 def _tolerance(model: ir.Model) -> float:
@@ -134,20 +143,19 @@ def _tolerance(model: ir.Model) -> float:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A planned site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``."""
+    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``."""
 
-    plan: Plan
+    name: str
     read: str
     written: str
     alpha: float
     bias: np.ndarray | None
 
 
-def sites_to_check(model: ir.Model, plans: Sequence[Plan]) -> list[Sampled]:
-    """A sample of the planned sites, spread over the graph; to be taken before the graph is lowered."""
+def sites_to_check(model: ir.Model, names: Sequence[str]) -> list[Sampled]:
+    """A sample of sites that will be quantized, spread over the graph; to be taken before the graph is lowered."""
     nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm")}
-    found = [plan for plan in plans if plan.site in nodes and plan.weight is not None]
-    return [_sampled(plan, nodes[plan.site]) for plan in spread(found, CHECKED_SITES)]
+    return [_sampled(nodes[name]) for name in spread([name for name in names if name in nodes], CHECKED_SITES)]
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -156,46 +164,55 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[place] for place in sorted(places)]
 
 
-def _sampled(plan: Plan, node: ir.Node) -> Sampled:
+def _sampled(node: ir.Node) -> Sampled:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     beta = node.attributes.get_float("beta", 1.0)
     return Sampled(
-        plan, node.inputs[0].name, node.outputs[0].name, node.attributes.get_float("alpha", 1.0),
+        node.name, node.inputs[0].name, node.outputs[0].name, node.attributes.get_float("alpha", 1.0),
         None if bias is None else bias.const_value.numpy().astype(np.float64) * beta,
     )  # fmt: skip
 
 
-def check_lowering(sites: Sequence[Sampled], lowered_as: Lowered, graph: Path, data: Data) -> Checked | None:
-    """Compare lowered sites with the oracle, each on the input that it got in the lowered graph.
+def check_lowering(
+    sites: Sequence[Sampled], plans: Sequence[Plan], lowered_as: Lowered, model: ir.Model,
+    inputs: Mapping[str, np.ndarray],
+) -> Checked:  # fmt: skip
+    """Compare lowered sites with the oracle, each by itself on the input that it gets in the float model.
 
     Args:
         sites: what they compute.
+        plans: how they were quantized.
         lowered_as: what the backend says of them.
-        graph: the lowered graph, or a folder that holds it as ``model.onnx``; other artifacts are not checked here.
+        model: the lowered graph.
+        inputs: what the sites read, by name.
     """
-    file = graph / "model.onnx" if graph.is_dir() else graph
-    if not file.is_file():
-        return None
-    present = ir.convenience.create_value_mapping(ir.load(file).graph)
+    present = ir.convenience.create_value_mapping(model.graph)
     sites = [site for site in sites if site.read in present and site.written in present]
-    taps = list(dict.fromkeys(name for site in sites for name in (site.read, site.written)))
-    results = dict(Session(file, taps).run(data.batches[0])) | dict(data.batches[0])
+    if not sites:
+        return Checked(0.0, 0)
+    reads = list(dict.fromkeys(site.read for site in sites))
+    graph = ir.convenience.extract(model.graph, reads, [site.written for site in sites])
+    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    results = Session(alone).run({name: inputs[name] for name in reads})
+    by_site = {plan.site: plan for plan in plans}
     worst = 0.0
     for site in sites:
-        rounded = lowered_as.sites.get(site.plan.site, {}).get("rounds_input_to")
-        activation = site.plan.scheme.activation or (get_format(rounded) if rounded else None)
-        want = _oracle(site, activation, results[site.read])
+        plan, rounded = by_site[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
+        activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
+        want = _oracle(site, plan.weight, activation, inputs[site.read])
         worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
     return Checked(worst, len(sites))
 
 
-def _oracle(site: Sampled, activation: Format | None, x: np.ndarray) -> np.ndarray:
+def _oracle(site: Sampled, quantized: Quantized, activation: Format | None, x: np.ndarray) -> np.ndarray:
     import torch
 
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
     if activation is not None:
         rows = quantize_rows(rows, activation)
-    y = (rows.double() @ site.plan.weight.dequantize().double().T * site.alpha).numpy()
+    rows, weight = rows.double(), quantized.dequantize()
+    parts = [rows @ piece.double().T for piece in weight.split(max(1, PIECE // weight.shape[1]))]
+    y = (torch.cat(parts, 1) * site.alpha).numpy()
     if site.bias is not None:
         y = y + site.bias
     return y.reshape(*x.shape[:-1], -1)
