@@ -46,6 +46,11 @@ class Data:
     batches: tuple[Mapping[str, np.ndarray], ...]
     random: bool
 
+    @property
+    def about(self) -> str:
+        """What it is, in a message."""
+        return "random data, drawn because no calibration data was given," if self.random else "the data"
+
     def first(self, count: int) -> Data:
         """The first batches alone."""
         return Data(self.batches[:count], self.random)
@@ -132,18 +137,24 @@ def _rows_per_batch(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def collect(
-    model: ir.Model, inputs: Sequence[ir.Value], data: Data, *, max_rows: int = 8192, progress: Progress | None = None
+    model: ir.Model, inputs: Mapping[str, int], data: Data, *, max_rows: int = 8192, progress: Progress | None = None
 ) -> dict[str, Statistics]:
-    """Run the data through the graph and keep the statistics of those values' last axes.
+    """Run the data through the graph and keep the statistics of site inputs.
 
     Args:
         model: the float graph.
-        inputs: distinct site inputs; their features are along the last axis (axis 1 for images).
-        data: batches; they stop once ``max_rows`` rows were seen.
+        inputs: the axis of the features, by name of the value.
+        data: batches; they stop once ``max_rows`` rows of every value were seen.
+
+    Returns:
+        by name of the value; one that got no row at all, such as the input of an expert without a token, is left out.
+
+    Raises:
+        InputError: if a value is NaN or infinite on that data.
     """
     import torch
 
-    names = [value.name for value in inputs]
+    names = [*inputs]
     session = Session(model, names)
     moments: dict[str, torch.Tensor] = {}
     samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -153,25 +164,23 @@ def collect(
         if names and min(rows.values()) >= max_rows:
             break
         results = session.run(batch)
-        for value in inputs:
-            x = torch.from_numpy(np.ascontiguousarray(_features_last(results[value.name], value))).float()
+        for name, axis in inputs.items():
+            x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(results[name], axis, -1))).float()
             x = x.reshape(-1, x.shape[-1])
             moment = (x.T @ x).double()
-            moments[value.name] = moments[value.name] + moment if value.name in moments else moment
+            if not moment.isfinite().all():
+                raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
+            moments[name] = moments[name] + moment if name in moments else moment
             picked = torch.linspace(0, len(x) - 1, min(max(1, len(x) * SAMPLE_ROWS // max_rows), len(x))).long()
-            samples[value.name].append(x[picked])
-            rows[value.name] += len(x)
+            samples[name].append(x[picked])
+            rows[name] += len(x)
         if progress is not None:
             progress("calibrating", done + 1, total)
     return {
         name: Statistics((moments[name] / rows[name]).numpy(), torch.cat(samples[name]).numpy(), rows[name])
         for name in names
+        if rows[name]
     }
-
-
-def _features_last(array: np.ndarray, value: ir.Value) -> np.ndarray:
-    readers = {node.op_type for node, _ in value.uses()}
-    return np.moveaxis(array, 1, -1) if array.ndim > 2 and readers <= {"Conv", "ConvTranspose"} else array
 
 
 # -- sensitivities ---------------------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ class Group:
         return self.sites[0].shape[self.sites[0].axis_in]
 
     @property
+    def axis(self) -> int:
+        """Where the features of the value are: channels come second, everything else reads the last axis."""
+        return 1 if self.sites[0].node.op_type == "Conv" else -1
+
+    @property
     def flops(self) -> int:
         """Multiply-adds of the sites for one row, as floating-point operations."""
         return sum(2 * int(np.prod(site.shape)) for site in self.sites)
@@ -51,13 +56,16 @@ class Group:
 def groups_of(sites: Sequence[Site]) -> list[Group]:
     """Sites with a matrix or a stack of them by the value that they read.
 
-    Embedding tables read none, kernels read many places at once, and what a body computes is not seen from outside.
+    Embedding tables read none, kernels read many places at once, what a body computes is not seen from outside, and
+    a value has one basis: sites that read it along another axis than the first are in no group.
     """
     found: dict[ir.Value, Group] = {}
     for site in sites:
         kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
         if site.input is not None and not kernel and not site.nested:
-            found.setdefault(site.input, Group(site.input, site.ref_in, [])).sites.append(site)
+            group = found.setdefault(site.input, Group(site.input, site.ref_in, []))
+            if site.ref_in is group.ref:
+                group.sites.append(site)
     return list(found.values())
 
 

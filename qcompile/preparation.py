@@ -14,6 +14,7 @@ from qcompile.boundaries import with_boundaries
 from qcompile.capture import Source, capture
 from qcompile.errors import InputError
 from qcompile.graph import release
+from qcompile.groups import groups_of
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import Pipeline, State
 from qcompile.spaces import Analysis, Site, analyze
@@ -78,7 +79,12 @@ def quantizable(prepared: Prepared) -> list[Site]:
             chosen.append(site)
         else:
             prepared.state.decline(site.name, "quantizing its weight", reason)
-    return chosen
+    grouped = {id(site) for group in groups_of(chosen) for site in group.sites}
+    for site in chosen:
+        if site.input is not None and id(site) not in grouped:
+            reason = f"another site reads '{site.input.name}' along another axis"
+            prepared.state.decline(site.name, "quantizing its weight", reason)
+    return [site for site in chosen if site.input is None or id(site) in grouped]
 
 
 def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:

@@ -140,8 +140,10 @@ def _statistics(
     needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
     if not needed:
         return {}
-    values = list(dict.fromkeys(group.value for group in groups))
-    return collect(prepared.model, values, data, progress=progress)
+    found = collect(prepared.model, {g.value.name: g.axis for g in groups}, data, progress=progress)
+    for site in (site for group in groups if group.value.name not in found for site in group.sites):
+        prepared.state.decline(site.name, "calibrating it", f"{data.about} never reaches it")
+    return found
 
 
 def _assign(

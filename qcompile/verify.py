@@ -215,7 +215,7 @@ def _oracle(site: Sampled, quantized: Quantized, activation: Format | None, x: n
     y = (torch.cat(parts, 1) * site.alpha).numpy()
     if site.bias is not None:
         y = y + site.bias
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 # -- quantization error ------------------------------------------------------------------------------------------------
