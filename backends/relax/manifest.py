@@ -15,9 +15,11 @@ _MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "
 _EIGHT = ("int8-channel", "fp8-e4m3-channel", "mxfp8-e4m3")
 _TABLES = ("nf4-g32", "nf4-g64", "nf4-g128")
 _QUANTIZED = (*_NVFP4, *_MXFP4, *_EIGHT, "int4-g32", "int8-g32")
+_W4A8 = tuple(f"int4-g{group}/{activation}" for activation in _EIGHT[:2] for group in (128, 64, 32))
 
-#: Weights alone, then activations in the same format; the first scheme is what a weight format alone means.
-_SCHEMES = (*_INTEGERS, *_NVFP4, *_MXFP4, *_EIGHT, *_TABLES, *(f"{name}/{name}" for name in _QUANTIZED))
+#: Weights alone, then activations in the same format, then in 8 bits; the first scheme is what a weight format alone
+#: means.
+_SCHEMES = (*_INTEGERS, *_NVFP4, *_MXFP4, *_EIGHT, *_TABLES, *(f"{name}/{name}" for name in _QUANTIZED), *_W4A8)
 
 TARGETS = (
     Target(
