@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import networkx as nx
 import onnx_ir as ir
 
-from qcompile.axes import Mode, Node, Structure
+from qcompile.axes import Node, Ref
 from qcompile.freedom import Freedom
 from qcompile.graph import DOMAIN, append_node, ensure_function
-from qcompile.spaces import Analysis, analyze, is_float, rule
+from qcompile.spaces import Analysis, Site, Space, analyze, bodies, is_float, rule
 
 __all__ = ["Boundary", "boundaries", "minimum_cut", "with_boundaries"]
 
@@ -36,11 +36,11 @@ def _apart(analysis: Analysis, node: ir.Node) -> None:
 
 @dataclass(frozen=True)
 class Boundary:
-    """One boundary of an analyzed graph, and the spaces on its two sides."""
+    """One boundary of an analyzed graph, and the axes on its two sides."""
 
     node: ir.Node
-    before: Node
-    after: Node
+    before: Ref
+    after: Ref
 
 
 def boundaries(analysis: Analysis) -> list[Boundary]:
@@ -49,57 +49,116 @@ def boundaries(analysis: Analysis) -> list[Boundary]:
     return [Boundary(n, _features(analysis, n.inputs[0]), _features(analysis, n.outputs[0])) for n in found]
 
 
-def _features(analysis: Analysis, value: ir.Value) -> Node:
-    return analysis.axes.find(analysis.refs_of[value][-1]).node
+def _features(analysis: Analysis, value: ir.Value) -> Ref:
+    return analysis.axes.find(analysis.refs_of[value][-1])
+
+
+# -- where boundaries could pay --------------------------------------------------------------------------------------
 
 
 def with_boundaries(analysis: Analysis) -> Analysis:
     """The analysis of the graph with boundaries put in where they could pay; the same one if nowhere."""
     positions: dict[ir.Value, set[ir.Node | None]] = {}
+    uses = None
     for space in analysis.spaces:
-        if Freedom.ORTHOGONAL_ONES not in space.freedom and space.node.structure is Structure.LEAF:
-            inputs = {site.input for site in space.readers if site.input is not None}
-            found = _around(analysis, space.node)
-            if found is not None and len(found) < len(inputs):  # else a transform in front of each costs no more
-                for value, readers in found.items():
-                    positions.setdefault(value, set()).update(readers)
+        if Freedom.ORTHOGONAL_ONES in space.freedom:
+            continue
+        waiting = _waiting(analysis, space)
+        if len({site.input for site in waiting}) > 1:  # else one transform will do
+            uses = uses or analysis.uses()
+            for value, readers in _separation(analysis, space, uses[space.node], waiting).items():
+                positions.setdefault(value, set()).update(readers)
     for value, readers in positions.items():
         _insert(analysis.model, value, readers)
     return analyze(analysis.model) if positions else analysis
 
 
-def _around(analysis: Analysis, space: Node) -> dict[ir.Value, set[ir.Node | None]] | None:
-    """By value, the readers that a boundary must separate from it, ``None`` being the graph's output.
+def _waiting(analysis: Analysis, space: Space) -> list[Site]:
+    """The readers of a space of whose input no other part can rotate either."""
+    readers = [site for site in space.readers if site.input is not None]
+    return [site for site in readers if not any(map(_free, analysis.axes.leaves(site.ref_in)))]
 
-    A value that the culprit makes is separated from all that read it. Returns ``None`` where boundaries cannot help.
+
+def _free(leaf: Ref) -> bool:
+    return leaf.node.size != 1 and Freedom.ORTHOGONAL_ONES in leaf.node.freedom
+
+
+#: What the network of a space is made of: an operator, or the side of a site that reads or writes the space.
+_Part = ir.Node | tuple[str, ir.Node]
+
+
+def _separation(
+    analysis: Analysis, space: Space, uses: Sequence[tuple[ir.Value, int]], waiting: Sequence[Site]
+) -> dict[ir.Value, set[ir.Node | None]]:
+    """Values at which boundaries keep culprits from sites, with the readers that they keep from the rest.
+
+    A minimum cut between the culprits and the sites: a boundary costs as much as an online transform in front of the
+    sites that read one value, and is taken only where it saves one.
     """
-    found: dict[ir.Value, set[ir.Node | None]] = {}
-    for culprit in space.culprits:
-        if isinstance(culprit, ir.Value):
-            touched = [(culprit, {None} if culprit.is_graph_output() else {node for node, _ in culprit.uses()})]
-        elif isinstance(culprit, ir.Node) and culprit.graph is analysis.model.graph:  # none within a body
-            touched = [(v, {culprit}) for v in culprit.inputs if v is not None and v.const_value is None]
-            touched += [(v, {node for node, _ in v.uses()}) for v in culprit.outputs]
-        else:
-            return None
-        for value, readers in touched:
-            place = _where(analysis, value, space)
-            if place == "elsewhere" or (place == "last" and not is_float(value)):
-                return None
-            if place == "last":
-                found.setdefault(value, set()).update(readers)
-    return found or None
+    values = list(dict.fromkeys(value for value, _ in uses))
+    network = nx.DiGraph()
+    network.add_nodes_from(("culprits", "sites"))
+    outer = _outermost(analysis.model.graph)
+    for culprit in space.node.culprits:
+        for part in _parts(culprit, outer):
+            network.add_edge("culprits", part)
+    many = len(values) + 1
+    for value in values:
+        if value in space.node.culprits:
+            network.add_edge("culprits", ("in", value))
+        network.add_edge(("in", value), ("out", value), **_price(analysis, space.node, value, many + 1))
+        for part in _touching(value, space, outer):
+            network.add_edge(part, ("in", value))
+            network.add_edge(("out", value), part)
+    for site in waiting:
+        network.add_edge(("read", site.node), ("read", site.input))
+        network.add_edge(("read", site.input), "sites", capacity=many)
+    _, (cut_off, _) = nx.minimum_cut(network, "culprits", "sites")
+    cut = [v for v in values if ("in", v) in cut_off and ("out", v) not in cut_off]
+    return {value: _cut_off(value, space, outer, cut_off) for value in cut}
 
 
-def _where(analysis: Analysis, value: ir.Value, space: Node) -> str:
-    """Whether the space is the last axis of a value, or stands elsewhere in it, or nowhere."""
+def _outermost(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
+    """The operator of the graph in whose body a node stands."""
+    return {inner: node for node in graph for body in bodies(node) for inner in body.all_nodes()}
+
+
+def _parts(culprit: object, outer: dict[ir.Node, ir.Node]) -> list[_Part]:
+    if not isinstance(culprit, ir.Node):
+        return []
+    node = outer.get(culprit, culprit)
+    return [node, ("read", node), ("write", node)]
+
+
+def _price(analysis: Analysis, space: Node, value: ir.Value, price: int) -> dict[str, int]:
+    """What a boundary at a value costs; nothing is said where there can be none, which is infinitely much."""
     refs = analysis.refs_of.get(value) or []
     holds = [any(leaf.node is space for leaf in analysis.axes.leaves(ref)) for ref in refs]
-    if not any(holds):
-        return "nowhere"
-    last = holds[-1] and not any(holds[:-1]) and analysis.axes.find(refs[-1]).node is space
-    plain = analysis.axes.find(refs[-1]).mode is Mode.PLAIN
-    return "last" if last and not plain and len(refs) <= MOST_AXES else "elsewhere"
+    last = bool(holds) and holds[-1] and not any(holds[:-1]) and len(refs) <= MOST_AXES
+    here = value.const_value is None and value.graph is analysis.model.graph
+    return {"capacity": price} if last and here and is_float(value) else {}
+
+
+def _touching(value: ir.Value, space: Space, outer: dict[ir.Node, ir.Node]) -> list[_Part]:
+    """What makes and reads a value, with the sides of sites apart: a site's weight takes up what differs there."""
+    return [_part(value, node, space, outer) for node in (value.producer(), *value.consumers()) if node is not None]
+
+
+def _part(value: ir.Value, node: ir.Node, space: Space, outer: dict[ir.Node, ir.Node]) -> _Part:
+    if any(site.node is node and value in (site.input, site.weight) for site in space.readers):
+        return "read", node
+    if any(site.node is node and value in (*node.outputs, site.weight) for site in space.writers):
+        return "write", node
+    return outer.get(node, node)
+
+
+def _cut_off(value: ir.Value, space: Space, outer: dict[ir.Node, ir.Node], cut_off: set) -> set[ir.Node | None]:
+    """The readers of a value on that side of the boundary on which its producer is not, ``None`` for an output."""
+    made_by = value.producer()
+    made_there = made_by is None or _part(value, made_by, space, outer) in cut_off
+    there = {node for node in value.consumers() if _part(value, node, space, outer) in cut_off}
+    outputs = {None} if value.is_graph_output() else set()
+    return {*value.consumers()} - there if made_there else there | outputs
 
 
 def _insert(model: ir.Model, value: ir.Value, readers: set[ir.Node | None]) -> None:

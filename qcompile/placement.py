@@ -17,12 +17,12 @@ import networkx as nx
 import onnx_ir as ir
 
 from qcompile.axes import Node
-from qcompile.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
 from qcompile.errors import InputError
 from qcompile.folding import axis_transform
-from qcompile.groups import Group, cost_fraction
+from qcompile.groups import Group
 from qcompile.offline import place_offline
-from qcompile.scoring import group_error, probe
+from qcompile.online import Online, compose, features_last
+from qcompile.scoring import probe
 from qcompile.spaces import Analysis
 from qcompile.targets import Scheme
 
@@ -91,19 +91,29 @@ def place(
         own = (statistics or {}).get(group.value.name)
         group.probes = [probe(site, own) for site in group.sites]
         group.alphas = [(alphas or {}).get(site.name, 1.0) for site in group.sites]
-    placement = Placement({}, {})
-    place_offline(analysis, groups, scheme, kind, price, seed, placement)
-    partners = _sharing(analysis, groups)
+    placement, partners = Placement({}, {}), _sharing(analysis, groups)
+    barred = {group for group in groups if partners[group] is None}
+    online = Online(analysis, scheme, kind, statistics or {}, price, seed, barred)
+    place_offline(analysis, groups, online, placement)
     for done, group in enumerate(groups):
-        if partners[group] is None:  # a weight of the group is read elsewhere too, in another basis
-            continue
-        if partners[group] is not group:
-            _follow(group, partners[group], placement)
-            continue
-        _place_online(analysis, group, scheme(group), kind, statistics, price, seed, placement)
+        leader = partners[group]
+        if leader is not None and leader is not group:
+            _follow(group, leader, placement)
+        elif leader is not None:
+            _place_online(group, online, placement)
         if progress is not None:
             progress("choosing transforms", done + 1, len(groups))
     return placement
+
+
+def _place_online(group: Group, online: Online, placement: Placement) -> None:
+    choice, name = online.best(group, placement.offline), group.value.name
+    if choice.errors:
+        placement.errors[name] = dict(choice.errors)
+    if choice.skipped is not None:
+        placement.skipped[name] = choice.skipped
+    elif choice.transform is not None:
+        placement.online[name] = choice.transform
 
 
 def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group | None]:
@@ -121,7 +131,7 @@ def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group |
     for found in readers.values():
         known = [group for group in found if group is not None]
         graph.add_edges_from(zip(known, known[1:], strict=False))
-        if None in found or (len(set(known)) > 1 and not all(_features_last(analysis, group) for group in known)):
+        if None in found or (len(set(known)) > 1 and not all(features_last(analysis, group) for group in known)):
             spoiled.update(known)
     decided: dict[Group, Group | None] = {}
     for component in nx.connected_components(graph):
@@ -136,78 +146,10 @@ def _follow(group: Group, leader: Group, placement: Placement) -> None:
         placement.online[group.value.name] = placement.online[leader.value.name]
 
 
-# -- online --------------------------------------------------------------------------------------------------------
-
-
-def _place_online(
-    analysis: Analysis,
-    group: Group,
-    scheme: Scheme,
-    kind: str,
-    statistics: Mapping[str, Statistics] | None,
-    price: float,
-    seed: int,
-    placement: Placement,
-) -> None:
-    if not _features_last(analysis, group):
-        return
-    offline = axis_transform(analysis.axes, group.ref, placement.offline)
-    if kind in ("hadamard", "block"):
-        if offline is None:
-            forced = list(orthogonal_candidates(group.width, scheme, kind, seed).values())
-            if forced and (reason := not_worth(group.value, group.sites)) is not None:
-                placement.skipped[group.value.name] = reason
-            elif forced:
-                placement.online[group.value.name] = forced[-1]
-        return
-    if scheme.weight is None:
-        return
-    own = (statistics or {}).get(group.value.name)
-    errors = {"none": 1.0}
-    base = group_error(group.probes, group.alphas, scheme, offline)
-    best, least = None, base * (1 - LEAST_GAIN)
-    for name, transform in _online_candidates(analysis, group, scheme, offline, own, kind, seed).items():
-        total = transform if offline is None else _compose(offline, transform)
-        error = group_error(group.probes, group.alphas, scheme, total)
-        errors[name] = error / base if base else 1.0
-        charged = error * (1 + price * cost_fraction(group, transform))
-        if charged < least or (kind == "wush" and best is None):
-            best, least = transform, charged
-    placement.errors[group.value.name] = errors
-    if best is not None:
-        placement.online[group.value.name] = best
-
-
-def _features_last(analysis: Analysis, group: Group) -> bool:
-    """Whether the features of the value run fastest, which online transforms need: nothing but axes of one follow."""
-    refs = list(analysis.refs(group.value))
-    while len(refs) > 1 and analysis.axes.size(refs[-1]) == 1:
-        refs.pop()
-    return all(site.ref_in is refs[-1] for site in group.sites)
-
-
-def _compose(first: Transform, second: Transform) -> Transform:
-    from qcompile.transforms import Compose
-
-    return Compose((first, second))
-
-
-def _online_candidates(
-    analysis: Analysis, group: Group, scheme: Scheme, offline: Transform | None, own: Statistics | None, kind: str,
-    seed: int,
-) -> dict[str, Transform]:  # fmt: skip
-    found = {} if kind == "wush" or offline is not None else orthogonal_candidates(group.width, scheme, "auto", seed)
-    least = scheme.weight.group or group.width
-    for block in FITTED_BLOCKS if own is not None else ():
-        if block >= least and group.width % block == 0:
-            found[f"wush-{block}"] = fitted(group.sites, offline, own, block)
-    return found
-
-
 def total_transform(analysis: Analysis, group: Group, placement: Placement) -> Transform | None:
     """What the group's input goes through: offline, then online."""
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
     online = placement.online.get(group.value.name)
     if offline is None or online is None:
         return offline if online is None else online
-    return _compose(offline, online)
+    return compose(offline, online)

@@ -100,10 +100,11 @@ FAMILIES = {
     ),
     "alibi": Family(lambda: Decoder(Attention, FeedForward, layer_norm, bias=alibi), **DECODER),
     "sliding window": Family(lambda: Decoder(lambda: Attention(rope=1.0), bias=window), **DECODER),
-    # A scale behind each layer, on what is added to the stream: no rotation passes it, so all sites need their own.
+    # A scale behind each layer, on what is added to the stream: no rotation passes it. An online transform behind each
+    # of the four scales, and the stream rotates; in front of its readers there would be five.
     "norms behind the layers too": Family(
-        SandwichDecoder, {8: 2}, {(32, 96): 4, (48, 32): 2, (32, 64): 1},
-        because={32: "has a scale that could not be folded away"},
+        SandwichDecoder, {32: 1, 8: 2}, {(48, 32): 2}, because={32: "has a scale that could not be folded away"},
+        boundaries=4,
     ),
     # V is shown to the outside, so its basis stays, and O needs an online transform.
     "cache": Family(
@@ -117,10 +118,11 @@ FAMILIES = {
     "experts gathered": Family(lambda: experts(GatheredExperts), {32: 1, 8: 2}, {(48, 4 * 32): 2}),
     # The low ranks behind their norms rotate like streams; V to O within a head.
     "latent attention": Family(lambda: Decoder(LatentAttention), {32: 1, 24: 2, 16: 2, 8: 2}, {(48, 32): 2}),
-    # A scale on the stream itself, which the residual path reads as well: only V to O is left.
+    # A scale on the stream itself, which the residual path reads as well: V to O is left, and behind the last scale
+    # but one (the last folds into the head) one online transform serves the layer and the head.
     "post-norm encoder": Family(
-        PostNormEncoder, {8: 2}, {(32, 96): 2, (32, 48): 2, (48, 32): 2, (32, 3): 1},
-        because={32: "has a scale that could not be folded away"},
+        PostNormEncoder, {32: 1, 8: 2}, {(32, 96): 2, (32, 48): 1, (48, 32): 2},
+        because={32: "has a scale that could not be folded away"}, boundaries=1,
     ),
     "encoder and decoder": Family(
         EncoderDecoder, {40: 1, 32: 1, 8: 3}, {(48, 40): 1, (48, 32): 1}, (IDS, IDS + 1), (TEXT, TEXT),
