@@ -10,9 +10,10 @@ import torch
 
 from qcompile.formats import ELEMENTS, ScaleType
 from qcompile.formats.e8p import decode_e8p
-from qcompile.formats.family import power_element, twin_log_element
+from qcompile.formats.family import power_element
 from qcompile.formats.grids import higgs_grid
 from qcompile.formats.scales import scale_from_code
+from qcompile.formats.twin_log import twin_log_levels
 
 _SCALAR = (
     "int2", "int3", "int4", "int4-full", "int5", "int6", "int7", "int8", "uint2", "uint3", "uint4", "mxint4", "mxint8",
@@ -30,7 +31,8 @@ def _svg(width: int, height: int, body: list[str]) -> str:
 def scalar_grids() -> str:
     """A row of ticks for each codebook, scaled to its largest magnitude."""
     rows = [(name, ELEMENTS[name].levels) for name in _SCALAR]
-    rows += [("NUPES a=0.5", power_element(4, 0.5).levels), ("twin-log √2", twin_log_element(4, 2**0.5).levels)]
+    twin_log = twin_log_levels(torch.tensor([1.0, 0.8]), torch.tensor([32, 24]), 4).tolist()
+    rows += [("NUPES a=0.5", power_element(4, 0.5).levels), ("twin-log", twin_log)]
     rows += [(f"Lloyd-Max {n}", tuple(point[0] for point in higgs_grid(1, n))) for n in (2, 4, 8, 16)]
     rows.append(("2 trit-planes", tuple(a * 0.75 + b * 0.25 for a in (-1, 0, 1) for b in (-1, 0, 1))))
     body = []

@@ -9,16 +9,18 @@ from qcompile.formats.family import FAMILIES, FamilyFormat
 from qcompile.formats.format import Format
 from qcompile.formats.planes import PLANE_FORMATS, PlaneFormat
 from qcompile.formats.registry import SCALAR_FORMATS
+from qcompile.formats.twin_log import TWIN_LOG_FORMATS, TwinLogFormat
 from qcompile.formats.two_axis import TWO_AXIS_FORMATS, TwoAxisFormat
 from qcompile.formats.vector import VECTOR_FORMATS, VectorFormat
 
 __all__ = ["EXTENDED_FORMATS", "FORMATS", "AnyFormat", "get_format"]
 
-AnyFormat = Format | FamilyFormat | VectorFormat | PlaneFormat | TwoAxisFormat
+ExtendedFormat = FamilyFormat | VectorFormat | PlaneFormat | TwoAxisFormat | TwinLogFormat
+AnyFormat = Format | ExtendedFormat
 
 FORMATS: dict[str, Format] = SCALAR_FORMATS
-EXTENDED_FORMATS: dict[str, FamilyFormat | VectorFormat | PlaneFormat | TwoAxisFormat] = {
-    **FAMILIES, **VECTOR_FORMATS, **PLANE_FORMATS, **TWO_AXIS_FORMATS,
+EXTENDED_FORMATS: dict[str, ExtendedFormat] = {
+    **FAMILIES, **VECTOR_FORMATS, **PLANE_FORMATS, **TWO_AXIS_FORMATS, **TWIN_LOG_FORMATS,
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Formats that first choose their codebook: one of several scalar formats, by the error on the tensor itself.
 
 LLM-FP4 searches how four bits are shared between exponent and mantissa, and the bias (a real number there: a free
-scale). NUPES searches the exponent of a power function, twin-log the base of a logarithm; with a table of levels each,
-they are scalar block formats like any other.
+scale). NUPES searches the exponent of a power function; with a table of levels each, its members are scalar block
+formats like any other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qcompile.formats.quantizer import Quantized
     from qcompile.formats.scales import Scales
 
-__all__ = ["FAMILIES", "FamilyFormat", "power_element", "twin_log_element"]
+__all__ = ["FAMILIES", "FamilyFormat", "power_element"]
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,8 @@ def power_element(bits: int, exponent: float) -> Element:
     return table_element(f"power{bits}-{exponent:g}", levels)
 
 
-def twin_log_element(bits: int, base: float) -> Element:
-    """Two logarithmic halves: ``± base^-k``, ``k = 0 … 2^(bits - 1) - 1``; there is no zero."""
-    magnitudes = [base**-k for k in range(2 ** (bits - 1))]
-    return table_element(f"twin-log{bits}-{base:g}", [-m for m in magnitudes] + magnitudes)
-
-
 _GROUPS = (32, 64, 128, None)
 _POWERS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_BASES = (1.2, 1.3, 1.4, 2**0.5, 1.6, 1.8, 2.0)
 
 
 def _families() -> list[FamilyFormat]:
@@ -102,13 +95,9 @@ def _families() -> list[FamilyFormat]:
             members = tuple(Format(f"{n}-{suffix}", ELEMENTS[n], group, storage) for n in names)
             found.append(FamilyFormat(f"llm-fp{bits}-{suffix}", members, True, "LLM-FP4, arXiv:2310.16836"))
         for bits in (3, 4):
-            for name, make, values, source in (
-                ("nupes", power_element, _POWERS, "NUPES, arXiv:2308.05600"),
-                ("twin-log", twin_log_element, _BASES, "LRQ-DiT, arXiv:2508.03485"),
-            ):
-                elements = [make(bits, value) for value in values]
-                members = tuple(Format(f"{e.name}-{suffix}", e, group, storage) for e in elements)
-                found.append(FamilyFormat(f"{name}{bits}-{suffix}", members, False, source))
+            elements = [power_element(bits, exponent) for exponent in _POWERS]
+            members = tuple(Format(f"{e.name}-{suffix}", e, group, storage) for e in elements)
+            found.append(FamilyFormat(f"nupes{bits}-{suffix}", members, False, "NUPES, arXiv:2308.05600"))
     return found
 
 

@@ -20,10 +20,14 @@ from qcompile.formats.packing import pack_codes, unpack_codes
 from qcompile.formats.planes import PlaneFormat, PlaneQuantized
 from qcompile.formats.quantizer import Quantized
 from qcompile.formats.scales import scale_code, scale_from_code
+from qcompile.formats.twin_log import TwinLogFormat, TwinLogQuantized
 from qcompile.formats.two_axis import TwoAxisFormat, TwoAxisQuantized
 from qcompile.formats.vector import VectorFormat, VectorQuantized
 
-__all__ = ["Packed", "PackedPlanes", "PackedTwoAxis", "PackedVector", "pack", "pack_trits", "unpack", "unpack_trits"]
+__all__ = [
+    "Packed", "PackedPlanes", "PackedTwinLog", "PackedTwoAxis", "PackedVector", "pack", "pack_trits", "unpack",
+    "unpack_trits",
+]  # fmt: skip
 
 
 class _Bytes:
@@ -90,6 +94,24 @@ class PackedPlanes(_Bytes):
 
 
 @dataclass(frozen=True)
+class PackedTwinLog(_Bytes):
+    """A :class:`TwinLogQuantized`.
+
+    Args:
+        codes: uint8 ``[..., ⌈groups · group · bits / 8⌉]``.
+        tops: ``[..., groups, 2]``.
+        steps: uint8 ``[..., groups, 2]``.
+    """
+
+    format: TwinLogFormat
+    shape: tuple[int, ...]
+    axis: int
+    codes: Tensor
+    tops: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
 class PackedTwoAxis(_Bytes):
     """A :class:`TwoAxisQuantized`: the inner tensor, and the second scales ``[size of the axis]``."""
 
@@ -98,8 +120,8 @@ class PackedTwoAxis(_Bytes):
     second: Tensor
 
 
-AnyQuantized = Quantized | VectorQuantized | PlaneQuantized | TwoAxisQuantized
-AnyPacked = Packed | PackedVector | PackedPlanes | PackedTwoAxis
+AnyQuantized = Quantized | VectorQuantized | PlaneQuantized | TwoAxisQuantized | TwinLogQuantized
+AnyPacked = Packed | PackedVector | PackedPlanes | PackedTwoAxis | PackedTwinLog
 
 
 @singledispatch
@@ -194,6 +216,24 @@ def pack_trits(trits: Tensor) -> Tensor:
 def unpack_trits(packed: Tensor, count: int) -> Tensor:
     """The inverse of :func:`pack_trits`."""
     return torch.stack([packed // 3**i % 3 for i in range(5)], -1).flatten(-2)[..., :count]
+
+
+# ---- two logarithms ----------------------------------------------------------------------------------------------
+
+
+@pack.register
+def _(q: TwinLogQuantized) -> PackedTwinLog:
+    codes = pack_codes(q.codes.flatten(-2), q.format.bits)
+    return PackedTwinLog(q.format, q.shape, q.axis, codes, scale_code(q.tops, q.format.scale), q.steps)
+
+
+@unpack.register
+def _(packed: PackedTwinLog) -> TwinLogQuantized:
+    lead, groups = packed.steps.shape[:-2], packed.steps.shape[-2]
+    group = packed.format.group or max(packed.shape[packed.axis], 1)
+    codes = unpack_codes(packed.codes, packed.format.bits, groups * group).view(*lead, groups, group)
+    tops = scale_from_code(packed.tops, packed.format.scale)
+    return TwinLogQuantized(packed.format, packed.shape, packed.axis, codes, tops, packed.steps)
 
 
 # ---- two axes ----------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def round_to(x: Tensor, scale: Tensor, zero_point: Tensor | None, fmt: Format) -
     Returns:
         the dequantized values, float32, of the broadcast shape.
     """
-    return round_element(x / divisor(scale), fmt.element, zero_point).mul_(scale)
+    rounded, empty = round_element(x / divisor(scale), fmt.element, zero_point).mul_(scale), scale == 0
+    return rounded.masked_fill_(empty, 0) if empty.any() else rounded  # no minus zero: the codes are those of zero
 
 
 def encode(x: Tensor, scale: Tensor, zero_point: Tensor | None, fmt: Format) -> Tensor:

@@ -62,8 +62,7 @@ def _integer_units(y: Tensor, element: Element, zero_point: Tensor | None) -> Te
 
 def _integer_round(y: Tensor, element: Element, zero_point: Tensor | None) -> Tensor:
     y = _integer_units(y, element, zero_point)
-    if zero_point is not None:
-        y = y.sub_(zero_point)
+    y = y.add_(0.0) if zero_point is None else y.sub_(zero_point)  # integers have one zero: -0 + 0 = 0
     return y.mul_(element.step) if element.step != 1 else y
 
 

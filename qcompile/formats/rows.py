@@ -13,7 +13,7 @@ from qcompile.errors import InputError
 from qcompile.formats.format import Format
 from qcompile.formats.scales import Scales
 
-__all__ = ["CHUNK", "Rows", "decode_lines", "line_slice", "moved_last"]
+__all__ = ["CHUNK", "Rows", "decode_lines", "group_chunks", "line_slice", "moved_last"]
 
 CHUNK = 1 << 17  # elements; 512 KiB of float32, which stays in a core's second-level cache
 
@@ -37,6 +37,17 @@ def line_slice(moved: Tensor, part: slice) -> Tensor:
         return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])[part]
     lines = torch.arange(*part.indices(math.prod(moved.shape[:-1])), device=moved.device)
     return moved[torch.unravel_index(lines, moved.shape[:-1])]
+
+
+def group_chunks(moved: Tensor, group: int, limit: int) -> Iterator[tuple[slice, Tensor]]:
+    """Lines along the last axis, about ``limit`` values at a time: float32 ``[lines, groups, group]``, zero-padded."""
+    lines, size = math.prod(moved.shape[:-1]), moved.shape[-1]
+    groups = -(-size // group)
+    step = max(1, limit // max(groups * group, 1))
+    for start in range(0, lines if size else 0, step):
+        part = slice(start, start + step)
+        rows = torch.nn.functional.pad(line_slice(moved, part).float(), (0, groups * group - size))
+        yield part, rows.view(-1, groups, group)
 
 
 def decode_lines(

@@ -189,8 +189,14 @@ def group_error(groups: Tensor, scales: Scales, fmt: Format, weight: Tensor | No
     effective = scales.effective.unsqueeze(-1)
     zero_point = None if scales.zero_point is None else scales.zero_point.unsqueeze(-1)
     error = round_element(groups / divisor(effective), fmt.element, zero_point).mul_(effective).sub_(groups)
-    error = error.square_() if weight is None else error.square_().mul_(weight)
-    return error.sum(-1)
+    total = _weighted_squares(error, weight)
+    in_range = (total > 1e-24) & (total < 1e30)  # below, single squares lose bits; above, they are infinite
+    return total if in_range.all() else _weighted_squares(error.double(), weight)
+
+
+def _weighted_squares(error: Tensor, weight: Tensor | None) -> Tensor:
+    square = error.square()
+    return (square if weight is None else square.mul_(weight)).sum(-1)
 
 
 def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,16 +211,16 @@ def _minmax(groups: Tensor, fmt: Format) -> Scales:
     scale = (high - low) / steps
     if scale.isinf().any():  # the difference of finite ends may leave the range of float32
         scale = torch.where(scale.isinf(), high / steps - low / steps, scale)
-    scale = store_scale(scale, fmt.scale)
+    scale = _nan_if_infinite(store_scale(scale, fmt.scale), torch.maximum(-low, high))
     zero_point = (-low / divisor(scale)).round_().clamp_(0, steps).nan_to_num_(0)
-    return Scales(_nan_if_infinite(scale, torch.maximum(-low, high)), zero_point.to(torch.uint8))
+    return Scales(scale, zero_point.to(torch.uint8))
 
 
 def _signed_max(groups: Tensor, fmt: Format) -> Scales:
     """On a tie of magnitudes the negative value counts, which keeps the scale positive."""
     low, high = _ends(groups)
     largest = torch.where(high > -low, high, low)
-    scale = store_scale(largest / fmt.element.levels[0], fmt.scale)
+    scale = store_scale(largest / fmt.element.levels[0], fmt.scale).add_(0.0)  # one zero, not two
     return Scales(_nan_if_infinite(scale, largest))
 
 
@@ -245,7 +251,7 @@ def _even_rule(amax: Tensor, fmt: Format) -> Tensor:
     element = fmt.element
     mantissa = element.mantissa_bits if element.kind is Kind.FLOAT else element.bits - 2
     rounded = (amax.view(torch.int32) + (1 << (22 - mantissa))).view(torch.float32)
-    return _floor_exponent(rounded) - element.max_exponent
+    return _floor_exponent(rounded).clamp_(max=128) - element.max_exponent  # 128 where the addition left float32
 
 
 _EXPONENT_RULES: dict[ScaleRule, Callable[[Tensor, Format], Tensor]] = {

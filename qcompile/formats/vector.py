@@ -111,7 +111,7 @@ class VectorFormat:
         """
         import torch
 
-        from qcompile.formats.rows import line_slice, moved_last
+        from qcompile.formats.rows import group_chunks, moved_last
 
         moved = moved_last(x, axis)
         size, lead = moved.shape[-1], moved.shape[:-1]
@@ -120,11 +120,7 @@ class VectorFormat:
         codes = torch.empty(math.prod(lead), groups, group // self.dimension, dtype=torch.int32, device=x.device)
         scales = torch.empty(math.prod(lead), groups, device=x.device)
         counts = (size - torch.arange(groups, device=x.device) * group).clamp(max=group)
-        step = max(1, _CHUNK // max(groups * group, 1))
-        for start in range(0, len(codes) if codes.numel() else 0, step):
-            part = slice(start, start + step)
-            rows = line_slice(moved, part).float()
-            rows = torch.nn.functional.pad(rows, (0, groups * group - size)).view(-1, groups, group)
+        for part, rows in group_chunks(moved, group, _CHUNK):
             codes[part], scales[part] = self._encode(rows, counts, seed)
         shape = (*lead, groups)
         codes = codes.view(*shape, group // self.dimension)

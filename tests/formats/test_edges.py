@@ -13,6 +13,7 @@ from qcompile.formats import EXTENDED_FORMATS, FORMATS, Format, fake_quantize, q
 from qcompile.formats.family import FamilyFormat
 from qcompile.formats.format import Kind, ScaleType
 from qcompile.formats.planes import PlaneFormat
+from qcompile.formats.twin_log import TwinLogFormat
 from qcompile.formats.two_axis import TwoAxisFormat
 from qcompile.formats.vector import VectorFormat
 
@@ -55,7 +56,7 @@ def absolute_bound(fmt, q, x):
         return fmt.error_bound() * unit.repeat_interleave(group, -1)[..., :size]
     group = q.codes[0, 0].numel() * (fmt.dimension if isinstance(fmt, VectorFormat) else 1)
     parts = x.double().split(group, -1)
-    if isinstance(fmt, PlaneFormat):
+    if isinstance(fmt, PlaneFormat | TwinLogFormat):
         unit = [part.abs().amax(-1, keepdim=True).expand(part.shape) for part in parts]
         return fmt.error_bound() * torch.cat(unit, -1)
     unit = [part.square().mean(-1, keepdim=True).sqrt().expand(part.shape) for part in parts]

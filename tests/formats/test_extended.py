@@ -19,9 +19,10 @@ from qcompile.formats.clvq import grid_error, lloyd, plane_quadrature, search_gr
 from qcompile.formats.distributions import as_distribution
 from qcompile.formats.e8p import decode_e8p, encode_e8p, patterns
 from qcompile.formats.expected import expected_error
-from qcompile.formats.family import power_element, twin_log_element
+from qcompile.formats.family import power_element
 from qcompile.formats.grids import higgs_grid
 from qcompile.formats.lloyd_max import grid_moments, lloyd_max
+from qcompile.formats.twin_log import twin_log_levels
 from qcompile.formats.two_axis import TwoAxisFormat, level_deviations
 
 VALUES = json.loads((Path(__file__).parents[1] / "data" / "values.json").read_text())
@@ -238,7 +239,7 @@ def test_trit_planes_reach_the_best_pair_of_scales(name):
     assert 0.8 * best < relative(fake_quantize(x, EXTENDED_FORMATS[name]), x) < 1.01 * best
 
 
-@pytest.mark.parametrize("name", [name for name in EXTENDED_FORMATS if re.match(r"nupes|twin-log|llm-fp", name)])
+@pytest.mark.parametrize("name", [name for name in EXTENDED_FORMATS if re.match(r"nupes|llm-fp", name)])
 def test_families_have_the_error_of_their_best_member(name):
     fmt, x = EXTENDED_FORMATS[name], randn(512, 256)
     best = min(expected_error(member, "normal", fmt.group or 256, points=512) for member in fmt.members)
@@ -273,6 +274,47 @@ def test_a_family_takes_its_best_member():
         assert relative(fake_quantize(x, fmt), x) <= min(relative(fake_quantize(x, m), x) for m in fmt.members)
 
 
-def test_power_and_logarithmic_levels():
+def test_power_levels():
     assert power_element(3, 0.5).levels == pytest.approx((-1, -4 / 9, -1 / 9, 0, 1 / 9, 4 / 9, 1))
-    assert twin_log_element(3, 2.0).levels == (-1, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 1)
+
+
+# ---- two logarithms ----------------------------------------------------------------------------------------------
+
+
+def test_twin_log_levels():
+    levels = twin_log_levels(torch.tensor([4.0, 3.0]), torch.tensor([64, 32], dtype=torch.uint8), 3)
+    assert levels[:4].tolist() == [0.5, 1, 2, 4]
+    assert levels[4:].tolist() == pytest.approx([-3 / 8**0.5, -1.5, -3 / 2**0.5, -3])
+
+
+def test_twin_log_halves_have_grids_of_their_own():
+    """Values on two grids, one for each sign, come back: what one grid for both could not do."""
+    tops, steps = torch.tensor([2.0, 0.5]), torch.tensor([48, 16], dtype=torch.uint8)
+    levels = twin_log_levels(tops, steps, 4)
+    x = levels[torch.randint(0, 16, (8, 512), generator=torch.Generator().manual_seed(0))]
+    q = quantize(x, EXTENDED_FORMATS["twin-log4-g128"])
+    assert q.steps[0, 0].tolist() == [48, 16]
+    assert torch.equal(q.dequantize(), x)
+
+
+def test_twin_log_clips_where_that_is_better():
+    x = torch.cat([randn(1, 4095).abs() * 0.1 + 1, torch.tensor([[1.5]])], 1)
+    assert quantize(x, EXTENDED_FORMATS["twin-log3-channel"]).tops[0, 0, 0] < 1.5
+
+
+@pytest.mark.parametrize("name", [name for name in EXTENDED_FORMATS if name.startswith("twin-log")])
+def test_twin_log_has_no_larger_error_than_the_paper(name):
+    """Equation 7 of the paper, each half from its least to its largest magnitude, rounding logarithms."""
+    fmt, x = EXTENDED_FORMATS[name], randn(64, 256) * torch.exp(randn(64, 256, seed=1))
+    group, last = fmt.group or 256, 2 ** (fmt.bits - 1) - 1
+    logs = x.abs().log2().view(64, -1, group)
+    value = torch.zeros_like(logs)
+    for sign in (1, -1):
+        inside = x.view_as(logs).sign() == sign
+        low = logs.masked_fill(~inside, torch.inf).amin(-1, keepdim=True)
+        high = logs.masked_fill(~inside, -torch.inf).amax(-1, keepdim=True)
+        s = (high - low) / last
+        z = (low / s).round()
+        code = ((logs / s).round() - z).clamp(0, last)
+        value = torch.where(inside, sign * torch.exp2(s * (code + z)), value)
+    assert relative(fake_quantize(x, fmt), x) < relative(value.view(64, 256), x)
