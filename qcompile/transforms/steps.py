@@ -20,7 +20,7 @@ __all__ = ["Step", "apply_steps", "check_axis", "embed", "to_dtype"]
 
 Step = tuple[int, int, torch.Tensor]
 
-_CHUNK = 1 << 19  # elements worked on at once, 2 MiB: in the cache of a core; two such buffers are all extra memory
+_CHUNK = 1 << 18  # elements worked on at once, 1 MiB: in the cache of a core; two such buffers are all extra memory
 _DEVICE_CHUNK = 1 << 26  # on an accelerator
 _MIN_COLUMNS = 64  # of a strided piece: whole cache lines
 
@@ -66,30 +66,39 @@ def apply_steps(x: torch.Tensor, steps: Sequence[Step], axis: int, in_place: boo
     if torch.is_grad_enabled() and (x.requires_grad or any(m.requires_grad for _, _, m in steps)):
         return _chain(view, steps).reshape(x.shape)
     out = view if in_place else torch.empty_like(view)
-    for rows, columns in _pieces(view):
-        _run_piece(view[rows, :, columns], out[rows, :, columns], steps)
+    pieces = _pieces(view)
+    buffers = [torch.empty_like(view[pieces[0]]).flatten() for _ in range(min(2, len(steps)))]
+    for piece in pieces:
+        _run_piece(view[piece], out[piece], steps, buffers)
     return out.reshape(x.shape)
 
 
-def _pieces(view: torch.Tensor) -> list[tuple[slice, slice]]:
-    """Slices of the first and last axis that cut the tensor into pieces of about ``_CHUNK`` elements."""
+def _pieces(view: torch.Tensor) -> list[tuple[slice, slice, slice]]:
+    """Slices that cut the first and last axis into pieces of about ``_CHUNK`` elements; no piece exceeds the first."""
     count, size, post = view.shape
     chunk = _CHUNK if view.device.type == "cpu" else _DEVICE_CHUNK
     rows = max(1, chunk // (size * post))
     columns = post if rows > 1 or post == 1 else min(post, max(_MIN_COLUMNS, chunk // size))
-    return [(slice(r, r + rows), slice(c, c + columns)) for r in range(0, count, rows) for c in range(0, post, columns)]
+    cuts = [(r, c) for r in range(0, count, rows) for c in range(0, post, columns)]
+    return [(slice(r, r + rows), slice(None), slice(c, c + columns)) for r, c in cuts]
 
 
-def _run_piece(source: torch.Tensor, target: torch.Tensor, steps: Sequence[Step]) -> None:
+def _run_piece(
+    piece: torch.Tensor, target: torch.Tensor, steps: Sequence[Step], buffers: Sequence[torch.Tensor]
+) -> None:
     """All steps on one piece, through two buffers, the last one straight into ``target`` if it is contiguous."""
-    source = source.contiguous()
-    buffers = [torch.empty_like(source) for _ in range(min(2, len(steps)))]
+    source = piece.contiguous()
+    free = [buffer[: source.numel()].view(source.shape) for buffer in buffers]
+    # A diagonal first is multiplied in place where the piece may be written over and two more steps lead back to it.
+    in_place = source is not piece or piece.data_ptr() == target.data_ptr()
+    if in_place and len(steps) > 2 and steps[0][2].ndim == 1 and steps[0][2].is_floating_point():
+        source, steps = source.mul_(steps[0][2][:, None]), steps[1:]
     for i, step in enumerate(steps):
         last = i == len(steps) - 1 and target.is_contiguous() and source.data_ptr() != target.data_ptr()
-        goal = target if last else buffers[i % 2]
+        goal = target if last else free[i % 2]
         _step(source, step, goal)
         source = goal
-    if source is not target:
+    if source.data_ptr() != target.data_ptr():
         target.copy_(source)
 
 
