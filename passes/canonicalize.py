@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcompile.graph import DOMAIN, add_initializer
+from qcompile.graph import DOMAIN, add_initializer, distinguish
 from qcompile.norms import fuse_norm
 from qcompile.pipeline import State
 from qcompile.projections import split_projection
@@ -43,6 +43,7 @@ class Canonicalize:
         _drop_identities(model)
         common.RemoveUnusedNodesPass()(model)
         common.NameFixPass()(model)
+        distinguish(model)
         learn_sizes(model)
         for node in list(model.graph):
             if node.graph is not None:

@@ -14,7 +14,7 @@ from qcompile.graph import DOMAIN, append_node, ensure_function, ensure_initiali
 from qcompile.groups import Group
 from qcompile.pipeline import State
 from qcompile.placement import Placement
-from qcompile.spaces import Analysis
+from qcompile.spaces import Analysis, bodies
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
@@ -83,8 +83,7 @@ def insert_online(
             continue
         folded.add((weight, axis))
         rewrite(model, weight, lambda array, axis=axis: dual.apply(torch.from_numpy(array), axis).numpy())
-    first = min((site.node for site in group.sites), key=lambda node: _position(model, node))
-    made = _emit(model, first, value, group.sites[0].weight, transform, f"{value.name}_transformed")
+    made = _emit(model, _first_reader(group), value, group.sites[0].weight, transform, f"{value.name}_transformed")
     for site in group.sites:
         for index, read in enumerate(site.node.inputs):
             if read is value:
@@ -92,11 +91,15 @@ def insert_online(
     return made
 
 
-def _position(model: ir.Model, node: ir.Node) -> int:
-    for position, other in enumerate(model.graph):
-        if other is node:
-            return position
-    return -1
+def _first_reader(group: Group) -> ir.Node:
+    """The first operator of the value's own graph that is a site of the group or holds one in its bodies."""
+    wanted = {site.node for site in group.sites}
+    within = (node for node in group.value.graph if wanted.intersection((node, *_inner(node))))
+    return next(within)
+
+
+def _inner(node: ir.Node) -> list[ir.Node]:
+    return [inner for body in bodies(node) for inner in body.all_nodes()]
 
 
 def _emit(

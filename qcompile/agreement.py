@@ -173,7 +173,8 @@ def agreement(case: Case, outputs: Mapping[str, np.ndarray]) -> Agreement:
 
 def _linears(model: ir.Model, plans: Sequence[Plan]) -> list[tuple[Plan, Linear]]:
     nodes = {node.name or node.outputs[0].name: node for node in model.graph}
-    found = [(plan, read_site(nodes[plan.site])) for plan in plans if plan.weight is not None]
+    here = [plan for plan in plans if plan.weight is not None and plan.site in nodes]  # none within a body
+    found = [(plan, read_site(nodes[plan.site])) for plan in here]
     return [(plan, site) for plan, site in found if isinstance(site, Linear)]
 
 

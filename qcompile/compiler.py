@@ -118,7 +118,7 @@ def export(
         prepared = prepare(source, progress)
         prepared.outputs = wanted
         held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
-        sites = quantizable(prepared)
+        sites = quantizable(prepared, target)
         if not sites:
             raise InputError(f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized")
         chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, progress)
@@ -143,7 +143,7 @@ def plan(model: Any, options: Options) -> tuple[ir.Model, list[Plan]]:
     schemes = [target.scheme(name) for name in options.formats or [target.default]]
     source = capture(model)
     data, prepared = load_data(options.calibration, source.model, seed=options.seed), prepare(source)
-    sites = quantizable(prepared)
+    sites = quantizable(prepared, target)
     chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, None)
     rotated = rotate_prepared(prepared, groups, chosen.placement)
     return prepared.model, _quantize(rotated, sites, chosen, statistics, options, None)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 __all__ = [
-    "DOMAIN", "add_function", "add_initializer", "append_node", "ensure_function", "ensure_initializer", "opset",
-    "name_outputs", "release", "tidy",
+    "DOMAIN", "add_function", "add_initializer", "append_node", "distinguish", "ensure_function", "ensure_initializer",
+    "name_outputs", "opset", "release", "tidy",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
@@ -77,6 +77,23 @@ def name_outputs(model: ir.Model, names: Sequence[str]) -> None:
         value.name = None  # names may be exchanged: none is taken while they are given
     for value, name in renamed:
         value.name = name
+
+
+def distinguish(model: ir.Model) -> None:
+    """Give operators and values names of their own over all bodies: two branches may use one name for two things."""
+    nodes = list(model.graph.all_nodes())
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    bodies = [graph for graph in model.graph.subgraphs() if graph is not model.graph]
+    made = [value for graph in bodies for value in graph.inputs] + [value for node in nodes for value in node.outputs]
+    for things, known in ((made, taken), (nodes, set())):
+        kept = [thing for thing in things if thing.graph is model.graph]
+        known |= {thing.name for thing in kept}
+        for thing in (thing for thing in things if thing.graph is not model.graph):
+            wanted, number = thing.name, 0
+            while thing.name in known:
+                number += 1
+                thing.name = f"{wanted}_{number}"
+            known.add(thing.name)
 
 
 def tidy(model: ir.Model) -> None:

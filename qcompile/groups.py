@@ -48,6 +48,11 @@ class Group:
         return 1 if self.sites[0].node.op_type == "Conv" else -1
 
     @property
+    def nested(self) -> bool:
+        """Whether the value is made within the body of an operator, where it is not seen from outside."""
+        return self.value.graph is not self.sites[0].weight.graph
+
+    @property
     def flops(self) -> int:
         """Multiply-adds of the sites for one row, as floating-point operations."""
         return sum(2 * int(np.prod(site.shape)) for site in self.sites)
@@ -56,13 +61,13 @@ class Group:
 def groups_of(sites: Sequence[Site]) -> list[Group]:
     """Sites with a matrix or a stack of them by the value that they read.
 
-    Embedding tables read none, kernels read many places at once, what a body computes is not seen from outside, and
-    a value has one basis: sites that read it along another axis than the first are in no group.
+    Embedding tables read none, kernels read many places at once, and a value has one basis: sites that read it along
+    another axis than the first are in no group.
     """
     found: dict[ir.Value, Group] = {}
     for site in sites:
         kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
-        if site.input is not None and not kernel and not site.nested:
+        if site.input is not None and not kernel:
             group = found.setdefault(site.input, Group(site.input, site.ref_in, []))
             if site.ref_in is group.ref:
                 group.sites.append(site)

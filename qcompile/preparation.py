@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from qcompile.spaces import Analysis, Site, analyze
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
+    from qcompile.targets import Target
 
 __all__ = ["Prepared", "edge_sites", "prepare", "quantizable"]
 
@@ -64,17 +65,19 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
     return Prepared(source, state, with_boundaries(analyze(state.model)))
 
 
-def quantizable(prepared: Prepared) -> list[Site]:
-    """Sites that a target can quantize; the others are declined with their reason."""
+def quantizable(prepared: Prepared, target: Target | None = None) -> list[Site]:
+    """Sites that a target can quantize, or some target if none is named; the others are declined with their reason."""
     chosen = []
     kinds: dict[ir.Value, set[str]] = defaultdict(set)
     for site in prepared.analysis.sites:
         kinds[site.weight].add(site.node.op_type)
     shared = {weight for weight, found in kinds.items() if len(found) > 1}
+    readers = Counter(site.weight for site in prepared.analysis.sites)
+    several = {weight for weight, count in readers.items() if count > 1}
     for site in prepared.analysis.sites:
         if not np.isfinite(site.weight.const_value.numpy().sum(dtype=np.float64)):
             raise InputError(f"weight '{site.weight.name}' of '{prepared.source.path}' holds infinity")
-        reason = _unsupported(site, shared)
+        reason = _unsupported(site, shared) or (target and _beyond(site, target)) or _entangled(prepared, site, several)
         if reason is None:
             chosen.append(site)
         else:
@@ -87,19 +90,38 @@ def quantizable(prepared: Prepared) -> list[Site]:
     return [site for site in chosen if site.input is None or id(site) in grouped]
 
 
+def _beyond(site: Site, target: Target) -> str | None:
+    """Why that target in particular cannot compute a site."""
+    if site.nested and not target.bodies:
+        return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
+    if is_stack(site) and not target.stacks:
+        return f"its weight is a stack of matrices, which target '{target.name}' does not compute"
+    return None
+
+
+def _entangled(prepared: Prepared, site: Site, several: set[ir.Value]) -> str | None:
+    """Why the weight of a stack cannot be replaced by a packed one."""
+    if not is_stack(site):
+        return None
+    if prepared.analysis.refs(site.input)[-1] is not site.ref_in:
+        return "the features that it reads are not along the last axis"
+    return "several operators read its stack of weights" if site.weight in several else None
+
+
+def is_stack(site: Site) -> bool:
+    """Whether a site is a product with the matrices of a stack, or with what is looked up in one."""
+    return site.node.op_type in ("MatMul", "Einsum") and (len(site.shape) != 2 or site.node.op_type == "Einsum")
+
+
 def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
     node = site.node
-    if site.nested:
-        return "it stands in the body of another operator"
     if site.weight in shared:
         return "its weight is shared with an operator of another kind"
-    if site.weight not in node.inputs:
-        return "its weight is looked up as it runs"
+    if is_stack(site):
+        return None
     if node.op_type in ("MatMul", "Gemm") and node.domain == "":
         if node.inputs[1] is not site.weight:
             return "its weight is the left operand"
-        if len(site.shape) != 2:
-            return f"its weight has {len(site.shape)} axes: stacks of matrices are not quantized yet"
         return "its first operand is transposed" if node.attributes.get_int("transA", 0) else None
     if node.op_type == "Gather":
         return None if site.axis_in == 0 else "the table is not looked up by rows"

@@ -140,9 +140,12 @@ def _statistics(
     needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
     if not needed:
         return {}
-    found = collect(prepared.model, {g.value.name: g.axis for g in groups}, data, progress=progress)
-    for site in (site for group in groups if group.value.name not in found for site in group.sites):
-        prepared.state.decline(site.name, "calibrating it", f"{data.about} never reaches it")
+    seen = {group.value.name: group.axis for group in groups if not group.nested}
+    found = collect(prepared.model, seen, data, progress=progress)
+    for group in (group for group in groups if group.value.name not in found):
+        why = "what a body computes is not seen from outside" if group.nested else f"{data.about} never reaches it"
+        for site in group.sites:
+            prepared.state.decline(site.name, "calibrating it", why)
     return found
 
 

@@ -1,15 +1,22 @@
-"""Sites as they stand in the graph, in one form: ``after(alpha · before(x) Wᵀ + beta · bias)``."""
+"""Sites as they stand in the graph, in three forms.
+
+A lookup of rows, a product ``after(alpha · before(x) Wᵀ + beta · bias)`` with a matrix, and products with matrices out
+of a stack, which their own operator computes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from qcompile.errors import TargetError
+from qcompile.rules.einsum import read_letters, weight_letters
+from qcompile.rules.linear import weight_of
 
-__all__ = ["Linear", "Lookup", "read_site"]
+__all__ = ["Linear", "Lookup", "Stack", "read_site"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,32 @@ class Linear:
         return self.x.shape.rank()
 
 
-def read_site(node: ir.Node) -> Linear | Lookup:
+@dataclass(frozen=True)
+class Stack:
+    """Products with the matrices of a stack: one for each expert, or those that are looked up for each token.
+
+    Args:
+        node: the operator that multiplies.
+        weight: the stack, of any number of axes.
+        reader: the operator that reads it: ``node`` itself, or a lookup in front of it.
+        x: what it reads, its features last.
+        axis: the axis of ``weight`` that is contracted.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    reader: ir.Node
+    x: ir.Value
+    axis: int
+    before: ClassVar[None] = None
+
+    @property
+    def rank(self) -> int:
+        """Axes of ``x``."""
+        return self.x.shape.rank()
+
+
+def read_site(node: ir.Node) -> Linear | Lookup | Stack:
     """The node in that form.
 
     Raises:
@@ -63,7 +95,7 @@ def read_site(node: ir.Node) -> Linear | Lookup:
     """
     reader = _READERS.get((node.domain, node.op_type))
     if reader is None:
-        raise _refuse(node, "is no MatMul, Gemm, 1x1 Conv or Gather")
+        raise _refuse(node, "is no MatMul, Gemm, Einsum, 1x1 Conv or Gather")
     return reader(node)
 
 
@@ -89,8 +121,34 @@ def _swapped(node: ir.Node, value: ir.Value) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
 
 
-def _matmul(node: ir.Node) -> Linear:
+def _stack(node: ir.Node, index: int, axis: int) -> Stack:
+    """The site whose weight, or what is looked up in it, is that operand; ``axis`` is counted from its end."""
+    operand, x = node.inputs[index], node.inputs[1 - index]
+    weight = weight_of(operand)
+    reader = node if operand is weight else operand.producer()
+    return Stack(node, weight, reader, _input(node, x), len(weight.shape) + axis)
+
+
+def _stacked(value: ir.Value) -> bool:
+    """Whether a value is a stack of weights, or what is looked up in one."""
+    weight = weight_of(value)
+    return weight is not None and (weight is not value or any(dim != 1 for dim in weight.shape[:-2]))
+
+
+def _einsum(node: ir.Node) -> Stack:
+    terms, output = read_letters(node)
+    found = weight_letters(node, terms, output)
+    if found is None:
+        raise _refuse(node, "has no constant operand, or one that it only weighs its input with")
+    index, letter, _ = found
+    return _stack(node, index, terms[index].index(letter) - len(terms[index]))
+
+
+def _matmul(node: ir.Node) -> Linear | Stack:
     left, right = node.inputs
+    for index, (one, other) in enumerate(((left, right), (right, left))):
+        if _stacked(one) and not _constant(other):
+            return _stack(node, index, -2 if index else -1)
     if _constant(right):
         _check_rank(node, right, _input(node, left))
         return Linear(node, right, left)
@@ -105,8 +163,6 @@ def _check_rank(node: ir.Node, weight: ir.Value, x: ir.Value) -> None:
     rank = weight.shape.rank()
     if rank == 2:
         return
-    if any(dim != 1 for dim in weight.shape[: rank - 2]):
-        raise _refuse(node, f"has a stack of weights, {list(weight.shape)}")
     if x.shape.rank() < rank:
         raise _refuse(node, "has a weight of more axes than its input")
 
@@ -139,7 +195,8 @@ def _gather(node: ir.Node) -> Lookup:
     return Lookup(node, table, indices)
 
 
-_READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup]] = {
+_READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup | Stack]] = {
+    ("", "Einsum"): _einsum,
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
     ("", "Conv"): _conv,

@@ -96,6 +96,8 @@ class Target:
         runs_here: whether an artifact runs on any machine at a useful speed; else its quality is measured on the
             reference interpreter.
         bandwidth: bytes of weights read in a second, for budgets of latency: an estimate; ``None`` without one.
+        stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts.
+        bodies: whether it computes sites in the bodies of If, Loop and Scan.
         options: constants that the backend's lowering reads.
     """
 
@@ -110,6 +112,8 @@ class Target:
     aliases: tuple[str, ...] = ()
     runs_here: bool = True
     bandwidth: float | None = None
+    stacks: bool = False
+    bodies: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def scheme(self, text: str) -> Scheme:

@@ -143,18 +143,20 @@ def _tolerance(model: ir.Model) -> float:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``."""
+    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``, for each matrix of a stack."""
 
     name: str
     read: str
     written: str
     alpha: float
     bias: np.ndarray | None
+    stack: tuple[int, ...] = ()
 
 
 def sites_to_check(model: ir.Model, names: Sequence[str]) -> list[Sampled]:
     """A sample of sites that will be quantized, spread over the graph; to be taken before the graph is lowered."""
-    nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm")}
+    products = (node for node in model.graph if node.op_type in ("MatMul", "Gemm"))
+    nodes = {node.name: node for node in products if node.inputs[1].const_value is not None}
     return [_sampled(nodes[name]) for name in spread([name for name in names if name in nodes], CHECKED_SITES)]
 
 
@@ -170,6 +172,7 @@ def _sampled(node: ir.Node) -> Sampled:
     return Sampled(
         node.name, node.inputs[0].name, node.outputs[0].name, node.attributes.get_float("alpha", 1.0),
         None if bias is None else bias.const_value.numpy().astype(np.float64) * beta,
+        tuple(int(dim) for dim in node.inputs[1].shape[:-2]),
     )  # fmt: skip
 
 
@@ -211,6 +214,9 @@ def _oracle(site: Sampled, quantized: Quantized, activation: Format | None, x: n
     if activation is not None:
         rows = quantize_rows(rows, activation)
     rows, weight = rows.double(), quantized.dequantize()
+    if site.stack:
+        stack = weight.double().reshape(*site.stack, -1, weight.shape[1])
+        return (rows.reshape(x.shape) @ stack.mT * site.alpha).numpy()
     parts = [rows @ piece.double().T for piece in weight.split(max(1, PIECE // weight.shape[1]))]
     y = (torch.cat(parts, 1) * site.alpha).numpy()
     if site.bias is not None:

@@ -28,8 +28,9 @@ class Emitter:
         self.target = target
         self.opset = opset(model)
         self.stored = 0
+        self.graph: ir.Graph = model.graph
         self._made: dict[tuple, ir.Value] = {}
-        self._names = {value.name for node in model.graph for value in node.outputs}
+        self._names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
         self._names |= {value.name for value in model.graph.inputs}
 
     def op(
@@ -51,8 +52,15 @@ class Emitter:
         self._names.add(name)
         return name
 
+    def at(self, node: ir.Node) -> None:
+        """A site is lowered from here on: what it shares stays within its graph, or the body that it stands in."""
+        self.stored, self.graph = 0, node.graph
+
     def shared(self, key: tuple, make: Callable[[], ir.Value]) -> ir.Value:
         """A value made at its first use. Sites come in the order of the graph, so the first use is the earliest."""
+        return self._once((self.graph, *key), make)
+
+    def _once(self, key: tuple, make: Callable[[], ir.Value]) -> ir.Value:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -61,7 +69,7 @@ class Emitter:
         """An initializer. One of equal content is used again: tied weights are stored once."""
         tensor = ir.tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
         key = ("constant", tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest())
-        return self.shared(key, lambda: self._initializer(name, tensor))
+        return self._once(key, lambda: self._initializer(name, tensor))
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = self._unique(name)
@@ -87,7 +95,7 @@ class Emitter:
         name, new.shape, new.type = old.name, old.shape, old.type
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         weights = [value for value in node.inputs if value is not None and value.is_initializer()]
-        self.model.graph.remove(node, safe=True)
+        node.graph.remove(node, safe=True)
         old.name, new.name = None, name
         new.producer().name = node.name
         for value in weights:

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.ort.activations import quantize_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.backends.ort.frame import cut, graph_type, prepare, resize, wrap
+from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, wrap
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_parts, packed_width
 from qcompile.formats import Format
-from qcompile.site_forms import Linear, Lookup
+from qcompile.site_forms import Linear, Lookup, Stack
 from qcompile.targets import Plan, Scheme
 
-__all__ = ["emit_linear", "emit_lookup", "takes", "takes_lookup"]
+__all__ = ["emit_linear", "emit_lookup", "emit_stack", "takes", "takes_lookup"]
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -48,7 +49,47 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapp
     return wrap(emit, site, y, _FLOAT), {}
 
 
-def _quantized(emit: Emitter, site: Linear, x: ir.Value, fmt: Format, size: int) -> tuple[ir.Value, int]:
+def emit_stack(emit: Emitter, site: Stack, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+    """The operator itself, in float32, on the stack ``DecodeX(codes, scales, ...)`` laid out as it was."""
+    node, reader, size, dtype = site.node, site.reader, plan.weight.shape[1], graph_type(site.weight)
+    x = prepare(emit, site, [_FLOAT])
+    if plan.scheme.activation is not None:
+        x, width = _quantized(emit, site, x, plan.scheme.activation, size)
+        x = resize(emit, node, x, size, width, size)
+    stack = _decoded_stack(emit, site, plan)
+    if reader is not node:
+        rest = [stack if value is site.weight else value for value in reader.inputs]
+        emit.replace(reader, emit.op(reader, reader.op_type, *rest, **_attributes(reader)))
+    operands = [x if value is site.x else stack if value is site.weight else value for value in node.inputs]
+    if dtype != _FLOAT:
+        operands = [value if value.dtype == _FLOAT else cast(emit, node, value, _FLOAT) for value in operands]
+    y = emit.op(node, node.op_type, *operands, **_attributes(node))
+    return (y if dtype == _FLOAT else cast(emit, node, y, dtype)), {}
+
+
+def _decoded_stack(emit: Emitter, site: Stack, plan: Plan) -> ir.Value:
+    """The whole stack in the graph's type: rows of one matrix after the other, the contracted axis put back."""
+    node, fmt, size = site.reader, plan.scheme.weight, plan.weight.shape[1]
+    parts = emit.weights(site.weight.name, packed_parts(plan.weight))
+    rows = emit.call(node, emit.define(decode_function, fmt), *parts)
+    if packed_width(plan.weight) != size:
+        rows = cut(emit, node, rows, size)
+    shape = [int(dim) for dim in site.weight.shape]
+    del shape[site.axis]
+    target = emit.constant(f"{site.weight.name}.shape", np.array([*shape, size], np.int64))
+    stack, order = emit.op(node, "Reshape", rows, target), list(range(len(shape)))
+    order.insert(site.axis, len(shape))
+    if order != sorted(order):
+        stack = emit.op(node, "Transpose", stack, perm=order)
+    dtype = graph_type(site.weight)
+    return stack if dtype == _FLOAT or site.reader is site.node else cast(emit, node, stack, dtype)
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _quantized(emit: Emitter, site: Linear | Stack, x: ir.Value, fmt: Format, size: int) -> tuple[ir.Value, int]:
     """The quantized input, padded to whole groups, and its width."""
     node, group = site.node, fmt.group or size
     groups = -(-size // group)

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.site_forms import Linear
+from qcompile.site_forms import Linear, Stack
 
-__all__ = ["graph_type", "prepare", "resize", "wrap"]
+__all__ = ["cast", "graph_type", "prepare", "resize", "wrap"]
 
 
 def graph_type(weight: ir.Value) -> ir.DataType:
@@ -19,7 +19,7 @@ def graph_type(weight: ir.Value) -> ir.DataType:
     return weight.dtype or ir.DataType.FLOAT
 
 
-def prepare(emit: Emitter, site: Linear, types: Sequence[ir.DataType]) -> ir.Value:
+def prepare(emit: Emitter, site: Linear | Stack, types: Sequence[ir.DataType]) -> ir.Value:
     """The input with the contracted axis last, of one of ``types`` (else cast to the first).
 
     Sites that read the same value share it.
@@ -28,7 +28,7 @@ def prepare(emit: Emitter, site: Linear, types: Sequence[ir.DataType]) -> ir.Val
     if site.before is not None:
         x = emit.shared(("axes", x, site.before), lambda v=x: _transpose(emit, node, v, site.before))
     if graph_type(site.weight) not in types:
-        x = emit.shared(("cast", x, types[0]), lambda v=x: _cast(emit, node, v, types[0]))
+        x = emit.shared(("cast", x, types[0]), lambda v=x: cast(emit, node, v, types[0]))
     return x
 
 
@@ -36,7 +36,8 @@ def _transpose(emit: Emitter, node: ir.Node, x: ir.Value, axes: Sequence[int]) -
     return emit.op(node, "Transpose", x, perm=axes, hint=f"{x.name}/channels_last")
 
 
-def _cast(emit: Emitter, node: ir.Node, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+def cast(emit: Emitter, node: ir.Node, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """The value in another type."""
     return emit.op(node, "Cast", x, to=int(dtype), hint=f"{x.name}/{dtype.name.lower()}")
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qcompile.backends.ort import emulation, integer, nbits
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.errors import TargetError
-from qcompile.site_forms import Linear, Lookup, read_site
+from qcompile.site_forms import Linear, Lookup, Stack, read_site
 from qcompile.targets import Plan, Scheme
 
 __all__ = ["KERNELS", "Kernel", "choose"]
@@ -31,7 +31,7 @@ class Kernel:
         about: one line for the report.
     """
 
-    site: type[Linear] | type[Lookup]
+    site: type[Linear] | type[Lookup] | type[Stack]
     takes: Callable[[Scheme], bool]
     emit: Callable[[Emitter, Any, Plan], tuple[ir.Value, Mapping[str, Any]]]
     about: str
@@ -42,6 +42,7 @@ KERNELS: dict[str, Kernel] = {
     "nbits-lookup": Kernel(Lookup, nbits.takes, nbits.emit_lookup, "com.microsoft.GatherBlockQuantized"),
     "integer": Kernel(Linear, integer.takes, integer.emit, "MatMulInteger, activations quantized per token"),
     "emulated": Kernel(Linear, emulation.takes, emulation.emit_linear, "standard operators, exact"),
+    "stack": Kernel(Stack, emulation.takes, emulation.emit_stack, "the operator itself, weights decoded, exact"),
     "lookup": Kernel(Lookup, emulation.takes_lookup, emulation.emit_lookup, "standard operators, exact"),
 }
 

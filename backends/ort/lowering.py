@@ -48,9 +48,9 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
 
 
 def _match(model: ir.Model, plans: Sequence[Plan]) -> list[tuple[ir.Node, Plan]]:
-    """Nodes with their plans, in the order of the graph."""
+    """Nodes with their plans, in the order of the graph, those of bodies included."""
     wanted = {plan.site: plan for plan in plans if plan.weight is not None}
-    found = [(node, wanted.pop(_name(node))) for node in model.graph if _name(node) in wanted]
+    found = [(node, wanted.pop(_name(node))) for node in model.graph.all_nodes() if _name(node) in wanted]
     if wanted:
         raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
     if found and opset(model) < _OLDEST:
@@ -63,7 +63,7 @@ def _name(node: ir.Node) -> str:
 
 
 def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel) -> Mapping[str, Any]:
-    emitter.stored = 0
+    emitter.at(node)
     value, notes = kernel.emit(emitter, read_site(node), plan)
     emitter.replace(node, value)
     return {"kernel": kernel.about, "stored_bytes": emitter.stored, **notes}

@@ -34,6 +34,7 @@ TARGETS = (
         edge="int8-g32",
         transform_price=3.0,
         bandwidth=_CPU,
+        bodies=True,
         options={"kernels": ("nbits", "nbits-lookup"), "accuracy_level": 4},
     ),
     Target(
@@ -45,6 +46,7 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=_CPU,
         edge="int8-channel/int8-channel",
+        bodies=True,
         options={"kernels": ("integer", "lookup")},
     ),
     Target(
@@ -75,6 +77,8 @@ TARGETS = (
         schemes=("*",),
         default="int4-g32/int4-g32",
         edge="int8-g32",
-        options={"kernels": ("emulated", "lookup")},
+        stacks=True,
+        bodies=True,
+        options={"kernels": ("emulated", "stack", "lookup")},
     ),
 )

@@ -13,7 +13,7 @@ from qcompile.rules.elementwise import gate, is_one
 from qcompile.rules.linear import add_site, contract, weight_of
 from qcompile.spaces import Analysis, label, rule
 
-__all__: list[str] = []
+__all__ = ["read_letters", "weight_letters"]
 
 
 @rule("Einsum")
@@ -68,7 +68,19 @@ def _merge(analysis: Analysis, node: ir.Node, found: Sequence[Ref], summed: bool
 
 
 def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: str, operands: list[dict]) -> None:
-    """A weight may stack matrices along further letters; the last letters are the features."""
+    found = weight_letters(node, terms, output)
+    if found is not None:
+        i, read, written = found
+        refs = operands[1 - i][read], operands[i][written]
+        axes = terms[i].index(read), terms[i].index(written)
+        add_site(analysis, node, node.inputs[i], node.inputs[1 - i], axes, refs)
+
+
+def weight_letters(node: ir.Node, terms: Sequence[str], output: str) -> tuple[int, str, str] | None:
+    """Which of two operands is a weight, and the letters that it contracts and writes.
+
+    A weight may stack matrices along further letters; the last letters are the features.
+    """
     for i, (weight, other) in enumerate(zip(node.inputs, reversed(node.inputs), strict=True)):
         source = weight_of(weight) if len(terms) == 2 else None
         if source is None or other.const_value is not None:
@@ -77,7 +89,10 @@ def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: st
         summed = [c for c in own if c not in output and c in terms[1 - i]]
         written = [c for c in own if c in output and c not in terms[1 - i]]
         if summed and written:
-            axes = terms[i].index(summed[-1]), terms[i].index(written[-1])
-            refs = operands[1 - i][summed[-1]], operands[i][written[-1]]
-            add_site(analysis, node, weight, other, axes, refs)
-            return
+            return i, summed[-1], written[-1]
+    return None
+
+
+def read_letters(node: ir.Node) -> tuple[list[str], str]:
+    """The letters of an Einsum's operands and of its result, dots spelled out."""
+    return _letters(node.attributes.get_string("equation").replace(" ", ""), [len(v.shape) for v in node.inputs])

@@ -12,6 +12,7 @@ from qcompile.evaluate import compare, evaluate
 from qcompile.freedom import Freedom
 from qcompile.preparation import prepare, quantizable
 from qcompile.spaces import analyze
+from qcompile.targets import get_target
 
 #: What stands between two sites, ``y = w2 · body(w1 · x)``: how h [2,3,8] becomes g, and what it leaves of the 8.
 CASES = {
@@ -151,13 +152,12 @@ def test_an_unknown_operator_freezes_what_its_body_captures():
     assert analysis.free(analysis.refs(h.outputs[0])[-1]) == Freedom.NONE
 
 
-def test_a_site_in_a_body_folds_but_is_left_at_full_precision(graph):
+def test_a_site_in_a_body_folds_and_is_quantized_where_the_target_can(graph):
     prepared = prepare(graph("a recurrent site"))
     inner = [site for site in prepared.analysis.sites if site.nested]
     assert [site.shape for site in inner] == [(8, 8)]
-    assert inner[0] not in quantizable(prepared)
-    reasons = {entry.site: entry.reason for entry in prepared.state.declined}
-    assert reasons[inner[0].name] == "it stands in the body of another operator"
+    assert inner[0] in quantizable(prepared, get_target("cpu-int4"))
+    assert inner[0] not in quantizable(prepared, get_target("blackwell-fp4"))
 
 
 def test_a_rotated_recurrence_runs_through_the_whole_pipeline(graph):
