@@ -80,11 +80,23 @@ def test_the_one_entry_that_is_off_by_more_than_its_tolerance():
     assert abs(reference["value"] - exact) == pytest.approx(1.032e-6, abs=1e-9)
 
 
-def laplace_error_of_mxfp4_nearest(n):
+def test_no_other_reading_of_that_rule_gives_the_entry():
+    """The border between two exponents would have to be 3e-5 above √2: where a fixed grid of nodes may put a jump.
+
+    Rounding log2(amax) instead, or up or down, moves the value by more than a hundred tolerances, and the same rule on normal
+    values agrees with the file.
+    """
+    reference = VALUES["absmax_rtn_exact"]["laplace"]["MXFP4_lognearest_g32"]["value"]
+    assert laplace_error_of_mxfp4_nearest(32, 2**0.5 * (1 + 2.98e-5)) == pytest.approx(reference, abs=1e-8)
+    for border in (1.0, 4 / 3, 3 / 2, 2**0.5 * 4 / 3, 2.0):
+        assert abs(laplace_error_of_mxfp4_nearest(32, border) - reference) > 1e-4
+
+
+def laplace_error_of_mxfp4_nearest(n, border=2**0.5):
     """Relative error of ``n`` Laplace values with scale 2^round(log2(amax / 6)), from closed-form truncated moments.
 
-    The scale is constant while the largest magnitude is in [6/√2, 6√2) times a power of two; there the integrand is
-    smooth between the midpoints of the levels.
+    The scale is constant while the largest magnitude is in [6/√2, 6√2) times a power of two (or ``[3, 6) · border``);
+    there the integrand is smooth between the midpoints of the levels.
     """
     levels = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     middle = (levels[1:] + levels[:-1]) / 2
@@ -100,7 +112,7 @@ def laplace_error_of_mxfp4_nearest(n):
 
     total = 0.0
     for step in 2.0 ** np.arange(-12, 7):
-        ends = 6 * step / np.sqrt(2), 6 * step * np.sqrt(2)
+        ends = 3 * step * border, 6 * step * border
         cuts = np.sort([*ends, *(m for m in middle * step if ends[0] < m < ends[1])])
         pieces = [quad(integrand, a, b, (step,), epsabs=1e-15, epsrel=1e-12)[0] for a, b in itertools.pairwise(cuts)]
         total += sum(pieces)
