@@ -108,19 +108,56 @@ def _emit(
     """One function node for the transform of the last axis; its matrices are inputs, so that graphs stay small."""
     dtype = like.dtype.numpy()
     steps = transform.factors()
-    body, inputs = ["shape = Shape(x)", "v0 = Identity(x)"], [value]
+    batched = any(matrix.ndim == 3 or inner > 1 for _, inner, matrix in steps)
+    start, end, suffix = _with_a_row(transform.size) if batched and _may_be_empty(model, value) else _as_it_is()
+    body, inputs = ["shape = Shape(x)", *start], [value]
     for i, (outer, inner, matrix) in enumerate(steps):
         lines, constant = _step(i, outer, inner, matrix.numpy(), transform.size)
         body += lines
         content = constant if np.issubdtype(constant.dtype, np.integer) else constant.astype(dtype)
         inputs.append(ensure_initializer(model, _constant_name(content), content))
-    body.append(f"y = Reshape(v{len(steps)}, shape)")
+    body += [f"last = Identity(v{len(steps)})", *end]
     kind = "".join(part.capitalize() for part in transform.kind.split("-"))
     signature = ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
-    form = "_".join(_form(outer, inner, matrix.numpy()) for outer, inner, matrix in steps)
+    form = "_".join(_form(outer, inner, matrix.numpy()) for outer, inner, matrix in steps) + suffix
     function = ensure_function(model, f"Transform{kind}_{form}", f"({signature}) => (y) {{ " + "\n".join(body) + " }")
     node = append_node(before, function, inputs, name=name, domain=DOMAIN, like=value)
     return node.outputs[0]
+
+
+#: Operators whose result has as many rows as the data asks for: perhaps none.
+_UNCOUNTED = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+
+
+def _may_be_empty(model: ir.Model, value: ir.Value) -> bool:
+    """Whether a value may have no row though the inputs have some, as that of an expert which no token chose."""
+    named = {str(dim.value) for given in model.graph.inputs for dim in given.shape or () if not isinstance(dim, int)}
+    if value.shape is not None and all(isinstance(dim, int) or str(dim.value) in named for dim in value.shape):
+        return False
+    seen, queue = set(), [value]
+    while queue:
+        node = queue.pop().producer()
+        if node is None or node in seen:
+            continue
+        if node.op_type in _UNCOUNTED:
+            return True
+        seen.add(node)
+        queue.extend(read for read in node.inputs if read is not None)
+    return False
+
+
+def _as_it_is() -> tuple[list[str], list[str], str]:
+    """Lines before and after the steps, and what a function's name says of them."""
+    return ["v0 = Identity(x)"], ["y = Reshape(last, shape)"], ""
+
+
+def _with_a_row(size: int) -> tuple[list[str], list[str], str]:
+    """The same around a row of zeros more: onnxruntime's batched product of nothing ends the process."""
+    start = [f"flat = Constant <value = int64[2] {{-1, {size}}}> ()", "rows = Reshape(x, flat)",
+             "more = Constant <value = int64[4] {0, 0, 1, 0}> ()", "v0 = Pad(rows, more)"]  # fmt: skip
+    end = ["zero = Constant <value = int64[1] {0}> ()", "end = Constant <value = int64[1] {-1}> ()",
+           "all = Reshape(last, flat)", "own = Slice(all, zero, end, zero)", "y = Reshape(own, shape)"]  # fmt: skip
+    return start, end, "_padded"
 
 
 def _form(outer: int, inner: int, matrix: np.ndarray) -> str:

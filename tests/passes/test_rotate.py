@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
-from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.evaluate import compare, evaluate, evaluate_double, to_double
 from qcompile.groups import groups_of
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import State
 from qcompile.placement import Placement
 from qcompile.spaces import analyze
-from qcompile.transforms import Hadamard
+from qcompile.transforms import BlockDense, Hadamard
 
 SHARED = {
     "a layer that runs twice": """g (float[2,5,8] x) => (float[2,5,8] y) <float[8,8] w>
@@ -56,3 +58,21 @@ def test_transforms_of_one_form_but_other_steps_are_functions_of_their_own(parse
     load_pass("rotate")(analysis, tuple(groups_of(analysis.sites)), Placement({}, online)).apply(state)
     assert len([node for node in wide.graph if node.op_type.startswith("Transform")]) == 2
     assert compare(want, evaluate_double(wide, inputs))[0] < 1e-12
+
+
+@pytest.mark.parametrize("transform", [Hadamard(24, 0), BlockDense(torch.eye(8).repeat(3, 1, 1) * 2)], ids=type)
+@pytest.mark.parametrize("chosen", [True, False])
+def test_an_expert_without_a_token_runs(parse, transform, chosen):
+    """onnxruntime refuses products of stacks without rows, or ends the process with them."""
+    model = parse(
+        """g (float[n,24] x, bool[n] mine) => (float[k,5] y) <float[24,5] w>
+        { a = Compress<axis=0>(x, mine)\n b = Relu(a)\n y = MatMul(b, w) }"""
+    )
+    inputs = {"x": np.ones((3, 24), np.float32), "mine": np.full(3, chosen)}
+    want = evaluate(model, inputs)
+    analysis = analyze(model)
+    state = State(model)
+    load_pass("rotate")(analysis, tuple(groups_of(analysis.sites)), Placement({}, {"b": transform})).apply(state)
+    got = evaluate(model, inputs)
+    assert got["y"].shape == want["y"].shape
+    assert compare(want, got)[0] < 1e-6
