@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompile.formats import Format, fake_quantize
+from qcompile.graph import release
 from qcompile.targets import Scheme
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     if rows is not None and rows < math.prod(weight.shape[:-1]):
         places = np.linspace(0, math.prod(weight.shape[:-1]) - 1, rows).astype(int)
         weight = weight[np.unravel_index(places, weight.shape[:-1])]
-    return torch.from_numpy(np.array(weight.reshape(-1, weight.shape[-1]), np.float32, order="C"))  # always a copy
+    copied = np.array(weight.reshape(-1, weight.shape[-1]), np.float32, order="C")
+    del weight
+    release(site.weight.const_value)  # even a few rows of every weight touch most pages of a model
+    return torch.from_numpy(copied)
 
 
 def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
