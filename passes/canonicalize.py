@@ -8,6 +8,9 @@ follow their pieces.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +39,7 @@ class Canonicalize:
     def apply(self, state: State) -> bool:
         """Always reports a change: inlining and folding rename values."""
         model = state.model
+        _modernize(model)
         _inline(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
@@ -51,6 +55,31 @@ class Canonicalize:
                 split_projection(model, node)
         state.edited()
         return True
+
+
+#: The oldest operators that functions can be written in: axes of Squeeze and ReduceSum are inputs, Pad's pads too.
+_OLDEST = 13
+
+
+def _modernize(model: ir.Model) -> None:
+    """Bring older operators to that version; where ONNX's own converter cannot, they stay and lowering refuses them."""
+    if model.opset_imports.get("", _OLDEST) < _OLDEST:
+        from onnxscript.version_converter import ConvertVersionPass
+
+        with _quiet():
+            ConvertVersionPass(_OLDEST, fallback=True)(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxscript warns of what it leaves alone, which is none of the user's business."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _inline(model: ir.Model) -> None:
@@ -70,13 +99,14 @@ def _fold_constants(model: ir.Model) -> None:
 
     small = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     limit = FOLD_LIMIT if small < FOLD_LIMIT else 1 << 20
-    onnxscript.optimizer.fold_constants_ir(
-        model,
-        onnx_shape_inference=True,
-        input_size_limit=limit,
-        output_size_limit=limit,
-        should_fold=should_fold,
-    )
+    with _quiet():
+        onnxscript.optimizer.fold_constants_ir(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=limit,
+            output_size_limit=limit,
+            should_fold=should_fold,
+        )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in list(model.graph):
         if node.op_type == "Transpose" and node.domain == "" and node.inputs[0].const_value is not None:
