@@ -35,7 +35,16 @@ def construction(n: int) -> str | None:
         return "paley-2"
     if n in GOETHALS_SEIDEL:
         return "goethals-seidel"
-    return "t-matrices" if _t_times_williamson(n) else None
+    if _t_times_williamson(n):
+        return "t-matrices"
+    return "miyamoto" if _is_miyamoto(n // 4) else None
+
+
+def _is_miyamoto(q: int) -> bool:
+    """Whether ``q ≡ 1 (mod 4)`` is a prime power and there is a matrix of order ``q - 1``."""
+    from qcompile.transforms.orders import has_hadamard  # which asks here for smaller orders
+
+    return q % 4 == 1 and prime_power(q) is not None and has_hadamard(q - 1)
 
 
 def _t_times_williamson(n: int) -> tuple[int, int] | None:
@@ -52,10 +61,10 @@ def construct_primitive(n: int) -> np.ndarray:
     """The Hadamard matrix of order ``n`` by ``construction(n)``: int8 ``[n, n]``.
 
     Paley, J. Math. Phys. 12 (1933); Goethals and Seidel, J. Austral. Math. Soc. 11 (1970); Cooper and Wallis,
-    Bull. Austral. Math. Soc. 7 (1972).
+    Bull. Austral. Math. Soc. 7 (1972); Miyamoto, J. Combin. Theory A 57 (1991).
     """
-    builders = {"sylvester": _sylvester, "paley-1": _paley_1, "paley-2": _paley_2,
-                "goethals-seidel": _goethals_seidel_order, "t-matrices": _t_matrices}  # fmt: skip
+    builders = {"sylvester": _sylvester, "paley-1": _paley_1, "paley-2": _paley_2, "t-matrices": _t_matrices,
+                "goethals-seidel": _goethals_seidel_order, "miyamoto": _miyamoto}  # fmt: skip
     name = construction(n)
     if name is None:
         raise ValueError(f"no construction of order {n}")
@@ -136,6 +145,46 @@ def _t_matrices(n: int) -> np.ndarray:
     ]
     flip = np.kron(_back_identity(len(x[0])), _back_identity(len(w[0])))
     return _goethals_seidel(*blocks, flip)
+
+
+def _miyamoto(n: int) -> np.ndarray:
+    """Order ``4 q`` from the squares and non-squares of GF(q) and a Hadamard matrix of order ``q - 1``.
+
+    ``U`` and ``V`` are 4x4 arrays of blocks that never meet in one place; each pair becomes ``[[U + V, U - V], [U - V,
+    U + V]]``, and a border of ones with signs makes the rows of different arrays orthogonal.
+    """
+    from qcompile.transforms.orders import hadamard_matrix
+
+    q = n // 4
+    half, chi = (q - 1) // 2, quadratic_character(q)
+    squares, others, table = np.flatnonzero(chi == 1), np.flatnonzero(chi == -1), chi[differences(q)]
+    core = [[-table[np.ix_(squares, squares)], table[np.ix_(squares, others)]],
+            [table[np.ix_(others, squares)], table[np.ix_(others, others)]]]  # fmt: skip
+    k = hadamard_matrix(q - 1)
+    k = np.block([[k[:half, :half], k[:half, half:]], [-k[half:, :half], k[half:, half:]]])
+    u = np.kron(np.eye(2, dtype=np.int8), np.block(core))
+    v = np.block([[np.eye(q - 1, dtype=np.int8), k], [k.T, np.eye(q - 1, dtype=np.int8)]])
+    ones, sign = np.ones((1, q - 1), dtype=np.int8), np.array(_MIYAMOTO, dtype=np.int8)
+    rows = []
+    for i in range(4):
+        line, column = [], []
+        for j in range(4):
+            part = np.s_[i * half : (i + 1) * half, j * half : (j + 1) * half]
+            plus, minus = u[part] + v[part], u[part] - v[part]
+            corner, above, left, block = sign[i, j]
+            line += [corner * ones[:, :1], above * ones]
+            column += [left * ones.T, block * np.block([[plus, minus], [minus, plus]])]
+        rows += [line, column]
+    return np.block(rows).astype(np.int8)
+
+
+# The signs of corner, row above, column to the left and block, for each of the 4x4 pairs of arrays.
+_MIYAMOTO = (
+    ((1, -1, -1, 1), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)),
+    ((-1, -1, -1, -1), (1, -1, -1, 1), (1, 1, 1, 1), (-1, -1, -1, -1)),
+    ((-1, -1, -1, -1), (-1, -1, -1, -1), (1, -1, -1, 1), (1, 1, 1, 1)),
+    ((-1, -1, -1, -1), (1, 1, 1, 1), (-1, -1, -1, -1), (1, -1, -1, 1)),
+)
 
 
 @lru_cache(maxsize=16)

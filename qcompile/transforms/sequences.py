@@ -1,4 +1,6 @@
-"""Sequences behind the Hadamard orders that Paley's constructions do not reach, found by computer search.
+"""Sequences behind the Hadamard orders that Paley's constructions do not reach.
+
+All but those of length 107 were found by searches of our own.
 
 ``GOETHALS_SEIDEL[n]`` holds the first rows of four circulants of order n / 4 whose periodic autocorrelations
 sum to zero: symmetric ones (Williamson's case) for 92 and 116; for 172, 268 and 292 constant on the orbits of a
@@ -61,6 +63,10 @@ TURYN_TYPE: dict[int, tuple[str, str, str, str]] = {
     41: ("-+++---+-+-+--", "----++++-+-+--", "+-----+--+-+--", "--+--++--++++"),
     47: ("----+--++--+----", "---+-+--++-+-++-", "++--++++------+-", "++---+-+-+--+--"),
     59: ("++++++-+--++-+-+-+--", "+-+--+++----++++----", "---+-+--++-++++-++--", "+----+---++-+---+--"),
+    107: (  # Kharaghani and Tayfeh-Rezaie, A Hadamard matrix of order 428, J. Combin. Des. 13 (2005)
+        "+++----++-+-+-----++++-++-++++----+-", "+-+++++--+-+--+--++--++++-++++---++-",
+        "+-+++++-+--++++-+++-++--+++-+--+---+", "+++-+-----++--+-+++--+-+-+++-++++-+",
+    ),
 }
 
 #: By order: first rows of four symmetric circulants whose squares sum to 4 w I.
