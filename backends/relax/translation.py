@@ -14,6 +14,7 @@ from tvm import relax
 
 from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder
+from qcompile.backends.relax.folds import fold
 from qcompile.backends.relax.kernels.lanes import Lanes
 from qcompile.backends.relax.operators import OPERATORS
 from qcompile.backends.relax.operators.registry import refuse
@@ -121,7 +122,7 @@ def _lower(g: Builder, node: ir.Node, planned: Mapping[ir.Node, Plan], sites: di
         return
     inputs = [g.get(value) for value in node.inputs]
     if inputs and all(value is None or isinstance(value, np.ndarray) for value in inputs):
-        result = known.fold(node, inputs)
+        result = fold(node, inputs)
         if result is not None:
             g.set(node.outputs[0], result)
             return

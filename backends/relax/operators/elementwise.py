@@ -76,7 +76,9 @@ def binary(
     a, b = like(g, a, b), like(g, b, a)
     shape = broadcast_shape(g, node, a, b)
     if all(isinstance(size, int) for size in shape) or _aligned(g, a, b, shape):
-        return g.emit(rule(a, b))
+        out = g.emit(rule(a, b))
+        if out.ty.shape is not None:
+            return out
     return elementwise(g, node, function, a, b)
 
 

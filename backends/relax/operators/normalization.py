@@ -11,6 +11,7 @@ from tvm import relax, tirx
 from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder, Value
 from qcompile.backends.relax.kernels.rows import layer_norm, rms_norm
+from qcompile.backends.relax.operators.elementwise import binary
 from qcompile.backends.relax.operators.registry import operator, refuse
 from qcompile.graph import DOMAIN
 
@@ -41,10 +42,15 @@ def _norm(
     x = g.tensor(x)
     dtype, shape = g.dtype(x), g.shape(x)
     rows, size = _rows(g, node, g.cast(x, "float32"), axis)
+    wide = [v for v in (scale, shift) if v is not None and known.product(g.shape(g.tensor(v))) not in (1, size)]
+    if wide:  # of more axes than are normalized
+        out = _norm(g, node, x, None, None, epsilon, axis, center)
+        out = out if scale is None else binary(g, node, relax.op.multiply, lambda a, b: a * b, out, scale)
+        return out if shift is None else binary(g, node, relax.op.add, lambda a, b: a + b, out, shift)
     ones = np.ones(size, np.float32) if scale is None else scale
-    vectors = [_vector(g, node, ones, size)]
+    vectors = [_vector(g, ones, size)]
     if center:
-        vectors.append(_vector(g, node, np.zeros(size, np.float32) if shift is None else shift, size))
+        vectors.append(_vector(g, np.zeros(size, np.float32) if shift is None else shift, size))
     if g.lanes.threads:
         out = _composed(g, rows, vectors, epsilon, size)
     else:
@@ -54,15 +60,12 @@ def _norm(
     return g.cast(g.reshape(out, shape), dtype)
 
 
-def _vector(g: Builder, node: ir.Node, value: Value, size: int) -> relax.Expr:
+def _vector(g: Builder, value: Value, size: int) -> relax.Expr:
     vector = g.cast(g.tensor(value), "float32")
-    have = g.shape(vector)
-    if known.product(have) == size:
+    if known.product(g.shape(vector)) == size:
         return g.reshape(vector, [size])
-    if known.product(have) == 1:
-        single = g.reshape(vector, [1])
-        return g.compute([size], lambda t, i: t[tirx.const(0, "int64")], "spread", single)
-    raise refuse(node, f"its scale has shape {have}")
+    single = g.reshape(vector, [1])
+    return g.compute([size], lambda t, i: t[tirx.const(0, "int64")], "spread", single)
 
 
 def _composed(g: Builder, x: relax.Expr, vectors: list[relax.Expr], epsilon: float, size: int) -> relax.Expr:

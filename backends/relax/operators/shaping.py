@@ -12,7 +12,7 @@ from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder, Value
 from qcompile.backends.relax.operators.registry import operator, refuse
 
-__all__ = ["axes_of", "sizes_of"]
+__all__ = ["axes_of", "join", "sizes_of"]
 
 
 def sizes_of(node: ir.Node, value: Value | None, what: str) -> list[Any]:
@@ -95,8 +95,12 @@ def _concat(g: Builder, node: ir.Node, *inputs: Value) -> relax.Expr:
 
     first = next((x for x in inputs if not isinstance(x, np.ndarray)), inputs[0])
     parts = [like(g, x, first) for x in inputs]
+    return join(g, parts, node.attributes.get_int("axis") % len(g.shape(parts[0])))
+
+
+def join(g: Builder, parts: list[relax.Expr], axis: int) -> relax.Expr:
+    """One behind the other along an axis."""
     shapes = [g.shape(part) for part in parts]
-    axis = node.attributes.get_int("axis") % len(shapes[0])
     starts = [0]
     for shape in shapes:
         starts.append(known.simplify(starts[-1] + shape[axis]))
@@ -183,19 +187,15 @@ def _clamped(value: Any, size: Any, low: Any, high: Any) -> Any:
         return value
     if known.same(value, high) or _below(value, high):
         return value
-    return known.simplify(tirx.min(_expression(value), _expression(high)))
+    return known.simplify(tirx.min(known.expression(value), known.expression(high)))
 
 
 def _below(value: Any, high: Any) -> bool:
     """Whether a bound is known to lie within the axis."""
     try:
-        return known.prove(tirx.LE(_expression(value), _expression(high)))
+        return known.prove(tirx.LE(known.expression(value), known.expression(high)))
     except known.Undecided:
         return False
-
-
-def _expression(size: Any) -> tirx.Expr:
-    return tirx.const(size, "int64") if isinstance(size, int) else size
 
 
 @operator("Expand")
@@ -258,15 +258,19 @@ def _pad(
         if mode != "constant":
             return t[tuple(_mirrored(i, n, mode) for i, n in zip(own, have, strict=True))]
         inside = [c for i, n, b, a in zip(own, have, before, after, strict=True)
-                  for c in ([i >= 0] if b != 0 else []) + ([i < n] if a != 0 else [])]  # fmt: skip
+                  for c in ([] if _none(b) else [i >= 0]) + ([] if _none(a) else [i < n])]  # fmt: skip
         return tirx.if_then_else(tirx.all(*inside), t[tuple(own)], fill) if inside else t[tuple(own)]
 
     return g.compute(target, element, "pad", x)
 
 
+def _none(amount: Any) -> bool:
+    return isinstance(amount, int) and amount == 0
+
+
 def _mirrored(i: Any, size: Any, mode: str) -> Any:
     last = size - 1
     if mode == "edge":
-        return tirx.max(tirx.min(i, _expression(last)), tirx.const(0, "int64"))
+        return tirx.max(tirx.min(i, known.expression(last)), tirx.const(0, "int64"))
     i = tirx.Select(i < 0, -i, i)
     return tirx.Select(i > last, 2 * last - i, i)
