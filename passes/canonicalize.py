@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from qcompile.errors import InputError
 from qcompile.graph import DOMAIN, add_initializer, distinguish
 from qcompile.norms import fuse_norm
 from qcompile.pipeline import State
@@ -63,7 +64,10 @@ _OLDEST = 13
 
 def _modernize(model: ir.Model) -> None:
     """Bring older operators to that version; where ONNX's own converter cannot, they stay and lowering refuses them."""
-    if model.opset_imports.get("", _OLDEST) < _OLDEST:
+    version = model.opset_imports.get("", _OLDEST)
+    if version < 9 and any(node.op_type == "Scan" for node in model.graph.all_nodes()):
+        raise InputError("the graph has a Scan as operators of version 8 had it, with a batch of its own: export to 9")
+    if version < _OLDEST:
         from onnxscript.version_converter import ConvertVersionPass
 
         with _quiet():

@@ -31,6 +31,7 @@ FOLDER = Path(rules.__file__).parent
 
 #: What survives in the cases alone is shown to these tests.
 ELSEWHERE = {
+    "boundaries.py": ["tests/test_boundaries.py"],
     "control_flow.py": ["tests/rules/test_control_flow.py"],
     "fused.py": ["tests/rules/test_norms.py"],
     "normalization.py": ["tests/rules/test_norms.py"],

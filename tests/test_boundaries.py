@@ -87,6 +87,13 @@ def test_boundaries_become_online_transforms(parse, name):
     assert not any(node.op_type == "Boundary" for node in rotated.prepared.model.graph)
 
 
+def test_a_boundary_parts_features_alone(parse):
+    analysis = prepare(parse(GRAPHS["the stream is an output"][0], opset=23)).analysis
+    (wall,) = boundaries(analysis)
+    before, after = (analysis.refs(value) for value in (wall.node.inputs[0], wall.node.outputs[0]))
+    assert [analysis.axes.same(*pair) for pair in zip(before, after, strict=True)] == [True, True, False]
+
+
 def test_without_transforms_no_boundary_stays(parse):
     model = parse(GRAPHS["the stream is an output"][0], opset=23)
     rotated = rotate(model, transforms="none").prepared.model

@@ -8,6 +8,7 @@ import pytest
 
 from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.errors import InputError
 from qcompile.evaluate import compare, evaluate
 from qcompile.freedom import Freedom
 from qcompile.preparation import prepare, quantizable
@@ -41,6 +42,13 @@ CASES = {
             t = Identity(h) }, else_branch = b () => (e) { e = Neg(h) }>""",
         Freedom.NONE,
     ),
+    "branches of two ranks": (
+        """p = ReduceSum<keepdims=0>(x)
+        k = Cast<to=9>(p)
+        q = If (k) <then_branch = a () => (t) { t = Reshape(h, flat) }, else_branch = b () => (e) { e = Neg(h) }>
+        g = Reshape(q, full)""",
+        Freedom.NONE,
+    ),
     "a sum over rows as a scan": (
         """z = Gather<axis=1>(h, first)
         last, g = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1],
@@ -69,6 +77,20 @@ CASES = {
             body = step (s, row) => (t, u) { t = Add(s, row)
             u = Identity(t) }>(start, h)""",
         Freedom.GENERAL,
+    ),
+    "a state that a site makes anew": (
+        """last, g = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1],
+            body = step (s, row) => (t, u) { t = MatMul(row, m)
+            u = Identity(s) }>(start, h)""",
+        Freedom.GENERAL,
+    ),
+    "a state that an unknown operator makes anew": (
+        """z = Gather<axis=1>(h, first)
+        last, k = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1],
+            body = step (s, row) => (t, u) { t = ai.unknown.Mystery(row)
+            u = Identity(s) }>(z, x)
+        g = Identity(k)""",
+        Freedom.NONE,
     ),
     "what a body captures": (
         """z = Gather<axis=1>(h, first)
@@ -100,7 +122,8 @@ CASES = {
         Freedom.GENERAL,
     ),
 }
-CONSTANTS = {"first": 0, "times": 3, "yes": True, "zero": [0], "one": [1], "three": [3]}
+CONSTANTS = {"first": 0, "times": 3, "yes": True, "zero": [0], "one": [1], "three": [3], "flat": [-1],
+             "full": [2, 3, 8]}  # fmt: skip
 
 
 @pytest.fixture
@@ -109,7 +132,7 @@ def graph(parse):
         return parse(
             f"""g (float[2,3,5] x) => (float[2,3,4] y)
             <float[5,8] w1, float[8,4] w2, float[8] c, float[8,8] m, float[8,8] n, float[2,8] start, int64 first,
-             int64 times, bool yes, int64[1] zero, int64[1] one, int64[1] three> {{
+             int64 times, bool yes, int64[1] zero, int64[1] one, int64[1] three, int64[1] flat, int64[3] full> {{
                 h = MatMul(x, w1)
                 {CASES[name][0]}
                 y = MatMul(g, w2) }}""",
@@ -150,6 +173,26 @@ def test_an_unknown_operator_freezes_what_its_body_captures():
     h.outputs[0].shape, y.outputs[0].shape = ir.Shape([2, 8]), ir.Shape([2, 4])
     analysis = analyze(ir.Model(graph, ir_version=10))
     assert analysis.free(analysis.refs(h.outputs[0])[-1]) == Freedom.NONE
+
+
+def test_the_oldest_form_of_scan_is_not_followed(parse):
+    """It has a batch of its own, and lengths of sequences before everything else."""
+    model = parse(
+        """g (float[2,3,5] x) => (float[2,3,4] y) <float[5,8] w1, float[8,4] w2, float[2,8] z> {
+            h = MatMul(x, w1)
+            last, g = Scan<num_scan_inputs=1, body = step (float[8] s, float[8] row) => (float[8] t, float[8] u) {
+                t = Add(s, row)
+                u = Identity(t) }>(, z, h)
+            y = MatMul(g, w2) }""",
+        opset=8,
+    )
+    analysis = analyze(model)
+    (h,) = [value for value in analysis.refs_of if value.name == "h"]
+    node = analysis.axes.find(analysis.refs_of[h][-1]).node
+    assert node.freedom == Freedom.NONE
+    assert node.limits[0].reason.endswith("has the form of opset 8")
+    with pytest.raises(InputError, match="a Scan as operators of version 8 had it"):
+        rotate(model)
 
 
 def test_a_site_in_a_body_folds_and_is_quantized_where_the_target_can(graph):

@@ -12,6 +12,9 @@ CASES = [
     Case("branches of two sites", "A B C", "G G G",
          OTHER + "g = If(k) <then_branch = t () => (float[A,B,C] a) { a = Identity(u) }, else_branch = e () => (float[A,B,C] b) { b = Neg(h) }>",
          SITE, mixed=False),
+    Case("branches of two sites, the other one taken", "A B C", "G G G",
+         OTHER + "g = If(k) <then_branch = t () => (float[A,B,C] a) { a = Identity(u) }, else_branch = e () => (float[A,B,C] b) { b = Neg(h) }>",
+         SITE.replace("{1}", "{0}"), mixed=False),
     Case("branches of two shapes", "A B C", "N 1 1",
          OTHER + "v = If(k) <then_branch = t () => (float[D,B,C] a) { a = Concat<axis=0>(h, h) }, else_branch = e () => (float[A,B,C] b) { b = Neg(u) }>\n"
          "g = Neg(h)\n g1 = ReduceSum<keepdims=1>(v)", SITE, mixed=False, loose="1 - -"),
