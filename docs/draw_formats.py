@@ -33,7 +33,7 @@ def scalar_grids() -> str:
     rows = [(name, ELEMENTS[name].levels) for name in _SCALAR]
     twin_log = twin_log_levels(torch.tensor([1.0, 0.8]), torch.tensor([32, 24]), 4).tolist()
     rows += [("NUPES a=0.5", power_element(4, 0.5).levels), ("twin-log", twin_log)]
-    rows += [(f"Lloyd-Max {n}", tuple(point[0] for point in higgs_grid(1, n))) for n in (2, 4, 8, 16)]
+    rows += [(f"Lloyd-Max {n}", tuple(point[0] for point in higgs_grid(1, n))) for n in (2, 4, 8, 16, 32, 64)]
     rows.append(("2 trit-planes", tuple(a * 0.75 + b * 0.25 for a in (-1, 0, 1) for b in (-1, 0, 1))))
     body = []
     for i, (name, levels) in enumerate(rows):
@@ -79,8 +79,10 @@ def scale_grids() -> str:
     return _svg(_LEFT + _WIDTH + 20, 20 + len(rows) * _ROW, body)
 
 
+DRAWINGS = {
+    "formats-scales.svg": scale_grids, "formats-scalar.svg": scalar_grids, "formats-plane.svg": plane_grids,
+}  # fmt: skip
+
 if __name__ == "__main__":
-    folder = Path(__file__).parent
-    (folder / "formats-scales.svg").write_text(scale_grids())
-    (folder / "formats-scalar.svg").write_text(scalar_grids())
-    (folder / "formats-plane.svg").write_text(plane_grids())
+    for name, make in DRAWINGS.items():
+        (Path(__file__).parent / name).write_text(make())

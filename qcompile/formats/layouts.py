@@ -158,35 +158,70 @@ def unswizzle_scales(flat: Tensor, rows: int, groups: int) -> Tensor:
 
 
 def to_gguf(q: Quantized) -> Tensor:
-    """Blocks of 32 as ``block_q4_0`` (18 bytes) or ``block_q8_0`` (34 bytes) of GGML: uint8 ``[..., groups · bytes]``.
+    """Blocks of GGML as uint8 ``[..., blocks · bytes]``: scales first, then codes in the order of :func:`_nibbles`.
 
-    A float16 scale first. Q4_0 then holds the codes plus 8, value ``j`` in the low nibble of byte ``j`` and value
-    ``j + 16`` in its high nibble.
+    ``block_q4_0`` (18 bytes), ``block_q5_0`` (22, the fifth bits as 32 bits in front) and ``block_q8_0`` (34) have a
+    float16 scale and codes plus 8, 16 and 0; ``block_mxfp4`` (17) an E8M0 byte; ``block_nvfp4`` (36) holds four groups
+    of 16 with four E4M3 bytes in front, filled up with zeros, and its tensor scale is stored elsewhere.
 
     Raises:
-        InputError: for any format but signed four- and eight-bit integers in blocks of 32 with float16 scales.
+        InputError: for any format that is not one of these.
     """
     fmt = q.format
     _check_gguf(fmt)
-    codes = q.codes.unflatten(-1, (-1, 32))
-    if fmt.bits == 4:
-        codes = codes ^ 8
-        codes = codes[..., :16] | (codes[..., 16:] << 4)
-    scale = scale_code(q.scales, fmt.scale).unsqueeze(-1).view(torch.uint8)
-    return torch.cat([scale, codes], -1).flatten(-2)
+    codes, scales = q.codes.unflatten(-1, (-1, fmt.group)), scale_code(q.scales, fmt.scale).unsqueeze(-1)
+    if fmt.group == 16:
+        fill = -codes.shape[-2] % 4
+        codes, scales = (torch.nn.functional.pad(t, (0, 0, 0, fill)).unflatten(-2, (-1, 4)) for t in (codes, scales))
+        return torch.cat([scales.flatten(-2), _nibbles(codes).flatten(-2)], -1).flatten(-2)
+    parts = [scales.view(torch.uint8)]
+    if fmt.bits == 5:
+        parts.append(pack_codes((codes >> 4) ^ 1, 1))
+    flip = 8 if fmt.bits == 4 and fmt.element.kind is Kind.INTEGER else 0
+    parts.append(codes if fmt.bits == 8 else _nibbles((codes ^ flip) & 15))
+    return torch.cat(parts, -1).flatten(-2)
 
 
-def from_gguf(blocks: Tensor, fmt: Format, shape: tuple[int, ...]) -> Quantized:
+def from_gguf(blocks: Tensor, fmt: Format, shape: tuple[int, ...], tensor_scale: Tensor | None = None) -> Quantized:
     """The inverse of :func:`to_gguf` for a tensor of ``shape`` quantized along its last axis."""
     _check_gguf(fmt)
-    parts = blocks.unflatten(-1, (-1, 2 + 4 * fmt.bits))
-    scale, codes = parts[..., :2].contiguous().view(torch.float16)[..., 0], parts[..., 2:]
-    if fmt.bits == 4:
-        codes = torch.cat([codes & 15, codes >> 4], -1) ^ 8
-    return Quantized(fmt, shape, len(shape) - 1, codes.flatten(-2), scale.float())
+    groups = -(-shape[-1] // fmt.group)
+    if fmt.group == 16:
+        parts = blocks.unflatten(-1, (-1, 36))
+        scales = parts[..., :4].flatten(-2)[..., :groups]
+        codes = _from_nibbles(parts[..., 4:].unflatten(-1, (4, 8))).flatten(-3, -2)[..., :groups, :]
+    else:
+        width = fmt.scale.bits // 8
+        parts = blocks.unflatten(-1, (-1, width + 4 * fmt.bits))
+        scales = parts[..., :width].contiguous()
+        scales = (scales.view(torch.float16) if width == 2 else scales)[..., 0]
+        codes = parts[..., width:] if fmt.bits == 8 else _from_nibbles(parts[..., -16:])
+        if fmt.element.kind is Kind.INTEGER and fmt.bits == 4:
+            codes = codes ^ 8
+        elif fmt.bits == 5:
+            codes = codes | (unpack_codes(parts[..., width : width + 4], 1, 32) ^ 1) << 4
+    return Quantized(
+        fmt, shape, len(shape) - 1, codes.flatten(-2), scale_from_code(scales, fmt.scale), None, tensor_scale
+    )
+
+
+def _nibbles(codes: Tensor) -> Tensor:
+    """GGML's order: value ``j`` of a block in the low nibble of byte ``j``, its second half in the high nibbles."""
+    low, high = codes.chunk(2, -1)
+    return low | (high << 4)
+
+
+def _from_nibbles(packed: Tensor) -> Tensor:
+    return torch.cat([packed & 15, packed >> 4], -1)
 
 
 def _check_gguf(fmt: Format) -> None:
-    signed = fmt.element.kind is Kind.INTEGER and fmt.element.levels[0] < 0 and not fmt.zero_point
-    if not (signed and fmt.group == 32 and fmt.bits in (4, 8) and fmt.scale is ScaleType.FP16):
-        raise InputError(f"GGUF has no block for {fmt.name}: it takes q4_0 and q8_0")
+    element = fmt.element
+    signed = element.kind is Kind.INTEGER and element.levels[0] < 0 and element.step == 1
+    known = (
+        signed and fmt.group == 32 and fmt.bits in (4, 5, 8) and fmt.scale is ScaleType.FP16,
+        element.name == "e2m1" and fmt.group == 32 and fmt.scale is ScaleType.E8M0 and fmt.rule.value != "four-thirds",
+        element.name == "e2m1" and fmt.group == 16 and fmt.scale is ScaleType.E4M3,
+    )
+    if not any(known):
+        raise InputError(f"GGUF has no block for {fmt.name}: it takes q4_0, q5_0, q8_0, mxfp4 and nvfp4")

@@ -1,5 +1,6 @@
 """The layouts of runtimes: run where the runtime is here, spelled out byte by byte where it is not."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -126,11 +127,44 @@ def test_gguf_q4_0_blocks():
     assert bytes(blocks.flatten().tolist()) == expected
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q8_0", "int4-g32-fp16"])
-def test_gguf_round_trip(name):
+def read_gguf(block, name):
+    """One block by the structures of GGML's ggml-common.h, spelled out: half the codes of a block are high nibbles."""
+    if name == "nvfp4":
+        scales = block[:4].view(ml_dtypes.float8_e4m3fn).astype(np.float32).repeat(16)
+        parts = block[4:].reshape(4, 8)
+        codes = np.concatenate([parts & 15, parts >> 4], 1).ravel()
+        return scales * E2M1[codes]
+    if name == "mxfp4":
+        return np.float32(2.0) ** (int(block[0]) - 127) * E2M1[np.concatenate([block[1:] & 15, block[1:] >> 4])]
+    scale = block[:2].view(np.float16).astype(np.float32)
+    if name == "q8_0":
+        return scale * block[2:].view(np.int8)
+    low = np.concatenate([block[-16:] & 15, block[-16:] >> 4]).astype(np.int64)
+    if name == "q4_0":
+        return scale * (low - 8)
+    fifth = int.from_bytes(block[2:6].tobytes(), "little")
+    return scale * (low + 16 * np.array([fifth >> j & 1 for j in range(32)]) - 16)
+
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("q4_0", 18), ("q5_0", 22), ("q8_0", 34), ("mxfp4", 17), ("nvfp4", 36), ("int4-g32-fp16", 18)]
+)
+def test_gguf_blocks_and_back(name, size):
     q = quantize(weight(6, 90), FORMATS[name])
-    back = from_gguf(to_gguf(q), q.format, (6, 90))
+    blocks = to_gguf(q)
+    kind = "q4_0" if name.startswith("int4") else name
+    read = [read_gguf(block, kind) for block in blocks.view(-1, size).numpy()]
+    scale = 1 if q.tensor_scale is None else q.tensor_scale.numpy()
+    assert np.allclose(np.concatenate(read).reshape(6, -1)[:, :90] * scale, q.dequantize(), rtol=1e-6, atol=0)
+    back = from_gguf(blocks, q.format, (6, 90), q.tensor_scale)
     assert torch.equal(back.codes, q.codes)
     assert torch.equal(back.dequantize(), q.dequantize())
-    with pytest.raises(InputError, match="no block for nvfp4"):
-        to_gguf(quantize(weight(), FORMATS["nvfp4"]))
+
+
+@pytest.mark.parametrize("name", ["int3-g32-fp16", "uint4-g32-fp16", "mxfp4-mrgptq", "mxint4", "int4-g32", "e2m1-g16"])
+def test_gguf_refuses_what_it_has_no_block_for(name):
+    with pytest.raises(InputError, match=f"no block for {name}"):
+        to_gguf(quantize(weight(), FORMATS[name]))

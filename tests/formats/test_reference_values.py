@@ -81,10 +81,10 @@ def test_the_one_entry_that_is_off_by_more_than_its_tolerance():
 
 
 def test_no_other_reading_of_that_rule_gives_the_entry():
-    """The border between two exponents would have to be 3e-5 above √2: where a fixed grid of nodes may put a jump.
+    """The border between two exponents would have to be 3e-5 above √2, where a fixed grid of nodes may put it.
 
-    Rounding log2(amax) instead, or up or down, moves the value by more than a hundred tolerances, and the same rule on normal
-    values agrees with the file.
+    Rounding log2(amax) instead, or up or down, moves the value by more than a hundred tolerances, and the same rule on
+    normal values agrees with the file.
     """
     reference = VALUES["absmax_rtn_exact"]["laplace"]["MXFP4_lognearest_g32"]["value"]
     assert laplace_error_of_mxfp4_nearest(32, 2**0.5 * (1 + 2.98e-5)) == pytest.approx(reference, abs=1e-8)
