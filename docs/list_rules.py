@@ -17,9 +17,8 @@ PAGE = Path(__file__).parent / "rules.md"
 
 #: Operators of ONNX that have no rule, with what they do to the axes of what they read.
 WITHOUT = {
-    "sequences, optional values and strings are not followed": (
-        "ConcatFromSequence Optional OptionalGetElement OptionalHasElement RegexFullMatch SequenceAt SequenceConstruct "
-        "SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SplitToSequence StringConcat "
+    "optional values, strings, and sequences that begin empty or are mapped are not followed": (
+        "Optional OptionalGetElement OptionalHasElement RegexFullMatch SequenceEmpty SequenceMap StringConcat "
         "StringNormalizer StringSplit TfIdfVectorizer ImageDecoder"
     ),
     "what they do depends on places along every axis, or on the whole": (

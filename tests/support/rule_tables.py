@@ -11,6 +11,7 @@ import indexing_cases
 import linear_cases
 import memory_cases
 import normalization_cases
+import sequence_cases
 import shaping_cases
 
 __all__ = ["CASES"]
@@ -26,4 +27,5 @@ CASES = [
     *fused_cases.CASES,
     *memory_cases.CASES,
     *control_cases.CASES,
+    *sequence_cases.CASES,
 ]
