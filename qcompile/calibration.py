@@ -8,52 +8,26 @@ time: by the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.capture import example_inputs
+from qcompile.data import Data
 from qcompile.errors import InputError
-from qcompile.evaluate import Session, check_names
+from qcompile.evaluate import Session
 from qcompile.spaces import Site
 
-__all__ = ["Data", "Statistics", "collect", "load_data", "sensitivities"]
+__all__ = ["Statistics", "collect", "sensitivities"]
 
 Progress = Callable[[str, int, int], None]
 
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
 
-#: Elements of the largest input in one batch.
-BATCH_ELEMENTS = 1024
-
 #: Relative squared error of the noise that measures sensitivities: that of a good 4-bit format.
 NOISE = 0.01
-
-
-@dataclass(frozen=True)
-class Data:
-    """Inputs to calibrate with, one batch each.
-
-    Args:
-        batches: mappings from input name to array.
-        random: whether they were drawn at random because no data was given.
-    """
-
-    batches: tuple[Mapping[str, np.ndarray], ...]
-    random: bool
-
-    @property
-    def about(self) -> str:
-        """What it is, in a message."""
-        return "random data, drawn because no calibration data was given," if self.random else "the data"
-
-    def first(self, count: int) -> Data:
-        """The first batches alone."""
-        return Data(self.batches[:count], self.random)
 
 
 @dataclass(frozen=True)
@@ -69,71 +43,6 @@ class Statistics:
     second_moment: np.ndarray
     sample: np.ndarray
     rows: int
-
-
-def load_data(path: str | Path | None, model: ir.Model, *, seed: int = 0, batches: int = 8) -> Data:
-    """Calibration data from an ``.npz`` file or a folder of them, or random inputs.
-
-    Every array of a file holds rows along its first axis; they are cut into batches.
-
-    Raises:
-        InputError: if the file is missing, unreadable, or its names are not the graph's inputs.
-    """
-    if path is None:
-        drawn = tuple(example_inputs(model, seed=seed + i) for i in range(batches))
-        return Data(drawn, random=True)
-    names = [value.name for value in model.graph.inputs if value.name not in model.graph.initializers]
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"there is no calibration data at '{path}'")
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"the folder '{path}' has no .npz files to calibrate with")
-    return Data(tuple(batch for file in files for batch in _split(model, read_npz(file, names))), random=False)
-
-
-def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file, checked against the graph's input names.
-
-    Raises:
-        InputError: if it is no ``.npz`` file or the names differ.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"'{file}' is not a readable .npz file") from error
-    try:
-        check_names(arrays, names)
-    except InputError as error:
-        raise InputError(f"'{file}': {error}") from error
-    for name, array in arrays.items():
-        if array.size == 0:
-            raise InputError(f"'{file}': '{name}' is empty")
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise InputError(f"'{file}': '{name}' holds NaN or infinity")
-    return arrays
-
-
-def _split(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Cut a file's rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
-    shapes = {value.name: value.shape for value in model.graph.inputs}
-    first = [shapes[name][0] for name in arrays if shapes[name] is not None and len(shapes[name])]
-    fixed = {dim for dim in first if isinstance(dim, int)}
-    rows = {array.shape[0] for array in arrays.values() if array.ndim}
-    size = max(fixed) if fixed else _rows_per_batch(arrays)
-    if len(rows) != 1 or (count := rows.pop()) < size:
-        yield dict(arrays)
-        return
-    stop = count - size + 1 if fixed else count
-    for start in range(0, stop, size):
-        yield {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
-
-
-def _rows_per_batch(arrays: Mapping[str, np.ndarray]) -> int:
-    """Rows that make up a batch: few enough for the outputs of a model with a large vocabulary to fit in memory."""
-    largest = max((array[0].size for array in arrays.values() if array.ndim), default=1)
-    return max(1, BATCH_ELEMENTS // max(largest, 1))
 
 
 def collect(
@@ -206,7 +115,7 @@ def sensitivities(
     batches = _short(data.batches, tokens)
     overridable = model.clone()
     for name in {site.weight.name for site in sites}:
-        overridable.graph.inputs.append(overridable.graph.initializers[name])
+        _make_overridable(overridable, overridable.graph.initializers[name])
     session = _Overridable(overridable, [v.name for v in model.graph.inputs])
     logits = logit_outputs(model, sites)
     reference = [session.run(batch) for batch in batches]
@@ -214,15 +123,32 @@ def sensitivities(
     for done, site in enumerate(sites):
         rng = np.random.default_rng([seed, done])
         weight = site.weight.const_value.numpy()
+        dtype = np.float32 if site.weight.dtype == ir.DataType.BFLOAT16 else weight.dtype
+        weight = weight.astype(dtype)
         noise = rng.standard_normal(weight.shape, np.float32)
         noise *= np.sqrt(NOISE) * np.linalg.norm(weight) / np.linalg.norm(noise)
-        override = {site.weight.name: (weight + noise).astype(weight.dtype)}
+        override = {site.weight.name: (weight + noise).astype(dtype)}
         moved = [session.run(batch | override) for batch in batches]
         changes = [divergence(a, b, logits) for a, b in zip(reference, moved, strict=True)]
         result[site.name] = float(np.mean(changes)) / NOISE
         if progress is not None:
             progress("measuring sensitivities", done + 1, len(sites))
     return result
+
+
+def _make_overridable(model: ir.Model, weight: ir.Value) -> None:
+    """Let a weight be given as an input: in float32 where onnxruntime takes no array of its type."""
+    if weight.dtype == ir.DataType.BFLOAT16:
+        narrow = ir.Node("", "Cast", [weight], [ir.AttrInt64("to", int(weight.dtype))])
+        narrow.outputs[0].name, narrow.outputs[0].shape = f"{weight.name}/narrow", weight.shape
+        narrow.outputs[0].type = weight.type
+        for node, index in weight.uses():
+            if node is not narrow:
+                node.replace_input_with(index, narrow.outputs[0])
+        model.graph.insert_before(model.graph[0], narrow)
+        weight.type = ir.TensorType(ir.DataType.FLOAT)
+        weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float32), name=weight.name)
+    model.graph.inputs.append(weight)
 
 
 class _Overridable(Session):

@@ -5,7 +5,9 @@ Weights of ONNX files stay where they are, memory-mapped, until a pass needs the
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from qcompile.graph import release
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Source", "capture"]
+__all__ = ["Draw", "Source", "capture", "example_inputs"]
 
 #: The opset that torch programs are exported to.
 TORCH_OPSET = 23
@@ -217,33 +219,67 @@ def _from_model(model: ir.Model, path: str) -> Source:
     return Source(model, path, digest.hexdigest(), size)
 
 
-def example_inputs(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
-    """Random inputs of a graph's declared shapes and types; dynamic dimensions get ``sizes`` or a small default.
+@dataclass(frozen=True)
+class Draw:
+    """How random inputs are drawn: what dynamic dimensions are, in front and elsewhere, and what flags say."""
+
+    first: int = 2
+    other: int = 16
+    flag: bool = True
+
+
+def example_inputs(
+    model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None, draw: Draw | None = None
+) -> dict[str, np.ndarray]:
+    """Random inputs of a graph's declared shapes and types; ``sizes`` are of dynamic dimensions, by name.
 
     Integers are drawn below the smallest table that they index, so that every lookup is in range.
     """
     rng = np.random.default_rng(seed)
-    symbols: dict[str, int] = dict(sizes or {})
+    draw, symbols = draw or Draw(), dict(sizes or {})
     inputs = {}
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
             continue
-        shape = [_dimension(dim, i, symbols) for i, dim in enumerate(value.shape or ())]
-        inputs[value.name] = _random(value, shape, rng)
+        shape = [_dimension(dim, i, symbols, draw) for i, dim in enumerate(value.shape or ())]
+        inputs[value.name] = _random(value, shape, rng, draw.flag)
     return inputs
 
 
-def _dimension(dim: Any, position: int, symbols: dict[str, int]) -> int:
+def _dimension(dim: Any, position: int, symbols: dict[str, int], draw: Draw) -> int:
+    """A size for a dimension: of equal names and of sums and products of names, such as ``past + length``, too."""
     if isinstance(dim, int):
         return dim
     name = str(dim.value) if dim.value is not None else f"?{position}"
-    return symbols.setdefault(name, 2 if position == 0 else 16)
+    default = draw.first if position == 0 else draw.other
+    try:
+        size = _computed(ast.parse(name, mode="eval").body, symbols, default)
+    except (SyntaxError, KeyError, ZeroDivisionError):
+        size = 0
+    return size if size > 0 else symbols.setdefault(name, default)
 
 
-def _random(value: ir.Value, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+def _computed(expression: ast.AST, symbols: dict[str, int], default: int) -> int:
+    if isinstance(expression, ast.Name):
+        return symbols.setdefault(expression.id, default)
+    if isinstance(expression, ast.Constant) and isinstance(expression.value, int):
+        return expression.value
+    if not isinstance(expression, ast.BinOp):
+        raise KeyError(expression)
+    left, right = (_computed(side, symbols, default) for side in (expression.left, expression.right))
+    return _ARITHMETIC[type(expression.op)](left, right)
+
+
+_ARITHMETIC = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
+    ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
+
+
+def _random(value: ir.Value, shape: Sequence[int], rng: np.random.Generator, flag: bool) -> np.ndarray:
     dtype = value.dtype.numpy()
     if value.dtype == ir.DataType.BOOL:
-        return np.ones(shape, bool)
+        return np.full(shape, flag)
     if value.dtype.is_floating_point():
         return rng.standard_normal(shape).astype(dtype)
     return rng.integers(0, _table_rows(value), shape).astype(dtype)

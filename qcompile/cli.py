@@ -116,6 +116,7 @@ def rotate(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="The new .onnx file.")],
     transforms: Annotated[Transforms, typer.Option(help="Which transforms.")] = Transforms.hadamard,
+    calibration: Annotated[Path | None, typer.Option(help="An .npz file to check on; random inputs without.")] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -123,14 +124,14 @@ def rotate(
     from qcompile.saving import refuse_existing, save_model
 
     refuse_existing(output)
-    from qcompile.calibration import load_data
     from qcompile.compiler import rotate as turn
+    from qcompile.data import load_data
     from qcompile.tables import rotation_table
     from qcompile.verify import equivalence
 
     with Progress(quiet) as progress:
         rotated = turn(model, transforms=transforms.value, seed=seed, progress=progress)
-        data = load_data(None, rotated.prepared.source.model, seed=seed, batches=1)
+        data = load_data(calibration, rotated.prepared.source.model, seed=seed, batches=1)
         equal = equivalence(rotated.prepared, data, progress)
         save_model(rotated.prepared.model, output)
     say(rotation_table(rotated, equal, output), quiet=quiet)

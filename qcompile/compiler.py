@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.agreement import compare_sites, linear_plans, tapped
 from qcompile.artifact import Artifact, atomic_folder, write_manifest
-from qcompile.calibration import Data, Statistics, load_data
-from qcompile.capture import capture, example_inputs
+from qcompile.calibration import Statistics
+from qcompile.capture import capture
+from qcompile.data import Data, accepted, load_data
 from qcompile.description import number
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.evaluate import compare
@@ -114,7 +115,7 @@ def export(
     with atomic_folder(Path(folder)) as temporary:
         source = capture(model, **capture_options)
         data = load_data(options.calibration, source.model, seed=options.seed)
-        wanted = source_outputs(source, data)  # now: later there is a second copy of the weights
+        data, wanted = source_outputs(source, data, options.seed)  # now: later there are two copies of the weights
         prepared = prepare(source, progress)
         prepared.outputs = wanted
         held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
@@ -212,7 +213,7 @@ def _finish(
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
     if before is not None:
-        _compare_runtimes(job, before, plans, folder, runtimes)
+        _compare_runtimes(job, before, plans, folder, runtimes, data)
         checked = checked or _checked(runtimes[runtime_of(target.backends[0])])
     manifest = build_manifest(
         rotated, job.sites, job.chosen, plans, lowered, runtimes, options, target, equal, checked, measured, folder
@@ -242,16 +243,21 @@ def _further(job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path) ->
 
 
 def _compare_runtimes(
-    job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path, runtimes: Mapping[str, dict[str, Any]]
+    job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path, runtimes: Mapping[str, dict[str, Any]], data: Data
 ) -> None:
     """Note how far each runtime but onnxruntime is from the reference interpreter, on small random inputs.
 
-    As a whole, and a sample of the sites on equal values: where activations are quantized, that alone shows that
-    nothing but rounding differs.
+    On the first of the data where the model takes no random inputs. As a whole, and a sample of the sites on equal
+    values: where activations are quantized, that alone shows that nothing but rounding differs.
     """
-    inputs, sample = example_inputs(model), linear_plans(model, plans, CHECKED_SITES)
+    sample = linear_plans(model, plans, CHECKED_SITES)
     with lowered_to(get_target(REFERENCE), tapped(model, sample), plans) as run:
-        values = inputs | run(inputs)
+        try:
+            small, outputs = accepted(model, load_data(None, model, batches=1), run)
+        except InputError:
+            small, outputs = accepted(model, data, run)
+    inputs = dict(small.batches[0])
+    values = inputs | outputs
     want = {value.name: values[value.name] for value in model.graph.outputs}
     for name in job.target.backends:
         entry = runtimes[runtime_of(name)]

@@ -12,6 +12,8 @@ Anything else that escapes is a bug of ours, and the command line exits with 1.
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "GraphError",
     "InputError",
@@ -20,13 +22,22 @@ __all__ = [
     "TargetError",
     "VerificationError",
     "first_line",
+    "runtime_message",
 ]
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException, most: int = 300) -> str:
     """What a library's exception says, as a part of one sentence of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return lines[0][:most]
+
+
+def runtime_message(error: BaseException) -> str:
+    """What onnxruntime says, without its codes and the places in its own source."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error, 2000))
+    failed = r"^Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
+    text = re.sub(failed, r"\1 '\2': ", text)
+    return re.sub(r": /\S+\.(cc|h):\d+ .*? was false\. ", ": ", text)[:300]
 
 
 class QCompileError(Exception):

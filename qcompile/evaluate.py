@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import InputError, first_line
+from qcompile.errors import InputError, runtime_message
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -41,7 +41,7 @@ class Session:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and said in one sentence
         if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -51,7 +51,7 @@ class Session:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base
-            raise InputError(f"onnxruntime cannot load the graph: {first_line(error)}") from error
+            raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
         self.inputs = [value.name for value in self._session.get_inputs() if value.name not in self._weights]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -95,7 +95,7 @@ class Session:
         try:
             values = self._session.run(None, {**inputs, **self._weights})
         except Exception as error:  # as above
-            raise InputError(f"onnxruntime cannot run the graph: {first_line(error)}") from error
+            raise InputError(f"onnxruntime cannot run the graph: {runtime_message(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
 

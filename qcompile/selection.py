@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompile.assignment import Assignment, Option, assign
-from qcompile.calibration import Data, Statistics, collect, sensitivities
+from qcompile.calibration import Statistics, collect, sensitivities
+from qcompile.data import Data
 from qcompile.errors import InputError
 from qcompile.groups import Group, groups_of, site_errors
 from qcompile.placement import KINDS, Placement, place, total_transform

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.calibration import Data, divergence, logit_outputs, next_token_loss
+from qcompile.calibration import divergence, logit_outputs, next_token_loss
 from qcompile.capture import Source
+from qcompile.data import Data, accepted
 from qcompile.errors import InputError, VerificationError
 from qcompile.evaluate import Session, compare
 from qcompile.folding import EAGER_BYTES, PIECE, total_bytes
@@ -90,11 +91,12 @@ def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[
     return dict(zip(names, values.values(), strict=True))
 
 
-def source_outputs(source: Source, data: Data, inputs: int = 1) -> dict[int, dict[str, np.ndarray]]:
-    """What the source computes for the first batches, by identity of the batch."""
+def source_outputs(source: Source, data: Data, seed: int = 0) -> tuple[Data, dict[int, dict[str, np.ndarray]]]:
+    """The data that the source takes, and what it computes for the first batch, by identity of the batch."""
     large = total_bytes(source.model) >= EAGER_BYTES
     session = Segments(source.model) if large else source_session(source, optimize=False)
-    return {id(batch): session.run(batch) for batch in data.batches[:inputs]}
+    data, outputs = accepted(source.model, data, session.run, seed)
+    return data, {id(data.batches[0]): outputs}
 
 
 def equivalence(
@@ -109,7 +111,7 @@ def equivalence(
         VerificationError: if they differ by more than rounding.
     """
     if not prepared.outputs:
-        prepared.outputs = source_outputs(prepared.source, data)
+        data, prepared.outputs = source_outputs(prepared.source, data)
     prepared.release_source()
     large = total_bytes(prepared.model) >= EAGER_BYTES
     rewritten = Segments(prepared.model, taps) if large else Session(prepared.model, taps, optimize=False)
@@ -283,7 +285,7 @@ def verify(
         InputError: if the source is missing or is not the one that the artifact was made from.
     """
     from qcompile.artifact import Artifact
-    from qcompile.calibration import load_data
+    from qcompile.data import load_data
     from qcompile.preparation import prepare
 
     artifact = Artifact.open(artifact_folder)
@@ -291,5 +293,6 @@ def verify(
     prepared = prepare(against if against is not None else stated["path"])
     if prepared.source.sha256 != stated["sha256"]:
         raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
-    return measure(prepared, artifact.load(), load_data(inputs, prepared.model))
+    data, prepared.outputs = source_outputs(prepared.source, load_data(inputs, prepared.model))
+    return measure(prepared, artifact.load(), data)
 

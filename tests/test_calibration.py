@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import qcompile as qc
@@ -17,9 +19,9 @@ GRAPHS = {
         { s = Relu(x)\n y = Conv(s, w)\n z = MatMul(s, v) }""",
     # two experts: the second one gets no row
     "experts": """g (float[n,32] x) => (float[k,16] y, float[m,16] z) <float[32,16] w, float[32,16] v>
-        { one = Constant<value_ints=[1]>()\n t = ReduceSumSquare<keepdims=0>(x, one)\n low = Constant<value_float=-1.0>()
-        p = Greater(t, low)\n q = Not(p)\n a = Compress<axis=0>(x, p)\n b = Compress<axis=0>(x, q)
-        y = MatMul(a, w)\n z = MatMul(b, v) }""",
+        { one = Constant<value_ints=[1]>()\n low = Constant<value_float=-1.0>()
+        t = ReduceSumSquare<keepdims=0>(x, one)\n p = Greater(t, low)\n q = Not(p)
+        a = Compress<axis=0>(x, p)\n b = Compress<axis=0>(x, q)\n y = MatMul(a, w)\n z = MatMul(b, v) }""",
 }
 SHAPES = {"images": (3, 32, 4, 4), "two axes": (3, 32, 16), "experts": (40, 32)}
 
@@ -37,7 +39,23 @@ def test_features_are_found_and_what_gets_no_row_is_said(parse, tmp_path, name):
     assert ("the data never reaches it" in reasons) == (name == "experts")
 
 
-def test_random_data_that_is_no_number_is_called_random(parse, tmp_path):
+def test_data_that_is_no_number_somewhere_inside_is_refused(parse, tmp_path):
     model = parse("""g (float[n,32] x) => (float[n,16] y) <float[32,16] w> { a = Sqrt(x)\n y = MatMul(a, w) }""")
-    with pytest.raises(qc.QCompileError, match="random data, drawn because .* gives NaN or infinity at 'a'"):
-        qc.export(model, "blackwell-fp4", tmp_path / "out")
+    x = np.ones((40, 32), np.float32)
+    x[3, 4] = -1
+    np.savez(tmp_path / "x.npz", x=x)
+    with pytest.raises(qc.QCompileError, match="the data gives NaN or infinity at 'a'"):
+        qc.export(model, "blackwell-fp4", tmp_path / "out", calibration=tmp_path / "x.npz")
+
+
+def test_weights_in_bfloat16_have_sensitivities(parse, tmp_path):
+    """onnxruntime takes no array of that type, so the noise is added in float32."""
+    model = parse(
+        """g (float[n,32] x) => (float[n,32] y) <float[32,32] w, float[32,32] v>
+        { a = Cast<to=1>(w)\n b = Cast<to=1>(v)\n h = MatMul(x, a)\n r = Relu(h)\n y = MatMul(r, b) }"""
+    )
+    for weight in model.graph.initializers.values():
+        array = weight.const_value.numpy().astype(ml_dtypes.bfloat16)
+        weight.const_value, weight.type = ir.tensor(array, name=weight.name), ir.TensorType(ir.DataType.BFLOAT16)
+    manifest = qc.export(model, "cpu-int4", tmp_path / "out", budget={"bits": 6}, formats=["int4-g32", "int8-g32"])
+    assert all(site["alpha"] > 0 for site in manifest.manifest["sites"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile.errors import InputError, first_line
+from qcompile.errors import InputError, runtime_message
 from qcompile.evaluate import check_names
 
 __all__ = ["load"]
@@ -36,7 +36,7 @@ def load(
     if not path.is_file():
         raise InputError(f"{folder} holds no {FILE}: it is no artifact of this target")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # as in qcompile.evaluate
     options.intra_op_num_threads = threads
     if _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -44,7 +44,7 @@ def load(
     try:
         session = ort.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        raise InputError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        raise InputError(f"onnxruntime cannot load {path}: {runtime_message(error)}") from error
     return lambda inputs: _run(session, inputs)
 
 
@@ -71,6 +71,6 @@ def _run(session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     try:
         values = session.run(None, dict(inputs))
     except Exception as error:  # as above
-        raise InputError(f"onnxruntime cannot run the artifact: {first_line(error)}") from error
+        raise InputError(f"onnxruntime cannot run the artifact: {runtime_message(error)}") from error
     return dict(zip((value.name for value in session.get_outputs()), values, strict=True))
 
