@@ -18,6 +18,10 @@ from qcompile.transforms.transform import Transform
 __all__ = ["BlockDiagonal", "Compose", "DirectSum", "Kronecker"]
 
 
+def _stepwise(t: Transform) -> bool:
+    return isinstance(t, StepTransform) and t.stepwise
+
+
 def _torch_steps(t: Transform, dtype: torch.dtype, device: torch.device) -> list[Step]:
     return t.torch_steps(dtype, device) if isinstance(t, StepTransform) else to_dtype(t.factors(), dtype, device)
 
@@ -41,6 +45,16 @@ class BlockDiagonal(StepTransform):
     @property
     def group(self) -> Freedom:
         return self.block.group
+
+    @property
+    def stepwise(self) -> bool:
+        return _stepwise(self.block)
+
+    def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        if self.stepwise:
+            return super().apply(x, axis)
+        axis = check_axis(x, self.size, axis, self.kind)
+        return self.block.apply(x.unflatten(axis, (self.count, self.block.size)), axis + 1).flatten(axis, axis + 1)
 
     def inverse(self) -> BlockDiagonal:
         return BlockDiagonal(self.block.inverse(), self.count)
@@ -77,6 +91,17 @@ class Kronecker(StepTransform):
     @property
     def group(self) -> Freedom:
         return join((self.left.group, self.right.group))
+
+    @property
+    def stepwise(self) -> bool:
+        return _stepwise(self.left) and _stepwise(self.right)
+
+    def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        if self.stepwise:
+            return super().apply(x, axis)
+        axis = check_axis(x, self.size, axis, self.kind)
+        table = x.unflatten(axis, (self.left.size, self.right.size))
+        return self.right.apply(self.left.apply(table, axis), axis + 1).flatten(axis, axis + 1)
 
     def inverse(self) -> Kronecker:
         return Kronecker(self.left.inverse(), self.right.inverse())
@@ -122,6 +147,10 @@ class DirectSum(StepTransform):
     def group(self) -> Freedom:
         return join(part.group for part in self.parts)
 
+    @property
+    def stepwise(self) -> bool:
+        return False
+
     def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         axis = check_axis(x, self.size, axis, self.kind)
         pieces = x.split([part.size for part in self.parts], axis)
@@ -166,6 +195,10 @@ class Compose(StepTransform):
     @property
     def group(self) -> Freedom:
         return join(part.group for part in self.parts)
+
+    @property
+    def stepwise(self) -> bool:
+        return False
 
     def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         for part in self.parts:

@@ -167,6 +167,10 @@ class Householder(StepTransform):
         sums_to_zero = abs(self.vector.sum()) <= 1e-12 * self.vector.abs().sum()
         return Freedom.ORTHOGONAL_ONES if sums_to_zero else Freedom.ORTHOGONAL
 
+    @property
+    def stepwise(self) -> bool:
+        return False
+
     def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         axis = check_axis(x, self.size, axis, self.kind)
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -214,6 +218,10 @@ class Givens(StepTransform):
     @property
     def group(self) -> Freedom:
         return Freedom.ORTHOGONAL
+
+    @property
+    def stepwise(self) -> bool:
+        return False
 
     def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         axis = check_axis(x, self.size, axis, self.kind)

@@ -62,6 +62,11 @@ class StepTransform(Transform):
     torch than for graphs override ``torch_steps``.
     """
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether the steps cost no more than ``flops``: otherwise ``apply`` is written out."""
+        return True
+
     def torch_steps(self, dtype: torch.dtype, device: torch.device) -> list[Step]:
         """The steps that torch runs fastest, in ``dtype`` on ``device``."""
         return to_dtype(self.factors(), dtype, device)
@@ -81,7 +86,7 @@ class StepTransform(Transform):
         axis = check_axis(x, self.size, axis, self.kind)
         if not x.is_contiguous():
             raise InputError("a transform can only be applied in place to a contiguous tensor")
-        if type(self).apply is not StepTransform.apply or x.dtype not in (torch.float32, torch.float64):
+        if not self.stepwise or x.dtype not in (torch.float32, torch.float64):
             return x.copy_(self.apply(x, axis))
         with torch.no_grad():
             apply_steps(x, self.torch_steps(x.dtype, x.device), axis, in_place=True)

@@ -8,6 +8,7 @@ output axis a weight is hit by ``T_out``, along its input axis by ``T_in⁻ᵀ``
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -77,8 +78,25 @@ class Transform(ABC):
     def to_json(self) -> dict[str, Any]:
         """``{"kind", "size", ...}``: enough to construct it again."""
 
+    def __str__(self) -> str:
+        """``kind(size, field=value, …)`` on one line, without fields at their default; of tensors the shape."""
+        parts = [str(self.size)]
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            text = _brief(getattr(self, field.name))
+            if field.name != "size" and text != _brief(field.default):
+                parts.append(f"{field.name}={text}")
+        return f"{self.kind}({', '.join(parts)})"
+
     def matrix(self) -> torch.Tensor:
         """The dense float64 matrix; for tests and small sizes."""
         import torch
 
         return self.apply(torch.eye(self.size, dtype=torch.float64), axis=0)
+
+
+def _brief(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return f"{'x'.join(map(str, value.shape))} values"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_brief, value))}]"
+    return str(value)

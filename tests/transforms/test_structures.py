@@ -194,6 +194,28 @@ def test_groups() -> None:
     assert Householder([1.0, -1.0]).group == Freedom.ORTHOGONAL_ONES
 
 
+def test_transforms_print_themselves() -> None:
+    rotation = Kronecker(Hadamard(12, 3), BlockDiagonal(Diagonal(rand(16).abs()), 2))
+    right = "block(32, block=diagonal(16, values=16 values), count=2)"
+    assert str(rotation) == f"kronecker(384, left=hadamard(12, seed=3), right={right})"
+    assert str(Compose([Identity(4), RandomOrthogonal(4, 7)])) == (
+        "compose(4, parts=[identity(4), random-orthogonal(4, seed=7)])"
+    )
+    assert str(Givens(4, 0, 2, 0.5)) == "givens(4, first=0, second=2, angle=0.5)"
+
+
+@pytest.mark.parametrize("leaf", [Householder(rand(2048)), Givens(2048, 3, 2000, 0.4), Permutation(torch.arange(2048))])
+def test_cheap_transforms_stay_cheap_inside_others(leaf: Transform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for their dense matrix, which would cost 2n²."""
+    monkeypatch.setattr(Transform, "matrix", lambda self: pytest.fail("dense"))
+    x = rand(3, 8192)
+    blocks = BlockDiagonal(leaf, 4)
+    products = Kronecker(Hadamard(4, 1), leaf), Kronecker(leaf, Diagonal(rand(4).abs() + 1))
+    for t in (blocks, *products, DirectSum([leaf, BlockDiagonal(leaf, 3)]), Compose([blocks, Hadamard(8192, 1)])):
+        assert (t.inverse().apply(t.apply(x)) - x).abs().max() < 1e-12
+        assert torch.equal(t.apply_(x.clone()), t.apply(x))
+
+
 def test_compositions_cancel() -> None:
     h, d = Hadamard(12, 3), Diagonal(rand(12).abs() + 1)
     assert Compose([h, Identity(12), h.inverse()]).simplified() == Identity(12)
