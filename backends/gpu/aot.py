@@ -19,7 +19,7 @@ from qcompile.errors import MissingExtraError
 __all__ = ["Compiled", "Config", "compile_config", "linear_configs", "spilled", "write"]
 
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_TOKENS = (1, 16, 64, 512)  # one batch size for each entry of the launch table that has a kernel
+_TOKENS = (1, 16, 64, 512, 4096)  # one batch size for each entry of the launch table that has a kernel
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def _planes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) 
         "STAGES": stages_of(tile, meta["codes"]), "bias": None, **({} if token else {"token_scale": None}),
     }  # fmt: skip
     types = _signature(meta, dtype) | ({"token_scale": "*fp32"} if token else {})
-    return Config(_name("matmul", meta, tile.tokens), "matmul", "matmul_kernel", types, constants, _aligned(meta),
-                  tile.warps)  # fmt: skip
+    return Config(_name("matmul", meta, tile.rows, tile.tokens), "matmul", "matmul_kernel", types, constants,
+                  _aligned(meta), tile.warps)  # fmt: skip
 
 
 def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config:
@@ -157,14 +157,15 @@ def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -
     constants = {
         "FLOAT": meta["floating"], "GROUP": meta["tile_group"], "PLANE": meta["plane"], "BIAS": False,
         "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens,
-        "SPLIT": _splits(meta, tile, tokens), "STAGES": tile.stages, "bias": None,
+        "HALVES": tile.halves, "SPLIT": _splits(meta, tile, tokens), "STAGES": tile.stages, "bias": None,
     }  # fmt: skip
     types = {"x": "*fp8e4nv" if meta["floating"] else "*i8", "words": "*i8",
              "scales": "*bf16" if meta["scales"] == "bf16" else "*fp32", "row_scale": "*fp32", "token_scale": "*fp32",
              "y": f"*{_TYPES[dtype]}", "partial": "*fp32", "counters": "*i32"}  # fmt: skip
     types |= dict.fromkeys(("M", "N", "K", "stride_x"), "i32")
     aligned = [name for name in _aligned(meta) if name in types]
-    return Config(_name("eight", meta, tile.tokens), "eight", "eight_kernel", types, constants, aligned, tile.warps)
+    name = _name("eight", meta, tile.rows, tile.tokens)
+    return Config(name, "eight", "eight_kernel", types, constants, aligned, tile.warps)
 
 
 def _scaled_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config:
@@ -176,12 +177,12 @@ def _scaled_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) 
     constants = {"GROUP": meta["group"], "TOKEN": second, "BIAS": False, "bias": None, **SCALED_TILE}
     constants |= {} if second else {"token_scale": None}
     aligned = ["x", "x_scales", "w", "w_scales", "row_scale", "y", *(n for n in ("N", "K") if meta[n] % 16 == 0)]
-    return Config(_name("scaled", meta, SCALED_TILE["BM"]), "scaled", "scaled_kernel", types, constants, aligned,
-                  SCALED_WARPS)  # fmt: skip
+    name = _name("scaled", meta, SCALED_TILE["BN"], SCALED_TILE["BM"])
+    return Config(name, "scaled", "scaled_kernel", types, constants, aligned, SCALED_WARPS)
 
 
-def _name(kernel: str, meta: Mapping[str, Any], tokens: int) -> str:
-    return f"{kernel}_{meta['format']}_{meta['N']}x{meta['K']}_{tokens}".replace("-", "_")
+def _name(kernel: str, meta: Mapping[str, Any], rows: int, tokens: int) -> str:
+    return f"{kernel}_{meta['format']}_{meta['N']}x{meta['K']}_{rows}x{tokens}".replace("-", "_")
 
 
 def _splits(meta: Mapping[str, Any], tile: Any, tokens: int) -> bool:

@@ -49,9 +49,31 @@ def plan_transform(
         tensors |= {
             k: np.ascontiguousarray(m, np.float32) for k, m in (("left", left), ("right", right)) if m is not None
         }
-    signs = all(np.all(np.abs(tensors[name]) == 1) for name in ("before",) if name in tensors)
-    plan = {"left_size": left_size, "right_size": right_size, "factor": factor, "exact": exact, "signs": bool(signs)}
+    packs = right_size % 32 == 0 and right_size & (right_size - 1) == 0
+    if "before" in tensors and packs and np.all(np.abs(tensors["before"]) == 1):
+        tensors["signs"] = _sign_bits(tensors.pop("before"))
+    levels = _levels(tensors["right"]) if exact and left is not None and right is not None else 0
+    plan = {"left_size": left_size, "right_size": right_size, "factor": factor, "exact": exact, "levels": levels}
     return tensors, plan
+
+
+def _sign_bits(diagonal: np.ndarray) -> np.ndarray:
+    """int32 ``[size / 32]``: whether elements 2j and 2j + 1 of 32 are negative in bits 15 - j and 31 - j."""
+    negative = (diagonal.reshape(-1, 16, 2) < 0).astype(np.uint32)
+    places = np.arange(15, -1, -1, dtype=np.uint32)
+    return ((negative[..., 0] << places) | (negative[..., 1] << (places + 16))).sum(1, dtype=np.uint32).view(np.int32)
+
+
+def _levels(matrix: np.ndarray) -> int:
+    """How many of the bits 3, 4 of the index act as a factor ``[[1, 1], [1, -1]]``; what remains has 32 columns."""
+    levels = 0
+    while levels < 2 and len(matrix) >= 64 and len(matrix) & (len(matrix) - 1) == 0:
+        parts = matrix.reshape(len(matrix) // 16, 2, 8, len(matrix) // 16, 2, 8)
+        part = parts[:, 0, :, :, 0]
+        if not all(np.array_equal(parts[:, i, :, :, j], part * (1 - 2 * i * j)) for i in (0, 1) for j in (0, 1)):
+            break
+        matrix, levels = part.reshape(len(matrix) // 2, -1), levels + 1
+    return levels
 
 
 def _split(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .matmul import store_product
+from .matmul import store_share
 
 __all__ = ["eight_kernel"]
 
@@ -62,56 +62,70 @@ def _activation(x, FLOAT: tl.constexpr, ASM: tl.constexpr):
     return out
 
 
+@triton.jit
+def _step(
+    acc, w, x_ptr, m, M, kt, K, s_0, s_1, FLOAT: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr,
+    EVEN_K: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """``acc`` plus the product of a tile of K, whose sums are exact integers, or FP8 sums, group by group."""
+    SUM: tl.constexpr = tl.float32 if FLOAT or not ASM else tl.int32
+    c = tl.arange(0, PLANE)
+    for g in tl.static_range(2 * PLANE // GROUP):
+        part = tl.zeros(acc.shape, SUM)
+        for p in tl.static_range(2):
+            if p * PLANE // GROUP == g:
+                k = kt * (2 * PLANE) + p * PLANE
+                inside = (m < M)[None, :] if EVEN_K else (m < M)[None, :] & (k + c < K)[:, None]
+                xt = _activation(tl.load(x_ptr + k, mask=inside, other=0.0), FLOAT, ASM)
+                part = tl.dot(_operand(w, FLOAT, p, ASM), xt, part, out_dtype=SUM)
+        acc += part.to(tl.float32) * (s_0 if g == 0 else s_1).to(tl.float32)[:, None]
+    return acc
+
+
 @triton.jit(do_not_specialize=["M"])
 def eight_kernel(
     x, words, scales, row_scale, token_scale, bias, y, partial, counters, M, N, K, stride_x,
     FLOAT: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr, BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    ASM: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
+    ASM: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, HALVES: tl.constexpr, SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``y [M, N]``; programs, shares of K and the order of tiles as in ``matmul_kernel``."""
-    BK: tl.constexpr = 2 * PLANE
-    GROUPS: tl.constexpr = BK // GROUP
-    SUM: tl.constexpr = tl.float32 if FLOAT or not ASM else tl.int32
+    """``y [M, N]``; programs, shares of K and the order of tiles as in ``matmul_kernel``.
+
+    With HALVES the tokens of a tile go one half after the other: room for the sums of a larger tile, which reads less.
+    """
+    GROUPS: tl.constexpr = 2 * PLANE // GROUP
+    PART: tl.constexpr = BM // 2 if HALVES else BM
     pid, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     tiles_m = tl.cdiv(M, BM)
     band = pid // (8 * tiles_m)
     width = tl.minimum(tl.cdiv(N, BN) - band * 8, 8)
     n = (band * 8 + pid % (8 * tiles_m) % width) * BN + tl.arange(0, BN)
-    m = pid % (8 * tiles_m) // width * BM + tl.arange(0, BM)
+    m = pid % (8 * tiles_m) // width * BM + tl.arange(0, PART)
     ns = tl.minimum(n, N - 1)
     c = tl.arange(0, PLANE)
-    tiles_k = tl.cdiv(K, BK)
+    tiles_k = tl.cdiv(K, 2 * PLANE)
     first, last = tiles_k * split // splits, tiles_k * (split + 1) // splits
     w_ptr = words + first.to(tl.int64) * N * PLANE + (ns[:, None] * PLANE + c[None, :])
     s_ptr = scales + first * N * GROUPS + ns * GROUPS
     x_ptr = x + (m[None, :].to(tl.int64) * stride_x + c[:, None])
-    acc = tl.zeros([BN, BM], tl.float32)
+    acc, other = tl.zeros([BN, PART], tl.float32), tl.zeros([BN, PART], tl.float32)
     s_0, s_1 = tl.load(s_ptr), tl.load(s_ptr + 1 % GROUPS)
     for kt in tl.range(first, last, num_stages=STAGES):
         w = tl.load(w_ptr)
         s_ptr += tl.where(kt + 1 < last, N * GROUPS, 0)
         n_0, n_1 = tl.load(s_ptr), tl.load(s_ptr + 1 % GROUPS)
-        for g in tl.static_range(GROUPS):
-            part = tl.zeros([BN, BM], SUM)
-            for p in tl.static_range(2):
-                if p * PLANE // GROUP == g:
-                    k = kt * BK + p * PLANE
-                    inside = (m < M)[None, :] if EVEN_K else (m < M)[None, :] & (k + c < K)[:, None]
-                    xt = _activation(tl.load(x_ptr + k, mask=inside, other=0.0), FLOAT, ASM)
-                    part = tl.dot(_operand(w, FLOAT, p, ASM), xt, part, out_dtype=SUM)
-            acc += part.to(tl.float32) * (s_0 if g == 0 else s_1).to(tl.float32)[:, None]
+        acc = _step(acc, w, x_ptr, m, M, kt, K, s_0, s_1, FLOAT, GROUP, PLANE, EVEN_K, ASM)
+        if HALVES:
+            x_other = x_ptr + PART * stride_x
+            other = _step(other, w, x_other, m + PART, M, kt, K, s_0, s_1, FLOAT, GROUP, PLANE, EVEN_K, ASM)
         s_0, s_1 = n_0, n_1
         w_ptr += N * PLANE
-    if not SPLIT:
-        store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, True, BIAS)
-    else:
-        at = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
-        share = partial + pid.to(tl.int64) * splits * (BN * BM) + at
-        tl.store(share + split * (BN * BM), acc)
-        tl.debug_barrier()  # as in matmul_kernel
-        if tl.atomic_add(counters + pid, 1, sem="acq_rel") == splits - 1:
-            acc = tl.zeros([BN, BM], tl.float32)
-            for i in range(splits):
-                acc += tl.load(share + i * (BN * BM), cache_modifier=".cg")
-            tl.store(counters + pid, 0)
-            store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, True, BIAS)
+    tile = pid * 2 if HALVES else pid
+    store_share(
+        acc, row_scale, token_scale, bias, y, partial, counters, tile, split, splits, n, m, M, N, True, BIAS, SPLIT
+    )
+    if HALVES:
+        store_share(
+            other, row_scale, token_scale, bias, y, partial, counters, tile + 1, split, splits, n, m + PART, M, N, True,
+            BIAS, SPLIT,
+        )  # fmt: skip

@@ -47,6 +47,7 @@ def encoding(meta: dict[str, Any] | None) -> dict[str, Any]:
         "MAX": meta["max"], "SCALE": meta["scale"], "SHIFT": meta.get("shift", 0), "ABOVE": min(above, (1 << 23) - 1),
         "TARGET": targets[0], "OTHER": targets[1], "SECOND": meta["tensor_scale"] or 0.0,
         "CONSTANT": meta.get("constant", 0.0), "FUSED": not INTERPRETED,  # whose multiply-add rounds twice
+        "ASM": not INTERPRETED and torch.version.hip is None,
     }  # fmt: skip
 
 

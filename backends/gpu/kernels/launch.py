@@ -28,6 +28,11 @@ class Tile(NamedTuple):
     programs: int
     columns: int = 64
 
+    @property
+    def halves(self) -> bool:
+        """Whether the registers hold the sums of half of the tokens at a time."""
+        return self.rows * self.tokens > 128 * 128
+
 
 #: (most tokens, tile); ``None`` expands the weight for torch's product.
 _TILES: tuple[tuple[float, Tile | None], ...] = (
@@ -41,7 +46,8 @@ _TILES: tuple[tuple[float, Tile | None], ...] = (
 _EIGHT: tuple[tuple[float, Tile], ...] = (
     (16, Tile(64, 16, 4, 3, 528)),
     (64, Tile(64, 64, 4, 3, 264)),
-    (float("inf"), Tile(128, 128, 8, 4, 264)),
+    (640, Tile(128, 128, 8, 4, 264)),
+    (float("inf"), Tile(256, 128, 8, 3, 0)),
 )
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
@@ -63,12 +69,19 @@ def eight_tile_of(tokens: int) -> Tile:
     return _INTERPRETED if INTERPRETED else next(tile for most, tile in _EIGHT if tokens <= most)
 
 
-def rotation_of(values: int, bits: int = 16) -> tuple[int, int, int]:
-    """(programs, warps, stages) of the transform of rows of that many values of so many bits, padding included."""
-    stages = 2 if bits == 16 else 1
-    if values <= 4096:
-        return 1056, 2, stages
-    return 264, 8 if values <= 16384 else 16, stages
+def rotation_of(values: int, whole: bool, bits: int = 16) -> tuple[int, int, dict[str, int]]:
+    """(programs, pipeline stages, options of the launch) of the transform of rows of that many values, with padding.
+
+    ``whole`` rows of ``bits`` bits pass two matrices: two programs then share a multiprocessor, with half of its
+    registers each.
+    """
+    if INTERPRETED:
+        return 264, 1, {}
+    if values <= 8192:
+        return 1056, 1, {"num_warps": 4}
+    if bits == 16 and values <= 16384:
+        return 264, 2, {"num_warps": 8, "maxnreg": 128} if whole else {"num_warps": 8}
+    return 264, 1, {"num_warps": 8 if values <= 16384 else 16}
 
 
 def scaling_of(scaling: str, scales: str, dtype: str, tile: Tile) -> str:

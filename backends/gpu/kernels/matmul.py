@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .decode import decode_plane, group_scale
 
-__all__ = ["expand_kernel", "matmul_kernel", "store_product"]
+__all__ = ["expand_kernel", "matmul_kernel", "store_share"]
 
 
 @triton.jit
@@ -84,6 +84,29 @@ def store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN: tl.co
     tl.store(out, acc.to(y.dtype.element_ty), mask=(m[None, :] < M) & (n[:, None] < N))
 
 
+@triton.jit
+def store_share(
+    acc, row_scale, token_scale, bias, y, partial, counters, tile, split, splits, n, m, M, N, TOKEN: tl.constexpr,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """A tile of the product; with SPLIT there are several shares of it, which its last program adds up, in order."""
+    if not SPLIT:
+        store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
+    else:
+        BN: tl.constexpr = acc.shape[0]
+        BM: tl.constexpr = acc.shape[1]
+        at = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+        share = partial + tile.to(tl.int64) * splits * (BN * BM) + at
+        tl.store(share + split * (BN * BM), acc)
+        tl.debug_barrier()  # all shares of this program are written before it counts itself
+        if tl.atomic_add(counters + tile, 1, sem="acq_rel") == splits - 1:
+            acc = tl.zeros([BN, BM], tl.float32)
+            for i in range(splits):
+                acc += tl.load(share + i * (BN * BM), cache_modifier=".cg")
+            tl.store(counters + tile, 0)  # ready for the next launch
+            store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
+
+
 @triton.jit(do_not_specialize=["M"])
 def matmul_kernel(
     x, words, scales, zeros, table, row_scale, token_scale, bias, y, partial, counters, M, N, K, stride_x,
@@ -94,9 +117,8 @@ def matmul_kernel(
 ):  # fmt: skip
     """``y [M, N] = x [M, K] Wᵀ``: the decoded weight is the left operand, so that few tokens are the cheap side.
 
-    Program (tile, split) takes BN rows of the weight, BM tokens and its share of K. With SPLIT there are several
-    shares: the last program of a tile to finish adds them up, in order. Rows beyond the end repeat the last one and
-    are not stored.
+    Program (tile, split) takes BN rows of the weight, BM tokens and its share of K. Rows beyond the end repeat the
+    last one and are not stored.
     """
     PLANES: tl.constexpr = 2 if KIND == "byte-int" or KIND == "byte-float" else 4
     BK: tl.constexpr = PLANES * PLANE
@@ -159,19 +181,9 @@ def matmul_kernel(
             # Ends the sums of this tile: ptxas runs the matrix instructions one by one where they stay open.
             acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [acc], dtype=tl.float32, is_pure=False, pack=1)
 
-    if not SPLIT:
-        store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
-    else:
-        at = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
-        share = partial + pid.to(tl.int64) * splits * (BN * BM) + at
-        tl.store(share + split * (BN * BM), acc)
-        tl.debug_barrier()  # all shares of this program are written before it counts itself
-        if tl.atomic_add(counters + pid, 1, sem="acq_rel") == splits - 1:
-            acc = tl.zeros([BN, BM], tl.float32)
-            for i in range(splits):
-                acc += tl.load(share + i * (BN * BM), cache_modifier=".cg")
-            tl.store(counters + pid, 0)  # ready for the next launch
-            store_product(acc, row_scale, token_scale, bias, y, n, m, M, N, TOKEN, BIAS)
+    store_share(
+        acc, row_scale, token_scale, bias, y, partial, counters, pid, split, splits, n, m, M, N, TOKEN, BIAS, SPLIT
+    )
 
 
 @triton.jit(do_not_specialize=["first_row", "rows"])

@@ -45,13 +45,13 @@ class Bytes:
         if not INTERPRETED:
             codes = codes.view(torch.float8_e4m3fn if meta["floating"] else torch.int8)
         tiles = triton.cdiv(out_size, tile.rows) * triton.cdiv(rows, tile.tokens)
-        split = split_of(tile, tiles, words.shape[0]) if tiles <= self._counters.numel() else 1
+        split = split_of(tile, tiles, words.shape[0]) if 2 * tiles <= self._counters.numel() else 1
         partial = words.new_empty(tiles * split * tile.rows * tile.tokens if split > 1 else 0, dtype=torch.float32)
         eight_kernel[(tiles, split)](
             codes, words, self.tensors["scales"], self.tensors["row_scale"], x.scales, bias, y, partial,
             self._counters, rows, out_size, size, size, FLOAT=meta["floating"], GROUP=meta["tile_group"],
             PLANE=meta["plane"], BIAS=bias is not None, EVEN_K=size % meta["tile"] == 0, ASM=not INTERPRETED,
-            BN=tile.rows, BM=tile.tokens, SPLIT=split > 1, STAGES=tile.stages, num_warps=tile.warps,
+            BN=tile.rows, BM=tile.tokens, HALVES=tile.halves, SPLIT=split > 1, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
         return y
 

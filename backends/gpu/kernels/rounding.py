@@ -9,7 +9,38 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["effective_scale", "encode", "level_of", "quotient", "row_scale", "stored_scale"]
+__all__ = [
+    "effective_scale", "encode", "encode_pairs", "level_of", "magnitudes", "quotient", "row_scale", "stored_scale",
+]  # fmt: skip
+
+
+def _e2m1_pairs() -> str:
+    """PTX for the bytes of four pairs of E2M1 codes: low halves of $1 … $4, high halves of $5 … $8, as ``encode`` does.
+
+    The number to add is 1.5 · 2^22 quanta less those that the exponent brings in, so that bits 0 to 21 of the sum are
+    the code. Signs are in the highest bytes of the values.
+    """
+    text = "{ .reg .b32 e, u, v, w, s, t; .reg .f32 a, f; "
+    for word, values in (("w", (6, 2, 5, 1)), ("v", (8, 4, 7, 3))):
+        for i, value in enumerate(values):
+            text += f"abs.f32 a, ${value}; min.f32 a, a, 0f40C00000; mov.b32 e, a; and.b32 e, e, 0x7F800000; "  # 6
+            text += "max.s32 e, e, 0x3F800000; mov.b32 f, e; fma.rn.f32 a, f, 0f4ABFFF02, a; "
+            text += "mov.b32 u, a; shr.u32 e, e, 22; add.u32 u, u, e; "
+            text += f"mad.lo.u32 {word}, {word}, 16, u; " if i else f"mov.b32 {word}, u; "
+    text += "prmt.b32 w, w, v, 0x5410; "
+    for mask, (i, j, k, m) in (("0x80808080", (5, 6, 7, 8)), ("0x08080808", (1, 2, 3, 4))):
+        text += f"mov.b32 u, ${i}; mov.b32 v, ${j}; prmt.b32 s, u, v, 0x73; "
+        text += f"mov.b32 u, ${k}; mov.b32 v, ${m}; prmt.b32 t, u, v, 0x73; prmt.b32 s, s, t, 0x5410; "
+        text += "shr.u32 s, s, 4; " if mask == "0x08080808" else ""
+        text += f"lop3.b32 w, s, {mask}, w, 0xEA; "
+    return text + "mov.b32 $0, w; }"
+
+
+_INVERSE = tl.constexpr(
+    "{ .reg .f32 r, e; rcp.approx.ftz.f32 r, $1; neg.f32 e, r; fma.rn.f32 e, e, $1, 0f3F800000; "
+    "fma.rn.f32 e, e, r, r; neg.f32 $0, e; }"
+)
+_E2M1_PAIRS = tl.constexpr(_e2m1_pairs())
 
 
 @triton.jit
@@ -43,6 +74,22 @@ def encode(y, KIND: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, BI
 
 
 @triton.jit
+def encode_pairs(
+    y, KIND: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Codes of four bits of values ``[..., n, 2]`` as bytes ``[..., n]``, the first of a pair in the low half."""
+    low, high = tl.split(y)
+    if ASM and KIND == "float" and MANTISSA == 1:
+        out = tl.inline_asm_elementwise(
+            _E2M1_PAIRS, "=r,f,f,f,f,f,f,f,f", [low, high], dtype=tl.uint8, is_pure=True, pack=4
+        )
+    else:
+        first, second = encode(low, KIND, 4, MANTISSA, BIAS, MAX), encode(high, KIND, 4, MANTISSA, BIAS, MAX)
+        out = (first | (second << 4)).to(tl.uint8)
+    return out
+
+
+@triton.jit
 def level_of(y, KIND: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr):
     """The level that ``encode`` rounds to."""
     y = tl.minimum(tl.maximum(y, -MAX), MAX)
@@ -55,6 +102,21 @@ def level_of(y, KIND: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr, 
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def magnitudes(v, ASM: tl.constexpr):
+    """The largest magnitude along axis 2, as bits: their order is that of the numbers, with infinity and NaN above."""
+    if ASM:
+        bits = tl.reduce(tl.abs(v), 2, _larger).to(tl.int32, bitcast=True)
+    else:
+        bits = tl.max(v.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 2)
+    return bits
+
+
+@triton.jit
 def row_scale(amax, TARGET: tl.constexpr, SECOND: tl.constexpr):
     """The second-level scale of a row from its largest magnitude: ``amax / (TARGET · SECOND)``, 1 where that is 0."""
     scale = tl.div_rn(amax, tl.full(amax.shape, TARGET * SECOND, tl.float32))
@@ -62,9 +124,38 @@ def row_scale(amax, TARGET: tl.constexpr, SECOND: tl.constexpr):
 
 
 @triton.jit
+def _divided(negative, divisor, inverse, zero, CORRECTIONS: tl.constexpr):
+    """``-negative / divisor`` from ``inverse``, the reciprocal of ``-divisor``, as long as nothing under- or overflows.
+
+    Two of Markstein's corrections round it correctly; one tells the sides of a border of two or three bits, which was
+    tried for every mantissa of a divisor. ``zero`` is -0, which changes no sum, or 0, which takes the sign of a zero.
+    """
+    out = tl.fma(negative, inverse, zero)
+    for _ in tl.static_range(CORRECTIONS):
+        out = tl.fma(tl.fma(divisor, out, negative), inverse, out)  # in this order a zero keeps its sign
+    return out
+
+
+@triton.jit
+def _negative_inverse(divisor, ASM: tl.constexpr):
+    """``-1 / divisor`` rounded correctly, for divisors whose reciprocals are normal (ASM: tried for every mantissa)."""
+    if ASM:
+        out = tl.inline_asm_elementwise(_INVERSE, "=f,f", [divisor], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        out = tl.div_rn(tl.full(divisor.shape, -1.0, tl.float32), divisor)
+    return out
+
+
+@triton.jit
+def _into_range(divisor):
+    """Powers of two that bring very small and very large divisors where their reciprocals are normal."""
+    return tl.where(divisor < 1e-30, 1.8446744073709552e19, tl.where(divisor > 1e30, 5.421010862427522e-20, 1.0))
+
+
+@triton.jit
 def stored_scale(
     amax, second, TARGET: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, ABOVE: tl.constexpr,
-    HAS_SECOND: tl.constexpr,
+    HAS_SECOND: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
     """The scale of groups as it is stored: (value, code), where the code of a float32 scale is the value.
 
@@ -79,9 +170,23 @@ def stored_scale(
         code = tl.where(broken, 255, exponent)
     else:
         # Zeros, of which padding is full, take a division's slow way: one stands for them meanwhile.
-        value = tl.div_rn(tl.where(bits == 0, 1.0, amax), tl.full(amax.shape, TARGET, tl.float32))
+        filled = tl.where(bits == 0, 1.0, amax)
+        target = tl.full(amax.shape, TARGET, tl.float32)
+        if SCALE == "e4m3" and HAS_SECOND and FUSED:
+            if tl.min(tl.min(second, 1), 0) < 1e-30:  # else what underflows is far below the smallest E4M3 number
+                value = tl.div_rn(filled, target)
+            else:
+                value = _divided(-filled, target, -1.0 / TARGET, 0.0, 2)
+        else:
+            value = tl.div_rn(filled, target)
         if HAS_SECOND:
-            value = tl.div_rn(value, second)
+            if SCALE == "e4m3" and FUSED:
+                power = _into_range(second)
+                divisor = second * power
+                inverse = tl.div_rn(tl.full(second.shape, -1.0, tl.float32), divisor)
+                value = _divided(value * -power, divisor, inverse, 0.0, 2)
+            else:
+                value = tl.div_rn(value, second)
         value = tl.where(bits == 0, 0.0, value)
         if SCALE == "e4m3":
             code, value = _float_code(tl.minimum(value, 448.0), 3, 7)
@@ -105,31 +210,35 @@ def effective_scale(value, second, HAS_SECOND: tl.constexpr):
 
 
 @triton.jit
-def quotient(v, scale, POWER: tl.constexpr, FUSED: tl.constexpr):
-    """``v / scale`` rounded once, and 0 where the scale is 0: ``v [rows, groups, group]``, ``scale [rows, groups]``.
+def quotient(
+    v, factor, scale, second, POWER: tl.constexpr, BY_ROW: tl.constexpr, CORRECTIONS: tl.constexpr,
+    FUSED: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """``v · factor / scale`` rounded once, and 0 where the scale is 0: ``v [rows, groups, group]``, ``scale [rows,
+    groups]``; ``v · factor`` by itself is exact, or a rounding that the caller leaves to this.
 
     A division is dear, and dearer still by numbers as small as the scales of zeros. By powers of two (POWER) a
-    product is the same; else, with FUSED multiply-add, the reciprocal of each group and two of Markstein's
-    corrections give the correctly rounded quotient, as long as nothing under- or overflows.
+    product is the same; else, with FUSED multiply-add, one reciprocal for each group is enough. BY_ROW: scales are 0
+    or E4M3 numbers times ``second [rows, 1]``.
     """
     if POWER:
         bits = scale.to(tl.int32, bitcast=True)
         inverse = tl.where(bits == 0x400000, 0x7F000000, 0x7F000000 - bits)  # of 2^-127, a subnormal
         inverse = tl.where(inverse == 0, 0x400000, inverse)
-        out = v * inverse.to(tl.float32, bitcast=True)[:, :, None]
+        out = v * (inverse.to(tl.float32, bitcast=True) * factor)[:, :, None]
     else:
-        divisor = tl.where(scale == 0, float("inf"), scale)
+        none = scale == 0
+        usual = tl.where(none, 1.0, scale)
         if FUSED:
-            inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), tl.where(scale == 0, 1.0, scale))
-            y = tl.broadcast_to(tl.where(scale == 0, 0.0, inverse)[:, :, None], v.shape)
-            negative = tl.broadcast_to(-scale[:, :, None], v.shape)
-            out = v * y
-            out = tl.fma(tl.fma(negative, out, v), y, out)
-            out = tl.fma(tl.fma(negative, out, v), y, out)
-            usual = tl.where(scale == 0, 1.0, tl.abs(scale))
-            if (tl.min(tl.min(usual, 1), 0) < 1e-30) | (tl.max(tl.max(usual, 1), 0) > 1e30):
-                out = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
+            power = _into_range(second if BY_ROW else tl.abs(usual))
+            divisor = usual * power
+            inverse = tl.where(none, 0.0, _negative_inverse(divisor, ASM))
+            zero = tl.where(none, 0, -0x80000000).to(tl.float32, bitcast=True)  # no zero with a sign there
+            divisor = tl.broadcast_to(divisor[:, :, None], v.shape)
+            inverse = tl.broadcast_to(inverse[:, :, None], v.shape)
+            zero = tl.broadcast_to(zero[:, :, None], v.shape)
+            out = _divided(v * (-factor * power)[:, :, None], divisor, inverse, zero, CORRECTIONS)
         else:
-            out = tl.div_rn(v, tl.broadcast_to(divisor[:, :, None], v.shape))
-        out = tl.where(tl.broadcast_to(scale[:, :, None], v.shape) == 0, 0.0, out)  # no zero with a sign
+            out = tl.div_rn(v * factor, tl.broadcast_to(usual[:, :, None], v.shape))
+            out = tl.where(tl.broadcast_to(none[:, :, None], v.shape), 0.0, out)
     return out

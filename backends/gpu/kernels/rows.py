@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rounding import effective_scale, encode, level_of, quotient, row_scale, stored_scale
+from .rounding import effective_scale, encode, encode_pairs, level_of, magnitudes, quotient, row_scale, stored_scale
 
-__all__ = ["quantize_tile", "rows_kernel"]
+__all__ = ["quantize_tile", "rows_kernel", "store_codes"]
 
 
 @triton.jit
@@ -45,34 +45,34 @@ def _value(
 
 @triton.jit
 def quantize_tile(
-    v, second, amax, KIND: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr,
+    v, factor, second, amax, KIND: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr,
     MAX: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, ABOVE: tl.constexpr, TARGET: tl.constexpr,
-    OTHER: tl.constexpr, HAS_SECOND: tl.constexpr, FUSED: tl.constexpr,
+    OTHER: tl.constexpr, HAS_SECOND: tl.constexpr, FUSED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Codes ``[rows, groups, group]`` of values in that shape, and the stored scales ``[rows, groups]``.
+    """Values over their scales, still to be rounded, and the stored scales ``[rows, groups]``.
 
-    ``amax [rows, groups]``; ``second [rows, 1]``. With OTHER, a second target, each group takes the better one.
+    The values are ``v [rows, groups, group]`` times ``factor``, ``amax [rows, groups]`` their largest magnitudes;
+    ``second [rows, 1]``. With OTHER, a second target, each group takes the better one.
     """
-    value, stored = stored_scale(amax, second, TARGET, SCALE, SHIFT, ABOVE, HAS_SECOND)
+    value, stored = stored_scale(amax, second, TARGET, SCALE, SHIFT, ABOVE, HAS_SECOND, FUSED)
     POWER: tl.constexpr = SCALE == "e8m0" and not HAS_SECOND
+    BY_ROW: tl.constexpr = SCALE == "e4m3" and HAS_SECOND
+    ENOUGH: tl.constexpr = 1 if KIND == "float" and MANTISSA == 1 else 2
     effective = effective_scale(value, second, HAS_SECOND)
-    y = quotient(v, effective, POWER, FUSED)
+    y = quotient(v, factor, effective, second, POWER, BY_ROW, ENOUGH, FUSED, ASM)
     if OTHER > 0:
-        value_2, stored_2 = stored_scale(amax, second, OTHER, SCALE, SHIFT, ABOVE, HAS_SECOND)
+        value_2, stored_2 = stored_scale(amax, second, OTHER, SCALE, SHIFT, ABOVE, HAS_SECOND, FUSED)
         effective_2 = effective_scale(value_2, second, HAS_SECOND)
-        y_2 = quotient(v, effective_2, POWER, FUSED)
-        off = level_of(y, KIND, MANTISSA, BIAS, MAX) * effective[:, :, None] - v
-        off_2 = level_of(y_2, KIND, MANTISSA, BIAS, MAX) * effective_2[:, :, None] - v
+        y_2 = quotient(v, factor, effective_2, second, POWER, BY_ROW, ENOUGH, FUSED, ASM)
+        # Errors over the binade of the group, whose squares neither vanish nor overflow.
+        binade = tl.maximum(0x7F000000 - (amax.to(tl.int32, bitcast=True) & 0x7F800000), 0x800000)
+        unit = binade.to(tl.float32, bitcast=True)[:, :, None]
+        off = (level_of(y, KIND, MANTISSA, BIAS, MAX) * effective[:, :, None] - v * factor) * unit
+        off_2 = (level_of(y_2, KIND, MANTISSA, BIAS, MAX) * effective_2[:, :, None] - v * factor) * unit
         better = tl.sum(off_2 * off_2, 2) < tl.sum(off * off, 2)
         y = tl.where(better[:, :, None], y_2, y)
         stored = tl.where(better, stored_2, stored)
-    return encode(y, KIND, BITS, MANTISSA, BIAS, MAX), stored
-
-
-@triton.jit
-def magnitude_of(v):
-    """Magnitudes as bits, whose order is that of the numbers, with infinity and NaN above all."""
-    return v.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return y, stored
 
 
 @triton.jit(do_not_specialize=["count", "repeat"])
@@ -81,7 +81,7 @@ def rows_kernel(
     FORM: tl.constexpr, WEIGHT: tl.constexpr, QUANTIZE: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
     BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr, SCALE: tl.constexpr,
     SHIFT: tl.constexpr, ABOVE: tl.constexpr, TARGET: tl.constexpr, OTHER: tl.constexpr, SECOND: tl.constexpr,
-    CONSTANT: tl.constexpr, FUSED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CONSTANT: tl.constexpr, FUSED: tl.constexpr, ASM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``[count, size]`` through FORM, to ``y`` or, with QUANTIZE, to codes.
 
@@ -113,9 +113,9 @@ def rows_kernel(
                 at = start + tl.arange(0, BLOCK)[None, :]
                 mask = at < size
                 v = _value(x, other, third, row, other_row, at, mask, size, stride, other_stride, inverse, FORM, WEIGHT)
-                bits = magnitude_of(v)
-                # A second-level scale looks at finite values only; a broken group has a broken scale of its own.
-                top = tl.maximum(top, tl.max(tl.where(bits < 0x7F800000, bits, 0) if SECOND > 0 else bits, 1))
+                if SECOND > 0:  # looks at finite values only; a broken group has a broken scale of its own
+                    v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
+                top = tl.maximum(top, tl.max(magnitudes(v.reshape(ROWS, 1, BLOCK), ASM), 1))
             highest = top.to(tl.float32, bitcast=True)[:, None]
         if SECOND > 0:
             second = row_scale(highest, TARGET, SECOND)
@@ -128,10 +128,10 @@ def rows_kernel(
             )
             PER: tl.constexpr = GROUP if GROUP else BLOCK
             v = v.reshape(ROWS, BLOCK // PER, PER)
-            amax = highest if GROUP == 0 else tl.max(magnitude_of(v), 2).to(tl.float32, bitcast=True)
-            code, stored = quantize_tile(v, second, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE,
-                                         TARGET, OTHER, SECOND > 0 or CONSTANT > 0, FUSED)  # fmt: skip
-            store_codes(code, codes, row, index < count, start, width, BITS, ROWS, BLOCK)
+            amax = highest if GROUP == 0 else magnitudes(v, ASM).to(tl.float32, bitcast=True)
+            v, stored = quantize_tile(v, 1.0, second, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE,
+                                      TARGET, OTHER, SECOND > 0 or CONSTANT > 0, FUSED, ASM)  # fmt: skip
+            store_codes(v, codes, row, index < count, start, width, KIND, BITS, MANTISSA, BIAS, MAX, ASM, ROWS, BLOCK)
             if GROUP:
                 g = start // PER + tl.arange(0, BLOCK // PER)[None, :]
                 inside = (g < width // PER) & (index < count)[:, None]
@@ -141,14 +141,15 @@ def rows_kernel(
 
 
 @triton.jit
-def store_codes(code, codes, row, valid, start, width, BITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Codes as bytes ``[count, width · BITS / 8]``, the first of two in the low half."""
+def store_codes(
+    y, codes, row, valid, start, width, KIND: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr, MAX: tl.constexpr, ASM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rounds, and stores codes as bytes ``[count, width · BITS / 8]``, the first of two in the low half."""
     if BITS == 4:
-        low, high = tl.split(code.reshape(ROWS, BLOCK // 2, 2))
-        at = start // 2 + tl.arange(0, BLOCK // 2)[None, :]
-        mask = (at < width // 2) & valid[:, None]
-        tl.store(codes + row * (width // 2) + at, (low | (high << 4)).to(tl.uint8), mask=mask)
+        pairs = y.reshape(ROWS, y.shape[1], y.shape[2] // 2, 2)
+        code = encode_pairs(pairs, KIND, MANTISSA, BIAS, MAX, ASM).reshape(ROWS, BLOCK // 2)
     else:
-        at = start + tl.arange(0, BLOCK)[None, :]
-        mask = (at < width) & valid[:, None]
-        tl.store(codes + row * width + at, code.reshape(ROWS, BLOCK).to(tl.uint8), mask=mask)
+        code = encode(y, KIND, BITS, MANTISSA, BIAS, MAX).reshape(ROWS, BLOCK).to(tl.uint8)
+    at = start * BITS // 8 + tl.arange(0, BLOCK * BITS // 8)[None, :]
+    tl.store(codes + row * (width * BITS // 8) + at, code, mask=(at < width * BITS // 8) & valid[:, None])

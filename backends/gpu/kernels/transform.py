@@ -64,9 +64,9 @@ class Transform:
 
     def _pieces(self, rows: Tensor, activation: dict[str, Any] | None) -> Tensor:
         """Rows, or where nothing depends on whole rows, pieces of them that make more and smaller programs."""
-        block, whole = self._plan["right_size"], {"left", "before", "after"} & self.tensors.keys()
+        block, whole = self._plan["right_size"], {"left", "before", "signs", "after"} & self.tensors.keys()
         by_row = activation is not None and (activation["group"] is None or activation["tensor_scale"] is not None)
-        vectors = max(16, 4096 // triton.next_power_of_2(block))
+        vectors = max(16, 8192 // triton.next_power_of_2(block))
         if whole or by_row or rows.numel() % (vectors * block):
             return rows
         return rows.contiguous().view(-1, vectors * block)
@@ -76,16 +76,17 @@ class Transform:
         parts = (rows,) * 3 if activation is None else (result.codes, result.scales, result.tensor_scale)
         a, b = (max(16, triton.next_power_of_2(n)) for n in (rows.shape[1] // right, right))
         terms_x, terms = self._terms(rows.dtype)
-        programs, warps, stages = rotation_of(a * b, 8 * rows.element_size())
+        programs, stages, options = rotation_of(a * b, "left" in self.tensors, 8 * rows.element_size())
         rotate_kernel[(min(rows.shape[0], programs),)](
-            rows, *(self.tensors.get(name, rows) for name in ("left", "right", "before", "after")),
+            rows, *(self.tensors.get(name, rows) for name in ("left", "right", "before", "signs", "after")),
             result if activation is None else rows, *(rows if part is None else part for part in parts),
             rows.shape[0], rows.stride(0), plan["factor"], A=rows.shape[1] // right, B=right, A_PAD=a, B_PAD=b,
-            LEFT="left" in self.tensors, RIGHT="right" in self.tensors, BEFORE="before" in self.tensors,
-            AFTER="after" in self.tensors, TERMS_X=terms_x, TERMS=terms,
+            LEFT="left" in self.tensors, RIGHT="right" in self.tensors,
+            BEFORE="signs" if "signs" in self.tensors else "values" if "before" in self.tensors else "",
+            AFTER="after" in self.tensors, LEVELS=plan["levels"], TERMS_X=terms_x, TERMS=terms,
             DOT=triton.language.float32 if INTERPRETED else triton.language.bfloat16,
             PRECISION="ieee" if INTERPRETED or torch.version.hip else "tf32x3", QUANTIZE=activation is not None,
-            **encoding(activation), STAGES=stages, num_warps=warps,
+            **encoding(activation), STAGES=stages, **options,
         )  # fmt: skip
 
     def _terms(self, dtype: torch.dtype) -> tuple[int, int]:
@@ -94,8 +95,8 @@ class Transform:
             return 0, 0
         if INTERPRETED:
             return 1, 1
-        signs = self._plan["signs"]  # diagonals that change no more than signs
-        return {torch.bfloat16: 1, torch.float16: 2}.get(dtype, 3) if signs else 3, 3 if dtype is torch.float32 else 2
+        wide = "before" in self.tensors  # a diagonal that changes more than signs
+        return 3 if wide else {torch.bfloat16: 1, torch.float16: 2}.get(dtype, 3), 3 if dtype is torch.float32 else 2
 
     def _steps(self, x: Tensor) -> Tensor:
         y = x.reshape(-1, self.meta["size"]).float()
