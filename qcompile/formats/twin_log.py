@@ -9,7 +9,6 @@ level. There is no zero.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ __all__ = ["TWIN_LOG_FORMATS", "TwinLogFormat", "TwinLogQuantized", "twin_log_le
 
 _CHUNK = 1 << 16
 _STEPS = (12, 16, 20, 24, 28, 32, 40, 48, 64)  # 64 s; tried beside the step that spans the whole half
-_SHRINKS = (1.0, 0.9, 0.8, 0.7)  # of the largest level
+_SHRINKS = (0.95, 0.9, 0.85, 0.8, 0.7)  # of the largest level
 
 
 def twin_log_levels(tops: Tensor, steps: Tensor, bits: int) -> Tensor:
@@ -109,26 +108,28 @@ class TwinLogFormat:
         top, last = halves.amax(-1), 2 ** (self.bits - 1) - 1
         least = halves.masked_fill(halves == 0, torch.inf).amin(-1)
         whole = ((top / least).clamp(min=1).log2() * (64 / last)).round().clamp(0, 255)
-        best, step, tops = torch.full_like(top, torch.inf), whole, store_scale(top, self.scale)
-        for shrink, tried in itertools.product(_SHRINKS, (whole, *_STEPS)):
-            some = tried if isinstance(tried, torch.Tensor) else torch.full_like(top, tried)
+        step, tops = whole, store_scale(top, self.scale)
+        best = _half_error(halves, tops, step, last)
+        for tried in _STEPS:  # the step with the largest value kept, then how much of that is clipped
+            some = torch.full_like(top, tried)
+            error = _half_error(halves, tops, some, last)
+            step, best = torch.where(error < best, some, step), torch.minimum(error, best)
+        for shrink in _SHRINKS:
             reach = store_scale(top * shrink, self.scale)
-            error = _half_error(halves, reach, some / 64, last)
-            better = error < best
-            best, step = torch.where(better, error, best), torch.where(better, some, step)
-            tops = torch.where(better, reach, tops)
+            error = _half_error(halves, reach, step, last)
+            tops, best = torch.where(error < best, reach, tops), torch.minimum(error, best)
         return tops, step.to(torch.uint8)
 
 
 def _half_error(halves: Tensor, top: Tensor, step: Tensor, last: int) -> Tensor:
-    """Squared error of the positive values among ``halves`` on the grid ``top · 2^(-step · j)``, ``j = 0 … last``."""
+    """Squared error of the positive values among ``halves`` on ``top · 2^(-step · j / 64)``, ``j = 0 … last``."""
     import torch
 
-    top, step = top.unsqueeze(-1), step.unsqueeze(-1)
-    index = (torch.log2(top / halves) / step).nan_to_num_(0).floor_().clamp_(0, last)
-    above = top * torch.exp2(-step * index)
-    below = top * torch.exp2(-step * (index + 1).clamp_(max=last))
-    error = torch.minimum((above - halves).abs_(), (halves - below).abs_())
+    top, step = top.unsqueeze(-1), step.unsqueeze(-1) / -64
+    index = (torch.log2(halves / top) / step).nan_to_num_(0).floor_().clamp_(0, last)
+    above = top * torch.exp2(step * index)
+    below = torch.where(index < last, above * torch.exp2(step), above)
+    error = torch.minimum(above.sub_(halves).abs_(), below.sub_(halves).abs_())
     return error.masked_fill_(halves == 0, 0).square_().sum(-1)
 
 
