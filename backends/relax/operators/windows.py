@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
@@ -49,44 +50,78 @@ def _conv(g: Builder, node: ir.Node, x: Value, weight: Value, bias: Value | None
     op = {1: relax.op.nn.conv1d, 2: relax.op.nn.conv2d, 3: relax.op.nn.conv3d}.get(len(kernel))
     if op is None:
         raise refuse(node, f"{len(kernel)} spatial axes are not supported")
-    strides, dilations, pads = _window(g, node, x, kernel)
+    window = strides, dilations, pads = _window(g, node, x, kernel)
     groups = node.attributes.get_int("group", 1)
     if groups == 1 and not g.lanes.threads and g.dtype(x) == "float32":
-        out = _as_product(g, node, x, weight, (strides, dilations, pads))
+        out = _as_product(g, node, x, weight, window)
+    elif g.shape(weight)[1] == 1 and known.product(kernel) <= _MOST_TAPS:
+        out = _channel_by_channel(g, x, weight, window)
     else:
         out = g.emit(op(x, weight, strides, pads, dilations, groups))
     return out if bias is None else _add_channels(g, out, g.tensor(bias))
 
 
-def _as_product(
-    g: Builder, node: ir.Node, x: relax.Expr, weight: relax.Expr, window: tuple[list[int], list[int], list[int]]
-) -> relax.Expr:
+#: Taps of a kernel that are written out one by one.
+_MOST_TAPS = 64
+
+_Window = tuple[list[int], list[int], list[int]]
+
+
+def _places(sizes: list[Any], kernel: list[int], window: _Window) -> list[Any]:
+    """Sizes of the result."""
+    strides, dilations, pads = window
+    ends = zip(sizes, kernel, strides, dilations, pads[: len(kernel)], pads[len(kernel) :], strict=True)
+    return [
+        known.simplify(tirx.floordiv(known.expression(n + low + high - (k - 1) * d - 1), s) + 1)
+        for n, k, s, d, low, high in ends
+    ]
+
+
+def _padded(t: Any, lead: tuple, own: list[Any], sizes: list[Any], pads: list[int]) -> tirx.Expr:
+    """An element of the input, or the zero beside it."""
+    ends = zip(own, sizes, pads[: len(own)], pads[len(own) :], strict=True)
+    inside = [c for i, n, low, high in ends for c in ([i >= 0] if low else []) + ([i < n] if high else [])]
+    value = t[(*lead, *own)]
+    return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, t.dtype)) if inside else value
+
+
+def _as_product(g: Builder, node: ir.Node, x: relax.Expr, weight: relax.Expr, window: _Window) -> relax.Expr:
     """The weight ``[outputs, channels · kernel]`` times the columns ``[batch, channels · kernel, places]``."""
     (batch, channels, *sizes), (outputs, _, *kernel) = g.shape(x), g.shape(weight)
     strides, dilations, pads = window
-    lows, highs = pads[: len(kernel)], pads[len(kernel) :]
-    places = [
-        known.simplify(tirx.floordiv(known.expression(n + low + high - (k - 1) * d - 1), s) + 1)
-        for n, k, s, d, low, high in zip(sizes, kernel, strides, dilations, lows, highs, strict=True)
-    ]
-    zero = tirx.const(0, "float32")
+    places, depth = _places(sizes, kernel, window), known.product([channels, *kernel])
 
     def element(t: Any, b: Any, c: Any, *index: Any) -> tirx.Expr:
         taps, at = index[: len(kernel)], index[len(kernel) :]
-        own = [p * s + k * d - low for p, k, s, d, low in zip(at, taps, strides, dilations, lows, strict=True)]
-        inside = [c for i, n, low, high in zip(own, sizes, lows, highs, strict=True)
-                  for c in ([i >= 0] if low else []) + ([i < n] if high else [])]  # fmt: skip
-        value = t[(b, c, *own)]
-        return tirx.if_then_else(tirx.all(*inside), value, zero) if inside else value
+        own = [p * s + k * d - low for p, k, s, d, low in zip(at, taps, strides, dilations, pads, strict=False)]
+        return _padded(t, (b, c), own, sizes, pads)
 
-    depth = known.product([channels, *kernel])
-    if all(n == 1 for n in (*kernel, *strides)) and not any(pads):
-        columns = x
-    else:
-        columns = g.compute([batch, channels, *kernel, *places], element, "columns", x)
+    points = all(n == 1 for n in (*kernel, *strides)) and not any(pads)
+    columns = x if points else g.compute([batch, channels, *kernel, *places], element, "columns", x)
     columns = g.reshape(columns, [batch, depth, known.product(places)])
     out = multiply(g, node, g.reshape(weight, [1, outputs, depth]), columns)
     return g.reshape(out, [batch, outputs, *places])
+
+
+def _channel_by_channel(g: Builder, x: relax.Expr, weight: relax.Expr, window: _Window) -> relax.Expr:
+    """Every output reads one channel: its taps are written out, for LLVM to make vectors along the last axis."""
+    (batch, channels, *sizes), (outputs, _, *kernel) = g.shape(x), g.shape(weight)
+    strides, dilations, pads = window
+    count, zero = len(kernel), tirx.const(0, "int64")
+    if any(pads):
+        wide = [known.simplify(n + low + high) for n, low, high in zip(sizes, pads[:count], pads[count:], strict=True)]
+        lows = pads[:count]
+        x = g.compute([batch, channels, *wide], lambda t, b, c, *i: _padded(
+            t, (b, c), [at - low for at, low in zip(i, lows, strict=True)], sizes, pads), "pad", x)  # fmt: skip
+
+    def element(t: Any, w: Any, b: Any, o: Any, *at: Any) -> tirx.Expr:
+        total: Any = tirx.const(0, t.dtype)
+        for taps in np.ndindex(*kernel):
+            own = [p * s + k * d for p, k, s, d in zip(at, taps, strides, dilations, strict=True)]
+            total = total + t[(b, tirx.floordiv(o, outputs // channels), *own)] * w[(o, zero, *taps)]
+        return total
+
+    return g.compute([batch, outputs, *_places(sizes, kernel, window)], element, "taps", x, weight)
 
 
 def _add_channels(g: Builder, x: relax.Expr, bias: relax.Expr) -> relax.Expr:
@@ -112,9 +147,9 @@ def _pool(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
     name = "max_pool" if node.op_type == "MaxPool" else "avg_pool"
     op = getattr(relax.op.nn, f"{name}{len(kernel)}d")
     strides, dilations, pads = _window(g, node, x, kernel)
-    counted = (
-        {}
-        if node.op_type == "MaxPool"
-        else {"count_include_pad": bool(node.attributes.get_int("count_include_pad", 0))}
-    )
+    padding = bool(node.attributes.get_int("count_include_pad", 0))
+    counted = {} if node.op_type == "MaxPool" else {"count_include_pad": padding}
+    if not padding:  # some models ask for windows that are far larger than what they look at
+        ends = zip(kernel, g.shape(x)[2:], pads[: len(kernel)], pads[len(kernel) :], dilations, strict=True)
+        kernel = [min(k, n + low + high) if isinstance(n, int) and d == 1 else k for k, n, low, high, d in ends]
     return g.emit(op(x, kernel, strides, pads, dilations, bool(node.attributes.get_int("ceil_mode", 0)), **counted))

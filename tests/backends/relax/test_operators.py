@@ -57,6 +57,14 @@ GRAPHS = {
                 "y = Conv <pads = [2, 2], dilations = [2]> (x, w)", 18),
     "depthwise": ("g (float[B, 4, N] x) => (float[B, 4, M] y) <float[4, 1, 3] w>",
                   "y = Conv <pads = [2, 0], group = 4> (x, w)", 18),
+    "two outputs a channel": ("g (float[B, 4, N, 5] x) => (float[B, 8, M, 3] y) <float[8, 1, 3, 3] w>",
+                              "y = Conv <pads = [1, 1, 1, 1], strides = [1, 2], group = 4> (x, w)", 18),
+    "in groups": ("g (float[B, 4, N] x) => (float[B, 6, M] y) <float[6, 2, 3] w>",
+                  "y = Conv <pads = [1, 1], group = 2> (x, w)", 18),
+    "a window larger than the input": (
+        "g (float[B, 2, 3, 2] x) => (float[B, 2, 1, 1] y)", "y = AveragePool <kernel_shape = [9, 9], ceil_mode = 1, "
+        "strides = [9, 9]> (x)", 18,
+    ),
     "points": ("g (float[B, 4, N] x) => (float[B, 6, N] y) <float[6, 4, 1] w>", "y = Conv(x, w)", 18),
     "repeats that are known": (
         """g (float[N, 3] x) => (float[M, 3] y) <int64[1] at = {0}, int64 two = {2}, int64[1] one = {1},
