@@ -142,6 +142,7 @@ PEERS: dict[str, dict[str, Callable[[], Run]]] = {
     "int2-g32": {"onnxruntime": lambda: _ort(True, 2, 32), "torchao": lambda: _affine(2, 32, True)},
     "int3-g128": {"torchao": lambda: _affine(3, 128, True)},
     "q4_0": {"gguf": lambda: _gguf("Q4_0")},
+    "q5_0": {"gguf": lambda: _gguf("Q5_0")},
     "q8_0": {"gguf": lambda: _gguf("Q8_0")},
     "nf4-g64": {"bitsandbytes": lambda: _bitsandbytes("nf4")},
     "bnb-fp4-g64": {"bitsandbytes": lambda: _bitsandbytes("fp4")},
@@ -158,11 +159,14 @@ PEERS: dict[str, dict[str, Callable[[], Run]]] = {
     "mxfp6-e3m2": {},
     "mxfp8-e4m3": {"torchao": lambda: _torchao_mx("float8_e4m3fn", "FLOOR")},
     "mxfp8-e5m2": {"torchao": lambda: _torchao_mx("float8_e5m2", "FLOOR")},
+    "mxint4": {},
     "mxint8": {},
     "nvfp4": {"torchao": _torchao_nvfp4, "fouroversix": lambda: _fouroversix(scale_rule="static_6")},
     "nvfp4-4over6": {"fouroversix": lambda: _fouroversix(scale_rule="mse")},
     "nvfp4-16x16": {"fouroversix": lambda: _fouroversix(scale_rule="static_6", block_scale_2d=True)},
+    "int4-signedmax-g32": {},
     "int4-e4m3": {},
+    "e1m2-e4m3": {},
     "e2m1-ue5m3": {},
     "af4-g64": {},
     "higgs-p1-n16": {},
@@ -170,13 +174,21 @@ PEERS: dict[str, dict[str, Callable[[], Run]]] = {
     "e8p": {},
     "sinq-int4-g64": {},
     "turboquant4": {},
+    "eden4": {},
+    "llm-fp4-g64": {},
+    "nupes4-g64": {},
+    "twin-log4-g64": {},
+    "ptqtp-g128": {},
 }
+_ROW_SECONDS = 60  # after which a row takes no further turns; two are always taken
 
 
 def best_times(runs: dict[str, Callable[[], object]], repeat: int, clock: Callable[[], float]) -> dict[str, float]:
     """Best seconds of each, taken in turns."""
-    best = dict.fromkeys(runs, float("inf"))
+    best, begin = dict.fromkeys(runs, float("inf")), time.perf_counter()
     for turn in range(repeat + 1):
+        if turn > 1 and time.perf_counter() - begin > _ROW_SECONDS:
+            break
         for name, run in runs.items():
             start = clock()
             run()
