@@ -70,6 +70,19 @@ def _foreign(about: Mapping[str, Any]) -> str:
     return f"its processor has {', '.join(missing)}" if missing else ""
 
 
+def _check_sizes(about: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> None:
+    """Raises an InputError where a size that the graph gives one name is not the same everywhere."""
+    seen: dict[str, tuple[str, int]] = {}
+    for entry in about["inputs"]:
+        for name, size in zip(entry["shape"], inputs[entry["name"]].shape, strict=False):
+            first, other = seen.setdefault(name, (entry["name"], size)) if isinstance(name, str) else ("", size)
+            if other != size:
+                raise InputError(
+                    f"inputs '{first}' and '{entry['name']}' have sizes {other} and {size} where the graph says "
+                    f"'{name}' of both: give the two axes names of their own"
+                )
+
+
 def _run(
     main: Any, parameters: list[Any], about: Mapping[str, Any], inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -82,6 +95,7 @@ def _run(
         if str(array.dtype) != entry["dtype"]:
             raise InputError(f"input '{entry['name']}' has type {array.dtype}, but the artifact takes {entry['dtype']}")
         arguments.append(tvm.runtime.tensor(array))
+    _check_sizes(about, inputs)
     try:
         values = main(*arguments, *parameters)
     except Exception as error:  # TVM's errors have many types

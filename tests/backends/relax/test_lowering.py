@@ -346,3 +346,9 @@ def test_wrong_inputs(parse: Callable, lower: Callable) -> None:
         run({"x": np.zeros((2, 64))})
     with pytest.raises(InputError, match="TVM cannot run the artifact"):
         run({"x": np.zeros((2, 63), np.float32)})
+
+
+def test_sizes_of_one_name_are_equal(parse: Callable, lower: Callable) -> None:
+    run, _ = lower(parse("g (float[N, 2] x, float[N, 2] y) => (float[N, 2] z) { z = Add(x, y) }"))
+    with pytest.raises(InputError, match="inputs 'x' and 'y' have sizes 3 and 1 where the graph says 'N' of both"):
+        run({"x": np.zeros((3, 2), np.float32), "y": np.zeros((1, 2), np.float32)})
