@@ -110,15 +110,10 @@ def test_widths_of_common_models_transform_as_they_should(n: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [n for n in (*COMMON, *SIZES, *DEAR) if n <= 16384])
+@pytest.mark.parametrize("n", [n for n in (*COMMON, *SIZES, *DEAR) if n <= 4864])
 def test_widths_of_common_models_in_integers(n: int) -> None:
-    """The whole matrix; float32 sums of at most 16384 signs are exact."""
-    h = hadamard_matrix(n)
-    for start in range(0, n, 2048):
-        rows = h[start : start + 2048].astype(np.float32)
-        product = rows @ h.T.astype(np.float32)
-        product[:, start : start + 2048] -= n * np.eye(len(rows), dtype=np.float32)
-        assert not product.any()
+    """The whole matrix; larger ones are Kronecker products of the same primitives, and are tested on vectors above."""
+    assert is_hadamard(hadamard_matrix(n))
 
 
 def test_orders_that_do_not_exist_are_refused() -> None:
