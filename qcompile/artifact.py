@@ -46,9 +46,12 @@ class Artifact:
         if not path.is_file():
             raise InputError(f"'{folder}' is not an artifact: it has no {MANIFEST}")
         try:
-            return Artifact(Path(folder), json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
+            manifest = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"'{path}' is not readable as JSON: {error}") from error
+        if not isinstance(manifest, dict) or not manifest.keys() >= {"qcompile", "source", "sites", "runtimes"}:
+            raise InputError(f"'{path}' is not the manifest of an artifact")
+        return Artifact(Path(folder), manifest)
 
     def run(self, inputs: Mapping[str, np.ndarray], runtime: str | None = None) -> dict[str, np.ndarray]:
         """Run it once on named inputs.

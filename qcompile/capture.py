@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import operator
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -151,6 +152,10 @@ def check_weights(model: ir.Model, path: str) -> None:
     """Refuse weights that are not finite, and graphs without inputs, outputs or elements."""
     if not model.graph.outputs:
         raise InputError(f"'{path}' has no outputs")
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.graph is None and value.producer() is None:
+                raise InputError(f"'{path}' has no value '{value.name}', which {node.op_type} '{node.name}' reads")
     for name, value in _initializers(model):
         if value.dtype is None or not value.dtype.is_floating_point() or value.const_value.size == 0:
             continue
@@ -178,8 +183,8 @@ def _load_program(path: Path) -> torch.export.ExportedProgram:
 
     try:
         return torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"'{path}' is not a readable exported program: {error}") from error
+    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"'{path}' is not a readable exported program: {first_line(error)}") from error
 
 
 def _export_program(model: Any, inputs: Sequence[Any], dynamic_shapes: Any) -> torch.export.ExportedProgram:

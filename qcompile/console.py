@@ -19,7 +19,7 @@ __all__ = ["CommandGroup", "Progress", "budgets", "names", "say"]
 _MISTAKE, _BUG, _INTERRUPTED = 2, 1, 130
 
 #: Errors of the operating system that no program can do anything about.
-_SYSTEM = (PermissionError, NotADirectoryError, IsADirectoryError)
+_SYSTEM = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 

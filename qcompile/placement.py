@@ -85,12 +85,12 @@ def place(
     """
     if kind not in KINDS:
         raise InputError(f"unknown transforms '{kind}'; there are {', '.join(KINDS)}")
-    if kind == "none":
-        return Placement({}, {})
     for group in groups:
         own = (statistics or {}).get(group.value.name)
         group.probes = [probe(site, own) for site in group.sites]
         group.alphas = [(alphas or {}).get(site.name, 1.0) for site in group.sites]
+    if kind == "none":
+        return Placement({}, {})
     placement, partners = Placement({}, {}), _sharing(analysis, groups)
     barred = {group for group in groups if partners[group] is None}
     online = Online(analysis, scheme, kind, statistics or {}, price, seed, barred)

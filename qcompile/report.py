@@ -76,7 +76,7 @@ def build_manifest(
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
         },
-        "implementation": None if checked is None else _implementation(checked),
+        "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(sites, chosen, measured),
         "assignment": _assignment(chosen),
         "bytes": {"source": prepared.source.bytes, "artifact": _bytes_in(folder, lowered)},
@@ -110,6 +110,8 @@ def _sites(rotated: Rotated, chosen: Choice, plans: Sequence[Plan], lowered: Low
         entry = site_entry(analysis, site, chosen.ties.get(site.name, tied[site.name]))
         entry["transform_in"] = transforms.get(site.name, entry["transform_in"])
         entry["lowering"] = dict(lowered.sites.get(site.name, {}))
+        if (errors := rotated.prepared.state.notes.get("held_out", {}).get(site.name)) is not None:
+            entry["held_out"] = _numbers(errors)
         entry |= _choice(site, chosen, planned.get(site.name), lowered)
         entries.append(entry)
     return entries
@@ -159,8 +161,13 @@ def _unrotated(rotated: Rotated, sites: Sequence[Site], options: Options) -> lis
     reason = "none of the transforms that its space allows was predicted to lower the error enough"
     reason = "no transforms were asked for" if options.transforms == "none" else reason
     for site in sites:
-        if site.name not in blocked and transforms.get(site.name, {}).get("kind") == "none":
+        if transforms.get(site.name, {}).get("kind") != "none":
+            continue
+        if site.name not in blocked:
             entries.append({"site": site.name, "what": "rotating its input", "reason": reason})
+        elif site.input is not None and site.input.name in rotated.placement.errors:
+            what, why = "an online transform of its input", "none was predicted to lower the error by what it costs"
+            entries.append({"site": site.name, "what": what, "reason": why})
     return entries
 
 

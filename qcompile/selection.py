@@ -85,6 +85,8 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     for what, word, known in (("transforms", options.transforms, KINDS), ("method", options.method, METHODS)):
         if word not in known:
             raise InputError(f"unknown {what} '{word}'; there are {', '.join(known)}")
+    if options.device == "cuda" and not _has_cuda():
+        raise InputError("torch finds no CUDA device here: use --device cpu")
     for unit, bound in options.budget.items():
         if unit not in UNITS:
             raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
@@ -95,6 +97,12 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     least = min(scheme.bits for scheme in schemes)
     if options.budget.get("bits", least) < least:
         raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def choose(

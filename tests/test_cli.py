@@ -404,3 +404,49 @@ def test_choices_are_those_of_the_core() -> None:
     assert [*Method] == [*methods]
     assert [*Runtime] == [*RUNTIMES]
     assert [*Device] == ["cpu", "cuda"]
+
+
+# -- more of the user's mistakes: files that are something else ------------------------------------------------------
+
+
+def test_files_that_are_something_else(model: Path, data: Path) -> None:
+    folder = model.parent
+    (folder / "m.pt2").write_text("junk")
+    assert "not a readable exported program" in export_refused(folder / "m.pt2")
+    np.save(folder / "plain.npy", np.zeros((2, 64), np.float32))
+    (folder / "plain.npy").rename(folder / "plain.npz")
+    (folder / "cut.npz").write_bytes(data.read_bytes()[:300])
+    for name, reason in (("plain", "one array without a name"), ("cut", "not a readable .npz file")):
+        for option in ("--calibration", "--evaluation"):
+            assert reason in export_refused(model, option, folder / f"{name}.npz")
+
+
+def test_outputs_under_a_file(model: Path) -> None:
+    under = model / "under"
+    for command in (["rotate", model, "-o"], ["inspect", model, "--html"], ["inspect", model, "--json"]):
+        assert str(model) in refused(model.parent, *command, under)
+    assert str(model) in refused(model.parent, "export", model, "--target", "cpu-int4", "-o", under)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2]", "[1, 2"])
+def test_a_manifest_that_is_none(tmp_path: Path, data: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    for command in (["verify", tmp_path], ["inspect", tmp_path], ["run", tmp_path, "--inputs", data, "-o", data / "y"]):
+        assert "manifest.json" in refused(tmp_path, *command)
+
+
+def test_a_value_that_nothing_makes(model: Path) -> None:
+    made = graph(random_weights())
+    made.graph.node[2].input[0] = "nowhere"
+    onnx.save(made, model)
+    assert "has no value 'nowhere', which MatMul 'second' reads" in refused(model.parent, "inspect", model)
+
+
+def test_no_transforms_under_a_budget(model: Path) -> None:
+    more = ("--formats", "int4-g32,int8-g32", "--budget", "bits=5", "--transforms", "none", "-q")
+    done("export", model, "--target", "cpu-int4", "-o", model.parent / "out", *more)
+
+
+def test_cuda_where_there_is_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no CUDA device" in export_refused(model, "--device", "cuda")
