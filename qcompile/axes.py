@@ -122,6 +122,13 @@ class Axes:
         root = self.find(ref)
         return [child.through(root.mode) for child in root.node.children]
 
+    def segments(self, ref: Ref) -> list[Ref]:
+        """The consecutive segments of an axis, itself if it is no sum."""
+        root = self.find(ref)
+        if root.node.structure is not Structure.SUM:
+            return [root]
+        return [segment for child in self.children(root) for segment in self.segments(child)]
+
     def leaves(self, ref: Ref) -> list[Ref]:
         """All leaf roots under an axis, in order."""
         root = self.find(ref)

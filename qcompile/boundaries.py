@@ -64,7 +64,7 @@ def with_boundaries(analysis: Analysis) -> Analysis:
         if Freedom.ORTHOGONAL_ONES in space.freedom:
             continue
         waiting = _waiting(analysis, space)
-        if len({site.input for site in waiting}) > 1:  # else one transform will do
+        if len({site.input for site in waiting}) > 1 or not all(waiting.values()):  # else one transform will do
             uses = uses or analysis.uses()
             for value, readers in _separation(analysis, space, uses[space.node], waiting).items():
                 positions.setdefault(value, set()).update(readers)
@@ -73,10 +73,17 @@ def with_boundaries(analysis: Analysis) -> Analysis:
     return analyze(analysis.model) if positions else analysis
 
 
-def _waiting(analysis: Analysis, space: Space) -> list[Site]:
-    """The readers of a space of whose input no other part can rotate either."""
-    readers = [site for site in space.readers if site.input is not None]
-    return [site for site in readers if not any(map(_free, analysis.axes.leaves(site.ref_in)))]
+def _waiting(analysis: Analysis, space: Space) -> dict[Site, bool]:
+    """The readers for which a space cannot rotate, and whether an online transform in front of them would do.
+
+    It would not where another segment of their input rotates: then this one needs a transform before they are joined.
+    """
+    found = {}
+    for site in (site for site in space.readers if site.input is not None):
+        leaves = [analysis.axes.leaves(segment) for segment in analysis.axes.segments(site.ref_in)]
+        if not all(any(map(_free, own)) for own in leaves if any(leaf.node is space.node for leaf in own)):
+            found[site] = not any(_free(leaf) for own in leaves for leaf in own)
+    return found
 
 
 def _free(leaf: Ref) -> bool:
@@ -88,7 +95,7 @@ _Part = ir.Node | tuple[str, ir.Node]
 
 
 def _separation(
-    analysis: Analysis, space: Space, uses: Sequence[tuple[ir.Value, int]], waiting: Sequence[Site]
+    analysis: Analysis, space: Space, uses: Sequence[tuple[ir.Value, int]], waiting: Mapping[Site, bool]
 ) -> dict[ir.Value, set[ir.Node | None]]:
     """Values at which boundaries keep culprits from sites, with the readers that they keep from the rest.
 
@@ -110,10 +117,10 @@ def _separation(
         for part in _touching(value, space, outer):
             network.add_edge(part, ("in", value))
             network.add_edge(("out", value), part)
-    for site in waiting:
+    for site, in_front in waiting.items():
         network.add_edge(("read", site.node), ("read", site.input))
-        network.add_edge(("read", site.input), "sites", capacity=many)
-    _, (cut_off, _) = nx.minimum_cut(network, "culprits", "sites")
+        network.add_edge(("read", site.input), "sites", capacity=many if in_front else many * many)
+    _, (_, cut_off) = nx.minimum_cut(network.reverse(copy=False), "sites", "culprits")  # of equal cuts the widest
     cut = [v for v in values if ("in", v) in cut_off and ("out", v) not in cut_off]
     return {value: _cut_off(value, space, outer, cut_off) for value in cut}
 

@@ -58,16 +58,19 @@ def place_offline(analysis: Analysis, groups: Sequence[Group], online: Online, p
     """Choose the spaces that change basis, and what boundaries become."""
     found = candidates_of(analysis, groups, online, placement)
     walls = boundaries(analysis)
-    beside = {leaf.node for wall in walls for side in (wall.before, wall.after) for leaf in analysis.axes.leaves(side)}
-    costs = {node: (found[node].plain, found[node].changed) for node in found}
+    costs = {node: (item.plain, item.changed) for node, item in found.items()}
     fractions = {wall: _fraction(analysis, wall, found) for wall in walls}
     edges = [
         (*sides, _price_of(analysis, wall, found, fractions[wall], online))
         for wall in walls
         for sides in _sides(analysis, wall, found)
     ]
-    changed = minimum_cut({n: costs[n] for n in found if n in beside}, edges)
-    changed |= {node for node, (plain, other) in costs.items() if node not in beside and other < plain}
+    if online.forced:
+        costs, joined = _counts(analysis, groups, found)
+        edges += joined
+    tied = {node for edge in edges for node in edge[:2]}
+    changed = minimum_cut({node: pair for node, pair in costs.items() if node in tied}, edges)
+    changed |= {node for node, (plain, other) in costs.items() if node not in tied and other < plain}
     for node in found.keys() - changed:
         del placement.offline[node]
     _share(analysis, walls, changed, found, placement)
@@ -128,6 +131,25 @@ def _compare(
 
     made = orthogonal_candidates(node.size, online.scheme(readers[0]), online.kind, seed, node.freedom)
     return {"none": error(chosen)} | {name: error({**chosen, node: item}) for name, item in made.items()}, made
+
+
+def _counts(
+    analysis: Analysis, groups: Sequence[Group], found: Mapping[Node, Candidate]
+) -> tuple[dict[Node, tuple[float, float]], list[tuple[Node, Node, float]]]:  # fmt: skip
+    """With forced transforms: how many online ones a space saves, and the spaces that change together or not at all.
+
+    The segments of one input do, because a transform in front of its readers would mix them. A little more than one
+    for each input, so that of as many online transforms those that serve whole spaces are taken.
+    """
+    still, saved, joined = Node(1), dict.fromkeys(found, 0.0), []
+    for group in groups:
+        segments = [analysis.axes.leaves(segment) for segment in analysis.axes.segments(group.ref)]
+        nodes = [next((leaf.node for leaf in leaves if leaf.node in found), still) for leaves in segments]
+        free = set(nodes) - {still}
+        for node in free:
+            saved[node] += (1 + 0.5 / (len(groups) + 1)) / len(free)
+        joined += [(a, b, 2.0) for a, b in zip(nodes, nodes[1:], strict=False) if a is not b]
+    return {node: (count, 0.0) for node, count in saved.items()}, joined
 
 
 def _allowed(node: Node) -> bool:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
+from qcompile.graph import opset
 from qcompile.rules.elementwise import aligned, equal_numbers, is_one, is_read, zero
 from qcompile.spaces import Analysis, Norm, label, rule
 
@@ -110,7 +111,19 @@ def lp_norm(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], refs)
 
 
-@rule("Softmax", "LogSoftmax", "Hardmax")
+@rule("Hardmax")
+def hardmax(analysis: Analysis, node: ir.Node) -> None:
+    """Of equal elements the first is taken, so places have a meaning; before opset 13 all axes from the given one on."""
+    refs = analysis.refs(node.inputs[0])
+    default = -1 if opset(analysis.model) >= 13 else 1
+    axis = node.attributes.get_int("axis", default) % len(refs)
+    for i, ref in enumerate(refs):
+        kept = Freedom.NONE if i >= axis else Freedom.PERMUTATION
+        analysis.axes.constrain(ref, kept, f"{label(node)} takes the first of equal elements")
+    analysis.set(node.outputs[0], refs)
+
+
+@rule("Softmax", "LogSoftmax")
 @rule("BiasSoftmax", domain="com.microsoft")
 def softmax(analysis: Analysis, node: ir.Node) -> None:
     """Exponentials are taken one by one, their sum does not depend on the order."""

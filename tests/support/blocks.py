@@ -5,6 +5,8 @@ Sizes are chosen so that a space is known by its size: a stream of 32, heads of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,17 +68,18 @@ class Attention(nn.Module):
         qk_norm: the class of a norm on queries and keys.
         causal: whether a position sees only earlier ones.
         fused: one projection for queries, keys and values.
-        stacked: its result is shaped ``[3, heads, head]`` and then cut, rather than cut and then shaped.
+        layout: how its result is shaped, then cut: ``[3, heads, head]`` ("parts"), ``[heads, 3, head]`` ("heads"), or
+            ``[kv_heads, shared + 2, head]`` ("groups"); it is cut and then shaped if empty.
         context: the width of what keys and values are made from, the input itself if ``None``.
     """
 
     def __init__(
         self, *, kv_heads: int = HEADS, rope: float = 0.0, qk_norm: type[nn.Module] | None = None, causal: bool = True,
-        bias: bool = False, fused: bool = False, stacked: bool = False, context: int | None = None,
+        bias: bool = False, fused: bool = False, layout: str = "", context: int | None = None,
         size: int = STREAM,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.stacked, self.kv_heads, self.rope, self.causal = stacked, kv_heads, rope, causal
+        self.layout, self.kv_heads, self.rope, self.causal = layout, kv_heads, rope, causal
         self.widths = [HEADS * HEAD, kv_heads * HEAD, kv_heads * HEAD]
         self.qkv = nn.Linear(size, sum(self.widths), bias) if fused else None
         read = [size, context or size, context or size]
@@ -87,8 +90,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        if self.stacked:
-            parts = self.qkv(x).unflatten(-1, (3, HEADS, HEAD)).unbind(2)
+        if self.layout:
+            parts = self.cut(self.qkv(x))
         elif self.qkv is not None:
             parts = [part.unflatten(-1, (-1, HEAD)) for part in self.qkv(x).split(self.widths, -1)]
         else:
@@ -107,6 +110,15 @@ class Attention(nn.Module):
             scores = scores.masked_fill(torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1), -1e9)
         mixed = scores.softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def cut(self, made: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values ``[batch, length, heads, head]`` out of one projection."""
+        if self.layout == "parts":
+            return made.unflatten(-1, (3, HEADS, HEAD)).unbind(2)
+        if self.layout == "heads":
+            return made.unflatten(-1, (HEADS, 3, HEAD)).unbind(3)
+        groups = made.unflatten(-1, (self.kv_heads, HEADS // self.kv_heads + 2, HEAD))
+        return groups[..., :-2, :].flatten(2, 3), groups[..., [-2], :].flatten(2, 3), groups[..., [-1], :].flatten(2, 3)
 
 
 class FeedForward(nn.Module):

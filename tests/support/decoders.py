@@ -9,8 +9,8 @@ from blocks import HEAD, HEADS, HIDDEN, STREAM, VOCABULARY, Attention, Gated, RM
 from torch import Tensor, nn
 
 __all__ = [
-    "BatchedExperts", "Cached", "Decoder", "DenseExperts", "GatheredExperts", "LatentAttention", "ParallelDecoder",
-    "SandwichDecoder", "alibi", "experts", "window",
+    "BatchedExperts", "Cached", "Decoder", "DenseExperts", "GatheredExperts", "InterleavedExperts", "LatentAttention",
+    "ParallelDecoder", "SandwichDecoder", "SinkAttention", "alibi", "experts", "window",
 ]  # fmt: skip
 
 
@@ -112,6 +112,24 @@ class LatentAttention(nn.Module):
         return self.out((scores.masked_fill(mask, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+class SinkAttention(Attention):
+    """Each head may look at nothing: one more score, learned, whose value is zero."""
+
+    def __init__(self) -> None:
+        super().__init__(kv_heads=2, rope=1.0, bias=True)
+        self.sinks = nn.Parameter(torch.zeros(HEADS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (-1, HEAD)).transpose(1, 2) for p in self.projections)
+        q, k = rotary(q), rotary(k)
+        k, v = (part.repeat_interleave(HEADS // self.kv_heads, 1) for part in (k, v))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = (q @ k.transpose(-2, -1) / HEAD**0.5).masked_fill(mask, -1e9)
+        sinks = self.sinks[None, :, None, None].expand(x.shape[0], -1, x.shape[1], 1)
+        mixed = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
 # -- mixtures of experts -----------------------------------------------------------------------------------------
 
 EXPERTS = 4
@@ -161,6 +179,24 @@ class GatheredExperts(StackedExperts):
         gate = torch.einsum("td,tkdf->tkf", rows, self.gate[chosen])
         made = torch.einsum("tkf,tkfd->tkd", nn.functional.silu(gate) * up, self.down[chosen])
         return (made * weights[..., None]).sum(1).unflatten(0, x.shape[:2])
+
+
+class InterleavedExperts(nn.Module):
+    """Gates and values in turn along one axis, clamped, with a bias for each expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(STREAM, EXPERTS)
+        self.up, self.down = (nn.Parameter(torch.empty(EXPERTS, *n)) for n in ((STREAM, 2 * HIDDEN), (HIDDEN, STREAM)))
+        self.up_bias, self.down_bias = (nn.Parameter(torch.empty(EXPERTS, n)) for n in (2 * HIDDEN, STREAM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.router(x).softmax(-1).flatten(0, 1)
+        rows = x.flatten(0, 1)[None].expand(EXPERTS, -1, -1)
+        made = rows @ self.up + self.up_bias[:, None]
+        gate, value = made[..., ::2].clamp(max=7.0), made[..., 1::2].clamp(-7.0, 7.0)
+        made = (value + 1) * gate * torch.sigmoid(1.7 * gate) @ self.down + self.down_bias[:, None]
+        return (made * weights.T[..., None]).sum(0).unflatten(0, x.shape[:2])
 
 
 def experts(kind: type[nn.Module]) -> Decoder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from blocks import HEAD, HEADS, STREAM, Attention, FeedForward
+from blocks import HEAD, HEADS, HIDDEN, STREAM, Attention, FeedForward, RMSNorm, rotary
 from torch import Tensor, nn
 
-__all__ = ["DiT", "MMDiT"]
+__all__ = ["DiT", "MMDiT", "SingleStream"]
 
 #: Features of what conditions a network.
 CONDITION = 24
@@ -63,3 +63,24 @@ class MMDiT(nn.Module):
             x = x + m[2] * out(part)
             results.append(x + m[5] * layer(self.norm(x) * (1 + m[4]) + m[3]))
         return self.leave(results[0]) + results[1].mean(1, keepdim=True)[..., :24]
+
+
+class SingleStream(nn.Module):
+    """One projection in front of attention and feed-forward layer, one behind both; norms on queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(16, STREAM), nn.Linear(STREAM, 24)
+        self.modulation, self.norm = nn.Linear(CONDITION, 3 * STREAM), nn.LayerNorm(STREAM, elementwise_affine=False)
+        self.first, self.second = nn.Linear(STREAM, 3 * STREAM + HIDDEN), nn.Linear(STREAM + HIDDEN, STREAM)
+        self.query_norm, self.key_norm = RMSNorm(HEAD), RMSNorm(HEAD)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        x = self.enter(tokens)
+        shift, scale, gate = self.modulation(F.silu(condition))[:, None].chunk(3, -1)
+        qkv, hidden = self.first(self.norm(x) * (1 + scale) + shift).split([3 * STREAM, HIDDEN], -1)
+        q, k, v = qkv.unflatten(-1, (3, HEADS, HEAD)).permute(2, 0, 3, 1, 4)
+        q, k = rotary(self.query_norm(q)), rotary(self.key_norm(k))
+        mixed = ((q @ k.transpose(-2, -1) / HEAD**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + gate * self.second(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], -1))
+        return self.leave(x)

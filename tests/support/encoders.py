@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from blocks import HIDDEN, STREAM, VOCABULARY, Attention, FeedForward, Gated, RMSNorm
 from torch import Tensor, nn
 
-__all__ = ["ConvNeXt", "EncoderDecoder", "PostNormEncoder", "UNet", "VisionTransformer", "Windowed"]
+__all__ = [
+    "ConvNeXt", "EncoderDecoder", "MergedKeys", "PostNormEncoder", "RelativePositions", "TwoTowers", "UNet",
+    "VisionTransformer", "Windowed",
+]  # fmt: skip
 
 
 class PostNormEncoder(nn.Module):
@@ -53,6 +56,76 @@ class EncoderDecoder(nn.Module):
         y = y + self.cross(self.norms[1](y), context)
         y = y + self.write(self.norms[2](y))
         return self.head(self.norms[3](y))
+
+
+class RelativePositions(nn.Module):
+    """An encoder and a decoder of one table, which is the head as well, with a learned bias for each distance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.bias = nn.Embedding(VOCABULARY, STREAM), nn.Embedding(8, 4)
+        self.encode, self.decode = Attention(causal=False), Attention()
+        self.cross = Attention(causal=False, context=STREAM)
+        self.layers = nn.ModuleList(FeedForward(False) for _ in range(2))
+        self.norms = nn.ModuleList(RMSNorm() for _ in range(7))
+
+    def distances(self, length: int) -> Tensor:
+        place = torch.arange(length)
+        return self.bias((place[:, None] - place).clamp(-4, 3) + 4).permute(2, 0, 1)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        x, y = self.table(source), self.table(target)
+        x = x + self.encode(self.norms[0](x), bias=self.distances(source.shape[1]))
+        x = x + self.layers[0](self.norms[1](x))
+        y = y + self.decode(self.norms[2](y), bias=self.distances(target.shape[1]))
+        y = y + self.cross(self.norms[3](y), self.norms[4](x))
+        y = y + self.layers[1](self.norms[5](y))
+        return F.linear(self.norms[6](y) * STREAM**-0.5, self.table.weight)
+
+
+class TwoTowers(nn.Module):
+    """Text and image, each behind a projection of unit length, compared with each other."""
+
+    WIDE, SHARED = 40, 24
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.patches = nn.Embedding(VOCABULARY, STREAM), nn.Conv2d(3, self.WIDE, 2, 2)
+        self.token = nn.Parameter(torch.zeros(1, 1, self.WIDE))
+        self.mixers = nn.ModuleList([Attention(bias=True), Attention(bias=True, causal=False, size=self.WIDE)])
+        self.layers = nn.ModuleList([FeedForward(), FeedForward(size=self.WIDE)])
+        self.norms = nn.ModuleList(nn.LayerNorm(n) for n in (STREAM, self.WIDE) for _ in range(3))
+        self.leave = nn.ModuleList(nn.Linear(n, self.SHARED, False) for n in (STREAM, self.WIDE))
+        self.warmth = nn.Parameter(torch.zeros(()))
+
+    def tower(self, i: int, x: Tensor) -> Tensor:
+        x = x + self.mixers[i](self.norms[3 * i](x))
+        x = x + self.layers[i](self.norms[3 * i + 1](x))
+        return F.normalize(self.leave[i](self.norms[3 * i + 2](x)[:, 0]), dim=-1)
+
+    def forward(self, ids: Tensor, image: Tensor) -> Tensor:
+        places = self.patches(image).flatten(2).transpose(1, 2)
+        image = torch.cat([self.token.expand(places.shape[0], -1, -1), places], 1)
+        return self.warmth.exp() * self.tower(0, self.words(ids)) @ self.tower(1, image).T
+
+
+class MergedKeys(nn.Module):
+    """Keys and values are made of places that a strided convolution of the stream merges, behind a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.merge = nn.Conv2d(3, STREAM, 2, 2), nn.Conv2d(STREAM, STREAM, 2, 2)
+        self.mixer, self.layer = Attention(bias=True, causal=False, context=STREAM), FeedForward()
+        self.norms, self.head = nn.ModuleList(nn.LayerNorm(STREAM) for _ in range(4)), nn.Linear(STREAM, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        places = self.patches(image)
+        x = places.flatten(2).transpose(1, 2)
+        y = self.norms[0](x)
+        merged = self.merge(y.transpose(1, 2).unflatten(2, places.shape[2:])).flatten(2).transpose(1, 2)
+        x = x + self.mixer(y, self.norms[1](merged))
+        x = x + self.layer(self.norms[2](x))
+        return self.head(self.norms[3](x).mean(1))
 
 
 class VisionTransformer(nn.Module):

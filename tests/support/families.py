@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from audio import AudioEncoder, ConvolutionalPositions
 from blocks import Attention, FeedForward, PlusOneNorm, RMSNorm, randomize
 from decoders import (
     BatchedExperts,
@@ -26,15 +27,27 @@ from decoders import (
     Decoder,
     DenseExperts,
     GatheredExperts,
+    InterleavedExperts,
     LatentAttention,
     ParallelDecoder,
     SandwichDecoder,
+    SinkAttention,
     alibi,
     experts,
     window,
 )
-from diffusion import DiT, MMDiT
-from encoders import ConvNeXt, EncoderDecoder, PostNormEncoder, UNet, VisionTransformer, Windowed
+from diffusion import DiT, MMDiT, SingleStream
+from encoders import (
+    ConvNeXt,
+    EncoderDecoder,
+    MergedKeys,
+    PostNormEncoder,
+    RelativePositions,
+    TwoTowers,
+    UNet,
+    VisionTransformer,
+    Windowed,
+)
 from state_spaces import Hybrid, Mamba1, Mamba2, StateSpaceModel
 from torch import nn
 
@@ -83,8 +96,15 @@ FAMILIES = {
         lambda: Decoder(lambda: Attention(bias=True, fused=True, rope=1.0), FeedForward, layer_norm), **DECODER
     ),
     "fused projection, stacked": Family(
-        lambda: Decoder(lambda: Attention(bias=True, fused=True, stacked=True, rope=1.0), FeedForward, layer_norm),
+        lambda: Decoder(lambda: Attention(bias=True, fused=True, layout="parts", rope=1.0), FeedForward, layer_norm),
         **DECODER,
+    ),
+    "fused projection, heads first": Family(
+        lambda: Decoder(lambda: Attention(fused=True, layout="heads", rope=1.0, qk_norm=RMSNorm)), **DECODER
+    ),
+    "fused projection, groups of heads": Family(
+        lambda: ParallelDecoder(lambda: Attention(fused=True, layout="groups", rope=1.0, kv_heads=2), FeedForward,
+                                layer_norm), **DECODER
     ),
     "gated, rotary, grouped heads": Family(lambda: Decoder(lambda: Attention(kv_heads=2, rope=1.0)), **DECODER),
     "tied embedding": Family(lambda: Decoder(lambda: Attention(rope=1.0), tied=True), **DECODER),
@@ -116,6 +136,10 @@ FAMILIES = {
     "experts one by one": Family(lambda: experts(DenseExperts), {32: 1, 8: 2}, {(48, 32): 8}),
     "experts batched": Family(lambda: experts(BatchedExperts), {32: 1, 8: 2}, {(48, 4 * 32): 2}),
     "experts gathered": Family(lambda: experts(GatheredExperts), {32: 1, 8: 2}, {(48, 4 * 32): 2}),
+    # What a head looks at besides is a number, gates and values in turn are a factor of two: neither is in the way.
+    "attention sinks, experts with interleaved gates": Family(
+        lambda: Decoder(SinkAttention, InterleavedExperts), {32: 1, 8: 2}, {(48, 4 * 32): 2}
+    ),
     # The low ranks behind their norms rotate like streams; V to O within a head.
     "latent attention": Family(lambda: Decoder(LatentAttention), {32: 1, 24: 2, 16: 2, 8: 2}, {(48, 32): 2}),
     # A scale on the stream itself, which the residual path reads as well: V to O is left, and behind the last scale
@@ -126,6 +150,27 @@ FAMILIES = {
     ),
     "encoder and decoder": Family(
         EncoderDecoder, {40: 1, 32: 1, 8: 3}, {(48, 40): 1, (48, 32): 1}, (IDS, IDS + 1), (TEXT, TEXT),
+    ),
+    # One table for both streams and the head, so both streams are one space; the biases are numbers on scores.
+    "relative positions, one table": Family(
+        RelativePositions, {32: 1, 8: 3}, {(48, 32): 2}, (IDS, IDS + 1), (TEXT, TEXT)
+    ),
+    # The space in which they are compared has a rotation of its own, which no site reads.
+    "two towers": Family(
+        TwoTowers, {40: 1, 32: 1, 8: 2}, {(48, 40): 1, (48, 32): 1}, (IDS, torch.randn(2, 3, 6, 6)), (TEXT, ROWS)
+    ),
+    # The stream begins behind a GELU: one online transform there. Kernels over several places are no sites of any.
+    "audio encoder": Family(
+        AudioEncoder, {32: 1, 8: 2}, {(48, 32): 2}, (torch.randn(2, 6, 8),), (ROWS,), boundaries=1
+    ),
+    # A grouped convolution reads where the stream begins, and a GELU is added: one online transform behind the sum.
+    "convolutional positions": Family(
+        ConvolutionalPositions, {32: 1, 8: 2}, {(48, 32): 2, (20, 32): 1}, (torch.randn(2, 7, 20),), (ROWS,),
+        because={20: "comes from outside"}, boundaries=1,
+    ),
+    # The convolution mixes channels as a matrix does; what it writes is a stream of its own behind its norm.
+    "keys of merged places": Family(
+        MergedKeys, {32: 2, 8: 1}, {(48, 32): 1}, (torch.randn(2, 3, 8, 8),), (ROWS,)
     ),
     "vision transformer": Family(VisionTransformer, {32: 1, 8: 1}, {(48, 32): 1}, **IMAGE),
     "layer scale": Family(lambda: VisionTransformer(True), {32: 1, 8: 1}, {(48, 32): 1}, **IMAGE),
@@ -161,6 +206,11 @@ FAMILIES = {
     "dit": Family(
         DiT, {8: 1}, {(32, 96): 1, (32, 48): 1, (48, 32): 1, (32, 24): 1, (24, 256): 1},
         (torch.randn(2, 1, 4, 4), torch.randn(2, 24)), (ROWS, ROWS), because={32: "multiplies along the axis"},
+    ),
+    # Of what the last projection reads, attention's part rotates within heads, the other by one online transform.
+    "single-stream block": Family(
+        SingleStream, {8: 1, 48: 1}, {(16, 32): 1, (24, 96): 1, (32, 144): 1, (32, 24): 1},
+        (torch.randn(2, 5, 16), torch.randn(2, 24)), (ROWS, ROWS), because={32: "multiplies along the axis"}, boundaries=1,
     ),
     # Two streams share the heads of one attention.
     "mmdit": Family(
