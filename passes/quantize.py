@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from qcompile.calibration import Statistics
 from qcompile.errors import InputError
-from qcompile.formats import Quantized, compute_scales, quantize, search_scales
+from qcompile.formats import Format, Quantized, compute_scales, quantize, search_scales
 from qcompile.groups import Group
 from qcompile.pipeline import State
 from qcompile.scoring import weight_matrix
@@ -59,7 +59,10 @@ class Quantize:
             factors = _Factors(group, transform, self.statistics.get(group.value.name), self.device)
             for site in group.sites:
                 scheme = self.schemes[site.name]
-                plans.append(Plan(site.name, scheme, self._round(state, site, scheme, factors)))
+                rounded = self._round(state, site, scheme, factors)
+                if rounded is not None and rounded.format != scheme.weight:
+                    scheme = replace(scheme, weight=rounded.format)
+                plans.append(Plan(site.name, scheme, rounded))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
         for site in self.tables:
@@ -73,6 +76,10 @@ class Quantize:
         if scheme.weight is None:
             return None
         weight = weight_matrix(site).to(self.device)
+        if not isinstance(scheme.weight, Format):
+            if self.method == "search" or (self.method == "gptq" and factors.usable):
+                state.decline(site.name, self.method, f"it chooses no scales for the codebook of {scheme.weight.name}")
+            return _to_cpu(scheme.weight.quantize(weight).as_table())
         if self.method == "gptq" and factors.usable:
             from qcompile.gptq import gptq
 
@@ -89,8 +96,6 @@ class Quantize:
 
 
 def _to_cpu(quantized: Quantized) -> Quantized:
-    from dataclasses import replace
-
     def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.cpu()
 

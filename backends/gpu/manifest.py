@@ -23,7 +23,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
 BANDWIDTH = {"sm_90": 3.0e12, "sm_100": 8.0e12, "sm_103": 8.0e12, "sm_120": 1.79e12, "gfx950": 8.0e12}
 
 _INT4 = tuple(f"{kind}4-g{group}" for kind in ("int", "uint") for group in (128, 64, 32))
-_TABLES = tuple(f"{name}-g{group}" for name in ("nf4", "af4") for group in (64, 128, 32))
+_TABLES = tuple(f"{name}-g{group}" for name in ("nf4", "af4") for group in (64, 128, 32)) + ("higgs-p1-n16",)
 _INT8 = tuple(f"{kind}8-g{group}" for kind in ("int", "uint") for group in (128, 64, 32)) + ("int8-channel",)
 _NVFP4 = ("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448")
 _MXFP4 = ("mxfp4-even", "mxfp4", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "mxfp4-mrgptq")

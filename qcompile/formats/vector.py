@@ -14,12 +14,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from qcompile.errors import InputError
-from qcompile.formats.format import ScaleType
+from qcompile.formats.format import Format, ScaleType
 from qcompile.formats.grids import grid_tensor, higgs_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qcompile.formats.quantizer import Quantized
     from qcompile.transforms import Transform
 
 __all__ = ["Correction", "VECTOR_FORMATS", "VectorFormat", "VectorQuantized"]
@@ -208,6 +209,26 @@ class VectorQuantized:
             return values * scales[part].unsqueeze(-1)
 
         return decode_lines(self.shape, self.axis, scales, decode, group)
+
+
+    def as_table(self) -> Quantized:
+        """The same values in a block format of table levels: of one value a code, on a grid, not rotated.
+
+        Raises:
+            InputError: for other formats.
+        """
+        import torch
+
+        from qcompile.formats.elements import table_element
+        from qcompile.formats.quantizer import Quantized
+
+        fmt = self.format
+        if fmt.dimension != 1 or fmt.lattice != "grid" or fmt.rotated:
+            raise InputError(f"no target runs '{fmt.name}': its codes are not levels of single values")
+        levels = [level * fmt.stretch for (level,) in higgs_grid(1, 2**fmt.code_bits)]
+        group = None if self.scales.shape[-1] == 1 else self.codes.shape[-1]
+        scalar = Format(fmt.name, table_element(fmt.name, levels), group, fmt.scale)
+        return Quantized(scalar, self.shape, self.axis, self.codes.flatten(-2).to(torch.uint8), self.scales)
 
 
 def _root_mean_square(rows: Tensor, counts: Tensor) -> Tensor:

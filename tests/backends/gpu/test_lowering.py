@@ -204,3 +204,14 @@ def test_kernels_are_compiled_ahead(target: str, scheme: str, tmp_path: Path) ->
     binaries = [name for name in said.files if name.endswith((".cubin", ".hsaco"))]
     assert {Path(name).parent.name for name in binaries} == set(ARCHITECTURES[target])
     assert all((tmp_path / name).read_bytes()[:4] == b"\x7fELF" for name in binaries)
+
+
+@pytest.mark.slow
+def test_a_codebook_is_exported_as_a_table(tmp_path: Path) -> None:
+    from qcompile.compiler import Options, export
+
+    options = Options(target="hopper-int4", formats=("higgs-p1-n16",))
+    artifact = export(ZOO / "language_model.onnx", options, tmp_path / "artifact")
+    formats = {site["format"] for site in artifact.manifest["sites"]}
+    assert "higgs-p1-n16" in formats
+    assert artifact.manifest["runtimes"]["triton"]["rel_l2_to_reference"] < ROUNDING

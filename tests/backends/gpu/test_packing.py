@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcompile.errors import TargetError
+from qcompile.errors import InputError, TargetError
 from qcompile.formats import get_format, quantize
 from qcompile.targets import Scheme
 from qcompile.transforms import BlockDiagonal, Hadamard, Permutation
@@ -49,6 +49,19 @@ def test_expanding_gives_the_weight_to_the_bit_or_a_rounding(name: str) -> None:
     # The product of level, group scale and tensor scale is taken in another order.
     torch.testing.assert_close(out, expected, rtol=2.0**-22, atol=0)
     assert meta["splits"] == [70, 33]
+
+
+@pytest.mark.parametrize("size", [328, 1536])  # a group as long as the row, and one and a half
+def test_a_codebook_of_single_values_is_packed_as_a_table(size: int) -> None:
+    q = get_format("higgs-p1-n16").quantize(torch.randn(70, size) * 0.02)
+    table = q.as_table()
+    assert torch.equal(table.dequantize(), q.dequantize())
+    arrays, meta = packing.pack([table], Scheme(table.format), "sm_90")
+    out = torch.empty(70, size)
+    Linear(tensors_of(arrays), meta).product.expand(out, 0)
+    torch.testing.assert_close(out, q.dequantize(), rtol=2.0**-22, atol=0)
+    with pytest.raises(InputError, match="higgs-p2-n16"):
+        get_format("higgs-p2-n16").quantize(torch.randn(2, 64)).as_table()
 
 
 def test_float_words_hold_every_bit_once() -> None:
