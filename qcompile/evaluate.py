@@ -28,6 +28,10 @@ INLINE_BYTES = 1 << 26
 _LIGHT_BYTES = 1 << 10
 
 
+#: Optimizers of onnxruntime 1.31 that end the process on some graphs: a product of a value that was transposed and cast.
+CRASHING = ["MatmulTransposeFusion"]
+
+
 class Session:
     """One loaded graph.
 
@@ -49,7 +53,9 @@ class Session:
         if isinstance(model, ir.Model):
             model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
+            )
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
         self.inputs = [value.name for value in self._session.get_inputs() if value.name not in self._weights]

@@ -210,7 +210,8 @@ FAMILIES = {
     # Of what the last projection reads, attention's part rotates within heads, the other by one online transform.
     "single-stream block": Family(
         SingleStream, {8: 1, 48: 1}, {(16, 32): 1, (24, 96): 1, (32, 144): 1, (32, 24): 1},
-        (torch.randn(2, 5, 16), torch.randn(2, 24)), (ROWS, ROWS), because={32: "multiplies along the axis"}, boundaries=1,
+        (torch.randn(2, 5, 16), torch.randn(2, 24)), (ROWS, ROWS), because={32: "multiplies along the axis"},
+        boundaries=1,
     ),
     # Two streams share the heads of one attention.
     "mmdit": Family(

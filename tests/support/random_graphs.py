@@ -14,6 +14,7 @@ import changes
 import numpy as np
 import onnx_ir as ir
 from cases import SIZES, Case, constants, resize
+from onnx.checker import ValidationError
 from rule_tables import CASES
 
 from qcompile.capture import example_inputs
@@ -82,11 +83,14 @@ def grow(seed: int) -> Graph:
 
 
 def _runs(graph: Graph) -> bool:
-    """Whether all operators exist in one type: one may be missing in float64, its neighbour in float32."""
-    model = graph.model()
+    """Whether all operators exist in one type, and each in one meaning.
+
+    One may be missing in float64, its neighbour in float32; one operator cannot be two functions in a graph.
+    """
     try:
+        model = graph.model()
         changes.evaluate_exactly(to_double(model), example_inputs(model, seed=graph.seed, sizes=SYMBOLS))
-    except (InputError, NotImplementedError, RuntimeError, ValueError, TypeError, IndexError):
+    except (InputError, NotImplementedError, RuntimeError, ValueError, TypeError, IndexError, ValidationError):
         return False
     return True
 
