@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -37,7 +38,8 @@ class Quantize:
         tables: embedding tables, which read nothing.
         schemes: by site name.
         statistics: of the untransformed inputs, by value name.
-        method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none.
+        method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none, or where
+            that is better on rows that were held out.
         device: where torch computes.
     """
 
@@ -51,7 +53,10 @@ class Quantize:
     name: ClassVar[str] = "quantize"
 
     def apply(self, state: State) -> bool:
-        """Leaves ``plans`` in ``state.notes``; the graph keeps its weights until it is lowered."""
+        """Leaves ``plans`` in ``state.notes``, and ``held_out``: how GPTQ compares with rounding, by site.
+
+        The graph keeps its weights until it is lowered.
+        """
         if self.method not in METHODS:
             raise InputError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
         plans: list[Plan] = []
@@ -80,19 +85,43 @@ class Quantize:
             if self.method == "search" or (self.method == "gptq" and factors.usable):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {scheme.weight.name}")
             return _to_cpu(scheme.weight.quantize(weight).as_table())
-        if self.method == "gptq" and factors.usable:
-            from qcompile.gptq import gptq
-
-            result = gptq(weight, factors.get(), scheme.weight, scales="search")
-            if result.damping > 0.011:
-                reason = f"its inputs needed a damping of {result.damping:g}"
-                state.decline(site.name, "the usual damping of GPTQ", reason)
-            return _to_cpu(result.quantized)
-        if self.method == "gptq" and factors.unusable is not None:
-            state.decline(site.name, "GPTQ", f"{factors.unusable}, so it is rounded to nearest")
         scales = search_scales if self.method == "search" else compute_scales
         importance = {"weight": factors.importance} if self.method == "search" else {}
-        return quantize(weight, scheme.weight, scales=scales(weight, scheme.weight, **importance))
+        nearest = quantize(weight, scheme.weight, scales=scales(weight, scheme.weight, **importance))
+        if self.method == "gptq" and factors.usable:
+            return _to_cpu(self._learned(state, site, weight, nearest, factors))
+        if self.method == "gptq" and factors.unusable is not None:
+            state.decline(site.name, "GPTQ", f"{factors.unusable}, so it is rounded to nearest")
+        return _to_cpu(nearest)
+
+    def _learned(
+        self, state: State, site: Site, weight: torch.Tensor, nearest: Quantized, factors: _Factors
+    ) -> Quantized:
+        """GPTQ's weight, unless rounding to nearest errs less on rows that GPTQ has not seen."""
+        from qcompile.gptq import gptq
+
+        result = gptq(weight, factors.get(), nearest.format, scales="search")
+        if result.damping > 0.011:
+            reason = f"its inputs needed a damping of {result.damping:g}"
+            state.decline(site.name, "the usual damping of GPTQ", reason)
+        if not len(factors.held_out):
+            return result.quantized
+        errors = {
+            way: _error(weight, rounded.dequantize(), factors.held_out)
+            for way, rounded in (("gptq", result.quantized), ("nearest", nearest))
+        }
+        state.notes.setdefault("held_out", {})[site.name] = errors
+        if errors["gptq"] <= errors["nearest"]:
+            return result.quantized
+        reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less: {:.3g} < {:.3g}"
+        state.decline(site.name, "GPTQ", reason.format(errors["nearest"], errors["gptq"]))
+        return nearest
+
+
+def _error(weight: torch.Tensor, rounded: torch.Tensor, rows: torch.Tensor) -> float:
+    """``‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖²``."""
+    exact = rows @ weight.T
+    return float((rows @ (rounded.to(weight) - weight).T).square().sum() / exact.square().sum().clamp_min(1e-30))
 
 
 def _to_cpu(quantized: Quantized) -> Quantized:
@@ -111,6 +140,12 @@ class _Factors:
         self.usable = statistics is not None and self.unusable is None
         self._make: Callable[[], torch.Tensor] = lambda: _transformed(statistics, transform).to(device)
         self._factor: Factor | None = None
+        self._held_out: Callable[[], torch.Tensor] = lambda: _moved(statistics.held_out, transform).to(device)
+
+    @cached_property
+    def held_out(self) -> torch.Tensor:
+        """Rows of the input that the second moment has not seen, ``[rows, size]``."""
+        return self._held_out()
 
     @property
     def importance(self) -> torch.Tensor | None:
@@ -134,6 +169,14 @@ def _unusable(statistics: Statistics) -> str | None:
     if statistics.rows < size:
         return f"calibration data has {statistics.rows} rows for its {size} features"
     return None
+
+
+def _moved(rows: np.ndarray, transform: Transform | None) -> torch.Tensor:
+    """``x Tᵀ``."""
+    import torch
+
+    moved = torch.from_numpy(rows)
+    return moved if transform is None else transform.apply(moved, -1)
 
 
 def _transformed(statistics: Statistics, transform: Transform | None) -> torch.Tensor:

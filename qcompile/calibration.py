@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,12 +20,18 @@ from qcompile.errors import InputError
 from qcompile.evaluate import Session
 from qcompile.spaces import Site
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["Statistics", "collect", "sensitivities"]
 
 Progress = Callable[[str, int, int], None]
 
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
+
+#: So many rows, and one in eight at most, are kept from the second moment: does what it teaches hold on others?
+HELD_OUT_ROWS, HELD_OUT = 256, 8
 
 #: Relative squared error of the noise that measures sensitivities: that of a good 4-bit format.
 NOISE = 0.01
@@ -36,13 +43,15 @@ class Statistics:
 
     Args:
         second_moment: ``E[x xᵀ]``, ``[size, size]`` float64.
-        sample: ``[rows, size]`` float32.
+        sample: ``[rows, size]`` float32, of all rows.
         rows: how many rows were seen.
+        held_out: ``[rows, size]`` float32, rows that the second moment has not seen.
     """
 
     second_moment: np.ndarray
     sample: np.ndarray
     rows: int
+    held_out: np.ndarray
 
 
 def collect(
@@ -65,31 +74,60 @@ def collect(
 
     names = [*inputs]
     session = Session(model, names)
-    moments: dict[str, torch.Tensor] = {}
-    samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    rows = dict.fromkeys(names, 0)
+    found = {name: _Collected(max_rows, len(data.batches)) for name in names}
     total = len(data.batches)
     for done, batch in enumerate(data.batches):
-        if names and min(rows.values()) >= max_rows:
+        if names and min(one.rows for one in found.values()) >= max_rows:
             break
         results = session.run(batch)
         for name, axis in inputs.items():
             x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(results[name], axis, -1))).float()
-            x = x.reshape(-1, x.shape[-1])
-            moment = (x.T @ x).double()
-            if not moment.isfinite().all():
+            if not found[name].add(x.reshape(-1, x.shape[-1])):
                 raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
-            moments[name] = moments[name] + moment if name in moments else moment
-            picked = torch.linspace(0, len(x) - 1, min(max(1, len(x) * SAMPLE_ROWS // max_rows), len(x))).long()
-            samples[name].append(x[picked])
-            rows[name] += len(x)
         if progress is not None:
             progress("calibrating", done + 1, total)
-    return {
-        name: Statistics((moments[name] / rows[name]).numpy(), torch.cat(samples[name]).numpy(), rows[name])
-        for name in names
-        if rows[name]
-    }
+    return {name: one.statistics() for name, one in found.items() if one.rows}
+
+
+class _Collected:
+    """The statistics of one value, as its rows come in."""
+
+    def __init__(self, most: int, batches: int) -> None:
+        self.most, self.batches, self.rows, self.learned = most, batches, 0, 0
+        self.moment: Any = 0.0
+        self.sample: list[torch.Tensor] = []
+        self.held_out: list[torch.Tensor] = []
+
+    def add(self, x: torch.Tensor) -> bool:
+        """Take ``[rows, size]`` in, unless something in it is no number.
+
+        The last rows of each batch are held out, so that they come from other places than those in front of them.
+        """
+        expected = min(self.most, len(x) * self.batches)
+        every = max(HELD_OUT, expected // HELD_OUT_ROWS)
+        stop = len(x) - ((self.rows + len(x)) // every - self.rows // every)
+        moment = (x[:stop].T @ x[:stop]).double()
+        if not (moment.isfinite().all() and x[stop:].isfinite().all()):
+            return False
+        self.moment = self.moment + moment
+        self.sample.append(_spread(x, len(x) * SAMPLE_ROWS // self.most))
+        self.held_out.append(x[stop:].clone())
+        self.rows, self.learned = self.rows + len(x), self.learned + stop
+        return True
+
+    def statistics(self) -> Statistics:
+        """What is known after the last row."""
+        import torch
+
+        sample, held_out = (torch.cat(parts).numpy() for parts in (self.sample, self.held_out))
+        return Statistics((self.moment / max(self.learned, 1)).numpy(), sample, self.rows, held_out)
+
+
+def _spread(x: torch.Tensor, count: int) -> torch.Tensor:
+    """That many rows, but at least one if there is any, evenly spread."""
+    import torch
+
+    return x[torch.linspace(0, len(x) - 1, min(max(1, count), len(x))).long()]
 
 
 # -- sensitivities ---------------------------------------------------------------------------------------------------

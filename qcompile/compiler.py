@@ -212,6 +212,9 @@ def _finish(
             measured = measure(prepared, run, held_out or data.first(1), job.progress)
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
+        if plain < (ours := measured.loss["quantized"]):
+            reason = f"it loses less on the evaluation data, {plain:.4g} < {ours:.4g}: is the calibration data like it?"
+            prepared.state.decline("*", "doing better than plain rounding", reason)
     if before is not None:
         _compare_runtimes(job, before, plans, folder, runtimes, data)
         checked = checked or _checked(runtimes[runtime_of(target.backends[0])])

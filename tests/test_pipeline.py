@@ -129,7 +129,11 @@ def test_gptq_says_where_it_cannot_learn(tmp_path):
         str(LM), "cpu-int4", tmp_path / "out", calibration=tmp_path / "few.npz", transforms="none"
     )
     reasons = {entry["reason"] for entry in artifact.manifest["declined"] if entry["what"] == "GPTQ"}
-    assert reasons == {"calibration data has 200 rows for its 512 features, so it is rounded to nearest"}
+    few = "calibration data has 200 rows for its 512 features, so it is rounded to nearest"
+    assert few in reasons
+    overfitted = reasons - {few}
+    assert len(overfitted) > 20  # of 45 sites
+    assert all("it had not seen, rounding to nearest errs less" in reason for reason in overfitted)
 
 
 def test_a_budget_of_time_is_met(tmp_path):

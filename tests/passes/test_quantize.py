@@ -1,0 +1,48 @@
+"""GPTQ is held against rounding to nearest on rows that it has not seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import qcompile as qc
+from qcompile.calibration import HELD_OUT, collect
+from qcompile.data import Data
+
+GRAPH = "g (float[n,64] x) => (float[n,48] y) <float[64,48] w> { a = Abs(x)\n y = MatMul(a, w) }"
+
+
+def rows(alike: bool) -> np.ndarray:
+    """Correlated rows; those that are held out are loud where the others are silent, unless all are alike."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1024, 16)) @ rng.standard_normal((16, 64))
+    if not alike:
+        x[:, 32:] *= 0.01
+        x.reshape(-1, 16, 64)[:, -16 // HELD_OUT :] = x.reshape(-1, 16, 64)[:, -16 // HELD_OUT :, ::-1]
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_gptq_is_taken_where_it_holds_on_other_rows(parse, tmp_path, alike):
+    np.savez(tmp_path / "x.npz", x=rows(alike))
+    options = {"calibration": tmp_path / "x.npz", "formats": ["int4-g32"], "budget": {"bits": 4}, "transforms": "none"}
+    learned = qc.export(parse(GRAPH), "cpu-int4", tmp_path / "out", **options)
+    plain = qc.export(parse(GRAPH), "cpu-int4", tmp_path / "plain", **options, method="rtn")
+    (site,) = learned.manifest["sites"]
+    assert (site["held_out"]["gptq"] < site["held_out"]["nearest"]) == alike
+    reasons = [entry["reason"] for entry in learned.manifest["declined"] if entry["what"] == "GPTQ"]
+    assert len(reasons) == (not alike)
+    assert all("had not seen" in reason for reason in reasons)
+    x = {"x": rows(alike)[:32]}
+    assert np.array_equal(learned.run(x)["y"], plain.run(x)["y"]) == (not alike)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_one_row_in_eight_is_held_out(parse, batch):
+    x = np.random.default_rng(1).standard_normal((80, 64)).astype(np.float32)
+    data = Data(tuple({"x": x[i : i + batch]} for i in range(0, 80, batch)), random=False)
+    found = collect(parse(GRAPH), {"a": -1}, data, max_rows=80)["a"]
+    kept, others = np.abs(x), {tuple(row) for row in found.held_out}
+    seen = kept[[tuple(row) not in others for row in kept]].astype(np.float64)
+    assert (found.rows, len(found.held_out)) == (80, 10)
+    np.testing.assert_allclose(found.second_moment, seen.T @ seen / len(seen), rtol=1e-5)
