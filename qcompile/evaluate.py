@@ -28,7 +28,7 @@ INLINE_BYTES = 1 << 26
 _LIGHT_BYTES = 1 << 10
 
 
-#: Optimizers of onnxruntime 1.31 that end the process on some graphs: a product of a value that was transposed and cast.
+#: Optimizers of onnxruntime 1.31 that end the process on some graphs: products of what was transposed and cast.
 CRASHING = ["MatmulTransposeFusion"]
 
 
