@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -39,8 +38,7 @@ def selective_scan(lanes: Lanes, channels: int, state: int) -> tirx.PrimFunc:
         b, c = (argument(name, (batch, length, state), "float32") for name in "BC")
         d, y = argument("D", (channels,), "float32"), argument("y", (batch, length, channels), "float32")
         with lanes.jobs(batch, channels) as (n, channel):
-            h = T.alloc_buffer((state,), "float32")
-            _zero(lanes, h, state)
+            h = _state(lanes, state)
             with T.serial(0, length) as t:
                 step, value = T.Bind(delta[n, t, channel]), T.Bind(u[n, t, channel])
                 drive = T.Bind(step * value)
@@ -68,8 +66,7 @@ def state_space_duality(lanes: Lanes, heads: int, width: int, groups: int, state
         b, c = (argument(name, (batch, length, groups, state), "float32") for name in "BC")
         d, y = argument("D", (heads,), "float32"), argument("y", (batch, length, heads, width), "float32")
         with lanes.jobs(batch, heads, width) as (n, head, p):
-            h = T.alloc_buffer((state,), "float32")
-            _zero(lanes, h, state)
+            h = _state(lanes, state)
             group = T.Bind(head // (heads // groups))
             with T.serial(0, length) as t:
                 step, value = T.Bind(delta[n, t, head]), T.Bind(x[n, t, head, p])
@@ -87,6 +84,9 @@ def state_space_duality(lanes: Lanes, heads: int, width: int, groups: int, state
     return kernel("state_space_duality", write)
 
 
-def _zero(lanes: Lanes, h: tirx.Buffer, state: Any) -> None:
+def _state(lanes: Lanes, state: int) -> tirx.Buffer:
+    """The state of one job, all zeros; a GPU's thread cannot allocate memory, so there it is in registers."""
+    h = T.alloc_buffer((state,), "float32", scope="local" if lanes.threads else "global")
     for i in range(0, state, lanes.width):
         T.buffer_store(h, lanes.number(0.0), [lanes.at(i)])
+    return h

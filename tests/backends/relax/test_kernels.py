@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+
+from tvm import IRModule, tirx
 
 from qcompile.backends.relax.compilation import machine
 from qcompile.backends.relax.kernels.lanes import Lanes
@@ -178,3 +181,13 @@ def test_state_space_duality(state: int, rng: np.random.Generator, compiled: Cal
     want = torch_duality(*(torch.tensor(v, dtype=torch.float64) for v in inputs)).numpy()
     have = compiled(state_space_duality(HERE, 4, 3, 2, state))(*inputs, shape=x.shape)
     assert error(have, want) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "make", [lambda lanes: selective_scan(lanes, 6, 16), lambda lanes: state_space_duality(lanes, 2, 4, 1, 16)]
+)
+def test_scans_keep_their_state_in_registers_on_a_gpu(make: Callable) -> None:
+    where = machine(None, "cuda")
+    module = IRModule({"main": make(where.lanes).with_attr("global_symbol", "main")})
+    (source,) = (part.inspect_source() for part in tirx.build(module, target=where.target).imports)
+    assert re.search(r"float \w+\[16\];", source)
