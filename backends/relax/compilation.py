@@ -103,7 +103,11 @@ def extensions(target: tvm.target.Target) -> list[str]:
 
 
 def build(module: tvm.IRModule, where: Machine) -> Any:
-    """The executable."""
+    """The executable.
+
+    Raises:
+        TargetError: if TVM cannot compile it: a limit of TVM that no row of the table knew of.
+    """
     passes = [
         relax.transform.DeadCodeElimination(),
         relax.backend.DispatchSortScan(),
@@ -124,8 +128,11 @@ def build(module: tvm.IRModule, where: Machine) -> Any:
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
     ]
-    with where.target, tvm.transform.PassContext(opt_level=3):
-        return relax.build(module, where.target, relax_pipeline=tvm.transform.Sequential(passes))
+    try:
+        with where.target, tvm.transform.PassContext(opt_level=3):
+            return relax.build(module, where.target, relax_pipeline=tvm.transform.Sequential(passes))
+    except Exception as error:  # TVM's errors have many types
+        raise TargetError(f"TVM cannot compile the graph: {first_line(error)}") from error
 
 
 def _schedule_gpu() -> Any:

@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
+from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder, Value
+from qcompile.backends.relax.kernels.scatter import scatter_rows
 from qcompile.backends.relax.operators.registry import operator, refuse
 
 __all__: list[str] = []
@@ -72,10 +74,26 @@ def _gather_nd(g: Builder, node: ir.Node, x: Value, indices: Value) -> relax.Exp
 
 @operator("ScatterND")
 def _scatter_nd(g: Builder, node: ir.Node, x: Value, indices: Value, updates: Value) -> relax.Expr:
-    reduction = {"none": "update"}.get(node.attributes.get_string("reduction", "none"))
-    if reduction is None:
-        raise refuse(node, "only plain updates are supported")
-    return g.emit(relax.op.scatter_nd(g.tensor(x), g.tensor(indices), g.tensor(updates), reduction))
+    """Rows of a matrix: of what the indices choose, and of what is left of each choice."""
+    x, indices, updates = g.tensor(x), g.tensor(indices), g.tensor(updates)
+    shape, among, reduction = g.shape(x), g.shape(indices), node.attributes.get_string("reduction", "none")
+    depth = among[-1]
+    if not isinstance(depth, int):
+        raise refuse(node, "the length of its indices is dynamic")
+    count, width = known.product(among[:-1]), known.product(shape[depth:])
+
+    def element(t: Any, i: Any) -> tirx.Expr:
+        row: Any = tirx.const(0, "int64")
+        for axis in range(depth):
+            row = row * shape[axis] + _wrapped(t[i, tirx.const(axis, "int64")], shape[axis])
+        return row
+
+    at = g.compute([count], element, "places", g.reshape(indices, [count, depth]))
+    matrix, dtype = [known.product(shape[:depth]), width], g.dtype(x)
+    arguments = [g.reshape(x, matrix), at, g.reshape(updates, [count, width])]
+    key = ("scatter_rows", dtype, reduction)
+    y = g.call(key, lambda: scatter_rows(g.lanes, dtype, reduction), arguments, matrix, dtype)
+    return g.reshape(y, shape)
 
 
 @operator("ScatterElements", "Scatter")

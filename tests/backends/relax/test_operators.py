@@ -65,6 +65,11 @@ GRAPHS = {
         "g (float[B, 2, 3, 2] x) => (float[B, 2, 1, 1] y)", "y = AveragePool <kernel_shape = [9, 9], ceil_mode = 1, "
         "strides = [9, 9]> (x)", 18,
     ),
+    "rows that are set": (
+        """g (float[N, 4, B] x, float[2, B] u) => (float[N, 4, B] y, float[N, 4, B] z)
+        <int64[2, 2] at = {0, 3, -1, 1}>""",
+        'y = ScatterND(x, at, u) z = ScatterND <reduction = "add"> (x, at, u)', 18,
+    ),
     "points": ("g (float[B, 4, N] x) => (float[B, 6, N] y) <float[6, 4, 1] w>", "y = Conv(x, w)", 18),
     "repeats that are known": (
         """g (float[N, 3] x) => (float[M, 3] y) <int64[1] at = {0}, int64 two = {2}, int64[1] one = {1},
