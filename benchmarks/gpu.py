@@ -26,6 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpu_peers import PEERS, missing, peer_calls
+
 from qcompile.backends.gpu import packing
 from qcompile.backends.gpu.kernels import (
     Activation,
@@ -99,6 +101,26 @@ def random_input(tokens: int, size: int, scheme: str) -> torch.Tensor | Activati
 
 def microseconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> float:
     """Median time of one call, from replays of a graph of all of them."""
+    return side_by_side([calls], replays)[0]
+
+
+def side_by_side(columns: Sequence[Sequence[Callable[[], object]]], replays: int = 15) -> list[float]:
+    """``microseconds`` of several, replayed in turn: what the card's heat and power do befalls all alike."""
+    graphs = [graph_of(calls) for calls in columns]
+    times: list[list[float]] = [[] for _ in columns]
+    for _ in range(replays):
+        for graph, calls, column in zip(graphs, columns, times, strict=True):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            column.append(start.elapsed_time(end) * 1000 / len(calls))
+    return [statistics.median(column) for column in times]
+
+
+def graph_of(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
+    """All of them in a graph, which has run once."""
     for call in calls:
         call()
     torch.cuda.synchronize()
@@ -107,15 +129,7 @@ def microseconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> fl
         for call in calls:
             call()
     graph.replay()
-    times = []
-    for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / len(calls))
-    return statistics.median(times)
+    return graph
 
 
 def distance(y: torch.Tensor, expected: torch.Tensor) -> float:
@@ -151,7 +165,7 @@ def check_weight(name: str) -> str:
 def check_scheme(name: str) -> str:
     """Quantized activations times quantized weights, with a bias, against the formats' fake quantization."""
     errors, scheme = {"bf16": 0.0}, Scheme.parse(name)
-    for (size, out), tokens in itertools.product(((1024, 320), (352, 70)), (1, 7, 33, 130)):
+    for (size, out), tokens in itertools.product(((1024, 320), (352, 70)), (1, 7, 33, 130, 1024)):
         linear, weight = make_linear(name, size, out)
         x, bias = torch.randn(tokens, size).to(BF16), torch.randn(out)
         rounded = torch.cat([fake_quantize(row[None].float(), scheme.activation) for row in x])
@@ -320,38 +334,78 @@ def tune(schemes: Sequence[str], tokens: Sequence[int]) -> None:
 
 # ---- measure -----------------------------------------------------------------------------------------------------
 
+Calls = Sequence[Callable[[], object]]
 
-def baseline(tokens: int, size: int, out: int) -> float:
+
+def baseline(tokens: int, size: int, out: int) -> Calls:
     """bf16 through cuBLAS."""
     count = max(2, -(-WORKING_SET // (2 * size * out)))
     weights = [torch.randn(out, size, device=DEVICE, dtype=BF16) for _ in range(count)]
     x = torch.randn(tokens, size, device=DEVICE, dtype=BF16)
-    return microseconds([partial(torch.nn.functional.linear, x, w) for w in weights])
+    return [partial(torch.nn.functional.linear, x, w) for w in weights]
 
 
-def tinygemm(tokens: int, size: int, out: int) -> float:
+def tinygemm(tokens: int, size: int, out: int) -> Calls:
     """torch's own INT4 product, groups of 128."""
-    count = max(2, -(-WORKING_SET // (size * out // 2)))
     codes = torch.randint(0, 255, (out, size // 2), dtype=torch.uint8, device=DEVICE)
-    packed = [torch.ops.aten._convert_weight_to_int4pack(codes, 8) for _ in range(count)]
+    packed = [torch.ops.aten._convert_weight_to_int4pack(codes, 8) for _ in range(peer_copies(size, out))]
     scales = torch.ones(size // 128, out, 2, dtype=BF16, device=DEVICE)
     x = torch.randn(tokens, size, device=DEVICE, dtype=BF16)
-    return microseconds([partial(torch.ops.aten._weight_int4pack_mm, x, w, 128, scales) for w in packed])
+    return [partial(torch.ops.aten._weight_int4pack_mm, x, w, 128, scales) for w in packed]
 
 
-def measure(schemes: Sequence[str], tokens: Sequence[int]) -> None:
-    """The table: bf16 in µs, then each scheme as a factor over it; quantized activations are ready beforehand."""
-    print("| K x N, M | bf16 µs | tinygemm | " + " | ".join(schemes) + " |\n" + "|---" * (3 + len(schemes)) + "|")
+def measure(schemes: Sequence[str], tokens: Sequence[int], peers: Sequence[str]) -> None:
+    """The table: bf16 in µs, then each scheme and peer as a factor over it; activations are quantized beforehand."""
+    absent = missing()
+    for module, sentence in absent.items():
+        if any(PEERS[name][0] == module for name in peers):
+            print(sentence)
+    peers = [name for name in peers if PEERS[name][0] not in absent]
+    compiling = [(warm_peer, (n, *shape, tokens)) for n in peers if PEERS[n][0] == "humming" for shape in SHAPES]
+    for line in in_parallel(compiling) if compiling else ():
+        if not line.endswith("ready"):
+            print(line)
+    columns = ["tinygemm", *schemes, *peers]
+    print("| K x N, M | bf16 µs | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
     for size, out in SHAPES:
         linears = {s: copies_of(s, size, out) for s in schemes}
+        others = {name: attempt(peer_calls, name, size, out, peer_copies(size, out)) for name in peers}
         for m in tokens:
-            base = baseline(m, size, out)
-            times = [tinygemm(m, size, out) if m <= 64 else float("inf")]
+            found = {"bf16": baseline(m, size, out)} | ({"tinygemm": tinygemm(m, size, out)} if m <= 64 else {})
             for s in schemes:
                 x = random_input(m, size, s)
-                times.append(microseconds([partial(a, x) for a in linears[s]]))
-            row = " | ".join("–" if us == float("inf") else f"{base / us:.2f}x" for us in times)
-            print(f"| {size}x{out}, {m} | {base:.1f} | {row} |", flush=True)
+                found[s] = [partial(linear, x) for linear in linears[s]]
+            x = torch.randn(m, size, device=DEVICE, dtype=BF16)
+            for name, calls in others.items():
+                made = attempt(calls, x) if callable(calls) else calls
+                if isinstance(made, str):
+                    print(f"{name}, {size}x{out}, {m}: {made}")
+                else:
+                    found[name] = made
+            us = dict(zip(found, side_by_side(list(found.values())), strict=True))
+            row = " | ".join(f"{us['bf16'] / us[c]:.2f}x" if c in us else "–" for c in columns)
+            print(f"| {size}x{out}, {m} | {us['bf16']:.1f} | {row} |", flush=True)
+
+
+def peer_copies(size: int, out: int) -> int:
+    """Copies of a weight of four bits that do not fit the cache together."""
+    return max(2, -(-WORKING_SET // (size * out // 2)))
+
+
+def attempt(function: Callable, *arguments: Any) -> Any:
+    """What it returns, or in a sentence why a library that is not ours did not."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__} {str(error).strip()[-200:]}"
+
+
+def warm_peer(name: str, size: int, out: int, tokens: Sequence[int]) -> str:
+    """Let a library compile what it compiles at first calls."""
+    calls = attempt(peer_calls, name, size, out, 1)
+    made = [attempt(calls, torch.randn(m, size, device=DEVICE, dtype=BF16)) for m in tokens] if callable(calls) else []
+    failed = [text for text in (*made, calls) if isinstance(text, str)]
+    return f"{name} {size}x{out}: {failed[0] if failed else 'ready'}"
 
 
 def rotations(copy: float) -> None:
@@ -380,6 +434,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="search launch parameters")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), help="other libraries' columns")
     parser.add_argument("--no-check", action="store_true")
     options = parser.parse_args()
     import triton
@@ -394,7 +449,7 @@ def main() -> None:
     if options.tune:
         tune(options.schemes, options.tokens)
     else:
-        measure(options.schemes, options.tokens)
+        measure(options.schemes, options.tokens, options.peers)
         rotations(copy)
     print(f"done after {time.time() - start:.0f} s")
 

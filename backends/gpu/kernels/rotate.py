@@ -70,7 +70,8 @@ def _signed(v, words, A: tl.constexpr, B: tl.constexpr, ASM: tl.constexpr):
         )
         out = bits.to(v.dtype, bitcast=True)
     else:
-        out = tl.where((wide >> (15 - c // 2 + c % 2 * 16)) & 1 == 1, -v, v)
+        exact = v.to(tl.float32)  # the interpreter cannot negate bfloat16
+        out = tl.where((wide >> (15 - c // 2 + c % 2 * 16)) & 1 == 1, -exact, exact).to(v.dtype)
     return out
 
 

@@ -198,6 +198,8 @@ TRANSFORMS: dict[str, Transform] = {
     "pieces of rows": BlockDiagonal(Hadamard(64, 1), 64),
     "kronecker": Kronecker(RandomOrthogonal(24, 1), RandomOrthogonal(32, 2)),
     "left alone": Kronecker(Hadamard(24), BlockDiagonal(Hadamard(1), 32)),
+    "one level": Hadamard(4096, 1),
+    "two levels": Hadamard(14336, 1),
     "three factors": Compose((Hadamard(192, 1), Kronecker(Hadamard(12), Hadamard(16)), Hadamard(192, 2))),
 }
 
@@ -221,7 +223,17 @@ def test_transforms(name: str) -> None:
     assert empty.shape == (0, transform.size)
 
 
-@pytest.mark.parametrize("name", ["transposed", "blocks", "pieces of rows", "kronecker"])
+@pytest.mark.parametrize(("name", "levels"), [("one level", 1), ("two levels", 2)])
+def test_sylvester_factors_are_sums_and_differences_in_part(name: str, levels: int) -> None:
+    ours = make_transform(TRANSFORMS[name])
+    assert ours.meta["plan"]["levels"] == levels
+    assert "signs" in ours.tensors
+    x = torch.randn(2, TRANSFORMS[name].size).bfloat16()  # whose signs are changed as bits
+    expected = TRANSFORMS[name].apply(x.double())
+    assert distance(ours.fused(x.to(DEVICE), None), expected) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", ["transposed", "blocks", "pieces of rows", "kronecker", "one level"])
 @pytest.mark.parametrize("fmt", ["mxfp4-even", "nvfp4", "int8-channel", "int4-g32"])
 def test_transforms_fused_with_quantization(name: str, fmt: str) -> None:
     transform, meta = TRANSFORMS[name], packing.describe(get_format(fmt))
