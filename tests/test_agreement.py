@@ -39,11 +39,15 @@ def planned(name: str, scheme: str):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("cut", [sites_alone, between_sites])
-def test_the_language_model_has_equal_codes(cut, runtime: str) -> None:
+@pytest.mark.parametrize(
+    "shipped",
+    ["language_model", pytest.param("mamba", marks=pytest.mark.slow), pytest.param("dit", marks=pytest.mark.slow)],
+)
+def test_the_shipped_models_have_equal_codes(shipped: str, cut, runtime: str) -> None:
     backend, name, package = RUNTIMES[runtime]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    model, plans, values = planned("language_model", "nvfp4/nvfp4")
+    model, plans, values = planned(shipped, "nvfp4/nvfp4")
     case = cut(model, linear_plans(model, plans, 8) if cut is sites_alone else plans, values)
     target = get_target(name)
     quick = replace(target, options={**target.options, "ahead": False})
