@@ -40,6 +40,7 @@ class Canonicalize:
     def apply(self, state: State) -> bool:
         """Always reports a change: inlining and folding rename values."""
         model = state.model
+        common.RemoveInitializersFromInputsPass()(model)  # constants that a caller might have replaced
         _modernize(model)
         _inline(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

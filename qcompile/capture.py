@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
-from qcompile.graph import release
+from qcompile.graph import flaw_of, release
 
 if TYPE_CHECKING:
     import torch
@@ -152,10 +152,8 @@ def check_weights(model: ir.Model, path: str) -> None:
     """Refuse weights that are not finite, and graphs without inputs, outputs or elements."""
     if not model.graph.outputs:
         raise InputError(f"'{path}' has no outputs")
-    for node in model.graph.all_nodes():
-        for value in node.inputs:
-            if value is not None and value.graph is None and value.producer() is None:
-                raise InputError(f"'{path}' has no value '{value.name}', which {node.op_type} '{node.name}' reads")
+    if (flaw := flaw_of(model)) is not None:
+        raise InputError(f"'{path}' {flaw}")
     for name, value in _initializers(model):
         if value.dtype is None or not value.dtype.is_floating_point() or value.const_value.size == 0:
             continue

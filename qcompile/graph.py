@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 __all__ = [
     "DOMAIN", "add_function", "add_initializer", "append_node", "distinguish", "ensure_function", "ensure_initializer",
-    "name_outputs", "opset", "release", "tidy",
+    "flaw_of", "name_outputs", "opset", "release", "tidy",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
@@ -54,6 +54,19 @@ def release(tensor: ir.TensorProtocol) -> None:
             tensor.release()
         except BufferError:  # an array over it is still in use somewhere; its pages stay until that is gone
             return
+
+
+def flaw_of(model: ir.Model) -> str | None:
+    """What makes a graph unusable: a value that nothing makes, or outputs of one name."""
+    names = [value.name for value in model.graph.outputs]
+    for name in names:
+        if names.count(name) > 1:
+            return f"has several outputs named '{name}': give each a name of its own"
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.graph is None and value.producer() is None:
+                return f"has no value '{value.name}', which {node.op_type} '{node.name}' reads"
+    return None
 
 
 def name_outputs(model: ir.Model, names: Sequence[str]) -> None:

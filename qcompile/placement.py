@@ -119,12 +119,13 @@ def _place_online(group: Group, online: Online, placement: Placement) -> None:
 def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group | None]:
     """For each group, the one that decides for it: groups that share a weight take one transform, or none.
 
-    ``None`` where a site outside of the groups, or one that cannot take an online transform, reads a shared weight.
+    ``None`` where a site outside of the groups, or one that cannot take an online transform, reads a shared weight, or
+    where the weight is an output of the graph.
     """
     readers: dict[ir.Value, list[Group | None]] = defaultdict(list)
     of_site = {id(site): group for group in groups for site in group.sites}
     for site in analysis.sites:
-        readers[site.weight].append(of_site.get(id(site)))
+        readers[site.weight] += [of_site.get(id(site)), *([None] if site.weight.is_graph_output() else [])]
     graph = nx.Graph()
     graph.add_nodes_from(groups)
     spoiled: set[Group] = set()

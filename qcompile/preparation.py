@@ -118,6 +118,8 @@ def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
     node = site.node
     if site.weight in shared:
         return "its weight is shared with an operator of another kind"
+    if site.input is not None and site.input.shape is None:
+        return f"the rank of '{site.input.name}', which it reads, is not known"
     if is_stack(site):
         return None
     if node.op_type in ("MatMul", "Gemm") and node.domain == "":

@@ -192,7 +192,9 @@ def check_lowering(
         inputs: what the sites read, by name.
     """
     present = ir.convenience.create_value_mapping(model.graph)
-    sites = [site for site in sites if site.read in present and site.written in present]
+    reads = {site.read for site in sites}  # what is given to one site cannot be asked of another
+    sites = [site for site in sites if site.written in present and site.written not in reads]
+    sites = [site for site in sites if site.read in present and present[site.read].type is not None]
     if not sites:
         return Checked(0.0, 0)
     reads = list(dict.fromkeys(site.read for site in sites))

@@ -442,6 +442,27 @@ def test_a_value_that_nothing_makes(model: Path) -> None:
     assert "has no value 'nowhere', which MatMul 'second' reads" in refused(model.parent, "inspect", model)
 
 
+def test_outputs_of_one_name(model: Path) -> None:
+    made = graph(random_weights())
+    made.graph.output.append(made.graph.output[0])
+    onnx.save(made, model)
+    assert "several outputs named 'y'" in export_refused(model)
+
+
+def test_weights_that_stand_among_the_inputs(model: Path) -> None:
+    """As exporters of old wrote them, and two sites in a row, of which one reads what the other writes."""
+    made = graph(random_weights())
+    del made.graph.node[1]
+    made.graph.node[1].input[0] = "h"
+    for name, shape in WEIGHTS.items():
+        made.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    onnx.save(made, model)
+    done("export", model, "--target", "cpu-int4", "-o", model.parent / "out", "-q")
+    manifest = json.loads((model.parent / "out" / "manifest.json").read_text())
+    assert manifest["implementation"]["rel_l2"] < 1e-5
+    done("verify", model.parent / "out")
+
+
 def test_no_transforms_under_a_budget(model: Path) -> None:
     more = ("--formats", "int4-g32,int8-g32", "--budget", "bits=5", "--transforms", "none", "-q")
     done("export", model, "--target", "cpu-int4", "-o", model.parent / "out", *more)

@@ -17,6 +17,8 @@ GRAPHS = {
         { a = MatMul(x, w)\n y = Identity(a)\n z = Identity(a) }""",
     "an input": """g (float[2,5,8] x) => (float[2,5,8] y, float[2,5,8] z) <float[8,8] w>
         { y = Identity(x)\n z = MatMul(x, w) }""",
+    "the weight of a site": """g (float[2,5,8] x) => (float[2,5,8] y, float[8,8] w) <float[8,8] w>
+        { a = Relu(x)\n y = MatMul(a, w) }""",
     "a constant": """g (float[2,5,8] x) => (float[8,8] y, float[2,5,8] z) <float[8,8] w, float[8,8] v>
         { y = Identity(v)\n z = MatMul(x, w) }""",
 }
