@@ -29,7 +29,7 @@ __all__ = ["lower"]
 
 MODULE, WEIGHTS, LAYOUT = "model.py", "weights.safetensors", "layout.json"
 _COPIED = ("kernels", "runtime")
-_KEPT = ("RMSNorm", "LayerNorm", "SelectiveScan")
+_KEPT = ("RMSNorm", "LayerNorm", "SelectiveScan", "StateSpaceDuality")
 
 
 def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:

@@ -15,7 +15,7 @@ from .embedding import embedding
 from .fused import gate, modulate, rms_norm
 from .linear import Linear
 from .rotary import rotary
-from .scan import selective_scan
+from .scan import selective_scan, state_space_duality
 from .transform import Transform
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "rms_norm",
     "rotary",
     "selective_scan",
+    "state_space_duality",
 ]

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba-1."""
+"""The selective scan of Mamba-1, and Mamba-2's layer by it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .launch import INTERPRETED
 
-__all__ = ["scan_kernel", "selective_scan"]
+__all__ = ["scan_kernel", "selective_scan", "state_space_duality"]
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -61,3 +61,28 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         STATES=triton.next_power_of_2(A.shape[1]), SKIP=D is not None, BLOCK=block, num_warps=1,
     )  # fmt: skip
     return y
+
+
+def state_space_duality(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """Mamba-2's layer: one decay a head and step, ``B`` and ``C`` shared by a group of consecutive heads.
+
+    A head's values are channels of the selective scan with the head's decay for every state; a launch for each group.
+
+    Args:
+        x: ``[batch, length, heads, width]``.
+        delta: ``[batch, length, heads]``.
+        A, D: ``[heads]``.
+        B, C: ``[batch, length, groups, state]``.
+
+    Returns:
+        ``[batch, length, heads, width]`` in the dtype of ``x``.
+    """
+    width, groups, state = x.shape[3], B.shape[2], B.shape[3]
+    parts = []
+    for g, (u, step, a, d) in enumerate(
+        zip(x.chunk(groups, 2), delta.chunk(groups, 2), A.chunk(groups), D.chunk(groups), strict=True)
+    ):
+        decay = a.repeat_interleave(width)[:, None].expand(-1, state)
+        step = step.repeat_interleave(width, 2)
+        parts.append(selective_scan(u.flatten(2), step, decay, B[:, :, g], C[:, :, g], d.repeat_interleave(width)))
+    return torch.cat(parts, -1).view(x.shape)

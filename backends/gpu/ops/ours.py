@@ -40,10 +40,14 @@ def _embedding(c: Call) -> str:
     return f"{c.program.kernel('embedding')}({c[0]}, *self.{c.string('object')}, dtype)"
 
 
-def _scan(c: Call) -> str:
+def _scan(name: str) -> Callable[[Call], str]:
     """Decays are left in the type that they have: products of many factors close to 1."""
-    inputs = [c.program.own(value) for value in c.node.inputs]
-    return f"{c.program.kernel('selective_scan')}({', '.join([c[0], *inputs[1:]])})"
+
+    def call(c: Call) -> str:
+        inputs = [c.program.own(value) for value in c.node.inputs]
+        return f"{c.program.kernel(name)}({', '.join([c[0], *inputs[1:]])})"
+
+    return call
 
 
 def _rotary(c: Call) -> str:
@@ -77,5 +81,6 @@ ROWS = {
     ("gpu", "Transform"): _transform,
     (DOMAIN, "LayerNorm"): _older_layer_norm,
     (DOMAIN, "RMSNorm"): _older_norm,
-    (DOMAIN, "SelectiveScan"): _scan,
+    (DOMAIN, "SelectiveScan"): _scan("selective_scan"),
+    (DOMAIN, "StateSpaceDuality"): _scan("state_space_duality"),
 }

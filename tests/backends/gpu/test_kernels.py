@@ -301,3 +301,14 @@ def test_the_selective_scan(batch: int, length: int, channels: int, states: int)
         h = torch.exp(delta[:, t, :, None] * A) * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, None]
         steps.append((h * C[:, t, None]).sum(-1) + D * u[:, t])
     torch.testing.assert_close(y, torch.stack(steps, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "length", "heads", "groups"), [(2, 9, 4, 2), (1, 1, 3, 1), (0, 4, 2, 1)])
+def test_mamba_2_is_the_scan_with_one_decay_a_head(batch: int, length: int, heads: int, groups: int) -> None:
+    from qcompile.state_space import state_space_duality
+
+    x, delta = torch.randn(batch, length, heads, 8), torch.rand(batch, length, heads) * 0.1
+    A, D = -torch.rand(heads), torch.randn(heads)
+    B, C = torch.randn(batch, length, groups, 16), torch.randn(batch, length, groups, 16)
+    y = kernels.state_space_duality(*(v.to(DEVICE) for v in (x, delta, A, B, C, D))).cpu()
+    torch.testing.assert_close(y, state_space_duality(x, delta, A, B, C, D), rtol=1e-5, atol=1e-5)

@@ -215,3 +215,22 @@ def test_a_codebook_is_exported_as_a_table(tmp_path: Path) -> None:
     formats = {site["format"] for site in artifact.manifest["sites"]}
     assert "higgs-p1-n16" in formats
     assert artifact.manifest["runtimes"]["triton"]["rel_l2_to_reference"] < ROUNDING
+
+
+@pytest.mark.slow
+def test_mamba_2_is_one_kernel_a_layer(tmp_path: Path) -> None:
+    from state_spaces import Mamba2, StateSpaceModel
+
+    from qcompile.compiler import Options, export
+
+    dimensions = ({0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=512)},)
+    ids = torch.randint(0, 8, (2, 8))
+    program = torch.export.export(StateSpaceModel(Mamba2).eval(), (ids,), dynamic_shapes=dimensions)
+    torch.export.save(program, tmp_path / "mamba.pt2")
+    options = Options(target="hopper-int4", formats=("int4-g32",))
+    artifact = export(tmp_path / "mamba.pt2", options, tmp_path / "artifact")
+    source = (tmp_path / "artifact" / "model.py").read_text()
+    assert source.count("kernels.state_space_duality(") == 2
+    assert "range(" not in source  # no loop over time
+    assert artifact.manifest["runtimes"]["triton"]["rel_l2_to_reference"] < ROUNDING
+    assert artifact.manifest["notes"]["cuda_graphs"]
