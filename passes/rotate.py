@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.boundaries import boundaries
-from qcompile.folding import fold, rewrite
+from qcompile.folding import fold, transform_axes
 from qcompile.graph import DOMAIN, append_node, ensure_function, ensure_initializer
 from qcompile.groups import Group
 from qcompile.pipeline import State
@@ -74,15 +74,13 @@ def insert_online(
     Args:
         folded: the (weight, axis) pairs that have it already, because another group shares the weight; added to.
     """
-    import torch
-
     value = group.value
     dual = transform.dual()
     for weight, axis in dict.fromkeys((site.weight, site.axis_in) for site in group.sites):
         if (weight, axis) in folded:
             continue
         folded.add((weight, axis))
-        rewrite(model, weight, lambda array, axis=axis: dual.apply(torch.from_numpy(array), axis).numpy())
+        transform_axes(model, weight, [(axis, dual)])
     made = _emit(model, _first_reader(group), value, group.sites[0].weight, transform, f"{value.name}_transformed")
     for site in group.sites:
         for index, read in enumerate(site.node.inputs):

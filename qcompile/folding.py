@@ -6,7 +6,7 @@ when they are read, so that a model larger than memory streams through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from qcompile.spaces import Analysis, is_float
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["axis_transform", "fold", "rescale", "rewrite"]
+__all__ = ["axis_transform", "fold", "rescale", "rewrite", "transform_axes"]
 
 #: Below this many bytes of constants, folded ones are kept in memory.
 EAGER_BYTES = 4 << 30
@@ -125,15 +125,21 @@ def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:
             continue
         parts = [(axis, axis_transform(analysis.axes, ref, chosen)) for axis, ref in enumerate(refs)]
         parts = [(axis, part) for axis, part in parts if part is not None]
-        if len(parts) == 1 and len(refs) == 2:
-            _replace(analysis.model, value, lambda array, part=parts[0]: _apply_in_pieces(array, *part))
-        elif parts:
-            rewrite(analysis.model, value, lambda array, parts=parts: _apply(array, parts))
+        if parts:
+            transform_axes(analysis.model, value, parts)
         changed += bool(parts)
     return changed
 
 
-def _apply(array: np.ndarray, parts: list[tuple[int, Transform]]) -> np.ndarray:
+def transform_axes(model: ir.Model, value: ir.Value, parts: Sequence[tuple[int, Transform]]) -> None:
+    """Replace a constant by itself with its axes transformed, in float64."""
+    if len(parts) == 1 and len(value.const_value.shape) == 2:
+        _replace(model, value, lambda array: _apply_in_pieces(array, *parts[0]))
+    else:
+        rewrite(model, value, lambda array: _apply(array, parts))
+
+
+def _apply(array: np.ndarray, parts: Sequence[tuple[int, Transform]]) -> np.ndarray:
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array))
