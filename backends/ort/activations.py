@@ -53,10 +53,11 @@ def _candidate(body: Body, x: ir.Value, scale: ir.Value, zero: ir.Value | None, 
 def _better(body: Body, first: _Candidate, second: _Candidate) -> ir.Value:
     """Per group the candidate with less squared error, the first on a tie; the second where the first scale is 0.
 
-    Errors are taken over the scale, which saves two products with a broadcast, and a masked sum stands for Where,
-    which is five times slower. An error that is NaN (scale 0) loses.
+    Errors are taken over the scale of the first, which saves two products with a broadcast and leaves them in range,
+    and a masked sum stands for Where, which is five times slower. An error that is NaN (scale 0) loses.
     """
-    keep = body.LessOrEqual(_error(body, *first), _error(body, *second))
+    ratio = body.Div(second[2], first[2])
+    keep = body.LessOrEqual(_squares(body, first), body.Mul(body.Mul(_squares(body, second), ratio), ratio))
     mask = body.to(keep, ir.DataType.FLOAT)
     scales = body.Mul(first[2], mask), body.Mul(second[2], body.Sub(body.constant(1.0), mask))
     parts = [
@@ -65,9 +66,9 @@ def _better(body: Body, first: _Candidate, second: _Candidate) -> ir.Value:
     return body.Add(*parts)
 
 
-def _error(body: Body, y: ir.Value, rounded: ir.Value, scale: ir.Value) -> ir.Value:
-    squares = body.reduce("ReduceSumSquare", body.Sub(rounded, y))
-    return body.Mul(body.Mul(squares, scale), scale)
+def _squares(body: Body, candidate: _Candidate) -> ir.Value:
+    y, rounded, _ = candidate
+    return body.reduce("ReduceSumSquare", body.Sub(rounded, y))
 
 
 def pad_function(opset: int) -> ir.Function:

@@ -191,7 +191,9 @@ def group_error(groups: Tensor, scales: Scales, fmt: Format, weight: Tensor | No
     error = round_element(groups / divisor(effective), fmt.element, zero_point).mul_(effective).sub_(groups)
     total = _weighted_squares(error, weight)
     in_range = (total > 1e-24) & (total < 1e30)  # below, single squares lose bits; above, they are infinite
-    return total if in_range.all() else _weighted_squares(error.double(), weight)
+    if in_range.all():
+        return total
+    return torch.where(in_range, total.double(), _weighted_squares(error.double(), weight))  # no group sees another's
 
 
 def _weighted_squares(error: Tensor, weight: Tensor | None) -> Tensor:

@@ -127,17 +127,22 @@ class _Rows:
         return (scales if second is None else [T.Bind(scale * second) for scale in scales]), None
 
     def _better(self, row: Any, first: Any, scales: list[tirx.Expr]) -> tirx.Expr:
-        """Of two scales the one with less squared error, the first on a tie."""
-        errors = [self._error(row, first, scale) for scale in scales]
+        """Of two scales the one with less squared error, the first on a tie.
+
+        Errors are taken over the binade of the group, about: their squares neither vanish nor overflow.
+        """
+        exponent = self._reduce(row, first, self.group, "amax") & const(0x7F800000, "int32")
+        unit = T.Bind(float_of(const(254 << 23, "int32") - tirx.min(exponent, const(253 << 23, "int32"))))
+        errors = [self._error(row, first, scale, unit) for scale in scales]
         return T.Bind(select(errors[1] < errors[0], scales[1], scales[0]))
 
-    def _error(self, row: Any, first: Any, scale: tirx.Expr) -> tirx.Expr:
+    def _error(self, row: Any, first: Any, scale: tirx.Expr, unit: tirx.Expr) -> tirx.Expr:
         lanes = self.lanes
         total = lanes.local(1)
         lanes.store(total, 0, lanes.number(0.0))
         with T.serial(0, self.group // lanes.width) as i:
             x = T.Bind(self.x[row, lanes.at(first + i * lanes.width)])
-            error = T.Bind(self._rounded(x, scale, None) - x)
+            error = T.Bind((self._rounded(x, scale, None) - x) * lanes.splat(unit))
             lanes.store(total, 0, lanes.load(total, 0) + error * error)
         vector = lanes.load(total, 0)
         if lanes.width == 1:
