@@ -90,7 +90,7 @@ def test_module_program_and_file_are_one_model(tmp_path):
 def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tmp_path):
     # GPTQ learns from what it is shown: a few rows from one module would make it worse than plain rounding.
     tokens = []
-    for part, every in (("calibration", 4), ("evaluation", 8)):
+    for part, every in (("calibration", 4), ("evaluation", 1)):  # 8 rows of 256 tokens would leave an error of 0.005
         tokens.append(str(tmp_path / f"{part}.npz"))
         np.savez(tokens[-1], input_ids=np.load(ZOO / f"language_model_{part}.npz")["input_ids"][::every])
     # MXFP4, where the oracle is exact: four-over-six has ties between two scales that a sum's order decides.
