@@ -51,7 +51,6 @@ class Rotate:
         self._settle_boundaries(state.model)
         return bool(self.placement.offline or self.placement.online)
 
-
     def _settle_boundaries(self, model: ir.Model) -> None:
         """Boundaries between two bases become online transforms; the others go."""
         for wall in boundaries(self.analysis):
@@ -92,6 +91,8 @@ def insert_online(
 def _first_reader(group: Group) -> ir.Node:
     """The first operator of the value's own graph that is a site of the group or holds one in its bodies."""
     wanted = {site.node for site in group.sites}
+    if all(node.graph is group.value.graph for node in wanted):
+        return group.sites[0].node  # they stand in the order of the graph
     within = (node for node in group.value.graph if wanted.intersection((node, *_inner(node))))
     return next(within)
 
