@@ -49,6 +49,7 @@ class Rotate:
                 for site in group.sites:
                     state.decline(site.name, "an online transform of its input", reason)
         self._settle_boundaries(state.model)
+        state.edited()
         return bool(self.placement.offline or self.placement.online)
 
     def _settle_boundaries(self, model: ir.Model) -> None:

@@ -73,7 +73,7 @@ class Pass(Protocol):
     name: ClassVar[str]
 
     def apply(self, state: State) -> bool:
-        """Rewrite ``state.model``; returns whether anything changed."""
+        """Rewrite ``state.model``, calling ``state.edited()`` if that changed it; returns whether it did."""
 
 
 #: Called after every pass with the pass, the state, and the pass that follows.

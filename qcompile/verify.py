@@ -51,8 +51,7 @@ class Equivalence:
     rel_l2: float
     max_abs: float
     checked_inputs: int
-    tapped: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """The values asked for, in the rotated model on the first input."""
+    tapped: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # values asked for, on the first input
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ def equivalence(
     for batch in batches:
         want, have = prepared.outputs[id(batch)], rewritten.run(batch)
         tapped = tapped or {name: have[name] for name in taps}
-        l2, largest = compare(want, by_position(list(want), dict(list(have.items())[: len(want)])))
+        own = {name: have[name] for name in rewritten.outputs[: len(want)]}
+        l2, largest = compare(want, by_position(list(want), own))
         relative, absolute = max(relative, l2), max(absolute, largest)
     allowed = _tolerance(prepared.model)
     if not relative <= allowed:
