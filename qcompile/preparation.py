@@ -12,12 +12,14 @@ import onnx_ir as ir
 
 from qcompile.boundaries import with_boundaries
 from qcompile.capture import Source, capture
-from qcompile.errors import InputError
+from qcompile.errors import InputError, TargetError
 from qcompile.graph import release
 from qcompile.groups import groups_of
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import Pipeline, State
+from qcompile.site_forms import read_site
 from qcompile.spaces import Analysis, Site, analyze
+from qcompile.stacks import experts_of
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
@@ -95,8 +97,13 @@ def _beyond(site: Site, target: Target) -> str | None:
     """Why that target in particular cannot compute a site."""
     if site.nested and not target.bodies:
         return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
-    if is_stack(site) and not target.stacks:
+    if is_stack(site) and target.stacks == "none":
         return f"its weight is a stack of matrices, which target '{target.name}' does not compute"
+    if is_stack(site) and target.stacks == "matrices":
+        try:
+            experts_of(read_site(site.node))
+        except TargetError as error:
+            return str(error)
     return None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qcompile.errors import InputError, MissingExtraError, TargetError
 from qcompile.formats import Format, get_format
@@ -96,7 +96,8 @@ class Target:
         runs_here: whether an artifact runs on any machine at a useful speed; else its quality is measured on the
             reference interpreter.
         bandwidth: bytes of weights read in a second, for budgets of latency: an estimate; ``None`` without one.
-        stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts.
+        stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
+            ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
         bodies: whether it computes sites in the bodies of If, Loop and Scan.
         options: constants that the backend's lowering reads.
     """
@@ -112,7 +113,7 @@ class Target:
     aliases: tuple[str, ...] = ()
     runs_here: bool = True
     bandwidth: float | None = None
-    stacks: bool = False
+    stacks: Literal["none", "matrices", "all"] = "none"
     bodies: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 

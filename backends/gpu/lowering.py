@@ -24,6 +24,7 @@ from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
 from qcompile.graph import DOMAIN, release
 from qcompile.targets import Lowered, Plan, Target
+from qcompile.unrolling import unroll
 
 __all__ = ["lower"]
 
@@ -49,11 +50,12 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     """
     check_triton()
     arches = ARCHITECTURES[target.name]
+    unrolled = unroll(model, plans, routed=False)  # a CUDA graph holds no sizes that depend on data
     _prepare(model)
     objects = Objects(Names())
     place_transforms(model, objects)
     _inline(model)
-    sites = place_sites(model, plans, objects, arches[0])
+    sites = unrolled.joined(place_sites(model, unrolled.plans, objects, arches[0]))
     fuse(model)
     program = Program(model, objects.names)
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"

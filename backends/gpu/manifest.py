@@ -41,6 +41,8 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=BANDWIDTH["sm_90"],
         runs_here=False,
+        stacks="matrices",
+        bodies=True,
     ),
     Target(
         "hopper-fp4",
@@ -53,6 +55,8 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=BANDWIDTH["sm_90"],
         runs_here=False,
+        stacks="matrices",
+        bodies=True,
     ),
     Target(
         "hopper-w4a8",
@@ -63,6 +67,8 @@ TARGETS = (
         edge="int8-g128",
         bandwidth=BANDWIDTH["sm_90"],
         runs_here=False,
+        stacks="matrices",
+        bodies=True,
     ),
     Target(
         "mi350-mxfp4",
@@ -74,5 +80,7 @@ TARGETS = (
         edge="mxfp8-e4m3",
         bandwidth=BANDWIDTH["gfx950"],
         runs_here=False,
+        stacks="matrices",
+        bodies=True,
     ),
 )

@@ -26,7 +26,7 @@ __all__ = ["place_sites", "place_transforms"]
 
 def place_transforms(model: ir.Model, objects: Objects) -> None:
     """Online transforms, calls of functions ``TransformKind_form``, become nodes that name a packed transform."""
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         if node.domain == DOMAIN and node.op_type.startswith("Transform"):
             tensors, meta = pack_transform(_steps(node))
             name = objects.add(node.op_type.partition("_")[0].lower(), "Transform", tensors, meta)
@@ -76,7 +76,8 @@ def place_sites(model: ir.Model, plans: Sequence[Plan], objects: Objects, arch: 
         TargetError: if a site or its format has no kernel.
     """
     wanted = {plan.site: plan for plan in plans if plan.weight is not None}
-    found = [_Placed(wanted.pop(_name(node)), read_site(node)) for node in model.graph if _name(node) in wanted]
+    planned = [node for node in model.graph.all_nodes() if _name(node) in wanted]
+    found = [_Placed(wanted.pop(_name(node)), read_site(node)) for node in planned]
     if wanted:
         raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
     notes: dict[str, dict[str, Any]] = {}
@@ -106,12 +107,14 @@ def _siblings(sites: Sequence[_Placed]) -> list[list[_Placed]]:
     for placed in sites:
         site = placed.site
         alone = () if site.alpha == 1.0 and site.before is None and site.after is None else (id(site.node),)
-        groups.setdefault((site.x, placed.plan.scheme, *alone), []).append(placed)
+        groups.setdefault((site.x, site.node.graph, placed.plan.scheme, *alone), []).append(placed)
     return list(groups.values())
 
 
 def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
     scheme: Scheme = group[0].plan.scheme
+    for placed in group:  # what it reads may be the result of a site that was placed meanwhile
+        placed.site = read_site(placed.site.node)
     tensors, meta = pack([placed.plan.weight for placed in group], scheme, arch)
     name = objects.add(label([placed.site.weight.name for placed in group]), "Linear", tensors, meta)
     first, x = group[0].site.node, group[0].site.x
@@ -141,7 +144,7 @@ def _permuted(before: ir.Node, x: ir.Value, order: tuple[int, ...]) -> ir.Value:
 def _quantized(before: ir.Node, x: ir.Value, fmt: str) -> ir.Value:
     """The quantized input, shared by every site that reads it so: siblings in other weight formats too."""
     for reader in (use.node for use in x.uses()):
-        own = (reader.op_type, reader.domain) == ("Quantize", PRIVATE)
+        own = (reader.op_type, reader.domain, reader.graph) == ("Quantize", PRIVATE, before.graph)
         if own and reader.attributes.get_string("activation") == fmt:
             return reader.outputs[0]
     node = append_node(before, "Quantize", [x], {"activation": fmt}, name=f"{x.name}_quantized", domain=PRIVATE)
@@ -154,6 +157,8 @@ def _take_bias(placed: _Placed) -> None:
     site, value = placed.site, placed.site.node.outputs[0]
     add = sole_reader(value)
     if site.bias is not None or site.after is not None or site.alpha != 1.0 or add is None or add.op_type != "Add":
+        return
+    if add.graph is not site.node.graph:  # a body may run several times, or never
         return
     for other, constant in commuted(add):
         tensor = constant.const_value

@@ -14,6 +14,7 @@ from qcompile.errors import InputError
 from qcompile.graph import opset
 from qcompile.site_forms import read_site
 from qcompile.targets import Lowered, Plan, Target
+from qcompile.unrolling import Unrolled, unroll
 
 __all__ = ["lower"]
 
@@ -38,13 +39,17 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
         InputError: if a plan names no node, or the graph's operators are older than version 13.
         TargetError: if no kernel of the target computes a site.
     """
-    planned = _match(model, plans)
-    kernels = [choose(node, plan, target.options["kernels"]) for node, plan in planned]  # all, before any edit
+    kernels = target.options["kernels"]
+    for node, plan in _match(model, plans):  # all, before any edit
+        choose(node, plan, kernels)
+    unrolled = unroll(model, plans, routed=True) if target.options.get("unrolls") else Unrolled(plans, {})
+    planned = _match(model, unrolled.plans)
+    kernels = [choose(node, plan, kernels) for node, plan in planned]
     emitter = Emitter(model, target)
     triples = zip(planned, kernels, strict=True)
     sites = {plan.site: _lower_site(emitter, node, plan, kernel) for (node, plan), kernel in triples}
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
-    return Lowered(_save(model, folder), sites)
+    return Lowered(_save(model, folder), unrolled.joined(sites))
 
 
 def _match(model: ir.Model, plans: Sequence[Plan]) -> list[tuple[ir.Node, Plan]]:

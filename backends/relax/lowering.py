@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import TargetError
 from qcompile.targets import Lowered, Plan, Target
+from qcompile.unrolling import unroll
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,10 +52,12 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     from qcompile.backends.relax.translation import translate
 
     where = machine(target.options.get("machine"), target.options.get("kind", "cpu"))
-    translated = translate(model, plans, where.lanes)
+    unrolled = unroll(model, plans, routed=False)  # TVM has no sizes that depend on data
+    translated = translate(model, unrolled.plans, where.lanes)
     executable = build(translated.module, where)
     files, notes = _write(executable, translated, where, folder)
-    return Lowered(tuple(files), {site: {"kernel": how} for site, how in translated.sites.items()}, notes)
+    sites = unrolled.joined({site: {"kernel": how} for site, how in translated.sites.items()})
+    return Lowered(tuple(files), sites, notes)
 
 
 def _write(executable: Any, translated: Translated, where: Machine, folder: Path) -> tuple[list[str], dict[str, Any]]:

@@ -30,6 +30,7 @@ TARGETS = (
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
+        stacks="matrices",
         options={"kind": "cpu", "machine": None},
     ),
     Target(
@@ -40,6 +41,7 @@ TARGETS = (
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
+        stacks="matrices",
         runs_here=False,
         options={"kind": "cuda", "machine": None},
     ),

@@ -1,0 +1,54 @@
+"""Stacks of experts, and sites in the bodies of If, Loop and Scan, in the generated programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from families import load, stored
+from stack_cases import BODIES, STACKS, body_model, stack_model
+
+from qcompile.capture import example_inputs
+from qcompile.compiler import Options, lowered_to, plan
+from qcompile.evaluate import compare
+from qcompile.targets import get_target
+
+pytest.importorskip("triton", reason="the generated programs import triton")
+
+ROUNDING = 5e-6
+
+
+def check(model, target: str, lower: Callable, **options) -> str:
+    """The program computes what the reference does; returns its source."""
+    graph, plans = plan(model, Options(target=target, **options))
+    inputs = example_inputs(graph, sizes={"batch": 1, "length": 3})
+    with lowered_to(get_target("reference"), graph.clone(), plans) as run:
+        want = run(inputs)
+    program, source = lower(graph, plans, target)
+    assert compare(want, program(inputs))[0] < ROUNDING
+    return source
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_every_form_of_stack(name: str, lower: Callable) -> None:
+    assert "CAPTURES" not in check(stack_model(name), "hopper-int4", lower, formats=["int4-g32"])
+
+
+@pytest.mark.parametrize("target", ["hopper-fp4", "hopper-w4a8", "mi350-mxfp4", "blackwell-fp4", "blackwell-mxfp4"])
+@pytest.mark.parametrize("name", ["rows of its own", "two looked up"])
+def test_stacks_in_the_formats_of_every_target(name: str, target: str, lower: Callable) -> None:
+    check(stack_model(name), target, lower)
+
+
+@pytest.mark.parametrize("name", ["experts batched", "experts gathered"])
+def test_mixtures_of_experts(name: str, lower: Callable) -> None:
+    check(load(stored(name)), "hopper-int4", lower, formats=["int4-g32"])
+
+
+@pytest.mark.parametrize("transforms", ["none", "hadamard"])
+@pytest.mark.parametrize("target", ["hopper-int4", "blackwell-fp4"])
+@pytest.mark.parametrize("name", BODIES)
+def test_sites_in_bodies(name: str, target: str, transforms: str, lower: Callable) -> None:
+    source = check(body_model(name), target, lower, transforms=transforms)
+    assert "F.linear" not in source
+    assert " @ " not in source

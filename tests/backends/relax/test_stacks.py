@@ -1,0 +1,45 @@
+"""Stacks of experts in libraries of TVM."""
+
+from __future__ import annotations
+
+import pytest
+from families import load, stored
+from stack_cases import STACKS, stack_model
+
+pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+
+from qcompile.backends.relax import lowering
+from qcompile.backends.relax.runner import load as load_library
+from qcompile.capture import example_inputs
+from qcompile.compiler import Options, lowered_to, plan
+from qcompile.evaluate import compare
+from qcompile.targets import get_target
+
+ROUNDING = 2e-6
+
+
+def check(model, scheme: str, folder) -> None:
+    """The library computes what the reference does."""
+    graph, plans = plan(model, Options(target="tvm-cpu", formats=[scheme]))
+    inputs = example_inputs(graph)
+    with lowered_to(get_target("reference"), graph.clone(), plans) as run:
+        want = run(inputs)
+    said = lowering.lower(graph, plans, get_target("tvm-cpu"), folder)
+    assert sorted(said.sites) == sorted(plan.site for plan in plans)
+    assert compare(want, load_library(folder)(inputs))[0] < ROUNDING
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_every_form_of_stack(name: str, tmp_path) -> None:
+    check(stack_model(name), "int4-g32", tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["mxfp4-even/mxfp4-even", "nvfp4"])
+@pytest.mark.parametrize("name", ["rows of its own", "two looked up"])
+def test_stacks_in_other_formats(name: str, scheme: str, tmp_path) -> None:
+    check(stack_model(name), scheme, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["experts batched", "experts gathered"])
+def test_mixtures_of_experts(name: str, tmp_path) -> None:
+    check(load(stored(name)), "int4-g32", tmp_path)

@@ -1,0 +1,93 @@
+"""Stacks rewritten as their matrices compute the same, with float weights and with quantized ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from stack_cases import STACKS, stack_model
+
+from qcompile.capture import example_inputs
+from qcompile.compiler import Options, plan
+from qcompile.errors import TargetError
+from qcompile.evaluate import compare, evaluate
+from qcompile.site_forms import Stack, read_site
+from qcompile.stacks import experts_of
+from qcompile.unrolling import unroll
+
+SCHEME = Options(target="reference", formats=["int4-g32"], transforms="none", method="rtn")
+
+
+def stacks_of(model: ir.Model) -> list[Stack]:
+    products = [node for node in model.graph.all_nodes() if node.op_type in ("MatMul", "Einsum")]
+    return [site for site in map(read_site, products) if isinstance(site, Stack)]
+
+
+@pytest.mark.parametrize("routed", [True, False])
+@pytest.mark.parametrize("name", STACKS)
+def test_the_graph_computes_the_same(name, routed):
+    model, plans = plan(stack_model(name), SCHEME)
+    inputs, changed = example_inputs(model), model.clone()
+    changed_plans = unroll(changed, plans, routed=routed).plans
+    assert not stacks_of(changed)
+    assert compare(evaluate(model, inputs), evaluate(changed, inputs))[0] < 1e-6
+    nodes = {node.name: node for node in changed.graph}
+    for item in changed_plans:  # each plan holds the matrix that its operator reads
+        exact = nodes[item.site].inputs[1].const_value.numpy().T
+        assert np.abs(item.weight.dequantize().numpy() - exact).max() < 0.4 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("routed", [True, False])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_any_number_of_rows_and_indices_from_the_end(parse, routed, tokens):
+    model, plans = plan(parse(
+        """g (float[t,32] x, int64[t,2] i) => (float[t,2,48] y) <float[4,32,48] k, float[4,48,48] l> {
+            w = Gather<axis=0>(k, i)
+            g = Einsum<equation="td,tkdf->tkf">(x, w)
+            v = Gather<axis=0>(l, i)
+            y = Einsum<equation="tkf,tkfe->tke">(g, v) }"""
+    ), SCHEME)  # fmt: skip
+    changed, rng = model.clone(), np.random.default_rng(0)
+    unrolled = unroll(changed, plans, routed=routed)
+    assert sorted(map(len, unrolled.parts.values())) == ([4, 4] if routed else [1, 1])
+    x, i = rng.standard_normal((tokens, 32)).astype(np.float32), rng.integers(-4, 4, (tokens, 2))
+    have = evaluate(changed, {"x": x, "i": i})["y"]
+    assert have.shape == (tokens, 2, 48)
+    if tokens:  # onnxruntime's Einsum of nothing ends the process
+        np.testing.assert_allclose(have, evaluate(model, {"x": x, "i": i})["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_siblings_share_the_routes(parse):
+    model, plans = plan(parse(
+        """g (float[t,32] x, int64[t,2] i) => (float[t,2,48] y) <float[4,32,48] k, float[4,32,48] l> {
+            w = Gather<axis=0>(k, i)
+            g = Einsum<equation="td,tkdf->tkf">(x, w)
+            v = Gather<axis=0>(l, i)
+            u = Einsum<equation="td,tkdf->tkf">(x, v)
+            y = Mul(g, u) }"""
+    ), SCHEME)  # fmt: skip
+    unroll(model, plans, routed=True)
+    assert sum(node.op_type == "NonZero" for node in model.graph) == 1
+
+
+REFUSED = {
+    "it adds results up along an axis": "e = Unsqueeze(h, one)\n g = Einsum<equation='betd,edf->bef'>(e, k)",
+    "one operand has a letter twice": "g = Einsum<equation='btd,eed->bte'>(h, s)",
+    "whether its input has 4 experts is not known": "g = MatMul(c, k)",
+    "another operator reads the matrices that it looks up": (
+        "w = Gather<axis=0>(k, ids)\n r = Relu(w)\n g = Einsum<equation='btd,btdf->btf'>(h, w)"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_no_product_for_each_matrix_is_refused_with_the_reason(parse, reason):
+    text = REFUSED[reason].replace("'", '"')
+    model = parse(
+        f"""g (float[2,3,32] h, float[e,3,32] c, int64[2,3] ids) => (y)
+        <float[4,32,48] k, float[4,4,32] s, int64[1] one> {{ {text}
+            y = Identity(g) }}""", one=[1],
+    )  # fmt: skip
+    (site,) = stacks_of(model)
+    with pytest.raises(TargetError, match=reason):
+        experts_of(site)
