@@ -26,10 +26,10 @@ from qcompile.description import number
 from qcompile.evaluate import compare
 from qcompile.formats import Format, Quantized, ScaleRule
 from qcompile.graph import add_initializer, append_node, tidy
+from qcompile.oracle import spread
 from qcompile.scoring import quantize_rows
 from qcompile.site_forms import Linear, read_site
 from qcompile.targets import Plan, Target, backend
-from qcompile.verify import spread
 
 __all__ = [
     "Agreement", "Case", "agreement", "between_sites", "compare_sites", "linear_plans", "observe", "sites_alone",

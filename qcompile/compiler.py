@@ -18,6 +18,7 @@ from qcompile.description import number
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.evaluate import compare
 from qcompile.groups import Group, groups_of
+from qcompile.oracle import CHECKED_SITES, Checked, Sampled, check_lowering, sites_to_check
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import State
 from qcompile.placement import Placement, place, total_transform
@@ -25,20 +26,8 @@ from qcompile.preparation import Prepared, prepare, quantizable
 from qcompile.selection import Choice, Options, check_options, choose
 from qcompile.spaces import Site
 from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
-from qcompile.verify import (
-    CHECKED_SITES,
-    Checked,
-    Equivalence,
-    Run,
-    Sampled,
-    by_position,
-    check_lowering,
-    equivalence,
-    measure,
-    quantized_loss,
-    sites_to_check,
-    source_outputs,
-)
+from qcompile.unrolling import unroll
+from qcompile.verify import Equivalence, Run, by_position, equivalence, measure, quantized_loss, source_outputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -128,8 +117,8 @@ def export(
         rotated = rotate_prepared(prepared, groups, chosen.placement, progress)
         quantized = [site.name for site in sites if chosen.schemes[site.name].weight is not None]
         checks = sites_to_check(prepared.model, quantized)
-        inputs = set(data.batches[0])
-        equal = equivalence(prepared, data, progress, [site.read for site in checks if site.read not in inputs])
+        taps = {name: None for site in checks for name in site.reads if name not in data.batches[0]}
+        equal = equivalence(prepared, data, progress, list(taps))
         plans = _quantize(rotated, sites, chosen, statistics, options, progress)
         _finish(rotated, job, plans, options, temporary, data, held_out, plain, equal, checks)
     return Artifact.open(folder)
@@ -253,6 +242,8 @@ def _compare_runtimes(
     On the first of the data where the model takes no random inputs. As a whole, and a sample of the sites on equal
     values: where activations are quantized, that alone shows that nothing but rounding differs.
     """
+    model = model.clone()
+    plans = unroll(model, plans, routed=False).plans  # each matrix of a stack is a site to compare
     sample = linear_plans(model, plans, CHECKED_SITES)
     with lowered_to(get_target(REFERENCE), tapped(model, sample), plans) as run:
         try:

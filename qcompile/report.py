@@ -25,10 +25,11 @@ from qcompile.placement import total_transform
 if TYPE_CHECKING:
     from qcompile.compiler import Rotated
     from qcompile.formats import Quantized
+    from qcompile.oracle import Checked
     from qcompile.selection import Choice, Options
     from qcompile.spaces import Site
     from qcompile.targets import Lowered, Plan, Target
-    from qcompile.verify import Checked, Equivalence, Measured
+    from qcompile.verify import Equivalence, Measured
 
 __all__ = ["REPORT", "build_manifest", "stored_bits", "write_report"]
 

@@ -67,6 +67,26 @@ class Experts:
         rows = np.arange(math.prod(kept)).reshape(kept).transpose(self.order).reshape(self.count, -1)
         return [_take(q, piece) for piece in rows]
 
+    def evaluate(self, x: np.ndarray, weight: np.ndarray, indices: np.ndarray | None) -> np.ndarray:
+        """The result, in the type of its operands.
+
+        Args:
+            x: what the site reads.
+            weight: ``[rows, in]``, rows running over the axes of the weight but for the contracted one.
+            indices: what looks experts up.
+        """
+        kept = [int(dim) for dim in self.site.weight.shape]
+        del kept[self.site.axis]
+        size, expert, free = weight.shape[1], [self.expert] * (self.expert is not None), list(self.free)
+        matrices = weight.reshape(*kept, size).transpose(*self.order, len(kept))
+        matrices = matrices.reshape(*self.size([*expert, *free]), size)
+        if indices is not None:
+            matrices = matrices[indices[..., 0] if self.site.reader.op_type == "GatherND" else indices]
+            expert = list(self.chosen)
+        letters = {letter: i for i, letter in enumerate(dict.fromkeys([*self.rows, *expert, *free]), 1)}
+        left, right = ([*(letters[letter] for letter in part), 0] for part in (self.rows, [*expert, *free]))
+        return np.einsum(x.squeeze(self.dropped), left, matrices, right, [letters[letter] for letter in self.output])
+
     def matrix(self, place: int) -> np.ndarray:
         """The matrix ``[in, out]`` of one expert, from the graph."""
         weight = np.moveaxis(self.site.weight.const_value.numpy(), self.site.axis, -1)

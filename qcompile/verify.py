@@ -1,8 +1,7 @@
-"""Verifies twice: that the rotated model is the same function, and that the lowered one computes what was planned.
+"""Verifies that the rotated model is the same function, and measures how far the quantized one is from it.
 
-*Implementation error* compares each lowered site with the reference interpreter, the format's oracle in float64, on
-the input that the site gets in the float model: rounding is all that may remain. *Quantization error* compares the
-artifact's outputs with those of the float source.
+*Quantization error* compares the artifact's outputs with those of the float source. The other error, that of the
+implementation, is in ``oracle``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +19,8 @@ from qcompile.capture import Source
 from qcompile.data import Data, accepted
 from qcompile.errors import InputError, VerificationError
 from qcompile.evaluate import Session, compare
-from qcompile.folding import EAGER_BYTES, PIECE, total_bytes
-from qcompile.formats import Format, Quantized, get_format
-from qcompile.scoring import quantize_rows
+from qcompile.folding import EAGER_BYTES, total_bytes
 from qcompile.segments import Segments
-from qcompile.targets import Lowered, Plan
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
@@ -32,16 +28,10 @@ if TYPE_CHECKING:
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-__all__ = [
-    "Checked", "Equivalence", "Measured", "check_lowering", "equivalence", "measure", "quantized_loss",
-    "sites_to_check", "source_outputs", "spread", "verify",
-]  # fmt: skip
+__all__ = ["Equivalence", "Measured", "equivalence", "measure", "quantized_loss", "source_outputs", "verify"]
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-
-#: Sites whose lowering is compared with the oracle, spread over the graph.
-CHECKED_SITES = 12
 
 
 @dataclass(frozen=True)
@@ -52,14 +42,6 @@ class Equivalence:
     max_abs: float
     checked_inputs: int
     tapped: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # values asked for, on the first input
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Implementation error: the worst relative L2 of a lowered site against the oracle on the same input."""
-
-    rel_l2: float
-    sites: int
 
 
 @dataclass(frozen=True)
@@ -138,94 +120,6 @@ def _tolerance(model: ir.Model) -> float:
     names = {"float": "float32", "double": "float64"}
     found = [TOLERANCE[names.get(kind, kind)] for kind in kinds if names.get(kind, kind) in TOLERANCE]
     return max(found, default=TOLERANCE["float32"])
-
-
-# -- implementation error --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``, for each matrix of a stack."""
-
-    name: str
-    read: str
-    written: str
-    alpha: float
-    bias: np.ndarray | None
-    stack: tuple[int, ...] = ()
-
-
-def sites_to_check(model: ir.Model, names: Sequence[str]) -> list[Sampled]:
-    """A sample of sites that will be quantized, spread over the graph; to be taken before the graph is lowered."""
-    products = (node for node in model.graph if node.op_type in ("MatMul", "Gemm"))
-    nodes = {node.name: node for node in products if node.inputs[1].const_value is not None}
-    return [_sampled(nodes[name]) for name in spread([name for name in names if name in nodes], CHECKED_SITES)]
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most that many of the items, evenly spread, the first and the last among them."""
-    places = {round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))}
-    return [items[place] for place in sorted(places)]
-
-
-def _sampled(node: ir.Node) -> Sampled:
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    beta = node.attributes.get_float("beta", 1.0)
-    return Sampled(
-        node.name, node.inputs[0].name, node.outputs[0].name, node.attributes.get_float("alpha", 1.0),
-        None if bias is None else bias.const_value.numpy().astype(np.float64) * beta,
-        tuple(int(dim) for dim in node.inputs[1].shape[:-2]),
-    )  # fmt: skip
-
-
-def check_lowering(
-    sites: Sequence[Sampled], plans: Sequence[Plan], lowered_as: Lowered, model: ir.Model,
-    inputs: Mapping[str, np.ndarray],
-) -> Checked:  # fmt: skip
-    """Compare lowered sites with the oracle, each by itself on the input that it gets in the float model.
-
-    Args:
-        sites: what they compute.
-        plans: how they were quantized.
-        lowered_as: what the backend says of them.
-        model: the lowered graph.
-        inputs: what the sites read, by name.
-    """
-    present = ir.convenience.create_value_mapping(model.graph)
-    reads = {site.read for site in sites}  # what is given to one site cannot be asked of another
-    sites = [site for site in sites if site.written in present and site.written not in reads]
-    sites = [site for site in sites if site.read in present and present[site.read].type is not None]
-    if not sites:
-        return Checked(0.0, 0)
-    reads = list(dict.fromkeys(site.read for site in sites))
-    graph = ir.convenience.extract(model.graph, reads, [site.written for site in sites])
-    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-    results = Session(alone).run({name: inputs[name] for name in reads})
-    by_site = {plan.site: plan for plan in plans}
-    worst = 0.0
-    for site in sites:
-        plan, rounded = by_site[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
-        activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
-        want = _oracle(site, plan.weight, activation, inputs[site.read])
-        worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
-    return Checked(worst, len(sites))
-
-
-def _oracle(site: Sampled, quantized: Quantized, activation: Format | None, x: np.ndarray) -> np.ndarray:
-    import torch
-
-    rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
-    if activation is not None:
-        rows = quantize_rows(rows, activation)
-    rows, weight = rows.double(), quantized.dequantize()
-    if site.stack:
-        stack = weight.double().reshape(*site.stack, -1, weight.shape[1])
-        return (rows.reshape(x.shape) @ stack.mT * site.alpha).numpy()
-    parts = [rows @ piece.double().T for piece in weight.split(max(1, PIECE // weight.shape[1]))]
-    y = (torch.cat(parts, 1) * site.alpha).numpy()
-    if site.bias is not None:
-        y = y + site.bias
-    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 # -- quantization error ------------------------------------------------------------------------------------------------

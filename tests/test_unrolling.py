@@ -37,6 +37,21 @@ def test_the_graph_computes_the_same(name, routed):
         assert np.abs(item.weight.dequantize().numpy() - exact).max() < 0.4 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("name", STACKS)
+def test_the_oracle_computes_what_the_operator_does(name):
+    model = stack_model(name)
+    (site,) = stacks_of(model)
+    form, inputs = experts_of(site), example_inputs(model)
+    taps = [value for value in (site.x, form.indices, site.node.outputs[0]) if value is not None]
+    missing = [value for value in taps if value not in (*model.graph.inputs, *model.graph.initializers.values())]
+    model.graph.outputs.extend(missing)
+    values = inputs | evaluate(model, inputs) | {n: v.const_value.numpy() for n, v in model.graph.initializers.items()}
+    content = np.moveaxis(site.weight.const_value.numpy(), site.axis, -1)
+    chosen = None if form.indices is None else values[form.indices.name]
+    have = form.evaluate(values[site.x.name], content.reshape(-1, content.shape[-1]), chosen)
+    assert compare({"y": values[site.node.outputs[0].name]}, {"y": have})[0] < 1e-6
+
+
 @pytest.mark.parametrize("routed", [True, False])
 @pytest.mark.parametrize("tokens", [0, 1, 5])
 def test_any_number_of_rows_and_indices_from_the_end(parse, routed, tokens):

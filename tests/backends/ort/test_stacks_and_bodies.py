@@ -70,6 +70,7 @@ def test_stacks_are_stored_in_their_formats(tmp_path, name, target):
         assert site["bits_per_weight"] < (10 if target == "cpu-int8" else 7)  # 48 codes in groups of 32: two groups
         assert site["lowering"]["stored_bytes"] * 8 == pytest.approx(site["bits_per_weight"] * 4 * 32 * 48)
     assert artifact.manifest["implementation"]["rel_l2"] < 1e-5
+    assert artifact.manifest["implementation"]["checked_sites"] >= 6
     assert artifact.manifest["quantization"]["rel_l2"] < 0.5
     graph = ir.load(tmp_path / "a" / "model.onnx").graph
     assert not any(math.prod(value.shape) == 4 * 32 * 48 and value.dtype == ir.DataType.FLOAT

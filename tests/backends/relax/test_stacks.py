@@ -11,7 +11,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[t
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load as load_library
 from qcompile.capture import example_inputs
-from qcompile.compiler import Options, lowered_to, plan
+from qcompile.compiler import Options, export, lowered_to, plan
 from qcompile.evaluate import compare
 from qcompile.targets import get_target
 
@@ -43,3 +43,13 @@ def test_stacks_in_other_formats(name: str, scheme: str, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["experts batched", "experts gathered"])
 def test_mixtures_of_experts(name: str, tmp_path) -> None:
     check(load(stored(name)), "int4-g32", tmp_path)
+
+
+def test_an_export_compares_every_matrix_on_equal_inputs(tmp_path) -> None:
+    options = Options(target="tvm-cpu", formats=["mxfp4-even/mxfp4-even"])
+    artifact = export(stack_model("rows of its own"), options, tmp_path / "a")
+    compared = artifact.manifest["runtimes"]["tvm"]["sites"]
+    assert compared["checked"] == 5  # four experts and the site in front of them
+    assert compared["codes"] == 3 * 2 * 16 + 4 * 2 * 3 * 32
+    assert compared["differing_codes"] == 0
+    assert compared["rel_l2"] < ROUNDING
