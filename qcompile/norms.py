@@ -6,6 +6,8 @@ functions of our domain with the same meaning.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -14,25 +16,43 @@ from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_function
 __all__ = ["fuse_norm", "make_norm", "norm_operator"]
 
 
+@dataclass(frozen=True)
+class _Norm:
+    """A norm that an exporter spelled out; ``output`` is the last value of it."""
+
+    x: ir.Value
+    epsilon: float
+    output: ir.Value
+    scale: ir.Value | None
+    shift: ir.Value | None
+    centered: bool
+
+
 def fuse_norm(model: ir.Model, node: ir.Node) -> None:
-    """Replace ``x / sqrt(mean(x²) + ε)`` with its scale, centering and shift, ending anywhere, by one operator."""
-    found = _match_core(node)
-    if found is None:
-        return
-    x, epsilon, axis = found
-    mean = _match_centering(x, axis)
-    centered = mean is not None
-    x = mean if centered else x
-    output, scale, shift = _match_affine(node.outputs[0], centered)
-    size = x.shape[-1] if x.shape is not None and len(x.shape) else None
+    """Replace ``x / sqrt(mean(x²) + ε)`` with its scale, centering and shift, ending anywhere, by one operator.
+
+    The product may be distributed over the centering, as TensorFlow writes it: ``x·s + (β - mean(x)·s)`` with
+    ``s = γ / sqrt(var(x) + ε)``.
+    """
+    found = _match_quotient(node) or _match_distributed(node)
+    size = found.x.shape[-1] if found is not None and found.x.shape is not None and len(found.x.shape) else None
     if not isinstance(size, int):
         return
+    scale, shift = (v if v is None else _vector(model, v, size) for v in (found.scale, found.shift))
     if scale is None:
-        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, x.dtype.numpy()))
+        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, found.x.dtype.numpy()))
     made = make_norm(
-        model, output.producer(), x, scale, shift, epsilon, centered=centered, name=f"{node.name}_norm", like=output
+        model, found.output.producer(), found.x, scale, shift, found.epsilon, centered=found.centered,
+        name=f"{node.name}_norm", like=found.output,
     )  # fmt: skip
-    ir.convenience.replace_all_uses_with(output, made.outputs[0], replace_graph_outputs=True)
+    ir.convenience.replace_all_uses_with(found.output, made.outputs[0], replace_graph_outputs=True)
+
+
+def _vector(model: ir.Model, value: ir.Value, size: int) -> ir.Value:
+    """A constant without the axes of size one in front."""
+    if len(value.shape) == 1:
+        return value
+    return add_initializer(model, f"{value.name}_flat", value.const_value.numpy().reshape(size))
 
 
 def norm_operator(model: ir.Model, *, centered: bool) -> tuple[str, str]:
@@ -79,19 +99,77 @@ def make_norm(
     return append_node(before, op, inputs, name=name, domain=domain, like=like)
 
 
-def _match_core(node: ir.Node) -> tuple[ir.Value, float, int] | None:
-    """``(x, ε, axis)`` if the node divides ``x`` by the root of its mean square over its last axis."""
+def _match_quotient(node: ir.Node) -> _Norm | None:
+    """The norm whose core the node is: what divides ``x`` by the root of its mean square over its last axis."""
     for x, factor in _pairs(node):
         variance = _match_root(factor, divided=node.op_type == "Div")
-        if variance is None:
-            continue
-        mean, epsilon = variance
-        squared = _producer(mean, "ReduceMean")
-        if squared is None or not _over_last_axis(squared):
-            continue
-        if _is_square_of(squared.inputs[0], x):
-            return x, epsilon, -1
+        squared = _mean_of(variance[0]) if variance is not None else None
+        if squared is not None and _root_of_square(squared, x):
+            inner = _centered(x)
+            output, scale, shift = _match_affine(node.outputs[0], inner is not None)
+            return _Norm(x if inner is None else inner, variance[1], output, scale, shift, inner is not None)
     return None
+
+
+def _match_distributed(node: ir.Node) -> _Norm | None:
+    """The norm that the node is the last of: ``x·s + (β - mean(x)·s)``."""
+    if node.domain or node.op_type not in ("Add", "Sub") or None in node.inputs:
+        return None
+    for scaled, rest in _orders(node):
+        for x, s in _orders(_producer(scaled, "Mul")):
+            root, scale = _match_scaled_root(s, x)
+            squared = _mean_of(root[0]) if root is not None else None
+            shift = _match_rest(rest, x, s, added=node.op_type == "Add") if squared is not None else None
+            if shift is not None and _centered_square(squared, x):
+                return _Norm(x, root[1], node.outputs[0], scale, shift[0], centered=True)
+    return None
+
+
+def _orders(node: ir.Node | None) -> list[tuple[ir.Value, ir.Value]]:
+    """The operands of an operator, in both orders where they may be exchanged."""
+    if node is None or len(node.inputs) != 2 or None in node.inputs:
+        return []
+    a, b = node.inputs
+    return [(a, b)] if node.op_type == "Sub" else [(a, b), (b, a)]
+
+
+def _match_scaled_root(s: ir.Value, x: ir.Value) -> tuple[tuple[ir.Value, float] | None, ir.Value | None]:
+    """``((variance, ε), γ)`` if ``s`` is ``γ / sqrt(variance + ε)``."""
+    for root, scale in _orders(_producer(s, "Mul")):
+        if _is_vector(scale, x) and (found := _match_root(root, divided=False)) is not None:
+            return found, scale
+    return _match_root(s, divided=False), None
+
+
+def _match_rest(rest: ir.Value, x: ir.Value, s: ir.Value, *, added: bool) -> tuple[ir.Value | None] | None:
+    """``(β,)`` if the value, added or subtracted, is ``β - mean(x)·s``; β may be missing."""
+    if _is_product(rest, x, s, negative=added):
+        return (None,)
+    node = _uncast(rest).producer()
+    if not added or node is None or node.domain or node.op_type not in ("Add", "Sub"):
+        return None
+    for shift, product in _orders(node):
+        if _is_vector(shift, x) and _is_product(product, x, s, negative=node.op_type == "Add"):
+            return (shift,)
+    return None
+
+
+def _is_product(value: ir.Value, x: ir.Value, s: ir.Value, *, negative: bool) -> bool:
+    """Whether a value is ``mean(x)·s``, or its negative, wherever the sign stands."""
+    if negative and (node := _producer(value, "Neg")) is not None:
+        return _is_product(node.inputs[0], x, s, negative=False)
+    for mean, other in _orders(_producer(value, "Mul")):
+        node = _producer(mean, "Neg") if negative else None
+        inner = node.inputs[0] if node is not None else mean
+        if _alike(other, s) and (node is not None) == negative and (source := _mean_of(inner)) is not None:
+            return _alike(source, x)
+    return False
+
+
+def _centered_square(squared: ir.Value, x: ir.Value) -> bool:
+    node = _uncast(squared).producer()
+    inner = _centered(node.inputs[0]) if node is not None and node.inputs and node.inputs[0] is not None else None
+    return inner is not None and _alike(inner, x) and _root_of_square(squared, node.inputs[0])
 
 
 def _pairs(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
@@ -131,7 +209,8 @@ def _power(node: ir.Node) -> float | None:
     return _scalar(node.inputs[1]) if node.op_type == "Pow" else None
 
 
-def _is_square_of(value: ir.Value, x: ir.Value) -> bool:
+def _root_of_square(value: ir.Value, x: ir.Value) -> bool:
+    """Whether a value is ``x²``."""
     value = _uncast(value)
     node = value.producer()
     if node is None:
@@ -141,13 +220,11 @@ def _is_square_of(value: ir.Value, x: ir.Value) -> bool:
     return node.op_type == "Mul" and _alike(node.inputs[0], x) and _alike(node.inputs[1], x)
 
 
-def _match_centering(value: ir.Value, axis: int) -> ir.Value | None:
+def _centered(value: ir.Value) -> ir.Value | None:
     """``x`` if the value is ``x - mean(x)``."""
     node = _producer(value, "Sub")
-    mean = _producer(node.inputs[1], "ReduceMean") if node is not None else None
-    if mean is not None and _over_last_axis(mean) and _alike(mean.inputs[0], node.inputs[0]):
-        return node.inputs[0]
-    return None
+    source = _mean_of(node.inputs[1]) if node is not None else None
+    return node.inputs[0] if source is not None and _alike(source, node.inputs[0]) else None
 
 
 def _match_affine(value: ir.Value, centered: bool) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
@@ -170,10 +247,14 @@ def _constant_operand(value: ir.Value, op: str) -> tuple[ir.Value, ir.Value | No
     if node.op_type != op or node.domain != "":
         return value, None
     other = node.inputs[1 - index]
-    size = value.shape[-1] if value.shape is not None and len(value.shape) else None
-    if other is None or other.const_value is None or tuple(other.shape) != (size,):
-        return value, None
-    return node.outputs[0], other
+    return (node.outputs[0], other) if _is_vector(other, value) else (value, None)
+
+
+def _is_vector(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether a value is a constant along the last axis of ``x`` alone."""
+    if value is None or value.const_value is None or x.shape is None or not 0 < len(value.shape) <= len(x.shape):
+        return False
+    return value.shape[-1] == x.shape[-1] == value.const_value.size
 
 
 def _producer(value: ir.Value | None, op: str) -> ir.Node | None:
@@ -202,7 +283,19 @@ def _scalar(value: ir.Value | None) -> float | None:
     return float(value.const_value.numpy().reshape(-1)[0])
 
 
-def _over_last_axis(node: ir.Node) -> bool:
+def _mean_of(value: ir.Value) -> ir.Value | None:
+    """What a value is the mean of, over the last axis, which stays as an axis of size one."""
+    node = _uncast(value).producer()
+    if node is None or node.domain:
+        return None
+    source = node.inputs[0]
+    rank = len(source.shape) if source is not None and source.shape is not None else None
+    if node.op_type == "GlobalAveragePool":
+        return source if rank == 3 else None
+    return source if node.op_type == "ReduceMean" and _over_last_axis(node, rank) else None
+
+
+def _over_last_axis(node: ir.Node, rank: int | None) -> bool:
     if node.attributes.get_int("keepdims", 1) != 1:
         return False
     if "axes" in node.attributes:
@@ -211,5 +304,4 @@ def _over_last_axis(node: ir.Node) -> bool:
         axes = [int(i) for i in node.inputs[1].const_value.numpy().reshape(-1)]
     else:
         return False
-    rank = len(node.inputs[0].shape) if node.inputs[0].shape is not None else None
     return axes == [-1] or (rank is not None and axes == [rank - 1])

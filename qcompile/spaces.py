@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompile.axes import Axes, Limit, Mode, Node, Ref, Structure
 from qcompile.freedom import Freedom
 
-__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "learn_sizes", "rule"]
+__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "follows", "learn_sizes", "rule"]
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
 SMALL = 4096
@@ -34,6 +34,20 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for op in ops:
             RULES[domain, op] = function
+        return function
+
+    return register
+
+
+#: Operators on shape tensors: what their entries stand for.
+SIZES: dict[str, Callable[[Analysis, ir.Node], list[int | Ref | None] | None]] = {}
+
+
+def follows(*ops: str) -> Callable:
+    """Register a function as what follows sizes through those operators, once their rule has run."""
+
+    def register(function: Callable) -> Callable:
+        SIZES.update(dict.fromkeys(ops, function))
         return function
 
     return register
@@ -349,6 +363,9 @@ def _apply(analysis: Analysis, node: ir.Node) -> None:
         found(analysis, node)
     for output in node.outputs:
         _check_shape(analysis, output)
+    sizes = SIZES[node.op_type](analysis, node) if not node.domain and node.op_type in SIZES else None
+    if sizes is not None:
+        analysis.dims_of[node.outputs[0]] = sizes
 
 
 def _check_shape(analysis: Analysis, value: ir.Value) -> None:

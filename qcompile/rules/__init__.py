@@ -19,4 +19,5 @@ from qcompile.rules import quantization as quantization
 from qcompile.rules import recurrent as recurrent
 from qcompile.rules import sequences as sequences
 from qcompile.rules import shaping as shaping
+from qcompile.rules import sizes as sizes
 from qcompile.rules import state_space as state_space

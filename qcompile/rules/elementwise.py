@@ -72,8 +72,6 @@ def cast(analysis: Analysis, node: ir.Node) -> None:
     made = node.outputs[0].dtype
     exact = node.inputs[0].dtype in _WIDE and (made is None or made in _WIDE)
     _unary(Freedom.GENERAL if exact else Freedom.PERMUTATION)(analysis, node)
-    if node.inputs[0] in analysis.dims_of:
-        analysis.dims_of[node.outputs[0]] = analysis.dims_of[node.inputs[0]]
 
 
 def aligned(analysis: Analysis, values: Sequence[ir.Value]) -> list[list[Ref]]:

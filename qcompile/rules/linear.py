@@ -141,6 +141,3 @@ def gather(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(node.outputs[0], [*refs[:axis], *analysis.refs(indices), *refs[axis + 1 :]])
     if is_weight(data) and indices.const_value is None and len(refs) == 2:
         analysis.sites.append(Site(node, data, None, axis, 1 - axis, None, refs[1 - axis]))
-    known, picked = analysis.dims_of.get(data), analysis.constant(indices)
-    if known is not None and picked is not None:
-        analysis.dims_of[node.outputs[0]] = [known[int(i)] for i in picked.reshape(-1)]

@@ -9,46 +9,18 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
+from qcompile.rules.sizes import Dim, dims, size_of, take
 from qcompile.spaces import Analysis, label, rule, static
 
 __all__ = ["reshape_axes"]
 
-Dim = int | Ref | None
-
-
-# -- shapes as values ----------------------------------------------------------------------------------------
-
 
 @rule("Shape")
 def shape(analysis: Analysis, node: ir.Node) -> None:
-    """Remember which axis each entry of a shape tensor stands for."""
+    """The sizes of axes; ``sizes`` remembers which axis each entry stands for."""
     refs = analysis.refs(node.inputs[0])
-    start = node.attributes.get_int("start", 0)
-    end = node.attributes.get_int("end", len(refs))
-    dims = [_dim(analysis, ref) for ref in refs][start:end]
-    analysis.set(node.outputs[0], [analysis.axes.frozen(len(dims), "a shape")])
-    analysis.dims_of[node.outputs[0]] = dims
-
-
-def _dim(analysis: Analysis, ref: Ref) -> Dim:
-    size = analysis.axes.size(ref)
-    return ref if size is None else size
-
-
-def dims(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
-    """A small integer tensor as a list of sizes, where an entry may be a dynamic axis."""
-    if value is not None:  # it may be computed from numbers that have axes
-        analysis.freeze([value], f"'{value.name}' is read as a shape")
-    return _known(analysis, value)
-
-
-def _known(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
-    if value is None:
-        return None
-    if value in analysis.dims_of:
-        return analysis.dims_of[value]
-    array = analysis.constant(value)
-    return None if array is None else [int(item) for item in array.reshape(-1)]
+    found = refs[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(refs))]
+    analysis.set(node.outputs[0], [analysis.axes.frozen(len(found), "a shape")])
 
 
 # -- views -------------------------------------------------------------------------------------------------------
@@ -60,16 +32,16 @@ def reshape(analysis: Analysis, node: ir.Node) -> None:
     source = analysis.refs(node.inputs[0])
     target = dims(analysis, node.inputs[1])
     stated = node.outputs[0].shape
-    if target is None or any(dim is None for dim in target):
+    if target is None:
         if stated is None:
             analysis.opaque(node, f"{label(node)} has a shape that is computed at run time")
             return
-        target = [None] * len(stated) if target is None else target
+        target = [None] * len(stated)
     if stated is not None and len(stated) == len(target):
         target = [static(s) or dim if dim in (None, -1) else dim for dim, s in zip(target, stated, strict=True)]
     keep_zero = bool(node.attributes.get_int("allowzero", 0))
     target = [
-        _dim(analysis, source[i]) if dim == 0 and not keep_zero and i < len(source) else dim
+        size_of(analysis, source[i]) if dim == 0 and not keep_zero and i < len(source) else dim
         for i, dim in enumerate(target)
     ]
     analysis.set(node.outputs[0], reshape_axes(analysis, source, _solve(analysis, source, target), label(node)))
@@ -110,17 +82,13 @@ def _take(analysis: Analysis, factors: list[Ref], dim: Dim, *, back: bool, reaso
     axes = analysis.axes
     if dim == 1:
         return []
-    if isinstance(dim, Ref):
-        want = axes.factors(dim)
-        have = factors[-len(want) :] if back else factors[: len(want)]
-        if len(have) == len(want) and all(axes.same(a, b) for a, b in zip(have, want, strict=True)):
-            factors[:] = factors[: -len(want)] if back else factors[len(want) :]
-            return have
-        return None
     if dim is None or dim == 0:
         return None
     trial = list(factors)
-    taken = axes.take_back(trial, dim, reason) if back else axes.take_front(trial, dim, reason)
+    if isinstance(dim, Ref):
+        taken = take(analysis, trial, dim, back=back, reason=reason)
+    else:
+        taken = (axes.take_back if back else axes.take_front)(trial, dim, reason)
     if taken is not None:
         factors[:] = trial
     return taken
@@ -169,7 +137,6 @@ def squeeze(analysis: Analysis, node: ir.Node) -> None:
         analysis.opaque(node, f"{label(node)} has axes that are computed at run time")
         return
     analysis.set(node.outputs[0], refs)
-    _pass_dims(analysis, node)
 
 
 def _ones(analysis: Analysis, refs: Sequence[Ref]) -> set[int]:
@@ -185,12 +152,6 @@ def _ints(analysis: Analysis, node: ir.Node, index: int, attribute: str) -> list
     analysis.freeze([node.inputs[index]], f"{label(node)} reads it as it is")
     array = analysis.constant(node.inputs[index])
     return None if array is None else [int(item) for item in array.reshape(-1)]
-
-
-def _pass_dims(analysis: Analysis, node: ir.Node) -> None:
-    known = _known(analysis, node.inputs[0])
-    if known is not None and node.inputs[0].dtype == ir.DataType.INT64:
-        analysis.dims_of[node.outputs[0]] = known
 
 
 # -- selecting and joining ---------------------------------------------------------------------------------------
@@ -210,12 +171,6 @@ def concat(analysis: Analysis, node: ir.Node) -> None:
                 analysis.axes.unify(column[0], ref, f"{label(node)} joins them")
             out.append(column[0])
     analysis.set(node.outputs[0], out)
-    parts = [_known(analysis, value) for value in node.inputs]
-    if len(out) == 1 and any(parts) and node.inputs[0].dtype == ir.DataType.INT64:
-        lengths = [analysis.axes.size(refs[0]) for refs in operands]
-        if None not in lengths:
-            filled = [part if part is not None else [None] * n for part, n in zip(parts, lengths, strict=True)]
-            analysis.dims_of[node.outputs[0]] = [dim for part in filled for dim in part]
 
 
 @rule("Split")
@@ -254,9 +209,6 @@ def slice_(analysis: Analysis, node: ir.Node) -> None:
         bounds = (starts[i], ends[i], steps[i] if steps else 1) if known else None
         refs[place] = _sliced(analysis, node, refs[place], bounds, place % len(refs))
     analysis.set(node.outputs[0], refs)
-    known_dims = analysis.dims_of.get(node.inputs[0])
-    if known_dims is not None and known:
-        analysis.dims_of[node.outputs[0]] = known_dims[starts[0] : ends[0] : steps[0] if steps else 1]
 
 
 def _sliced(analysis: Analysis, node: ir.Node, ref: Ref, bounds: tuple[int, int, int] | None, place: int) -> Ref:
@@ -326,9 +278,7 @@ def _expanded(analysis: Analysis, node: ir.Node, ref: Ref, dim: Dim, stated: int
     if dim in (1, -1) or (isinstance(dim, int) and dim == size) or (isinstance(dim, Ref) and axes.same(dim, ref)):
         return ref
     if size == 1:
-        if isinstance(dim, Ref):
-            return dim
-        made = axes.fresh(dim if dim is not None else stated)
+        made = dim if isinstance(dim, Ref) else axes.fresh(dim if dim is not None else stated)
         axes.constrain(made, Freedom.ORTHOGONAL_ONES, f"{label(node)} repeats one element along the axis")
         return made
     if node.op_type == "Tile" and size and isinstance(dim, int):
@@ -466,12 +416,12 @@ def made(analysis: Analysis, node: ir.Node) -> None:
     """New values that depend on no space."""
     sizes = dims(analysis, node.inputs[0]) if node.op_type == "ConstantOfShape" else None
     if node.op_type.endswith("Like"):
-        sizes = [_dim(analysis, ref) for ref in analysis.refs(node.inputs[0])]
+        sizes = [analysis.axes.size(ref) for ref in analysis.refs(node.inputs[0])]
     stated = node.outputs[0].shape
     if sizes is not None and node.op_type == "ConstantOfShape":
         out = [_equal(analysis, node, dim) for dim in sizes]
     elif sizes is not None:
-        out = [dim if isinstance(dim, Ref) else analysis.axes.frozen(dim, label(node)) for dim in sizes]
+        out = [analysis.axes.frozen(size, label(node)) for size in sizes]
     elif stated is not None:
         out = [analysis.axes.frozen(static(dim), label(node)) for dim in stated]
     else:
@@ -481,9 +431,8 @@ def made(analysis: Analysis, node: ir.Node) -> None:
 
 def _equal(analysis: Analysis, node: ir.Node, dim: Dim) -> Ref:
     """An axis of a tensor of equal numbers: what keeps the vector of ones changes nothing, zeros stay in any case."""
-    if isinstance(dim, Ref):
-        return dim
-    ref, value = analysis.axes.fresh(dim), node.attributes.get_tensor("value", None)
+    ref = dim if isinstance(dim, Ref) else analysis.axes.fresh(dim)
+    value = node.attributes.get_tensor("value", None)
     if value is not None and value.numpy().any():
         analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} puts one number along the axis")
     return ref
