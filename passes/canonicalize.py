@@ -137,8 +137,30 @@ def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
 
 
 def _drop_identities(model: ir.Model) -> None:
-    """Remove identities of the main graph, but for those that give an output its name."""
+    """Remove what changes nothing from the main graph, but for those that give an output its name."""
     for node in list(model.graph):
-        if node.op_type == "Identity" and node.domain == "" and not node.outputs[0].is_graph_output():
-            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+        kept = _kept_input(node)
+        if kept is not None and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], kept)
             model.graph.remove(node, safe=True)
+
+
+#: Operators that a number changes nothing in: the number, and whether the operands may be exchanged.
+_NEUTRAL = {"Add": (0, True), "Sub": (0, False), "Mul": (1, True), "Div": (1, False), "Pow": (1, False)}
+
+
+def _kept_input(node: ir.Node) -> ir.Value | None:
+    """What a node passes on as it is: Identity, or products with one and sums with zero, which Paddle writes."""
+    if node.op_type == "Identity" and not node.domain:
+        return node.inputs[0]
+    if node.op_type not in _NEUTRAL or node.domain or None in node.inputs:
+        return None
+    number, exchangeable = _NEUTRAL[node.op_type]
+    for index in (0, 1) if exchangeable else (0,):
+        kept, other = node.inputs[index], node.inputs[1 - index]
+        tensor = other.const_value
+        if tensor is None or tensor.size != 1 or kept.shape is None or len(other.shape) > len(kept.shape):
+            continue
+        if kept.const_value is None and kept.dtype == other.dtype and tensor.numpy().item() == number:
+            return kept
+    return None

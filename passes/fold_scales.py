@@ -16,7 +16,7 @@ import onnx_ir as ir
 from qcompile.axes import Mode, Node, Ref, Structure
 from qcompile.folding import rescale
 from qcompile.freedom import Freedom
-from qcompile.graph import ensure_initializer
+from qcompile.graph import add_initializer, ensure_initializer
 from qcompile.pipeline import State
 from qcompile.spaces import Analysis, Norm, Scaling, label
 
@@ -34,27 +34,66 @@ class FoldScales:
 
     def apply(self, state: State) -> bool:
         """Rewrites the graph in place; its function stays the same."""
-        total = 0
-        while folded := _fold_scales(state):  # one link of a chain of scalings a round
+        total = _merge_chains(state.analyze_apart())
+        if total:
+            state.edited()
+        while folded := _fold_scales(state):  # a scale may be free to move once another one has
             total += folded
             state.edited()
         return bool(total)
 
 
+def _merge_chains(analysis: Analysis) -> int:
+    """Make one scale of those that directly follow each other."""
+    writers = {item.node.outputs[0]: item for item in analysis.scalings}
+    merged = 0
+    for item in analysis.scalings:
+        before, between = writers.get(item.input), item.input
+        if before is None or before.ref_out != item.ref_in or len(between.uses()) > 1 or between.is_graph_output():
+            continue
+        first, last = (scale.const_value.numpy().astype(np.float64) for scale in (before.scale, item.scale))
+        product = (first.reshape(last.shape) * last).astype(item.scale.dtype.numpy())
+        made = add_initializer(analysis.model, f"{item.scale.name}_merged", product)
+        item.node.replace_input_with(list(item.node.inputs).index(item.scale), made)
+        item.scale = made
+        _drop_scale(analysis.model, before)
+        merged += 1
+    return merged
+
+
 def _fold_scales(state: State) -> int:
-    analysis = state.analyze_apart()
-    uses = analysis.uses()
+    around = _Around(state.analyze_apart())
     folded = 0
-    for node, group in _by_space(analysis).items():
-        reason = _fold_forward(analysis, node, group, uses)
+    for node, group in _by_space(around.analysis).items():
+        reason = _fold_forward(around, node, group)
         if reason is not None and all(isinstance(item, Scaling) for item in group):
-            reasons = [_fold_backward(analysis, item, uses) for item in group]
+            reasons = [_fold_backward(around, item) for item in group]
             reason = next((text for text in reasons if text is not None), None)
         if reason is None:
             folded += len(group)
         for item in group if reason is not None else ():
             state.decline(item.node.name or label(item.node), "folding its scale into the sites around it", reason)
     return folded
+
+
+class _Around:
+    """What reads and writes each leaf, as a whole axis or as a part of one."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.uses = analysis.uses()
+        self.scaled: dict[Node, list[Scaling]] = defaultdict(list)
+        self.scales: dict[Node, list[Norm | Scaling]] = defaultdict(list)
+        for item in analysis.scalings:
+            for leaf in analysis.axes.leaves(item.ref_in):
+                self.scaled[leaf.node].append(item)
+        for item in [*analysis.norms, *analysis.scalings]:
+            for leaf in analysis.axes.leaves(item.ref_out):
+                self.scales[leaf.node].append(item)
+
+    def constants(self, node: Node) -> list[tuple[ir.Value, int]]:
+        """The constants that have the leaf, each with the axis."""
+        return [(value, axis) for value, axis in self.uses[node] if value.const_value is not None]
 
 
 def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
@@ -65,8 +104,9 @@ def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
     return groups
 
 
-def _fold_forward(analysis: Analysis, node: Node, group: list[Norm | Scaling], uses: dict) -> str | None:
+def _fold_forward(around: _Around, node: Node, group: list[Norm | Scaling]) -> str | None:
     """Fold the scale of one space into its readers; the reason if that cannot be done."""
+    analysis = around.analysis
     scale = group[0].scale.const_value.numpy().astype(np.float64).reshape(-1)
     if any(not np.array_equal(item.scale.const_value.numpy().reshape(-1), scale) for item in group[1:]):
         return "several scales that differ are applied on one space"
@@ -74,14 +114,14 @@ def _fold_forward(analysis: Analysis, node: Node, group: list[Norm | Scaling], u
     if node.structure is not Structure.LEAF or any(analysis.relative(i.ref_out, base) is not Mode.SAME for i in group):
         return "the scaled axis is split by later operators"
     reason = _why_not(node, Freedom.DIAGONAL)
-    constants = [(value, axis) for value, axis in uses[node] if value.const_value is not None]
+    constants = around.constants(node)
     if reason is None and _has_shifts(analysis, constants, base) and not _well_conditioned(scale):
         reason = "a shift is added behind the scale, which is too small on some channels to divide by"
     if reason is None and not _alone(analysis, node, constants):
         reason = "the scaled axis is a part of a larger one"
-    if reason is None and any(analysis.axes.find(other.ref_in).node is node for other in analysis.scalings):
+    if reason is None and around.scaled[node]:
         reason = "another scaling reads it"
-    if reason is None and _written_by_sites(analysis, base, uses[node]):
+    if reason is None and _written_by_sites(analysis, base, around.uses[node]):
         reason = "other operators write the same space"
     if reason is not None:
         return reason
@@ -148,8 +188,9 @@ def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
     item.node.graph.remove(item.node, safe=True)
 
 
-def _fold_backward(analysis: Analysis, item: Scaling, uses: dict) -> str | None:
+def _fold_backward(around: _Around, item: Scaling) -> str | None:
     """Fold a scaling into the sites that write its input; the reason if that cannot be done."""
+    analysis = around.analysis
     root = analysis.axes.find(item.ref_in)
     scale = item.scale.const_value.numpy().astype(np.float64).reshape(-1)
     if root.node.structure is not Structure.LEAF:
@@ -157,18 +198,19 @@ def _fold_backward(analysis: Analysis, item: Scaling, uses: dict) -> str | None:
     reason = _why_not(root.node, Freedom.DIAGONAL)
     if reason is not None:
         return reason
-    constants = [(value, axis) for value, axis in uses[root.node] if value.const_value is not None]
+    constants = around.constants(root.node)
     refs = [analysis.refs_of[value][axis] for value, axis in constants]
     if not _alone(analysis, root.node, constants):
         return "the scaled axis is a part of a larger one"
     if any(analysis.relative(ref, item.ref_in) is not Mode.SAME for ref in refs):
         return "something else reads the value before it is scaled"
-    if any(other is not item and analysis.axes.same(other.ref_in, item.ref_in) for other in analysis.scalings):
+    if around.scaled[root.node] != [item]:
         return "something else reads the value before it is scaled"
-    if any(analysis.axes.find(other.ref_out).node is root.node for other in analysis.scalings):
+    if any(isinstance(other, Scaling) for other in around.scales[root.node]):
         return "another scaling writes it"
-    norms = [norm for norm in analysis.norms if analysis.axes.find(norm.ref_out).node is root.node]
-    constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in norms]
+    if any(analysis.axes.find(norm.ref_out).node is not root.node for norm in around.scales[root.node]):
+        return "it is a part of what a norm writes"
+    constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in around.scales[root.node]]
     for value, axis in constants:
         shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
         rescale(analysis.model, value, scale.reshape(shape))

@@ -12,9 +12,13 @@ import onnx_ir as ir
 
 from qcompile.graph import add_initializer, append_node
 from qcompile.pipeline import State
-from qcompile.spaces import Norm, Site
+from qcompile.spaces import Norm, Site, is_float
 
 __all__ = ["FoldShifts"]
+
+
+#: Parameters of more elements than this stay shared.
+MOST_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,26 @@ class FoldShifts:
 
 
 def _untie(model: ir.Model) -> int:
-    """Give every norm and scaling its own copy of its parameters; sites keep sharing theirs."""
+    """Give every bias, norm and scaling its own copy of its parameters; sites keep sharing theirs.
+
+    Exporters merge constants that happen to be equal, which would tie axes that have nothing to do with each other.
+    """
     copies = 0
     for value in list(model.graph.initializers.values()):
         uses = list(value.uses())
-        if len(uses) < 2 or value.const_value is None or value.shape is None or len(value.shape) != 1:
+        if len(uses) < 2 or value.const_value is None or value.shape is None or not _is_parameter(value, uses):
             continue
         for node, index in uses[1:]:
             node.replace_input_with(index, add_initializer(model, value.name, value.const_value.numpy()))
             copies += 1
     return copies
+
+
+def _is_parameter(value: ir.Value, uses: Sequence[tuple[ir.Node, int]]) -> bool:
+    """Whether a constant is a vector, or one that is cut into heads and added or multiplied."""
+    if len(value.shape) == 1 or not is_float(value) or not 1 < value.const_value.size <= MOST_ELEMENTS:
+        return len(value.shape) == 1
+    return all(node.op_type in ("Add", "Sub", "Mul", "Div") and not node.domain for node, _ in uses)
 
 
 def _fold_shifts(state: State) -> int:

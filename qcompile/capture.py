@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
-from qcompile.graph import flaw_of, release
+from qcompile.graph import flaw_of, open_dimensions, release
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,7 @@ def _from_onnx(path: Path) -> Source:
     with ThreadPoolExecutor(1) as beside:
         digest = beside.submit(_digest, files)
         _sort(model, str(path))
+        open_dimensions(model)
         check_weights(model, str(path))
     return Source(model, str(path), digest.result(), sum(file.stat().st_size for file in files))
 

@@ -9,11 +9,13 @@ import onnx_ir as ir
 
 __all__ = [
     "DOMAIN", "add_function", "add_initializer", "append_node", "distinguish", "ensure_function", "ensure_initializer",
-    "flaw_of", "name_outputs", "opset", "release", "tidy",
+    "flaw_of", "name_outputs", "open_dimensions", "opset", "release", "tidy",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
 DOMAIN = "qcompile"
+
+_NUMBERS = "qcompile.numbers"
 
 
 def opset(model: ir.Model) -> int:
@@ -26,9 +28,11 @@ def unique(model: ir.Model, name: str) -> str:
     taken = model.graph.initializers
     if name not in taken:
         return name
-    number = 1
+    last = model.meta.setdefault(_NUMBERS, {})  # many constants are named after one
+    number = last.get(name, 0) + 1
     while f"{name}_{number}" in taken:
         number += 1
+    last[name] = number
     return f"{name}_{number}"
 
 
@@ -67,6 +71,14 @@ def flaw_of(model: ir.Model) -> str | None:
             if value is not None and value.graph is None and value.producer() is None:
                 return f"has no value '{value.name}', which {node.op_type} '{node.name}' reads"
     return None
+
+
+def open_dimensions(model: ir.Model) -> None:
+    """Take a dimension of less than nothing for what Paddle means by it: one that is known at run time alone."""
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in (*model.graph.inputs, *values):
+        if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+            value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
 
 
 def name_outputs(model: ir.Model, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Normalizations over the last axis: recognizes those that an exporter spelled out, and makes new ones.
+"""Normalizations over the last axis: puts one in the place of those that an exporter spelled out, and makes new ones.
 
 One operator whatever the opset: ``RMSNormalization`` and ``LayerNormalization`` where the standard has them, else
 functions of our domain with the same meaning.
@@ -6,35 +6,18 @@ functions of our domain with the same meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_function, ensure_initializer, opset
+from qcompile.spelled_norms import find_norm
 
 __all__ = ["fuse_norm", "make_norm", "norm_operator"]
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """A norm that an exporter spelled out; ``output`` is the last value of it."""
-
-    x: ir.Value
-    epsilon: float
-    output: ir.Value
-    scale: ir.Value | None
-    shift: ir.Value | None
-    centered: bool
-
-
 def fuse_norm(model: ir.Model, node: ir.Node) -> None:
-    """Replace ``x / sqrt(mean(x²) + ε)`` with its scale, centering and shift, ending anywhere, by one operator.
-
-    The product may be distributed over the centering, as TensorFlow writes it: ``x·s + (β - mean(x)·s)`` with
-    ``s = γ / sqrt(var(x) + ε)``.
-    """
-    found = _match_quotient(node) or _match_distributed(node)
+    """Replace a norm that the node is the core of, with its scale, centering and shift, by one operator."""
+    found = find_norm(node)
     size = found.x.shape[-1] if found is not None and found.x.shape is not None and len(found.x.shape) else None
     if not isinstance(size, int):
         return
@@ -97,211 +80,3 @@ def make_norm(
         shift = add_initializer(model, f"{name}_shift", np.zeros(scale.shape.numpy(), dtype))
     inputs = [x, scale, shift, constant] if centered else [x, scale, constant]
     return append_node(before, op, inputs, name=name, domain=domain, like=like)
-
-
-def _match_quotient(node: ir.Node) -> _Norm | None:
-    """The norm whose core the node is: what divides ``x`` by the root of its mean square over its last axis."""
-    for x, factor in _pairs(node):
-        variance = _match_root(factor, divided=node.op_type == "Div")
-        squared = _mean_of(variance[0]) if variance is not None else None
-        if squared is not None and _root_of_square(squared, x):
-            inner = _centered(x)
-            output, scale, shift = _match_affine(node.outputs[0], inner is not None)
-            return _Norm(x if inner is None else inner, variance[1], output, scale, shift, inner is not None)
-    return None
-
-
-def _match_distributed(node: ir.Node) -> _Norm | None:
-    """The norm that the node is the last of: ``x·s + (β - mean(x)·s)``."""
-    if node.domain or node.op_type not in ("Add", "Sub") or None in node.inputs:
-        return None
-    for scaled, rest in _orders(node):
-        for x, s in _orders(_producer(scaled, "Mul")):
-            root, scale = _match_scaled_root(s, x)
-            squared = _mean_of(root[0]) if root is not None else None
-            shift = _match_rest(rest, x, s, added=node.op_type == "Add") if squared is not None else None
-            if shift is not None and _centered_square(squared, x):
-                return _Norm(x, root[1], node.outputs[0], scale, shift[0], centered=True)
-    return None
-
-
-def _orders(node: ir.Node | None) -> list[tuple[ir.Value, ir.Value]]:
-    """The operands of an operator, in both orders where they may be exchanged."""
-    if node is None or len(node.inputs) != 2 or None in node.inputs:
-        return []
-    a, b = node.inputs
-    return [(a, b)] if node.op_type == "Sub" else [(a, b), (b, a)]
-
-
-def _match_scaled_root(s: ir.Value, x: ir.Value) -> tuple[tuple[ir.Value, float] | None, ir.Value | None]:
-    """``((variance, ε), γ)`` if ``s`` is ``γ / sqrt(variance + ε)``."""
-    for root, scale in _orders(_producer(s, "Mul")):
-        if _is_vector(scale, x) and (found := _match_root(root, divided=False)) is not None:
-            return found, scale
-    return _match_root(s, divided=False), None
-
-
-def _match_rest(rest: ir.Value, x: ir.Value, s: ir.Value, *, added: bool) -> tuple[ir.Value | None] | None:
-    """``(β,)`` if the value, added or subtracted, is ``β - mean(x)·s``; β may be missing."""
-    if _is_product(rest, x, s, negative=added):
-        return (None,)
-    node = _uncast(rest).producer()
-    if not added or node is None or node.domain or node.op_type not in ("Add", "Sub"):
-        return None
-    for shift, product in _orders(node):
-        if _is_vector(shift, x) and _is_product(product, x, s, negative=node.op_type == "Add"):
-            return (shift,)
-    return None
-
-
-def _is_product(value: ir.Value, x: ir.Value, s: ir.Value, *, negative: bool) -> bool:
-    """Whether a value is ``mean(x)·s``, or its negative, wherever the sign stands."""
-    if negative and (node := _producer(value, "Neg")) is not None:
-        return _is_product(node.inputs[0], x, s, negative=False)
-    for mean, other in _orders(_producer(value, "Mul")):
-        node = _producer(mean, "Neg") if negative else None
-        inner = node.inputs[0] if node is not None else mean
-        if _alike(other, s) and (node is not None) == negative and (source := _mean_of(inner)) is not None:
-            return _alike(source, x)
-    return False
-
-
-def _centered_square(squared: ir.Value, x: ir.Value) -> bool:
-    node = _uncast(squared).producer()
-    inner = _centered(node.inputs[0]) if node is not None and node.inputs and node.inputs[0] is not None else None
-    return inner is not None and _alike(inner, x) and _root_of_square(squared, node.inputs[0])
-
-
-def _pairs(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
-    if node.domain != "" or node.op_type not in ("Mul", "Div") or None in node.inputs:
-        return []
-    a, b = node.inputs
-    return [(a, b)] if node.op_type == "Div" else [(a, b), (b, a)]
-
-
-def _match_root(value: ir.Value, *, divided: bool) -> tuple[ir.Value, float] | None:
-    """``(mean square, ε)`` if ``value`` is the root of their sum (or its reciprocal, unless ``divided``)."""
-    value = _uncast(value)
-    producer = value.producer()
-    if producer is None or producer.domain != "":
-        return None
-    if divided:
-        return _match_sum(producer.inputs[0]) if producer.op_type == "Sqrt" or _power(producer) == 0.5 else None
-    if _power(producer) == -0.5:
-        return _match_sum(producer.inputs[0])
-    if producer.op_type == "Reciprocal":
-        return _match_root(producer.inputs[0], divided=True)
-    if producer.op_type == "Div" and _scalar(producer.inputs[0]) == 1.0:
-        return _match_root(producer.inputs[1], divided=True)
-    return None
-
-
-def _match_sum(value: ir.Value) -> tuple[ir.Value, float] | None:
-    add = _producer(value, "Add")
-    for mean, constant in ((0, 1), (1, 0)) if add is not None else ():
-        epsilon = _scalar(add.inputs[constant])
-        if epsilon is not None:
-            return add.inputs[mean], epsilon
-    return None
-
-
-def _power(node: ir.Node) -> float | None:
-    return _scalar(node.inputs[1]) if node.op_type == "Pow" else None
-
-
-def _root_of_square(value: ir.Value, x: ir.Value) -> bool:
-    """Whether a value is ``x²``."""
-    value = _uncast(value)
-    node = value.producer()
-    if node is None:
-        return False
-    if node.op_type == "Pow" and _scalar(node.inputs[1]) == 2.0:
-        return _alike(node.inputs[0], x)
-    return node.op_type == "Mul" and _alike(node.inputs[0], x) and _alike(node.inputs[1], x)
-
-
-def _centered(value: ir.Value) -> ir.Value | None:
-    """``x`` if the value is ``x - mean(x)``."""
-    node = _producer(value, "Sub")
-    source = _mean_of(node.inputs[1]) if node is not None else None
-    return node.inputs[0] if source is not None and _alike(source, node.inputs[0]) else None
-
-
-def _match_affine(value: ir.Value, centered: bool) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
-    """Follow ``value`` through the constant scale (and shift) that its only reader applies."""
-    scaled, scale = _constant_operand(value, "Mul")
-    if scale is None:
-        return value, None, None
-    if centered:
-        shifted, shift = _constant_operand(scaled, "Add")
-        if shift is not None:
-            return shifted, scale, shift
-    return scaled, scale, None
-
-
-def _constant_operand(value: ir.Value, op: str) -> tuple[ir.Value, ir.Value | None]:
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
-        return value, None
-    node, index = next(iter(uses))
-    if node.op_type != op or node.domain != "":
-        return value, None
-    other = node.inputs[1 - index]
-    return (node.outputs[0], other) if _is_vector(other, value) else (value, None)
-
-
-def _is_vector(value: ir.Value | None, x: ir.Value) -> bool:
-    """Whether a value is a constant along the last axis of ``x`` alone."""
-    if value is None or value.const_value is None or x.shape is None or not 0 < len(value.shape) <= len(x.shape):
-        return False
-    return value.shape[-1] == x.shape[-1] == value.const_value.size
-
-
-def _producer(value: ir.Value | None, op: str) -> ir.Node | None:
-    node = _uncast(value).producer() if value is not None else None
-    return node if node is not None and node.op_type == op and node.domain == "" else None
-
-
-def _uncast(value: ir.Value) -> ir.Value:
-    """The value before casts between floating-point types."""
-    node = value.producer()
-    while node is not None and node.op_type == "Cast" and node.inputs[0].dtype is not None and (
-        node.inputs[0].dtype.is_floating_point() and value.dtype is not None and value.dtype.is_floating_point()
-    ):  # fmt: skip
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
-def _alike(a: ir.Value, b: ir.Value) -> bool:
-    return _uncast(a) is _uncast(b)
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().reshape(-1)[0])
-
-
-def _mean_of(value: ir.Value) -> ir.Value | None:
-    """What a value is the mean of, over the last axis, which stays as an axis of size one."""
-    node = _uncast(value).producer()
-    if node is None or node.domain:
-        return None
-    source = node.inputs[0]
-    rank = len(source.shape) if source is not None and source.shape is not None else None
-    if node.op_type == "GlobalAveragePool":
-        return source if rank == 3 else None
-    return source if node.op_type == "ReduceMean" and _over_last_axis(node, rank) else None
-
-
-def _over_last_axis(node: ir.Node, rank: int | None) -> bool:
-    if node.attributes.get_int("keepdims", 1) != 1:
-        return False
-    if "axes" in node.attributes:
-        axes = list(node.attributes.get_ints("axes"))
-    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
-        axes = [int(i) for i in node.inputs[1].const_value.numpy().reshape(-1)]
-    else:
-        return False
-    return axes == [-1] or (rank is not None and axes == [rank - 1])

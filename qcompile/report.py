@@ -76,6 +76,7 @@ def build_manifest(
         "candidates": {key: _numbers(errors) for key, errors in sorted(rotated.placement.errors.items())},
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
+            **({} if equal.in_double is None else {"rel_l2_in_float64": number(equal.in_double)}),
         },
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(sites, chosen, measured),

@@ -88,6 +88,8 @@ def _counts(counter: Mapping[str, int]) -> str:
 def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     q = m["quantization"]
     rows = [("rotated vs. source", f"relative L2 {scientific(m['equivalence']['rel_l2'])} (float equivalence)")]
+    if "rel_l2_in_float64" in m["equivalence"]:
+        rows.append(("the same in float64", f"relative L2 {scientific(m['equivalence']['rel_l2_in_float64'])}"))
     if m.get("implementation"):
         error = scientific(m["implementation"]["rel_l2"])
         rows.append(("lowered vs. oracle", f"relative L2 {error} (implementation error)"))
@@ -127,6 +129,7 @@ def rotation_table(rotated: Rotated, equal: Equivalence, output: Path) -> Table:
         ("online transforms", str(len(placement.online))),
         ("declined", f"{len(rotated.prepared.state.declined)} (qcompile inspect says why)"),
         ("rotated vs. source", f"relative L2 {equal.rel_l2:.3g}, largest difference {equal.max_abs:.3g}"),
+        *([] if equal.in_double is None else [("the same in float64", f"relative L2 {equal.in_double:.3g}")]),
         ("written", f"{human_bytes(output.stat().st_size)}"),
     ])  # fmt: skip
 

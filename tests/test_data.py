@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
 import qcompile as qc
-from qcompile.capture import example_inputs
+from qcompile.capture import capture, example_inputs
 from qcompile.cli import app
 from qcompile.data import accepted, load_data
 from qcompile.errors import InputError
@@ -64,3 +65,14 @@ def test_sizes_of_sums_and_products_of_names(name, size):
     ]
     model = ir.Model(ir.Graph(values, values, nodes=[], opset_imports={"": 18}), ir_version=9)
     assert example_inputs(model, sizes={"length": 5})["mask"].shape == (2, size)
+
+
+def test_dimensions_below_zero_are_taken_for_open_ones(tmp_path):
+    """Paddle writes -1 for a batch of any size."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", onnx.TensorProto.FLOAT, [-1, 4])],
+        [value("y", onnx.TensorProto.FLOAT, [-1, 4])],
+    )  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    assert example_inputs(capture(tmp_path / "m.onnx").model)["x"].shape == (2, 4)

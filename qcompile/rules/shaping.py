@@ -255,6 +255,9 @@ def expand(analysis: Analysis, node: ir.Node) -> None:
     refs = analysis.refs(node.inputs[0])
     stated = node.outputs[0].shape
     target = dims(analysis, node.inputs[1])
+    if node.op_type == "Tile" and target is not None and len(target) != len(refs):
+        analysis.opaque(node, f"{label(node)} has {len(target)} repeats for {len(refs)} axes")
+        return
     if node.op_type == "Tile" and target is not None:
         sizes = [analysis.axes.size(ref) for ref in refs]
         target = [

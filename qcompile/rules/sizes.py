@@ -181,15 +181,18 @@ def _multiplied(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
 
 
 @follows("Shape")
-def _shape(analysis: Analysis, node: ir.Node) -> list[Dim]:
+def _shape(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
     refs = analysis.refs(node.inputs[0])
+    if refs is None:
+        return None
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(refs))
     return [size_of(analysis, ref) for ref in refs][start:end]
 
 
 @follows("Size")
-def _size(analysis: Analysis, node: ir.Node) -> list[Dim]:
-    return [size_of(analysis, analysis.axes.product(analysis.refs(node.inputs[0])))]
+def _size(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+    refs = analysis.refs(node.inputs[0])
+    return None if refs is None else [size_of(analysis, analysis.axes.product(refs))]
 
 
 @follows("Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity")

@@ -96,6 +96,59 @@ def test_chain_of_scales_folds_link_by_link(parse):
     assert [node.op_type for node in found.model.graph] == ["MatMul"]
 
 
+def test_long_chain_of_scales_is_one_scale(parse):
+    scales = ", ".join(f"float[8] c{i}" for i in range(60))
+    body = "".join(f" h{i + 1} = Mul(h{i}, c{i})\n" for i in range(60))
+    text = f"""g (float[2,6] x) => (float[2,7] y) <float[6,8] a, {scales}, float[8,7] b>
+    {{ h0 = MatMul(x, a)\n{body} y = MatMul(h60, b) }}"""
+    rng = np.random.default_rng(0)
+    found, error = prepared_change(
+        parse(text, **{f"c{i}": rng.uniform(0.5, 1.5, 8).astype(np.float32) for i in range(60)})
+    )
+    assert error < 1e-12
+    assert [node.op_type for node in found.model.graph] == ["MatMul", "MatMul"]
+
+
+def test_scale_of_what_a_concatenation_reads_too_stays(parse):
+    """As in DenseNet: each block scales all that came before it."""
+    model = parse(
+        """g (float[2,5,6] x) => (float[2,5,7] y)
+        <float[6,8] a, float[8] p, float[8,8] b, float[16] q, float[16,7] head>
+        { h = MatMul(x, a)\n u = Mul(h, p)\n r = Relu(u)\n v = MatMul(r, b)\n c = Concat<axis=-1>(h, v)
+          w = Mul(c, q)\n s = Relu(w)\n y = MatMul(s, head) }"""
+    )
+    found, error = prepared_change(model)
+    assert error < 1e-12
+
+
+def test_scale_of_a_part_that_was_scaled_as_a_whole_folds_soundly(parse):
+    model = parse(
+        """g (float[2,5,6] x) => (float[2,5,7] y) <float[6,16] a, float[16] p, float[8] q, float[8,7] b, float[8,7] c>
+        { h = MatMul(x, a)\n u = Mul(h, p)\n l, r = Split<axis=-1, num_outputs=2>(u)\n s = Mul(l, q)\n t = Relu(s)
+          v = MatMul(t, b)\n w = MatMul(r, c)\n y = Add(v, w) }"""
+    )
+    assert prepared_change(model)[1] < 1e-12
+
+
+def test_equal_biases_that_an_exporter_merged_tie_nothing(parse):
+    """tf2onnx keeps one constant for all that are equal."""
+    body = "".join(
+        f"v{i} = MatMul(x, w{i})\n r{i} = Reshape(v{i}, heads)\n b{i} = Add(r{i}, bias)\n o{i} = Reshape(b{i}, flat)\n"
+        f"y{i} = MatMul(o{i}, u{i})\n"
+        for i in range(2)
+    )
+    model = parse(
+        f"""g (float[2,6] x) => (float[2,7] y)
+        <float[6,8] w0, float[6,8] w1, float[2,4] bias, float[8,7] u0, float[8,7] u1,
+        int64[3] heads, int64[2] flat> {{ {body} y = Add(y0, y1) }}""",
+        heads=np.array([2, 2, 4]), flat=np.array([2, 8]),
+    )  # fmt: skip
+    found, error = prepared_change(model)
+    assert error < 1e-12
+    first, second = (site for site in found.analysis.sites if site.weight.name.startswith("u"))
+    assert found.analysis.axes.leaves(first.ref_in) != found.analysis.axes.leaves(second.ref_in)
+
+
 SPELLINGS = {
     "pow, sqrt, div": (
         "q = Pow(h, two)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(m, eps)\n s = Sqrt(v)\n z = Div(h, s)"
@@ -111,6 +164,26 @@ SPELLINGS = {
         "c = ReduceMean<keepdims=1>(h, axes)\n d = Sub(h, c)\n q = Pow(d, two)\n m = ReduceMean<keepdims=1>(q, axes)\n"
         "v = Add(m, eps)\n s = Sqrt(v)\n z = Div(d, s)"
     ),
+    "scaled first": (
+        "q = Mul(h, h)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(m, eps)\n s = Sqrt(v)\n r = Reciprocal(s)\n"
+        "f = Mul(r, own)\n z = Mul(h, f)"
+    ),
+    "distributed": (
+        "c = GlobalAveragePool(h)\n d = Sub(h, c)\n q = Mul(d, d)\n m = GlobalAveragePool(q)\n v = Add(m, eps)\n"
+        "s = Sqrt(v)\n r = Reciprocal(s)\n f = Mul(r, own)\n k = Neg(c)\n l = Mul(k, f)\n o = Add(l, shift)\n"
+        "p = Mul(h, f)\n z = Add(p, o)"
+    ),
+    "distributed, subtracted": (
+        "c = ReduceMean<keepdims=1>(h, axes)\n d = Sub(h, c)\n q = Mul(d, d)\n m = ReduceMean<keepdims=1>(q, axes)\n"
+        "v = Add(m, eps)\n s = Sqrt(v)\n r = Reciprocal(s)\n l = Mul(c, r)\n o = Sub(shift, l)\n p = Mul(h, r)\n"
+        "z = Add(o, p)"
+    ),
+}
+
+#: What looks like a norm and is none: a mean of something else, another scale for the mean than for the rest.
+OTHERS = {
+    "the mean added": SPELLINGS["distributed, subtracted"].replace("l = Mul(c, r)", "e = Neg(c)\n l = Mul(e, r)"),
+    "another scale": SPELLINGS["distributed"].replace("l = Mul(k, f)", "l = Mul(k, r)"),
 }
 
 
@@ -119,7 +192,8 @@ SPELLINGS = {
 def test_spelled_out_norms_are_recognized(parse, name, opset):
     model = parse(
         f"""g (float[2,5,6] x) => (float[2,5,7] y)
-        <float[6,8] a, float[8] gamma, float[8,7] head, int64[1] axes, float two, float eps, float minus>
+        <float[6,8] a, float[8] gamma, float[8,7] head, int64[1] axes, float two, float eps, float minus,
+         float[1,1,8] own, float[8] shift>
         {{ h = MatMul(x, a)\n {SPELLINGS[name]}\n n = Mul(z, gamma)\n y = MatMul(n, head) }}""",
         opset, **FIXED, minus=np.array(-0.5, np.float32),
     )  # fmt: skip
@@ -150,3 +224,28 @@ def test_tiling_by_an_unknown_number_takes_all_freedom(parse):
     found = prepare(to_double(model))
     (norm,) = found.analysis.norms
     assert norm.scale.const_value.numpy().std() > 0  # not folded away: what tiles the result may do anything to it
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_only_looks_like_a_norm_stays(parse, name):
+    model = parse(
+        f"""g (float[2,5,6] x) => (float[2,5,7] y)
+        <float[6,8] a, float[8,7] head, int64[1] axes, float eps, float[1,1,8] own, float[8] shift>
+        {{ h = MatMul(x, a)\n {OTHERS[name]}\n y = MatMul(z, head) }}""",
+        **FIXED,
+    )
+    found, error = prepared_change(model)
+    assert error < 1e-12
+    assert not found.analysis.norms
+
+
+def test_products_with_one_and_sums_with_zero_vanish(parse):
+    model = parse(
+        """g (float[2,5,6] x) => (float[2,5,7] y) <float[6,8] a, float[1] one, float nothing, float[8,7] b>
+        { h = MatMul(x, a)\n s = Mul(h, one)\n t = Add(nothing, s)\n u = Sub(t, nothing)\n v = Div(u, one)
+          y = MatMul(v, b) }""",
+        one=np.ones(1, np.float32), nothing=np.zeros((), np.float32),
+    )  # fmt: skip
+    found, error = prepared_change(model)
+    assert error < 1e-12
+    assert [node.op_type for node in found.model.graph] == ["MatMul", "MatMul"]
