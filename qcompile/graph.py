@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -15,25 +16,34 @@ __all__ = [
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
 DOMAIN = "qcompile"
 
-_NUMBERS = "qcompile.numbers"
-
 
 def opset(model: ir.Model) -> int:
     """The version of the standard operators that the graph uses."""
     return model.opset_imports.get("", 18)
 
 
+class _Names:
+    """The names of a graph's values that nodes make, and how far names with a number appended have got."""
+
+    of: WeakKeyDictionary[ir.Graph, _Names] = WeakKeyDictionary()
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.made = {value.name for node in graph.all_nodes() for value in node.outputs}
+        self.made.update(value.name for value in graph.inputs)
+        self.numbers: dict[str, int] = {}
+
+
 def unique(model: ir.Model, name: str) -> str:
     """``name``, with a number appended if a value of the graph has it already."""
-    taken = model.graph.initializers
-    if name not in taken:
-        return name
-    last = model.meta.setdefault(_NUMBERS, {})  # many constants are named after one
-    number = last.get(name, 0) + 1
-    while f"{name}_{number}" in taken:
+    if model.graph not in _Names.of:
+        _Names.of[model.graph] = _Names(model.graph)
+    names, constants = _Names.of[model.graph], model.graph.initializers
+    found, number = name, names.numbers.get(name, 0)
+    while found in constants or found in names.made:
         number += 1
-    last[name] = number
-    return f"{name}_{number}"
+        found = f"{name}_{number}"
+    names.numbers[name] = number
+    return found
 
 
 def add_initializer(model: ir.Model, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
@@ -106,6 +116,7 @@ def name_outputs(model: ir.Model, names: Sequence[str]) -> None:
 
 def distinguish(model: ir.Model) -> None:
     """Give operators and values names of their own over all bodies: two branches may use one name for two things."""
+    _Names.of.pop(model.graph, None)
     nodes = list(model.graph.all_nodes())
     taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
     bodies = [graph for graph in model.graph.subgraphs() if graph is not model.graph]
@@ -150,6 +161,8 @@ def append_node(
     if like is not None:
         node.outputs[0].shape, node.outputs[0].type = like.shape, like.type
     graph = before.graph
+    if graph in _Names.of:
+        _Names.of[graph].made.add(name)
     (graph.insert_after if after else graph.insert_before)(before, node)
     return node
 

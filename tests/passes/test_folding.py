@@ -149,6 +149,15 @@ def test_equal_biases_that_an_exporter_merged_tie_nothing(parse):
     assert found.analysis.axes.leaves(first.ref_in) != found.analysis.axes.leaves(second.ref_in)
 
 
+def test_copy_of_a_constant_takes_no_name_of_a_value(parse):
+    model = parse(
+        """g (float[2,6] x) => (float[2,7] y) <float[6,8] w, float[8] scale, float[8,7] head>
+        { h = MatMul(x, w)\n scale_1 = Mul(h, scale)\n s = Relu(scale_1)\n t = Add(s, scale)
+          r = Relu(t)\n y = MatMul(r, head) }"""
+    )
+    assert prepared_change(model)[1] < 1e-12
+
+
 SPELLINGS = {
     "pow, sqrt, div": (
         "q = Pow(h, two)\n m = ReduceMean<keepdims=1>(q, axes)\n v = Add(m, eps)\n s = Sqrt(v)\n z = Div(h, s)"
