@@ -12,11 +12,12 @@ import numpy as np
 from qcompile.calibration import Statistics
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, compute_scales, quantize, search_scales
-from qcompile.groups import Group
+from qcompile.groups import Group, routed
 from qcompile.pipeline import State
 from qcompile.scoring import weight_matrix
 from qcompile.selection import METHODS
 from qcompile.spaces import Site
+from qcompile.stacks import Experts, Route, rows_of
 from qcompile.targets import Plan, Scheme
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Quantize:
         schemes: by site name.
         statistics: of the untransformed inputs, by value name.
         method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none, or where
-            that is better on rows that were held out.
+            that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
         device: where torch computes.
     """
 
@@ -88,11 +89,41 @@ class Quantize:
         scales = search_scales if self.method == "search" else compute_scales
         importance = {"weight": factors.importance} if self.method == "search" else {}
         nearest = quantize(weight, scheme.weight, scales=scales(weight, scheme.weight, **importance))
+        form = routed(site)
+        if self.method == "gptq" and form is not None and factors.routes(form.route):
+            return _to_cpu(self._experts(state, site, form, weight, nearest, factors))
         if self.method == "gptq" and factors.usable:
             return _to_cpu(self._learned(state, site, weight, nearest, factors))
         if self.method == "gptq" and factors.unusable is not None:
             state.decline(site.name, "GPTQ", f"{factors.unusable}, so it is rounded to nearest")
         return _to_cpu(nearest)
+
+    def _experts(
+        self, state: State, site: Site, form: Experts, weight: torch.Tensor, nearest: Quantized, factors: _Factors
+    ) -> Quantized:
+        """GPTQ for each matrix of a stack whose own rows suffice and say that it errs less on those held out."""
+        result = replace(nearest, codes=nearest.codes.clone(), scales=nearest.scales.clone(),
+                         zero_points=None if nearest.zero_points is None else nearest.zero_points.clone())  # fmt: skip
+        count, short, errors = len(form.places), 0, []
+        for expert, places in enumerate(form.places):
+            own = factors.of(form.route, expert)
+            if own is None or not own.usable:
+                short += 1
+                continue
+            learned, found = _compared(weight[places], rows_of(nearest, places), own)
+            errors.append(found)
+            if found["gptq"] <= found["nearest"]:
+                _put_rows(result, places, learned)
+        if errors:
+            means = {way: float(np.mean([found[way] for found in errors])) for way in errors[0]}
+            state.notes.setdefault("held_out", {})[site.name] = means
+        if short:
+            reason = f"{short} of its {count} matrices see fewer rows of calibration data than their {weight.shape[1]}"
+            state.decline(site.name, "GPTQ of every matrix", f"{reason} features, and are rounded to nearest")
+        if worse := sum(found["gptq"] > found["nearest"] for found in errors):
+            reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less"
+            state.decline(site.name, "GPTQ of every matrix", f"{reason} for {worse} of its {count} matrices")
+        return result
 
     def _learned(
         self, state: State, site: Site, weight: torch.Tensor, nearest: Quantized, factors: _Factors
@@ -118,6 +149,23 @@ class Quantize:
         return nearest
 
 
+def _compared(weight: torch.Tensor, nearest: Quantized, factors: _Factors) -> tuple[Quantized, dict[str, float]]:
+    """What GPTQ makes of one matrix of a stack, and how it and rounding err on rows that it has not seen."""
+    from qcompile.gptq import gptq
+
+    fmt = nearest.format
+    shared = nearest.tensor_scale if fmt.tensor_scale is not None else None  # one for the whole stack
+    learned = gptq(weight, factors.get(), fmt, scales="search", tensor_scale=shared).quantized
+    ways = {"gptq": learned, "nearest": nearest}
+    return learned, {way: _error(weight, rounded.dequantize(), factors.held_out) for way, rounded in ways.items()}
+
+
+def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:
+    q.codes[places], q.scales[places] = rows.codes, rows.scales
+    if q.zero_points is not None:
+        q.zero_points[places] = rows.zero_points
+
+
 def _error(weight: torch.Tensor, rounded: torch.Tensor, rows: torch.Tensor) -> float:
     """``‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖²``."""
     exact = rows @ weight.T
@@ -136,11 +184,21 @@ class _Factors:
     """The transformed second moment of a group's input, factorized once for all of its sites."""
 
     def __init__(self, group: Group, transform: Transform | None, statistics: Statistics | None, device: str) -> None:
+        self.group, self.transform, self.statistics, self.device = group, transform, statistics, device
         self.unusable = None if statistics is None else _unusable(statistics)
         self.usable = statistics is not None and self.unusable is None
         self._make: Callable[[], torch.Tensor] = lambda: _transformed(statistics, transform).to(device)
         self._factor: Factor | None = None
         self._held_out: Callable[[], torch.Tensor] = lambda: _moved(statistics.held_out, transform).to(device)
+
+    def routes(self, route: Route) -> bool:
+        """Whether the rows of each expert are known."""
+        return self.statistics is not None and route in self.statistics.routed
+
+    def of(self, route: Route, expert: int) -> _Factors | None:
+        """Those of the rows of one expert; ``None`` if it got none."""
+        own = self.statistics.routed[route].of(expert)
+        return None if own is None else _Factors(self.group, self.transform, own, self.device)
 
     @cached_property
     def held_out(self) -> torch.Tensor:

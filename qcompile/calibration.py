@@ -8,8 +8,9 @@ time: by the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metri
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from qcompile.data import Data
 from qcompile.errors import InputError
 from qcompile.evaluate import Session
 from qcompile.spaces import Site
+from qcompile.stacks import Route
+from qcompile.tapping import expose
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Statistics", "collect", "sensitivities"]
+__all__ = ["Routed", "Statistics", "collect", "sensitivities"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,6 +41,29 @@ NOISE = 0.01
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Rows of one value and the experts that multiply them.
+
+    Args:
+        rows: ``[rows, size]`` float32.
+        owners: ``[rows, choices]``.
+    """
+
+    rows: np.ndarray
+    owners: np.ndarray
+
+    def of(self, expert: int) -> Statistics | None:
+        """What one expert saw; ``None`` for nothing."""
+        own = self.rows[(self.owners == expert).any(1)]
+        if not len(own):
+            return None
+        kept = np.arange(len(own)) % HELD_OUT != HELD_OUT - 1
+        learned = own[kept]
+        moment = (learned.T @ learned).astype(np.float64) / len(learned)
+        return Statistics(moment, own[:SAMPLE_ROWS], len(own), own[~kept])
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What is kept of one site input of ``size`` features.
 
@@ -46,44 +72,60 @@ class Statistics:
         sample: ``[rows, size]`` float32, of all rows.
         rows: how many rows were seen.
         held_out: ``[rows, size]`` float32, rows that the second moment has not seen.
+        routed: the rows by how stacks of experts share them.
     """
 
     second_moment: np.ndarray
     sample: np.ndarray
     rows: int
     held_out: np.ndarray
+    routed: Mapping[Route, Routed] = field(default_factory=dict)
 
 
 def collect(
-    model: ir.Model, inputs: Mapping[str, int], data: Data, *, max_rows: int = 8192, progress: Progress | None = None
-) -> dict[str, Statistics]:
+    model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
+    max_rows: int = 8192, progress: Progress | None = None,
+) -> dict[str, Statistics]:  # fmt: skip
     """Run the data through the graph and keep the statistics of site inputs.
 
     Args:
         model: the float graph.
         inputs: the axis of the features, by name of the value.
+        routes: by name of the value, how experts share its rows.
         data: batches; they stop once ``max_rows`` rows of every value were seen.
 
     Returns:
-        by name of the value; one that got no row at all, such as the input of an expert without a token, is left out.
+        by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
+        and one in a body that cannot be seen from outside (``tapping``).
 
     Raises:
         InputError: if a value is NaN or infinite on that data.
     """
     import torch
 
-    names = [*inputs]
-    session = Session(model, names)
+    outer = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    inner = {name: axis for name, axis in inputs.items() if name not in outer}
+    model, places = expose(model, inner) if inner else (model, {})
+    inputs = {name: axis for name, axis in inputs.items() if name not in inner} | dict.fromkeys(places, -1)
+    names, routes = [*inputs], routes or {}
+    indices = [route.indices for value in routes.values() for route in value if route.indices is not None]
+    given = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    taps = [*(name for name in names if name not in places), *(name for name in indices if name not in given)]
+    session = Session(model, list(dict.fromkeys(taps)))
+    fixed = {name: v.const_value.numpy() for name, v in model.graph.initializers.items() if name in indices}
     found = {name: _Collected(max_rows, len(data.batches)) for name in names}
     total = len(data.batches)
     for done, batch in enumerate(data.batches):
         if names and min(one.rows for one in found.values()) >= max_rows:
             break
-        results = session.run(batch)
+        results = {**fixed, **batch, **session.run(batch)}
         for name, axis in inputs.items():
-            x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(results[name], axis, -1))).float()
+            array = np.moveaxis(results[places.get(name, name)], axis, -1)
+            x = torch.from_numpy(np.ascontiguousarray(array)).float()
             if not found[name].add(x.reshape(-1, x.shape[-1])):
                 raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
+            for route in routes.get(name, ()):
+                found[name].share(x, route, route.owners(results[name], results.get(route.indices)))
         if progress is not None:
             progress("calibrating", done + 1, total)
     return {name: one.statistics() for name, one in found.items() if one.rows}
@@ -97,6 +139,11 @@ class _Collected:
         self.moment: Any = 0.0
         self.sample: list[torch.Tensor] = []
         self.held_out: list[torch.Tensor] = []
+        self.routed: dict[Route, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+
+    def share(self, x: torch.Tensor, route: Route, owners: np.ndarray) -> None:
+        """Keep rows ``[..., size]`` with the experts that multiply them."""
+        self.routed[route].append((x.reshape(-1, x.shape[-1]).numpy().copy(), owners))
 
     def add(self, x: torch.Tensor) -> bool:
         """Take ``[rows, size]`` in, unless something in it is no number.
@@ -120,7 +167,8 @@ class _Collected:
         import torch
 
         sample, held_out = (torch.cat(parts).numpy() for parts in (self.sample, self.held_out))
-        return Statistics((self.moment / max(self.learned, 1)).numpy(), sample, self.rows, held_out)
+        routed = {route: Routed(*map(np.concatenate, zip(*parts))) for route, parts in self.routed.items()}
+        return Statistics((self.moment / max(self.learned, 1)).numpy(), sample, self.rows, held_out, routed)
 
 
 def _spread(x: torch.Tensor, count: int) -> torch.Tensor:

@@ -11,14 +11,17 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Ref
+from qcompile.errors import TargetError
 from qcompile.scoring import Probe, site_error
+from qcompile.site_forms import Stack, read_site
 from qcompile.spaces import Site
+from qcompile.stacks import Experts, Route, experts_of
 from qcompile.targets import Scheme
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["Group", "cost_fraction", "groups_of", "site_errors"]
+__all__ = ["Group", "cost_fraction", "groups_of", "routed", "routes_of", "site_errors"]
 
 
 @dataclass(eq=False)
@@ -72,6 +75,25 @@ def groups_of(sites: Sequence[Site]) -> list[Group]:
             if site.ref_in is group.ref:
                 group.sites.append(site)
     return list(found.values())
+
+
+def routed(site: Site) -> Experts | None:
+    """A site whose matrices have rows of their own."""
+    if site.node.op_type not in ("MatMul", "Einsum") or site.input is None:
+        return None
+    try:
+        form = read_site(site.node)
+        found = experts_of(form) if isinstance(form, Stack) else None
+    except TargetError:
+        return None
+    return found if found is not None and found.route is not None else None
+
+
+def routes_of(group: Group) -> list[Route]:
+    """How the stacks of a group share the rows of its value; a body does not show that."""
+    if group.nested:
+        return []
+    return list(dict.fromkeys(form.route for form in map(routed, group.sites) if form is not None))
 
 
 def cost_fraction(group: Group, transform: Transform) -> float:

@@ -11,11 +11,12 @@ from qcompile.assignment import Assignment, Option, assign
 from qcompile.calibration import Statistics, collect, sensitivities
 from qcompile.data import Data
 from qcompile.errors import InputError
-from qcompile.groups import Group, groups_of, site_errors
+from qcompile.groups import Group, groups_of, routes_of, site_errors
 from qcompile.placement import KINDS, Placement, place, total_transform
 from qcompile.preparation import Prepared, edge_sites
 from qcompile.scoring import probe, site_error
 from qcompile.spaces import Site
+from qcompile.tapping import visible
 from qcompile.targets import Scheme, Target
 
 if TYPE_CHECKING:
@@ -149,10 +150,13 @@ def _statistics(
     needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
     if not needed:
         return {}
-    seen = {group.value.name: group.axis for group in groups if not group.nested}
-    found = collect(prepared.model, seen, data, progress=progress)
+    seen = {group.value.name: group.axis for group in groups}
+    routes = {group.value.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
+    found = collect(prepared.model, seen, data, routes=routes, progress=progress)
     for group in (group for group in groups if group.value.name not in found):
-        why = "what a body computes is not seen from outside" if group.nested else f"{data.about} never reaches it"
+        why = f"{data.about} never reaches it"
+        if group.nested and group.value.name not in visible(prepared.model, [group.value.name]):
+            why = "the body that it stands in may read another number of rows at every step"
         for site in group.sites:
             prepared.state.decline(site.name, "calibrating it", why)
     return found

@@ -15,10 +15,44 @@ from qcompile.formats import Quantized
 from qcompile.rules.einsum import read_letters
 from qcompile.site_forms import Stack
 
-__all__ = ["Experts", "experts_of"]
+__all__ = ["Experts", "Route", "experts_of", "rows_of"]
 
 #: The axis of a stack along which experts are looked up; it has no letter in the operator.
 _LOOKED_UP = "looked up"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which experts the rows of a value go to.
+
+    Args:
+        count: experts.
+        rows: letters of the value but for the last axis and for those in ``dropped``.
+        expert: the letter of the experts among them, ``None`` where they are looked up.
+        indices: the name of what looks them up, ``None`` where they are not.
+        chosen: letters of the indices; with ``deep`` they have another axis, of size 1.
+    """
+
+    count: int
+    rows: tuple[str, ...]
+    dropped: tuple[int, ...]
+    expert: str | None
+    indices: str | None
+    chosen: tuple[str, ...]
+    deep: bool
+
+    def owners(self, x: np.ndarray, indices: np.ndarray | None) -> np.ndarray:
+        """``[rows, choices]``: for each row of ``x`` (its leading axes made one) the experts that multiply it."""
+        lead = x.squeeze(self.dropped).shape[:-1]
+        if indices is None:
+            places = np.indices(lead, sparse=True)[self.rows.index(self.expert)]
+            return np.broadcast_to(places, lead).reshape(-1, 1)
+        among = (indices[..., 0] if self.deep else indices) % self.count
+        own = [letter for letter in self.chosen if letter not in self.rows]
+        order = [letter for letter in self.rows if letter in self.chosen] + own
+        among = among.transpose([self.chosen.index(letter) for letter in order])
+        among = np.expand_dims(among, [i for i, letter in enumerate(self.rows) if letter not in self.chosen])
+        return np.broadcast_to(among, lead + among.shape[len(lead) :]).reshape(math.prod(lead), -1)
 
 
 @dataclass(frozen=True)
@@ -60,12 +94,25 @@ class Experts:
         """Sizes of letters."""
         return [self.sizes[letter] for letter in letters]
 
-    def pieces(self, q: Quantized) -> list[Quantized]:
-        """The packed matrices ``[out, in]`` of each expert, ``out`` running over the free letters."""
+    @property
+    def route(self) -> Route | None:
+        """Which rows go to which expert; ``None`` for a single matrix."""
+        if self.expert is None:
+            return None
+        looked_up, deep = self.indices is not None, self.site.reader.op_type == "GatherND"
+        name = self.indices.name if looked_up else None
+        return Route(self.count, self.rows, self.dropped, None if looked_up else self.expert, name, self.chosen, deep)
+
+    @property
+    def places(self) -> np.ndarray:
+        """``[experts, out]``: the rows of each matrix in the weight, the contracted axis last, the others made one."""
         kept = [int(dim) for dim in self.site.weight.shape]
         del kept[self.site.axis]
-        rows = np.arange(math.prod(kept)).reshape(kept).transpose(self.order).reshape(self.count, -1)
-        return [_take(q, piece) for piece in rows]
+        return np.arange(math.prod(kept)).reshape(kept).transpose(self.order).reshape(self.count, -1)
+
+    def pieces(self, q: Quantized) -> list[Quantized]:
+        """The packed matrices ``[out, in]`` of each expert, ``out`` running over the free letters."""
+        return [rows_of(q, piece) for piece in self.places]
 
     def evaluate(self, x: np.ndarray, weight: np.ndarray, indices: np.ndarray | None) -> np.ndarray:
         """The result, in the type of its operands.
@@ -94,7 +141,8 @@ class Experts:
         return weight.reshape(self.count, -1, weight.shape[-1])[place].T
 
 
-def _take(q: Quantized, rows: np.ndarray) -> Quantized:
+def rows_of(q: Quantized, rows: np.ndarray) -> Quantized:
+    """Some rows of a quantized matrix ``[out, in]``."""
     import torch
 
     index = torch.from_numpy(np.ascontiguousarray(rows))

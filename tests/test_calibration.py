@@ -6,8 +6,13 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from stack_cases import body_model
 
 import qcompile as qc
+from qcompile.calibration import collect
+from qcompile.capture import example_inputs
+from qcompile.data import Data
+from qcompile.graph import distinguish
 
 GRAPHS = {
     # the stream of a residual network, whose channels are read by 1x1 convolutions and by an Add
@@ -59,3 +64,48 @@ def test_weights_in_bfloat16_have_sensitivities(parse, tmp_path):
         weight.const_value, weight.type = ir.tensor(array, name=weight.name), ir.TensorType(ir.DataType.BFLOAT16)
     manifest = qc.export(model, "cpu-int4", tmp_path / "out", budget={"bits": 6}, formats=["int4-g32", "int8-g32"])
     assert all(site["alpha"] > 0 for site in manifest.manifest["sites"])
+
+
+@pytest.mark.parametrize(("name", "steps"), [("rounds", 2), ("steps", 3), ("branches", 1)])
+def test_bodies_show_what_they_compute(name, steps):
+    """Both rounds of a Loop, every step of a Scan, the branch of an If that is taken."""
+    model = body_model(name)
+    distinguish(model)
+    data = Data((example_inputs(model),), random=False)
+    weights = {key: value.const_value.numpy() for key, value in model.graph.initializers.items()}
+    h = data.batches[0]["x"] @ weights["w1"]
+    state, seen = h[:, 0] if name == "steps" else h, []
+    for step in range(steps):
+        seen.append(np.maximum(state @ weights["m"], 0))
+        state = seen[-1] @ weights["n"] + (h[:, step] if name == "steps" else state)
+    inner = {node.op_type: node.outputs[0].name for node in model.graph.all_nodes() if node.op_type in ("Relu", "Tanh")}
+    found = collect(model, dict.fromkeys(inner.values(), -1), data, max_rows=1)
+    assert list(found) == [inner["Relu"]]
+    rows = np.concatenate([part.reshape(-1, 64) for part in seen])
+    np.testing.assert_allclose(found[inner["Relu"]].sample, rows, rtol=1e-4, atol=1e-4)
+
+
+UNSEEN = {
+    "a branch within a loop": """t = Loop (n, yes, x) <body = step (int64 i, bool c, float[2,32] s) => (d, u) {
+        d = Identity(c)
+        e = Cast<to=9>(i)
+        u = If (e) <then_branch = p () => (q) { r = Relu(s)
+            q = MatMul(r, w) }, else_branch = o () => (q2) { q2 = Identity(s) }> }>""",
+    "a state that grows": """t = Loop (n, yes, x) <body = step (int64 i, bool c, float[k,32] s) => (d, u) {
+        d = Identity(c)
+        r = Relu(s)
+        v = MatMul(r, w)
+        u = Concat<axis=0>(v, s) }>""",
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_may_have_another_number_of_rows_at_every_step_stays_inside(parse, tmp_path, name):
+    model = parse(
+        f"""g (float[2,32] x) => (float[j,32] y) <float[32,32] w, int64 n, bool yes> {{ {UNSEEN[name]}
+        y = MatMul(t, w) }}""", n=2, yes=True,
+    )  # fmt: skip
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 32), np.float32))
+    artifact = qc.export(model, "cpu-int8", tmp_path / "out", calibration=tmp_path / "x.npz")
+    reasons = {entry["reason"] for entry in artifact.manifest["declined"] if entry["what"] == "calibrating it"}
+    assert reasons == {"the body that it stands in may read another number of rows at every step"}

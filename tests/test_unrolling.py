@@ -52,6 +52,29 @@ def test_the_oracle_computes_what_the_operator_does(name):
     assert compare({"y": values[site.node.outputs[0].name]}, {"y": have})[0] < 1e-6
 
 
+@pytest.mark.parametrize("name", STACKS)
+def test_rows_reach_the_experts_that_own_them(name):
+    (site,) = stacks_of(stack_model(name))
+    form, rng = experts_of(site), np.random.default_rng(0)
+    if form.route is None:
+        return
+    x = rng.standard_normal([int(dim) for dim in site.x.shape])
+    indices = None
+    if form.indices is not None:
+        indices = rng.integers(-4, 4, [int(dim) for dim in form.indices.shape])
+    owners = form.route.owners(x, indices)
+    weight = rng.standard_normal((form.places.size, 32))
+    for expert, places in enumerate(form.places):
+        alone = np.zeros_like(weight)
+        alone[places] = weight[places]
+        rows = x.reshape(-1, 32).copy()
+        rows[~(owners == expert).any(1)] = 0  # others are not multiplied with it
+        want = form.evaluate(x, alone, indices)
+        np.testing.assert_allclose(form.evaluate(rows.reshape(x.shape), alone, indices), want, atol=1e-12)
+        rows[(owners == expert).any(1)] = 0
+        assert not form.evaluate(rows.reshape(x.shape), alone, indices).any()
+
+
 @pytest.mark.parametrize("routed", [True, False])
 @pytest.mark.parametrize("tokens", [0, 1, 5])
 def test_any_number_of_rows_and_indices_from_the_end(parse, routed, tokens):

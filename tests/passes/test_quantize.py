@@ -46,3 +46,32 @@ def test_one_row_in_eight_is_held_out(parse, batch):
     seen = kept[[tuple(row) not in others for row in kept]].astype(np.float64)
     assert (found.rows, len(found.held_out)) == (80, 10)
     np.testing.assert_allclose(found.second_moment, seen.T @ seen / len(seen), rtol=1e-5)
+
+
+EXPERTS = """g (float[n,32] x, int64[n,2] i) => (float[n,2,48] y) <float[4,32,48] w> {
+    a = Abs(x)
+    k = Gather<axis=0>(w, i)
+    y = Einsum<equation="nd,nkdf->nkf">(a, k) }"""
+
+
+def test_each_matrix_of_a_stack_learns_from_the_rows_of_its_expert(parse, tmp_path):
+    rng = np.random.default_rng(0)
+    i = np.stack([rng.permutation(3)[:2] for _ in range(1024)])
+    bases = rng.standard_normal((3, 8, 32))  # an expert's rows lie in a space of their own
+    x = np.einsum("nb,nbd->nd", rng.standard_normal((1024, 8)), bases[i[:, 0]]).astype(np.float32)
+    i = np.stack([i[:, 0], i[:, 0] - 4], 1)  # the same expert twice, counted from either end
+    np.savez(tmp_path / "x.npz", x=x, i=i)
+    options = {"calibration": tmp_path / "x.npz", "formats": ["int4-g32"], "budget": {"bits": 4}, "transforms": "none"}
+    learned = qc.export(parse(EXPERTS), "reference", tmp_path / "out", **options)
+    plain = qc.export(parse(EXPERTS), "reference", tmp_path / "plain", **options, method="rtn")
+    (site,) = learned.manifest["sites"]
+    assert site["held_out"]["gptq"] < 0.5 * site["held_out"]["nearest"]
+    (said,) = [entry for entry in learned.manifest["declined"] if entry["what"] == "GPTQ of every matrix"]
+    assert said["reason"] == (
+        "1 of its 4 matrices see fewer rows of calibration data than their 32 features, and are rounded to nearest"
+    )
+    fresh = {"x": x[:64], "i": np.full((64, 2), 3)}  # of the expert that nobody chose
+    assert np.array_equal(learned.run(fresh)["y"], plain.run(fresh)["y"])
+    exact = {"x": x[:64], "i": i[:64]}
+    assert learned.manifest["quantization"]["rel_l2"] < plain.manifest["quantization"]["rel_l2"]
+    assert not np.array_equal(learned.run(exact)["y"], plain.run(exact)["y"])
