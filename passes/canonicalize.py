@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.errors import InputError
-from qcompile.graph import DOMAIN, add_initializer, distinguish
+from qcompile.graph import DOMAIN, Derived, add_initializer, distinguish
 from qcompile.norms import fuse_norm
 from qcompile.pipeline import State
 from qcompile.projections import split_projection
@@ -29,6 +29,9 @@ __all__ = ["Canonicalize"]
 
 #: Constants above this are not multiplied out, but transposed weights are: a site needs its weight itself.
 FOLD_LIMIT = 1 << 31
+
+#: Transposed weights above this many bytes are not copied.
+PRODUCTS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _fold_constants(model: ir.Model) -> None:
     import onnxscript.optimizer
 
     def should_fold(node: ir.Node) -> bool | None:
-        return False if node.op_type in _RANDOM or node.domain == DOMAIN else None
+        return False if node.op_type in _RANDOM or node.domain == DOMAIN or _transposes_weight(node) else None
 
     small = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     limit = FOLD_LIMIT if small < FOLD_LIMIT else 1 << 20
@@ -121,16 +124,20 @@ def _fold_constants(model: ir.Model) -> None:
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
+def _transposes_weight(node: ir.Node) -> bool:
+    """Whether a large constant is transposed for products alone: it stays in its file until it is read."""
+    if node.op_type != "Transpose" or node.domain != "" or (tensor := node.inputs[0].const_value) is None:
+        return False
+    return tensor.nbytes > PRODUCTS_BYTES and all(user.op_type in ("MatMul", "Gemm") for user, _ in node.outputs[0].uses())
+
+
 def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
     """A transposed weight, computed when it is read, so that a large model is not held in memory."""
     source = node.inputs[0].const_value
     order = node.attributes.get_ints("perm", list(reversed(range(len(source.shape)))))
     shape = ir.Shape([source.shape[i] for i in order])
     name = f"{node.inputs[0].name}_T"
-    tensor = ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(source.numpy().transpose(order)), name=name),
-        dtype=source.dtype, shape=shape, name=name, cache=False,
-    )  # fmt: skip
+    tensor = Derived(source, lambda tensor: ir.tensor(tensor.numpy().transpose(order)), shape, name=name)
     value = add_initializer(model, name, tensor)
     tensor.name = value.name
     ir.convenience.replace_all_uses_with(node.outputs[0], value)

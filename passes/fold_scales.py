@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Mode, Node, Ref, Structure
-from qcompile.folding import rescale
+from qcompile.folding import change_axes
 from qcompile.freedom import Freedom
 from qcompile.graph import add_initializer, ensure_initializer
 from qcompile.pipeline import State
@@ -168,11 +168,10 @@ def _written_by_sites(analysis: Analysis, base: Ref, uses: list[tuple[ir.Value, 
 
 def _scale_constant(analysis: Analysis, value: ir.Value, axis: int, base: Ref, scale: np.ndarray) -> None:
     mode = analysis.relative(analysis.refs_of[value][axis], base)
-    shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
     if mode is Mode.DUAL:
-        rescale(analysis.model, value, scale.reshape(shape))
+        change_axes(analysis.model, value, [(axis, scale)])
     elif mode is Mode.SAME:
-        rescale(analysis.model, value, 1 / np.where(scale == 0, 1, scale).reshape(shape))
+        change_axes(analysis.model, value, [(axis, 1 / np.where(scale == 0, 1, scale))])
 
 
 def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
@@ -212,7 +211,6 @@ def _fold_backward(around: _Around, item: Scaling) -> str | None:
         return "it is a part of what a norm writes"
     constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in around.scales[root.node]]
     for value, axis in constants:
-        shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
-        rescale(analysis.model, value, scale.reshape(shape))
+        change_axes(analysis.model, value, [(axis, scale)])
     _drop_scale(analysis.model, item)
     return None

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.boundaries import boundaries
-from qcompile.folding import fold, transform_axes
+from qcompile.folding import change_axes, fold
 from qcompile.graph import DOMAIN, append_node, ensure_function, ensure_initializer
 from qcompile.groups import Group
 from qcompile.pipeline import State
@@ -80,7 +80,7 @@ def insert_online(
         if (weight, axis) in folded:
             continue
         folded.add((weight, axis))
-        transform_axes(model, weight, [(axis, dual)])
+        change_axes(model, weight, [(axis, dual)])
     made = _emit(model, _first_reader(group), value, group.sites[0].weight, transform, f"{value.name}_transformed")
     for site in group.sites:
         for index, read in enumerate(site.node.inputs):

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import operator
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,21 @@ class Source:
     Args:
         model: the graph; passes work on a clone, so that it stays what was captured.
         path: the file that it came from, or the module's class name.
-        sha256: over the file and its external data.
+        digest: gives the SHA-256 over the file and its external data, which is computed beside what follows.
         bytes: size of the file and its external data, or of the weights of a module.
+        finite: whether no weight holds infinity.
     """
 
     model: ir.Model
     path: str
-    sha256: str
+    digest: Callable[[], str]
     bytes: int
+    finite: bool
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal, over the file and its external data."""
+        return self.digest()
 
 
 def capture(
@@ -94,12 +101,13 @@ def _from_onnx(path: Path) -> Source:
     if model.graph is None or not len(model.graph) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
     files = [path, *_external_files(model, path)]
-    with ThreadPoolExecutor(1) as beside:
-        digest = beside.submit(_digest, files)
-        _sort(model, str(path))
-        open_dimensions(model)
-        check_weights(model, str(path))
-    return Source(model, str(path), digest.result(), sum(file.stat().st_size for file in files))
+    beside = ThreadPoolExecutor(1)
+    digest = beside.submit(_digest, files)
+    beside.shutdown(wait=False)
+    _sort(model, str(path))
+    open_dimensions(model)
+    finite = check_weights(model, str(path))
+    return Source(model, str(path), digest.result, sum(file.stat().st_size for file in files), finite)
 
 
 def _sort(model: ir.Model, path: str) -> None:
@@ -149,27 +157,31 @@ def _initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
         yield from ((name, value) for name, value in graph.initializers.items() if value.const_value is not None)
 
 
-def check_weights(model: ir.Model, path: str) -> None:
-    """Refuse weights that are not finite, and graphs without inputs, outputs or elements."""
+def check_weights(model: ir.Model, path: str) -> bool:
+    """Refuse weights with NaN, and graphs without outputs or sense; returns whether no weight holds infinity."""
     if not model.graph.outputs:
         raise InputError(f"'{path}' has no outputs")
     if (flaw := flaw_of(model)) is not None:
         raise InputError(f"'{path}' {flaw}")
+    finite = True
     for name, value in _initializers(model):
         if value.dtype is None or not value.dtype.is_floating_point() or value.const_value.size == 0:
             continue
-        if _has_nan(value.const_value):
-            raise InputError(f"weight '{name}' of '{path}' holds NaN")
+        finite &= _is_finite(name, value.const_value, path)
         release(value.const_value)
+    return finite
 
 
-def _has_nan(tensor: ir.TensorProtocol) -> bool:
+def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
     array = tensor.numpy()
     # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(array.sum(dtype=np.float32)):
-            return False
-    return bool(np.isnan(array.astype(np.float32)).any())
+            return True
+    wide = array.astype(np.float64)
+    if np.isnan(wide).any():
+        raise InputError(f"weight '{name}' of '{path}' holds NaN")
+    return bool(np.isfinite(wide).all())
 
 
 # -- torch ---------------------------------------------------------------------------------------------------------
@@ -212,7 +224,7 @@ def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: S
 
 
 def _from_model(model: ir.Model, path: str) -> Source:
-    check_weights(model, path)
+    finite = check_weights(model, path)
     digest, size = hashlib.sha256(), 0
     for name, value in _initializers(model):
         digest.update(name.encode())
@@ -220,7 +232,7 @@ def _from_model(model: ir.Model, path: str) -> Source:
         size += value.const_value.nbytes
     for node in model.graph:
         digest.update(repr((node.op_type, [v.name if v else "" for v in node.inputs])).encode())
-    return Source(model, path, digest.hexdigest(), size)
+    return Source(model, path, digest.hexdigest, size, finite)
 
 
 @dataclass(frozen=True)

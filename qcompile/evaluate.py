@@ -70,7 +70,7 @@ class Session:
         heavy = [v for v in model.graph.initializers.values() if v.const_value is not None and _is_heavy(v.const_value)]
         if sum(value.const_value.nbytes for value in heavy) < INLINE_BYTES:
             return ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString()
-        if any(isinstance(value.const_value, ir.LazyTensor) for value in heavy):
+        if any(isinstance(value.const_value, ir.LazyTensor) and not value.const_value.cache for value in heavy):
             return self._write(model)
         arrays = {value.name: np.ascontiguousarray(value.const_value.numpy()) for value in heavy}
         for value in heavy:

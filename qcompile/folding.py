@@ -1,12 +1,13 @@
 """Folds transforms into constants: along every axis that a constant shares with a transformed space.
 
-Arithmetic is in float64; the result is stored in the constant's own type. Constants of large models are computed
-when they are read, so that a model larger than memory streams through.
+Arithmetic is in float64; the result is stored in the constant's own type. It is computed when it is read, and for
+large models at every read, so that a model larger than memory streams through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +15,15 @@ import onnx_ir as ir
 
 from qcompile.axes import Axes, Mode, Node, Ref, Structure
 from qcompile.errors import InputError
-from qcompile.graph import release
+from qcompile.graph import Derived, release
 from qcompile.spaces import Analysis, is_float
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["axis_transform", "fold", "rescale", "rewrite", "transform_axes"]
+    Change = tuple[int, Transform | np.ndarray]
+
+__all__ = ["Folded", "axis_transform", "change_axes", "fold", "lines", "rewrite"]
 
 #: Below this many bytes of constants, folded ones are kept in memory.
 EAGER_BYTES = 4 << 30
@@ -39,35 +42,107 @@ def total_bytes(model: ir.Model) -> int:
     return model.meta[_BYTES]
 
 
+class Folded(Derived):
+    """A constant with some of its axes changed: computed in float64 and rounded once, when it is first read.
+
+    What is folded into one that nobody has read yet is added to its changes: a scale and a rotation are one walk.
+
+    Args:
+        source: the constant as it was.
+        changes: an axis, and the transform of it or float64 factors along it, in order.
+        keep: whether the result stays in memory; without, it is computed again at each read.
+    """
+
+    def __init__(self, source: ir.TensorProtocol, changes: Sequence[Change], *, name: str | None, keep: bool) -> None:
+        super().__init__(source, partial(_changed, changes=changes), source.shape, name=name, keep=keep)
+        self._changes = tuple(changes)
+
+    def then(self, changes: Sequence[Change]) -> Folded:
+        """The constant with further changes."""
+        if self._tensor is None:
+            return Folded(self.source, (*self._changes, *changes), name=self.name, keep=self.cache)
+        return Folded(self._tensor, changes, name=self.name, keep=self.cache)
+
+    def lines(self, axis: int, places: np.ndarray) -> np.ndarray:
+        """Some of the vectors along an axis, ``[places, size]``, if possible without computing the others."""
+        if self._tensor is not None or any(changed != axis for changed, _ in self._changes):
+            return lines(self._evaluate(), axis, places)
+        result = lines(self.source, axis, places).astype(np.float64)
+        _change(result, [(1, change) for _, change in self._changes])
+        return result.astype(self.dtype.numpy())
+
+
+def _changed(source: ir.TensorProtocol, changes: Sequence[Change]) -> ir.Tensor:
+    array = source.numpy()
+    axes = {axis for axis, _ in changes}
+    if array.ndim == 2 and len(axes) == 1:
+        result = _in_pieces(array, *axes, changes)
+    else:
+        wide = array.astype(np.float64, order="C")
+        _change(wide, changes)
+        result = wide.astype(array.dtype)
+    del array  # pages are kept while it is there
+    release(source)
+    return ir.tensor(result)
+
+
+def lines(tensor: ir.TensorProtocol, axis: int, places: np.ndarray) -> np.ndarray:
+    """Some of the vectors of a constant along an axis, ``[places, size]``: places count over the other axes."""
+    if isinstance(tensor, Folded):
+        return tensor.lines(axis, places)
+    moved = np.moveaxis(tensor.numpy(), axis, -1)
+    found = moved[np.unravel_index(places, moved.shape[:-1])]
+    del moved
+    release(tensor)  # even a few of every weight touch most pages of a model
+    return found
+
+
+def _in_pieces(array: np.ndarray, axis: int, changes: Sequence[Change]) -> np.ndarray:
+    """Change one axis of a matrix, a few rows or columns at a time: a table would be large in float64."""
+    out = np.empty(array.shape, array.dtype)
+    step = max(1, PIECE // array.shape[axis])
+    for start in range(0, array.shape[1 - axis], step):
+        piece = np.s_[:, start : start + step] if axis == 0 else np.s_[start : start + step]
+        wide = array[piece].astype(np.float64, order="C")
+        _change(wide, changes)
+        out[piece] = wide
+    return out
+
+
+def _change(array: np.ndarray, changes: Sequence[Change]) -> None:
+    """Change axes of a contiguous float64 array in place."""
+    import torch
+
+    for axis, change in changes:
+        if isinstance(change, np.ndarray):
+            array *= change.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        else:
+            change.apply_(torch.from_numpy(array), axis)
+
+
 def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Replace a constant by ``function`` of its content in float64, keeping shape and type."""
-    _replace(model, value, lambda array: function(array.astype(np.float64)))
-
-
-def rescale(model: ir.Model, value: ir.Value, factor: np.ndarray) -> None:
-    """Multiply a constant by float64 factors that broadcast against it: in float64, without a copy in that type."""
-
-    def scaled(array: np.ndarray) -> np.ndarray:
-        if array.dtype != np.float32:
-            return array.astype(np.float64) * factor
-        return np.multiply(array, factor, out=np.empty_like(array), casting="same_kind", dtype=np.float64)
-
-    _replace(model, value, scaled)
-
-
-def _replace(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
     source, name = value.const_value, value.name
 
-    def compute() -> ir.Tensor:
-        array = np.ascontiguousarray(function(source.numpy()))
-        result = ir.tensor(array.astype(source.dtype.numpy(), copy=False), name=name)
-        release(source)
-        return result
+    def compute(tensor: ir.TensorProtocol) -> ir.Tensor:
+        array = np.ascontiguousarray(function(tensor.numpy().astype(np.float64)))
+        release(tensor)
+        return ir.tensor(array.astype(tensor.dtype.numpy(), copy=False), name=name)
 
-    if total_bytes(model) < EAGER_BYTES:
-        value.const_value = compute()
+    value.const_value = Derived(source, compute, source.shape, name=name, keep=_fits(model))
+
+
+def _fits(model: ir.Model) -> bool:
+    return total_bytes(model) < EAGER_BYTES
+
+
+def change_axes(model: ir.Model, value: ir.Value, changes: Sequence[Change]) -> None:
+    """Replace a constant by itself with axes changed, in order, in float64."""
+    source = value.const_value
+    if isinstance(source, Folded):
+        value.const_value = source.then(changes)
     else:
-        value.const_value = ir.LazyTensor(compute, dtype=source.dtype, shape=source.shape, name=name, cache=False)
+        value.const_value = Folded(source, changes, name=value.name, keep=_fits(model))
 
 
 def axis_transform(axes: Axes, ref: Ref, chosen: Mapping[Node, Transform]) -> Transform | None:
@@ -126,33 +201,6 @@ def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:
         parts = [(axis, axis_transform(analysis.axes, ref, chosen)) for axis, ref in enumerate(refs)]
         parts = [(axis, part) for axis, part in parts if part is not None]
         if parts:
-            transform_axes(analysis.model, value, parts)
+            change_axes(analysis.model, value, parts)
         changed += bool(parts)
     return changed
-
-
-def transform_axes(model: ir.Model, value: ir.Value, parts: Sequence[tuple[int, Transform]]) -> None:
-    """Replace a constant by itself with its axes transformed, in float64."""
-    if len(parts) == 1 and len(value.const_value.shape) == 2:
-        _replace(model, value, lambda array: _apply_in_pieces(array, *parts[0]))
-    else:
-        rewrite(model, value, lambda array: _apply(array, parts))
-
-
-def _apply(array: np.ndarray, parts: Sequence[tuple[int, Transform]]) -> np.ndarray:
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    for axis, transform in parts:
-        tensor = transform.apply(tensor, axis)
-    return tensor.numpy()
-
-
-def _apply_in_pieces(array: np.ndarray, axis: int, transform: Transform) -> np.ndarray:
-    """Transform one axis of a matrix, a few rows or columns at a time: a table would be large in float64."""
-    out = np.empty(array.shape, array.dtype)
-    step = max(1, PIECE // array.shape[axis])
-    for start in range(0, array.shape[1 - axis], step):
-        piece = np.s_[:, start : start + step] if axis == 0 else np.s_[start : start + step]
-        out[piece] = _apply(array[piece].astype(np.float64), [(axis, transform)])
-    return out

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
 __all__ = [
-    "DOMAIN", "add_function", "add_initializer", "append_node", "distinguish", "ensure_function", "ensure_initializer",
-    "flaw_of", "name_outputs", "open_dimensions", "opset", "release", "tidy",
+    "DOMAIN", "Derived", "add_function", "add_initializer", "append_node", "distinguish", "ensure_function",
+    "ensure_initializer", "flaw_of", "name_outputs", "open_dimensions", "opset", "release", "tidy",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
@@ -61,8 +62,21 @@ def ensure_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Valu
     return found if found is not None else add_initializer(model, name, array)
 
 
+class Derived(ir.LazyTensor):
+    """A constant that is computed from another one when it is read."""
+
+    def __init__(
+        self, source: ir.TensorProtocol, compute: Callable[[ir.TensorProtocol], ir.TensorProtocol],
+        shape: ir.Shape, *, name: str | None, keep: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(partial(compute, source), dtype=source.dtype, shape=shape, name=name, cache=keep)
+        self.source = source
+
+
 def release(tensor: ir.TensorProtocol) -> None:
     """Let go of the pages of a memory-mapped tensor, so that large models stream through."""
+    while isinstance(tensor, Derived):
+        tensor = tensor.source
     if isinstance(tensor, ir.ExternalTensor):
         try:
             tensor.release()

@@ -77,9 +77,8 @@ def quantizable(prepared: Prepared, target: Target | None = None) -> list[Site]:
     readers = Counter(site.weight for site in prepared.analysis.sites)
     several = {weight for weight, count in readers.items() if count > 1}
     for site in prepared.analysis.sites:
-        if not np.isfinite(site.weight.const_value.numpy().sum(dtype=np.float64)):
+        if not prepared.source.finite and not np.isfinite(site.weight.const_value.numpy()).all():
             raise InputError(f"weight '{site.weight.name}' of '{prepared.source.path}' holds infinity")
-        release(site.weight.const_value)
         reason = _unsupported(site, shared) or (target and _beyond(site, target)) or _entangled(prepared, site, several)
         if reason is None:
             chosen.append(site)

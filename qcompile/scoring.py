@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qcompile.folding import lines
 from qcompile.formats import Format, fake_quantize
 from qcompile.graph import release
 from qcompile.targets import Scheme
@@ -38,13 +39,15 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     """
     import torch
 
-    weight = np.moveaxis(site.weight.const_value.numpy(), site.axis_out if site.input is None else site.axis_in, -1)
-    if rows is not None and rows < math.prod(weight.shape[:-1]):
-        places = np.linspace(0, math.prod(weight.shape[:-1]) - 1, rows).astype(int)
-        weight = weight[np.unravel_index(places, weight.shape[:-1])]
+    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
+    count = math.prod(site.shape) // site.shape[axis]
+    if rows is not None and rows < count:
+        weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
+    else:
+        weight = np.moveaxis(tensor.numpy(), axis, -1)
     copied = np.array(weight.reshape(-1, weight.shape[-1]), np.float32, order="C")
     del weight
-    release(site.weight.const_value)  # even a few rows of every weight touch most pages of a model
+    release(tensor)
     return torch.from_numpy(copied)
 
 
