@@ -11,8 +11,8 @@ import argparse
 
 from qcompile.capture import capture, example_inputs
 from qcompile.compiler import rotate
+from qcompile.equivalence import by_position
 from qcompile.evaluate import Session, compare, evaluate_double, to_double
-from qcompile.verify import by_position
 
 
 def main() -> None:

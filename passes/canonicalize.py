@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -107,10 +106,12 @@ def _fold_constants(model: ir.Model) -> None:
 
     small = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     limit = FOLD_LIMIT if small < FOLD_LIMIT else 1 << 20
+    made = (value for node in model.graph.all_nodes() for value in node.outputs)
+    known = all(value.shape is not None and value.dtype is not None for value in made)
     with _quiet():
         onnxscript.optimizer.fold_constants_ir(
             model,
-            onnx_shape_inference=True,
+            onnx_shape_inference=not known,
             input_size_limit=limit,
             output_size_limit=limit,
             should_fold=should_fold,
@@ -128,7 +129,8 @@ def _transposes_weight(node: ir.Node) -> bool:
     """Whether a large constant is transposed for products alone: it stays in its file until it is read."""
     if node.op_type != "Transpose" or node.domain != "" or (tensor := node.inputs[0].const_value) is None:
         return False
-    return tensor.nbytes > PRODUCTS_BYTES and all(user.op_type in ("MatMul", "Gemm") for user, _ in node.outputs[0].uses())
+    readers = {user.op_type for user, _ in node.outputs[0].uses()}
+    return tensor.nbytes > PRODUCTS_BYTES and readers <= {"MatMul", "Gemm"}
 
 
 def _fold_transpose(model: ir.Model, node: ir.Node) -> None:

@@ -30,7 +30,8 @@ class CenterNorms:
 
     def apply(self, state: State) -> bool:
         """Rewrites the graph in place; its function stays the same."""
-        converted = _center(state)
+        some = any("LayerNorm" in node.op_type for node in state.model.graph.all_nodes())
+        converted = _center(state) if some else 0
         if converted:
             state.edited()
         return bool(converted)

@@ -34,12 +34,18 @@ class FoldScales:
 
     def apply(self, state: State) -> bool:
         """Rewrites the graph in place; its function stays the same."""
-        total = _merge_chains(state.analyze_apart())
+        total, refused = _merge_chains(state.analyze_apart()), {}
         if total:
             state.edited()
-        while folded := _fold_scales(state):  # a scale may be free to move once another one has
+        while True:  # a scale may be free to move once another one has
+            folded, refused = _fold_scales(state)
             total += folded
-            state.edited()
+            if folded:
+                state.edited()
+            if not folded or not refused:
+                break
+        for node, reason in refused.items():
+            state.decline(node.name or label(node), "folding its scale into the sites around it", reason)
         return bool(total)
 
 
@@ -61,9 +67,10 @@ def _merge_chains(analysis: Analysis) -> int:
     return merged
 
 
-def _fold_scales(state: State) -> int:
+def _fold_scales(state: State) -> tuple[int, dict[ir.Node, str]]:
+    """One round: how many scales were folded, and why the others were not."""
     around = _Around(state.analyze_apart())
-    folded = 0
+    folded, refused = 0, {}
     for node, group in _by_space(around.analysis).items():
         reason = _fold_forward(around, node, group)
         if reason is not None and all(isinstance(item, Scaling) for item in group):
@@ -71,9 +78,9 @@ def _fold_scales(state: State) -> int:
             reason = next((text for text in reasons if text is not None), None)
         if reason is None:
             folded += len(group)
-        for item in group if reason is not None else ():
-            state.decline(item.node.name or label(item.node), "folding its scale into the sites around it", reason)
-    return folded
+        else:
+            refused |= {item.node: reason for item in group}
+    return folded, refused
 
 
 class _Around:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qcompile.calibration import Statistics
 from qcompile.errors import InputError
-from qcompile.formats import Format, Quantized, compute_scales, quantize, search_scales
+from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.groups import Group, routed
 from qcompile.pipeline import State
 from qcompile.scoring import weight_matrix
@@ -86,9 +86,9 @@ class Quantize:
             if self.method == "search" or (self.method == "gptq" and factors.usable):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {scheme.weight.name}")
             return _to_cpu(scheme.weight.quantize(weight).as_table())
-        scales = search_scales if self.method == "search" else compute_scales
-        importance = {"weight": factors.importance} if self.method == "search" else {}
-        nearest = quantize(weight, scheme.weight, scales=scales(weight, scheme.weight, **importance))
+        searched = self.method == "search"
+        scales = search_scales(weight, scheme.weight, weight=factors.importance) if searched else None
+        nearest = quantize(weight, scheme.weight, scales=scales)
         form = routed(site)
         if self.method == "gptq" and form is not None and factors.routes(form.route):
             return _to_cpu(self._experts(state, site, form, weight, nearest, factors))

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import operator
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
-from qcompile.graph import flaw_of, open_dimensions, release
+from qcompile.graph import check_graph, check_weights, initializers, open_dimensions, weights_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Draw", "Source", "capture", "example_inputs"]
+__all__ = ["Draw", "Source", "begin_capture", "capture", "example_inputs"]
 
 #: The opset that torch programs are exported to.
 TORCH_OPSET = 23
@@ -39,19 +39,28 @@ class Source:
         path: the file that it came from, or the module's class name.
         digest: gives the SHA-256 over the file and its external data, which is computed beside what follows.
         bytes: size of the file and its external data, or of the weights of a module.
-        finite: whether no weight holds infinity.
+        check: says whether no weight holds infinity, or raises InputError where one holds NaN; beside, too.
     """
 
     model: ir.Model
     path: str
     digest: Callable[[], str]
     bytes: int
-    finite: bool
+    check: Callable[[], bool]
 
     @property
     def sha256(self) -> str:
         """Hexadecimal, over the file and its external data."""
         return self.digest()
+
+    @property
+    def finite(self) -> bool:
+        """Whether no weight holds infinity.
+
+        Raises:
+            InputError: if one holds NaN.
+        """
+        return self.check()
 
 
 def capture(
@@ -72,6 +81,16 @@ def capture(
     Raises:
         InputError: if the file is missing, truncated, of an unknown kind, lacks external data, or holds NaN.
     """
+    source = begin_capture(model, example_inputs, dynamic_shapes=dynamic_shapes, input_names=input_names)
+    source.check()
+    return source
+
+
+def begin_capture(
+    model: Any, example_inputs: Sequence[Any] = (), *, dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+) -> Source:  # fmt: skip
+    """``capture`` whose weights may still be looked at when it returns: ``Source.check`` waits for that."""
     if isinstance(model, Source):
         return model
     if isinstance(model, ir.Model):
@@ -101,13 +120,14 @@ def _from_onnx(path: Path) -> Source:
     if model.graph is None or not len(model.graph) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
     files = [path, *_external_files(model, path)]
+    check_graph(model, str(path))
     beside = ThreadPoolExecutor(1)
+    check = beside.submit(check_weights, weights_of(model), str(path))
     digest = beside.submit(_digest, files)
     beside.shutdown(wait=False)
     _sort(model, str(path))
     open_dimensions(model)
-    finite = check_weights(model, str(path))
-    return Source(model, str(path), digest.result, sum(file.stat().st_size for file in files), finite)
+    return Source(model, str(path), digest.result, sum(file.stat().st_size for file in files), check.result)
 
 
 def _sort(model: ir.Model, path: str) -> None:
@@ -128,7 +148,7 @@ def _root_cause(error: BaseException) -> str:
 
 def _external_files(model: ir.Model, path: Path) -> list[Path]:
     files = {}
-    for name, value in _initializers(model):
+    for name, value in initializers(model):
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue
@@ -150,38 +170,6 @@ def _digest(files: Sequence[Path]) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
-    for graph in model.graphs():
-        yield from ((name, value) for name, value in graph.initializers.items() if value.const_value is not None)
-
-
-def check_weights(model: ir.Model, path: str) -> bool:
-    """Refuse weights with NaN, and graphs without outputs or sense; returns whether no weight holds infinity."""
-    if not model.graph.outputs:
-        raise InputError(f"'{path}' has no outputs")
-    if (flaw := flaw_of(model)) is not None:
-        raise InputError(f"'{path}' {flaw}")
-    finite = True
-    for name, value in _initializers(model):
-        if value.dtype is None or not value.dtype.is_floating_point() or value.const_value.size == 0:
-            continue
-        finite &= _is_finite(name, value.const_value, path)
-        release(value.const_value)
-    return finite
-
-
-def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
-    array = tensor.numpy()
-    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(array.sum(dtype=np.float32)):
-            return True
-    wide = array.astype(np.float64)
-    if np.isnan(wide).any():
-        raise InputError(f"weight '{name}' of '{path}' holds NaN")
-    return bool(np.isfinite(wide).all())
 
 
 # -- torch ---------------------------------------------------------------------------------------------------------
@@ -224,15 +212,16 @@ def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: S
 
 
 def _from_model(model: ir.Model, path: str) -> Source:
-    finite = check_weights(model, path)
+    check_graph(model, path)
+    finite = check_weights(weights_of(model), path)
     digest, size = hashlib.sha256(), 0
-    for name, value in _initializers(model):
+    for name, value in initializers(model):
         digest.update(name.encode())
         digest.update(value.const_value.tobytes())
         size += value.const_value.nbytes
     for node in model.graph:
         digest.update(repr((node.op_type, [v.name if v else "" for v in node.inputs])).encode())
-    return Source(model, path, digest.hexdigest, size, finite)
+    return Source(model, path, digest.hexdigest, size, lambda: finite)
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ def rotate(
     refuse_existing(output)
     from qcompile.compiler import rotate as turn
     from qcompile.data import load_data
+    from qcompile.equivalence import equivalence
     from qcompile.tables import rotation_table
-    from qcompile.verify import equivalence
 
     with Progress(quiet) as progress:
         rotated = turn(model, transforms=transforms.value, seed=seed, progress=progress)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.agreement import compare_sites, linear_plans, tapped
 from qcompile.artifact import Artifact, atomic_folder, write_manifest
+from qcompile.beside import threads
 from qcompile.calibration import Statistics
-from qcompile.capture import capture
+from qcompile.capture import begin_capture, capture
 from qcompile.data import Data, accepted, load_data
 from qcompile.description import number
+from qcompile.equivalence import Equivalence, begin_equivalence, begin_source, by_position, settle
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.evaluate import compare
 from qcompile.groups import Group, groups_of
@@ -27,7 +30,7 @@ from qcompile.selection import Choice, Options, check_options, choose
 from qcompile.spaces import Site
 from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
 from qcompile.unrolling import unroll
-from qcompile.verify import Equivalence, Run, by_position, equivalence, measure, quantized_loss, source_outputs
+from qcompile.verify import Run, measure, quantized_loss
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -102,11 +105,12 @@ def export(
     schemes = [target.scheme(name) for name in names]
     check_options(options, target, schemes)
     with atomic_folder(Path(folder)) as temporary:
-        source = capture(model, **capture_options)
+        source = begin_capture(model, **capture_options)
         data = load_data(options.calibration, source.model, seed=options.seed)
-        data, wanted = source_outputs(source, data, options.seed)  # now: later there are two copies of the weights
-        prepared = prepare(source, progress)
-        prepared.outputs = wanted
+        with threads(1) as beside:
+            outputs = beside.submit(begin_source(source, data, options.seed))
+            prepared = prepare(source, progress)
+        data, prepared.outputs = outputs.result()
         held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
         sites = quantizable(prepared, target)
         if not sites:
@@ -118,8 +122,10 @@ def export(
         quantized = [site.name for site in sites if chosen.schemes[site.name].weight is not None]
         checks = sites_to_check(prepared.model, quantized)
         taps = {name: None for site in checks for name in site.reads if name not in data.batches[0]}
-        equal = equivalence(prepared, data, progress, list(taps))
-        plans = _quantize(rotated, sites, chosen, statistics, options, progress)
+        begin = partial(begin_equivalence, prepared, data, progress, list(taps))
+        quantize = partial(_quantize, rotated, sites, chosen, statistics, options, progress)
+        equal, plans = (begin()(), quantize()) if options.method == "gptq" else _beside(begin, quantize)
+        equal = settle(prepared, data, equal)
         _finish(rotated, job, plans, options, temporary, data, held_out, plain, equal, checks)
     return Artifact.open(folder)
 
@@ -137,6 +143,13 @@ def plan(model: Any, options: Options) -> tuple[ir.Model, list[Plan]]:
     chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, None)
     rotated = rotate_prepared(prepared, groups, chosen.placement)
     return prepared.model, _quantize(rotated, sites, chosen, statistics, options, None)
+
+
+def _beside(begin: Callable[[], Callable[[], Equivalence]], quantize: Callable[[], list[Plan]]) -> tuple:
+    """Both at a time: rounding does not fill the cores, as GPTQ does."""
+    with threads(1) as beside:
+        equal, plans = beside.submit(begin()), quantize()
+    return equal.result(), plans
 
 
 @dataclass
@@ -190,15 +203,17 @@ def _finish(
     prepared, target = rotated.prepared, job.target
     before = None if target.backends == ("ort",) else prepared.model.clone()  # holds the float weights
     lowered = job.lowering.lower(prepared.model, plans, target, folder)
-    checked = None
-    if "model.onnx" in lowered.files:  # other artifacts are compared with the reference as a whole
-        checked = check_lowering(checks, plans, lowered, prepared.model, dict(data.batches[0]) | dict(equal.tapped))
     runtimes = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}} | _further(job, before, plans, folder)
-    if target.runs_here:
-        measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
-    else:
-        with lowered_to(get_target(REFERENCE), before.clone(), plans) as run:
-            measured = measure(prepared, run, held_out or data.first(1), job.progress)
+    own = "model.onnx" in lowered.files  # other artifacts are compared with the reference as a whole
+    values = dict(data.batches[0]) | dict(equal.tapped)
+    with threads(1) as beside:
+        checking = beside.submit(check_lowering, checks, plans, lowered, prepared.model, values) if own else None
+        if target.runs_here:
+            measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
+        else:
+            with lowered_to(get_target(REFERENCE), before.clone(), plans) as run:
+                measured = measure(prepared, run, held_out or data.first(1), job.progress)
+    checked = checking and checking.result()
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
         if plain < (ours := measured.loss["quantized"]):

@@ -6,6 +6,7 @@ model, the artifact.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.beside import threads
 from qcompile.errors import InputError, runtime_message
+from qcompile.graph import read
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -49,7 +52,8 @@ class Session:
         if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._weights: dict[str, np.ndarray] = {}
+            options.enable_cpu_mem_arena = False  # which is not given back when the session goes
+        self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         if isinstance(model, ir.Model):
             model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
         try:
@@ -72,14 +76,15 @@ class Session:
             return ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString()
         if any(isinstance(value.const_value, ir.LazyTensor) and not value.const_value.cache for value in heavy):
             return self._write(model)
-        arrays = {value.name: np.ascontiguousarray(value.const_value.numpy()) for value in heavy}
-        for value in heavy:
-            del model.graph.initializers[value.name]
+        tensors = {value.name: value.const_value for value in heavy}
+        for name in tensors:
+            del model.graph.initializers[name]
         ir.external_data.load_to_model(model)
         if optimize:
+            arrays = {name: _laid_out(tensor) for name, tensor in tensors.items()}
             self._kept = _give_initializers(model, options, heavy, arrays)  # onnxruntime reads some in place
         else:
-            self._weights = arrays
+            self._weights = tensors
             model.graph.inputs.extend(heavy)
             for value in heavy:  # the clone is garbage in a cycle, which may outlive the session
                 value.const_value = None
@@ -91,6 +96,12 @@ class Session:
         ir.save(model, path, external_data="model.onnx.data")
         return str(path)
 
+    def _read_weights(self) -> dict[str, np.ndarray]:
+        if not self._weights:
+            return {}
+        with threads(os.cpu_count() or 1) as beside:
+            return dict(zip(self._weights, beside.map(_laid_out, self._weights.values()), strict=True))
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs and taps by name.
 
@@ -99,10 +110,14 @@ class Session:
         """
         check_names(inputs, self.inputs)
         try:
-            values = self._session.run(None, {**inputs, **self._weights})
+            values = self._session.run(None, {**inputs, **self._read_weights()})
         except Exception as error:  # as above
             raise InputError(f"onnxruntime cannot run the graph: {runtime_message(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _laid_out(tensor: ir.TensorProtocol) -> np.ndarray:
+    return np.ascontiguousarray(read(tensor))
 
 
 def _is_heavy(tensor: ir.TensorProtocol) -> bool:

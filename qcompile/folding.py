@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qcompile.axes import Axes, Mode, Node, Ref, Structure
 from qcompile.errors import InputError
-from qcompile.graph import Derived, release
+from qcompile.graph import Derived, read, release
 from qcompile.spaces import Analysis, is_float
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Folded(Derived):
 
 
 def _changed(source: ir.TensorProtocol, changes: Sequence[Change]) -> ir.Tensor:
-    array = source.numpy()
+    array = read(source)
     axes = {axis for axis, _ in changes}
     if array.ndim == 2 and len(axes) == 1:
         result = _in_pieces(array, *axes, changes)
@@ -90,7 +90,7 @@ def lines(tensor: ir.TensorProtocol, axis: int, places: np.ndarray) -> np.ndarra
     """Some of the vectors of a constant along an axis, ``[places, size]``: places count over the other axes."""
     if isinstance(tensor, Folded):
         return tensor.lines(axis, places)
-    moved = np.moveaxis(tensor.numpy(), axis, -1)
+    moved = np.moveaxis(read(tensor), axis, -1)
     found = moved[np.unravel_index(places, moved.shape[:-1])]
     del moved
     release(tensor)  # even a few of every weight touch most pages of a model

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from threading import Lock, RLock
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.errors import InputError
+
 __all__ = [
-    "DOMAIN", "Derived", "add_function", "add_initializer", "append_node", "distinguish", "ensure_function",
-    "ensure_initializer", "flaw_of", "name_outputs", "open_dimensions", "opset", "release", "tidy",
+    "DOMAIN", "Derived", "add_function", "add_initializer", "append_node", "check_graph", "check_weights",
+    "distinguish", "ensure_function", "ensure_initializer", "initializers", "name_outputs", "open_dimensions",
+    "opset", "read", "release", "tidy", "weights_of",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
@@ -62,6 +66,10 @@ def ensure_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Valu
     return found if found is not None else add_initializer(model, name, array)
 
 
+#: Held while a file is mapped for a tensor, or let go of: that may happen in several threads.
+_MAPPING = RLock()
+
+
 class Derived(ir.LazyTensor):
     """A constant that is computed from another one when it is read."""
 
@@ -71,6 +79,19 @@ class Derived(ir.LazyTensor):
     ) -> None:  # fmt: skip
         super().__init__(partial(compute, source), dtype=source.dtype, shape=shape, name=name, cache=keep)
         self.source = source
+        self._computing = Lock()
+
+    def _evaluate(self) -> ir.TensorProtocol:
+        with self._computing:  # once, whoever asks
+            return super()._evaluate()
+
+
+def read(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The array of a tensor, also while other threads read or release it."""
+    if isinstance(tensor, Derived):
+        return tensor.numpy()
+    with _MAPPING:
+        return tensor.numpy()
 
 
 def release(tensor: ir.TensorProtocol) -> None:
@@ -79,12 +100,68 @@ def release(tensor: ir.TensorProtocol) -> None:
         tensor = tensor.source
     if isinstance(tensor, ir.ExternalTensor):
         try:
-            tensor.release()
+            with _MAPPING:
+                tensor.release()
         except BufferError:  # an array over it is still in use somewhere; its pages stay until that is gone
             return
 
 
-def flaw_of(model: ir.Model) -> str | None:
+def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
+    """Constants by name, those of bodies among them."""
+    for graph in model.graphs():
+        yield from ((name, value) for name, value in graph.initializers.items() if value.const_value is not None)
+
+
+def check_graph(model: ir.Model, path: str) -> None:
+    """Refuse graphs without outputs or sense.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    if not model.graph.outputs:
+        raise InputError(f"'{path}' has no outputs")
+    if (flaw := _flaw_of(model)) is not None:
+        raise InputError(f"'{path}' {flaw}")
+
+
+def weights_of(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Constants of floating-point numbers by name."""
+    found = {name: value.const_value for name, value in initializers(model)}
+    return {name: tensor for name, tensor in found.items() if tensor.dtype.is_floating_point() and tensor.size}
+
+
+def check_weights(weights: Mapping[str, ir.TensorProtocol], path: str) -> bool:
+    """Refuse weights with NaN; returns whether none holds infinity.
+
+    It maps files by itself, so that others may read the same tensors meanwhile.
+
+    Raises:
+        InputError: naming the file and the weight.
+    """
+    found = {_is_finite(name, tensor, path) for name, tensor in weights.items()}
+    return False not in found
+
+
+def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
+    array = _mapped(tensor)
+    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float32)):
+            return True
+    wide = array.astype(np.float64)
+    if np.isnan(wide).any():
+        raise InputError(f"weight '{name}' of '{path}' holds NaN")
+    return bool(np.isfinite(wide).all())
+
+
+def _mapped(tensor: ir.TensorProtocol) -> np.ndarray:
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+        return read(tensor)
+    dtype = tensor.dtype.numpy().newbyteorder("<") if tensor.dtype.bitwidth > 8 else tensor.dtype.numpy()
+    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, tensor.shape.numpy())
+
+
+def _flaw_of(model: ir.Model) -> str | None:
     """What makes a graph unusable: a value that nothing makes, or outputs of one name."""
     names = [value.name for value in model.graph.outputs]
     for name in names:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.boundaries import with_boundaries
-from qcompile.capture import Source, capture
+from qcompile.capture import Source, begin_capture
 from qcompile.errors import InputError, TargetError
 from qcompile.graph import release
 from qcompile.groups import groups_of
@@ -54,7 +54,7 @@ class Prepared:
 
 def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:
     """Everything that comes before choices: capture, canonicalize, fold norms, analyze."""
-    source = capture(model, **capture_options)
+    source = begin_capture(model, **capture_options)
     state = State(source.model.clone())
     names = ("canonicalize", "fold-tables", "fold-shifts", "fold-scales", "center-norms")
     steps = [load_pass(name)() for name in names]
@@ -64,6 +64,7 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
             progress(step.name, 1, 1)
 
     Pipeline(steps, tell).apply(state)
+    source.check()
     return Prepared(source, state, with_boundaries(analyze(state.model)))
 
 

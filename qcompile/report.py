@@ -24,12 +24,13 @@ from qcompile.placement import total_transform
 
 if TYPE_CHECKING:
     from qcompile.compiler import Rotated
+    from qcompile.equivalence import Equivalence
     from qcompile.formats import Quantized
     from qcompile.oracle import Checked
     from qcompile.selection import Choice, Options
     from qcompile.spaces import Site
     from qcompile.targets import Lowered, Plan, Target
-    from qcompile.verify import Equivalence, Measured
+    from qcompile.verify import Measured
 
 __all__ = ["REPORT", "build_manifest", "stored_bits", "write_report"]
 

@@ -7,15 +7,16 @@ on a sample of rows. Without statistics the second moment is the identity and ``
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompile.folding import lines
 from qcompile.formats import Format, fake_quantize
-from qcompile.graph import release
+from qcompile.graph import Derived, read, release
 from qcompile.targets import Scheme
 
 if TYPE_CHECKING:
@@ -44,8 +45,11 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     if rows is not None and rows < count:
         weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
     else:
-        weight = np.moveaxis(tensor.numpy(), axis, -1)
-    copied = np.array(weight.reshape(-1, weight.shape[-1]), np.float32, order="C")
+        weight = np.moveaxis(read(tensor), axis, -1)
+    weight = weight.reshape(-1, weight.shape[-1])
+    if isinstance(tensor, Derived) and weight.dtype == np.float32:  # which may be written, so that torch takes it
+        return torch.from_numpy(weight).contiguous()
+    copied = np.array(weight, np.float32, order="C")
     del weight
     release(tensor)
     return torch.from_numpy(copied)
@@ -66,12 +70,13 @@ def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """A few rows of a site's weight and of its input: what predictions are computed on."""
 
     weight: torch.Tensor  # [rows, in]
     sample: torch.Tensor | None  # [rows, in]
+    known: dict[tuple[str, int], tuple[Any, float]] = field(default_factory=dict, repr=False)  # see ``site_error``
 
 
 def probe(site: Site, statistics: Statistics | None) -> Probe:
@@ -89,6 +94,15 @@ def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) 
     """``t²`` of one site under a scheme, with its input in the basis of ``transform``."""
     if scheme.weight is None:
         return 0.0
+    key = scheme.name, id(transform)
+    of, error = item.known.get(key, (None, 0.0))
+    if of is None or of() is not transform:  # another one may have been there
+        of, error = (lambda: None) if transform is None else weakref.ref(transform), _error(item, scheme, transform)
+        item.known[key] = of, error
+    return error
+
+
+def _error(item: Probe, scheme: Scheme, transform: Transform | None) -> float:
     weight, sample = item.weight, item.sample
     if transform is not None:
         weight = transform.dual().apply(weight, -1)

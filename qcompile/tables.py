@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from qcompile.artifact import Artifact
     from qcompile.compiler import Rotated
+    from qcompile.equivalence import Equivalence
     from qcompile.targets import Target
-    from qcompile.verify import Equivalence, Measured
+    from qcompile.verify import Measured
 
 __all__ = [
     "arrays_table",

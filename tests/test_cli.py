@@ -214,7 +214,7 @@ INTERRUPTED = """
 import signal, sys, time
 from qcompile import compiler
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-compiler.equivalence = lambda *_: (print("reached", flush=True), time.sleep(600))
+compiler.begin_equivalence = lambda *_: (print("reached", flush=True), time.sleep(600))
 from qcompile.cli import main
 main()
 """

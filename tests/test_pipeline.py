@@ -15,9 +15,9 @@ import torch
 import qcompile as qc
 from qcompile.capture import capture, example_inputs
 from qcompile.compiler import rotate
+from qcompile.equivalence import by_position
 from qcompile.evaluate import compare, evaluate, evaluate_double, to_double
 from qcompile.preparation import prepare
-from qcompile.verify import by_position
 
 ZOO = Path(__file__).parents[1] / "examples" / "zoo"
 LM = ZOO / "language_model.onnx"

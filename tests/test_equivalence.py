@@ -7,8 +7,8 @@ import pytest
 
 from qcompile.compiler import rotate
 from qcompile.data import load_data
+from qcompile.equivalence import equivalence
 from qcompile.errors import VerificationError
-from qcompile.verify import equivalence
 
 #: A large number is added and taken away again: what is left has few digits in float32.
 CANCELLATION = """g (float[2048,8] x) => (float[2048,32] y) <float[8,32] a, float[32,32] b, float[32] large>
