@@ -2,9 +2,9 @@
 
     python benchmarks/held_out_loss.py MODEL.onnx --calibration C.npz --evaluation E.npz --target blackwell-fp4 …
 
-Prints one row a way, all from one run: nats above the float model, KL divergence to it, and the share of the gap
-between plain rounding and float that is closed. Plain rounding is rounding to nearest without transforms, in the
-format that the target names for it.
+Prints one row a way, all from one run: nats above the float model with their standard error, KL divergence to it, and
+the share of the gap between plain rounding and float that is closed. Plain rounding is rounding to nearest without
+transforms, in the format that the target names for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     for target in args.target:
         print(f"\n{args.model}, {target}")
-        columns = ("way", 24), ("nats above float", -17), ("plain", -8), ("gap closed", -11), ("KL", -9)
+        columns = ("way", 24), ("nats above float", -17), ("±", -7), ("plain", -8), ("gap closed", -11), ("KL", -9)
         columns += ("online", -7), ("bits", -6), ("s", -6)
         print(*(f"{name:{'<' if width > 0 else '>'}{abs(width)}}" for name, width in columns), flush=True)
         for way in args.ways.split(","):
@@ -50,10 +50,11 @@ def report(args: argparse.Namespace, target: str, way: str) -> None:
             args.model, target, Path(folder) / "artifact", calibration=args.calibration, evaluation=args.evaluation,
             **WAYS[way],
         ).manifest  # fmt: skip
-    seconds, loss = time.perf_counter() - started, manifest["quantization"]["loss"]
+    seconds, found = time.perf_counter() - started, manifest["quantization"]
+    loss, error = found["loss"], found["loss_standard_error"]
     delta, gap = loss["quantized"] - loss["float"], loss["round_to_nearest"] - loss["float"]
     print(
-        f"{way:24} {delta:17.4f} {gap:8.4f} {1 - delta / gap:11.0%} {manifest['quantization']['divergence']:9.4f} "
+        f"{way:24} {delta:17.4f} {error:7.4f} {gap:8.4f} {1 - delta / gap:11.0%} {found['divergence']:9.4f} "
         f"{len(manifest['online_transforms']):7} {manifest['bits_per_weight']:6.2f} {seconds:6.0f}",
         flush=True,
     )

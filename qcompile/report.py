@@ -182,6 +182,7 @@ def _quantization(sites: Sequence[Site], chosen: Choice, measured: Measured) -> 
         "rel_l2": number(measured.rel_l2),
         "predicted_loss_delta": number(math.fsum(terms)) if terms else None,
         "measured_loss_delta": number(measured.loss["quantized"] - measured.loss["float"]) if known else None,
+        "loss_standard_error": None if measured.loss_error is None else number(measured.loss_error),
         "divergence": number(measured.divergence),
         "loss": loss,
         "evaluated_inputs": measured.rows,

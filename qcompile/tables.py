@@ -101,9 +101,12 @@ def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("artifact vs. source", f"relative L2 {scientific(q['rel_l2'])} (quantization error)"))
     held_out = "held-out loss" if m["options"]["evaluation"] else "loss"
     rows += [(f"{held_out}, {name}", said) for name, said in _losses(q["loss"])]
-    if q["predicted_loss_delta"] is not None:
-        rows.append(("loss above float", f"predicted {scientific(q['predicted_loss_delta'])}, "
-                     f"measured {scientific(q['measured_loss_delta'])}"))  # fmt: skip
+    if q["measured_loss_delta"] is not None:
+        error = q["loss_standard_error"]
+        said = scientific(q["measured_loss_delta"]) + ("" if error is None else f" ± {scientific(error)}")
+        predicted = q["predicted_loss_delta"]
+        said = said if predicted is None else f"predicted {scientific(predicted)}, measured {said}"
+        rows.append(("loss above float", said))
     return rows
 
 

@@ -37,12 +37,14 @@ class Measured:
         divergence: mean KL divergence over logits, or half the relative squared error of other outputs.
         loss: mean next-token loss, in nats, by name of the model; empty where there is nothing to measure it on.
         rows: how many inputs were used.
+        loss_error: standard error of what the quantized model loses more, over those inputs; ``None`` for one input.
     """
 
     rel_l2: float
     divergence: float
     loss: dict[str, float]
     rows: int
+    loss_error: float | None = None
 
 
 def measure(prepared: Prepared, run: Run, data: Data, progress: Progress | None = None) -> Measured:
@@ -62,7 +64,9 @@ def measure(prepared: Prepared, run: Run, data: Data, progress: Progress | None 
         if progress is not None:
             progress("measuring", done + 1, len(data.batches))
     loss = {name: float(np.mean(values)) for name, values in losses.items() if values}
-    return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches))
+    more = np.subtract(losses["quantized"], losses["float"])  # on each input: what is hard for both drops out
+    error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
+    return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches), error)
 
 
 def quantized_loss(prepared: Prepared, run: Run, data: Data) -> float | None:
