@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from qcompile.capture import capture, example_inputs
+from qcompile.capture import capture
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.equivalence import by_position
 from qcompile.evaluate import Session, compare, evaluate_double, to_double
 

@@ -27,8 +27,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.agreement import Agreement, Case, agreement, between_sites, observe, sites_alone, tapped
-from qcompile.capture import example_inputs
 from qcompile.compiler import lowered_to, plan
+from qcompile.data import example_inputs
 from qcompile.errors import TargetError
 from qcompile.selection import Options
 from qcompile.targets import Plan, Target, get_target

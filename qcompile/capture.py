@@ -5,17 +5,15 @@ Weights of ONNX files stay where they are, memory-mapped, until a pass needs the
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import operator
+import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
@@ -24,7 +22,7 @@ from qcompile.graph import check_graph, check_weights, initializers, open_dimens
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Draw", "Source", "begin_capture", "capture", "example_inputs"]
+__all__ = ["Source", "begin_capture", "capture"]
 
 #: The opset that torch programs are exported to.
 TORCH_OPSET = 23
@@ -147,19 +145,27 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _external_files(model: ir.Model, path: Path) -> list[Path]:
+    """The files beside the model that hold its weights; tensors are made to name them as they really are.
+
+    A model may name files of its own folder alone. Links are the user's own, and followed: downloads are kept so.
+    """
     files = {}
     for name, value in initializers(model):
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue
-        file = path.parent / str(tensor.location)
-        if file.resolve().parent != path.parent.resolve() and path.parent.resolve() not in file.resolve().parents:
+        location = Path(os.path.normpath(tensor.location))
+        file = path.parent / location
+        if location.is_absolute() or location.parts[0] == "..":
             raise InputError(f"'{path}' keeps weight '{name}' in '{file}', outside of its own folder")
         if not file.is_file():
             raise InputError(f"'{path}' keeps weight '{name}' in '{file}', which is missing")
         if (tensor.offset or 0) + tensor.nbytes > file.stat().st_size:
             raise InputError(f"'{file}' is too short for weight '{name}' of '{path}': it is truncated")
         files[file] = None
+        value.const_value = ir.ExternalTensor(
+            file.resolve(), tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name, base_dir=""
+        )
     return list(files)
 
 
@@ -222,79 +228,3 @@ def _from_model(model: ir.Model, path: str) -> Source:
     for node in model.graph:
         digest.update(repr((node.op_type, [v.name if v else "" for v in node.inputs])).encode())
     return Source(model, path, digest.hexdigest, size, lambda: finite)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How random inputs are drawn: what dynamic dimensions are, in front and elsewhere, and what flags say."""
-
-    first: int = 2
-    other: int = 16
-    flag: bool = True
-
-
-def example_inputs(
-    model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None, draw: Draw | None = None
-) -> dict[str, np.ndarray]:
-    """Random inputs of a graph's declared shapes and types; ``sizes`` are of dynamic dimensions, by name.
-
-    Integers are drawn below the smallest table that they index, so that every lookup is in range.
-    """
-    rng = np.random.default_rng(seed)
-    draw, symbols = draw or Draw(), dict(sizes or {})
-    inputs = {}
-    for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
-            continue
-        shape = [_dimension(dim, i, symbols, draw) for i, dim in enumerate(value.shape or ())]
-        inputs[value.name] = _random(value, shape, rng, draw.flag)
-    return inputs
-
-
-def _dimension(dim: Any, position: int, symbols: dict[str, int], draw: Draw) -> int:
-    """A size for a dimension: of equal names and of sums and products of names, such as ``past + length``, too."""
-    if isinstance(dim, int):
-        return dim
-    name = str(dim.value) if dim.value is not None else f"?{position}"
-    default = draw.first if position == 0 else draw.other
-    try:
-        size = _computed(ast.parse(name, mode="eval").body, symbols, default)
-    except (SyntaxError, KeyError, ZeroDivisionError):
-        size = 0
-    return size if size > 0 else symbols.setdefault(name, default)
-
-
-def _computed(expression: ast.AST, symbols: dict[str, int], default: int) -> int:
-    if isinstance(expression, ast.Name):
-        return symbols.setdefault(expression.id, default)
-    if isinstance(expression, ast.Constant) and isinstance(expression.value, int):
-        return expression.value
-    if not isinstance(expression, ast.BinOp):
-        raise KeyError(expression)
-    left, right = (_computed(side, symbols, default) for side in (expression.left, expression.right))
-    return _ARITHMETIC[type(expression.op)](left, right)
-
-
-_ARITHMETIC = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
-    ast.FloorDiv: operator.floordiv,
-}  # fmt: skip
-
-
-def _random(value: ir.Value, shape: Sequence[int], rng: np.random.Generator, flag: bool) -> np.ndarray:
-    dtype = value.dtype.numpy()
-    if value.dtype == ir.DataType.BOOL:
-        return np.full(shape, flag)
-    if value.dtype.is_floating_point():
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, _table_rows(value), shape).astype(dtype)
-
-
-def _table_rows(value: ir.Value) -> int:
-    """The fewest rows of a table that an integer input indexes directly; 2 where it indexes none."""
-    rows = [
-        int(node.inputs[0].shape[0])
-        for node, index in value.uses()
-        if node.op_type == "Gather" and index == 1 and node.inputs[0].const_value is not None
-    ]
-    return min(rows, default=2)

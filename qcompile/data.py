@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.capture import Draw, example_inputs
 from qcompile.errors import InputError
 from qcompile.evaluate import check_names
 from qcompile.saving import read_arrays
 
-__all__ = ["Data", "accepted", "load_data"]
+__all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
 
 #: Elements of the largest input in one batch.
 BATCH_ELEMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How random inputs are drawn: what dynamic dimensions are, in front and elsewhere, and what flags say."""
+
+    first: int = 2
+    other: int = 16
+    flag: bool = True
+
 
 #: How random inputs are drawn, the most usual first: with other lengths, and flags the other way round.
 _LENGTHS = ((2, 16), (1, 16), (2, 64), (1, 224), (2, 8), (1, 1))
@@ -143,3 +155,70 @@ def accepted(
 
 def _says_something(array: np.ndarray) -> bool:
     return not np.issubdtype(array.dtype, np.floating) or array.size == 0 or bool(np.isfinite(array).any())
+
+
+def example_inputs(
+    model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None, draw: Draw | None = None
+) -> dict[str, np.ndarray]:
+    """Random inputs of a graph's declared shapes and types; ``sizes`` are of dynamic dimensions, by name.
+
+    Integers are drawn below the smallest table that they index, so that every lookup is in range.
+    """
+    rng = np.random.default_rng(seed)
+    draw, symbols = draw or Draw(), dict(sizes or {})
+    inputs = {}
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        shape = [_dimension(dim, i, symbols, draw) for i, dim in enumerate(value.shape or ())]
+        inputs[value.name] = _random(value, shape, rng, draw.flag)
+    return inputs
+
+
+def _dimension(dim: Any, position: int, symbols: dict[str, int], draw: Draw) -> int:
+    """A size for a dimension: of equal names and of sums and products of names, such as ``past + length``, too."""
+    if isinstance(dim, int):
+        return dim
+    name = str(dim.value) if dim.value is not None else f"?{position}"
+    default = draw.first if position == 0 else draw.other
+    try:
+        size = _computed(ast.parse(name, mode="eval").body, symbols, default)
+    except (SyntaxError, KeyError, ZeroDivisionError):
+        size = 0
+    return size if size > 0 else symbols.setdefault(name, default)
+
+
+def _computed(expression: ast.AST, symbols: dict[str, int], default: int) -> int:
+    if isinstance(expression, ast.Name):
+        return symbols.setdefault(expression.id, default)
+    if isinstance(expression, ast.Constant) and isinstance(expression.value, int):
+        return expression.value
+    if not isinstance(expression, ast.BinOp):
+        raise KeyError(expression)
+    left, right = (_computed(side, symbols, default) for side in (expression.left, expression.right))
+    return _ARITHMETIC[type(expression.op)](left, right)
+
+
+_ARITHMETIC = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
+    ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
+
+
+def _random(value: ir.Value, shape: Sequence[int], rng: np.random.Generator, flag: bool) -> np.ndarray:
+    dtype = value.dtype.numpy()
+    if value.dtype == ir.DataType.BOOL:
+        return np.full(shape, flag)
+    if value.dtype.is_floating_point():
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, _table_rows(value), shape).astype(dtype)
+
+
+def _table_rows(value: ir.Value) -> int:
+    """The fewest rows of a table that an integer input indexes directly; 2 where it indexes none."""
+    rows = [
+        int(node.inputs[0].shape[0])
+        for node, index in value.uses()
+        if node.op_type == "Gather" and index == 1 and node.inputs[0].const_value is not None
+    ]
+    return min(rows, default=2)

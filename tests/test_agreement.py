@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from qcompile.agreement import agreement, between_sites, linear_plans, observe, picking, sites_alone, tapped
-from qcompile.capture import example_inputs
 from qcompile.compiler import lowered_to, plan
+from qcompile.data import example_inputs
 from qcompile.formats import get_format
 from qcompile.selection import Options
 from qcompile.targets import get_target

@@ -16,8 +16,8 @@ from qcompile import offline
 from qcompile.axes import Axes, Node, Ref
 from qcompile.boundaries import Boundary, boundaries, minimum_cut
 from qcompile.candidates import LEAST_GAIN, orthogonal_candidates
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate_double, to_double
 from qcompile.freedom import Freedom
 from qcompile.groups import Group, groups_of

@@ -10,8 +10,7 @@ from stack_cases import body_model
 
 import qcompile as qc
 from qcompile.calibration import collect
-from qcompile.capture import example_inputs
-from qcompile.data import Data
+from qcompile.data import Data, example_inputs
 from qcompile.graph import distinguish
 
 GRAPHS = {

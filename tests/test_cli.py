@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,26 @@ def test_truncated_external_data(model: Path) -> None:
     onnx.save(graph(random_weights()), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
     os.truncate(model.parent / "weights.bin", 40_000)
     assert "too short" in export_refused(model)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_linked_external_data_is_read(model: Path, link: Callable[[Path, Path], None]) -> None:
+    onnx.save(graph(random_weights()), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    blobs = model.parent / "blobs"
+    blobs.mkdir()
+    (model.parent / "weights.bin").rename(blobs / "b0")
+    link(blobs / "b0", model.parent / "weights.bin")
+    done("export", model, "--target", "cpu-int4", "-o", model.parent / "out", "--method", "rtn")
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "inner/../../weights.bin", "/weights.bin"])
+def test_external_data_outside_of_the_folder(model: Path, location: str) -> None:
+    onnx.save(graph(random_weights()), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    proto = onnx.load(model, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    model.write_bytes(proto.SerializeToString())
+    assert "outside of its own folder" in export_refused(model)
 
 
 def test_wrong_names_in_the_calibration_file(model: Path) -> None:

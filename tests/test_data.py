@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 import qcompile as qc
-from qcompile.capture import capture, example_inputs
+from qcompile.capture import capture
 from qcompile.cli import app
-from qcompile.data import accepted, load_data
+from qcompile.data import accepted, example_inputs, load_data
 from qcompile.errors import InputError
 from qcompile.evaluate import evaluate
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.capture import example_inputs
+from qcompile.data import example_inputs
 from qcompile.evaluate import evaluate
 
 

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 from families import FAMILIES, export, load, stored
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate_double, to_double
 from qcompile.preparation import quantizable
 from qcompile.targets import get_target, targets

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import qcompile as qc
-from qcompile.capture import capture, example_inputs
+from qcompile.capture import capture
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.equivalence import by_position
 from qcompile.evaluate import compare, evaluate, evaluate_double, to_double
 from qcompile.preparation import prepare

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate
 from qcompile.preparation import prepare
 from qcompile.projections import split_projection

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from qcompile import segments
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.errors import InputError
 from qcompile.evaluate import Session, compare
 from qcompile.segments import Segments

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from stack_cases import STACKS, stack_model
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import Options, plan
+from qcompile.data import example_inputs
 from qcompile.errors import TargetError
 from qcompile.evaluate import compare, evaluate
 from qcompile.site_forms import Stack, read_site

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate
 from qcompile.passes_index import load_pass
 from qcompile.pipeline import State

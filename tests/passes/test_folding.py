@@ -6,9 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.capture import example_inputs
+from qcompile.beside import threads
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.folding import Folded
 from qcompile.preparation import prepare
+from qcompile.transforms import Hadamard
 
 EMBED = "h0 = Gather(table, ids)\n"
 LAYER = """
@@ -258,3 +261,40 @@ def test_products_with_one_and_sums_with_zero_vanish(parse):
     found, error = prepared_change(model)
     assert error < 1e-12
     assert [node.op_type for node in found.model.graph] == ["MatMul", "MatMul"]
+
+
+# -- constants that are computed when they are read -------------------------------------------------------------------
+
+
+def folded(keep: bool, shape: tuple[int, ...] = (24, 16)) -> tuple[np.ndarray, Folded]:
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    changes = [(0, np.linspace(1, 2, shape[0])), (0, Hadamard(shape[0], 1))]
+    return array, Folded(ir.tensor(array), changes, name="w", keep=keep)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("read_between", [True, False])
+def test_folded_constant_takes_further_changes(keep: bool, read_between: bool) -> None:
+    array, first = folded(keep)
+    if read_between:
+        first.numpy()
+    both = first.then([(1, Hadamard(16, 2))])
+    left, right = (Hadamard(*how).matrix().numpy() for how in ((24, 1), (16, 2)))
+    want = left @ (np.linspace(1, 2, 24)[:, None] * array) @ right.T
+    assert np.array_equal(both.numpy(), both.numpy())
+    np.testing.assert_allclose(both.numpy(), want, rtol=0, atol=1e-6)
+    assert np.array_equal(array, folded(keep)[0])  # the source stays
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_lines_of_a_folded_constant_are_those_of_the_whole(axis: int) -> None:
+    places = np.array([0, 3, 7])
+    want = np.moveaxis(folded(True)[1].numpy(), axis, -1)[places]
+    np.testing.assert_allclose(folded(True)[1].lines(axis, places), want, rtol=0, atol=1e-6)
+
+
+def test_folded_constant_is_computed_once_for_several_threads() -> None:
+    _, tensor = folded(True, (480, 160))
+    with threads(4) as beside:
+        found = list(beside.map(lambda _: tensor.numpy(), range(16)))
+    assert all(array is found[0] for array in found)

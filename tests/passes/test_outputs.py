@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate
 
 GRAPHS = {

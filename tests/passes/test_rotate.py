@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate, evaluate_double, to_double
 from qcompile.groups import groups_of
 from qcompile.passes_index import load_pass

@@ -17,7 +17,7 @@ from rule_tables import CASES
 
 from qcompile import folding
 from qcompile.axes import Mode, Ref
-from qcompile.capture import example_inputs
+from qcompile.data import example_inputs
 from qcompile.errors import InputError
 from qcompile.evaluate import compare, to_double
 from qcompile.freedom import Freedom

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref, Structure
-from qcompile.capture import example_inputs
+from qcompile.data import example_inputs
 from qcompile.evaluate import to_double
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from qcompile.axes import Node
-from qcompile.capture import example_inputs
+from qcompile.data import example_inputs
 from qcompile.errors import InputError
 from qcompile.evaluate import Session, compare, evaluate_double, to_double
 from qcompile.folding import fold

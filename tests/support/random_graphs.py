@@ -17,7 +17,7 @@ from cases import SIZES, Case, constants, resize
 from onnx.checker import ValidationError
 from rule_tables import CASES
 
-from qcompile.capture import example_inputs
+from qcompile.data import example_inputs
 from qcompile.errors import InputError
 from qcompile.evaluate import to_double
 

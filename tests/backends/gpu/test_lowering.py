@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qcompile.backends.gpu.manifest import ARCHITECTURES
-from qcompile.capture import example_inputs
+from qcompile.data import example_inputs
 from qcompile.errors import InputError, TargetError
 from qcompile.evaluate import compare, evaluate
 from qcompile.formats import quantize

@@ -8,8 +8,8 @@ import pytest
 from families import load, stored
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
-from qcompile.capture import example_inputs
 from qcompile.compiler import Options, lowered_to, plan
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare
 from qcompile.targets import get_target
 

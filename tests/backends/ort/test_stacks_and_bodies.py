@@ -12,8 +12,8 @@ from families import load, stored
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
 from qcompile.backends.ort import lowering, runner
-from qcompile.capture import example_inputs
 from qcompile.compiler import Options, export, plan, rotate
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare, evaluate, to_double
 from qcompile.preparation import prepare, quantizable
 from qcompile.site_forms import Stack, read_site

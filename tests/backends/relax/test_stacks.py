@@ -10,8 +10,8 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[t
 
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load as load_library
-from qcompile.capture import example_inputs
 from qcompile.compiler import Options, export, lowered_to, plan
+from qcompile.data import example_inputs
 from qcompile.evaluate import compare
 from qcompile.targets import get_target
 
