@@ -128,9 +128,13 @@ def _oracle(
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
     if activation is not None:
         rows = quantize_rows(rows, activation)
-    rows, weight = rows.double(), quantized.dequantize()
+    rows = rows.double()
     if site.experts is not None:
-        return site.experts.evaluate(rows.reshape(x.shape).numpy(), weight.double().numpy(), indices)
+        pieces = site.experts.pieces(quantized)
+        return site.experts.evaluate(
+            rows.reshape(x.shape).numpy(), lambda expert: pieces[expert].dequantize().double().numpy(), indices
+        )
+    weight = quantized.dequantize()
     parts = [rows @ piece.double().T for piece in weight.split(max(1, PIECE // weight.shape[1]))]
     y = (torch.cat(parts, 1) * site.alpha).numpy()
     if site.bias is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,25 +114,31 @@ class Experts:
         """The packed matrices ``[out, in]`` of each expert, ``out`` running over the free letters."""
         return [rows_of(q, piece) for piece in self.places]
 
-    def evaluate(self, x: np.ndarray, weight: np.ndarray, indices: np.ndarray | None) -> np.ndarray:
-        """The result, in the type of its operands.
+    def evaluate(
+        self, x: np.ndarray, matrix: Callable[[int], np.ndarray], indices: np.ndarray | None
+    ) -> np.ndarray:  # fmt: skip
+        """The result, in the type of its operands; one matrix is in memory at a time.
 
         Args:
             x: what the site reads.
-            weight: ``[rows, in]``, rows running over the axes of the weight but for the contracted one.
+            matrix: of an expert, ``[out, in]``, ``out`` running over the free letters.
             indices: what looks experts up.
         """
-        kept = [int(dim) for dim in self.site.weight.shape]
-        del kept[self.site.axis]
-        size, expert, free = weight.shape[1], [self.expert] * (self.expert is not None), list(self.free)
-        matrices = weight.reshape(*kept, size).transpose(*self.order, len(kept))
-        matrices = matrices.reshape(*self.size([*expert, *free]), size)
-        if indices is not None:
-            matrices = matrices[indices[..., 0] if self.site.reader.op_type == "GatherND" else indices]
-            expert = list(self.chosen)
-        letters = {letter: i for i, letter in enumerate(dict.fromkeys([*self.rows, *expert, *free]), 1)}
-        left, right = ([*(letters[letter] for letter in part), 0] for part in (self.rows, [*expert, *free]))
-        return np.einsum(x.squeeze(self.dropped), left, matrices, right, [letters[letter] for letter in self.output])
+        letters, lead = list(self.rows), x.squeeze(self.dropped).shape[:-1]
+        rows, width = x.reshape(-1, x.shape[-1]), self.places.shape[1]
+        owners = np.zeros((len(rows), 1), int) if self.route is None else self.route.owners(x, indices)
+        y = np.zeros((*owners.shape, width), x.dtype)
+        for expert in range(self.count):
+            mine, choice = np.nonzero(owners == expert)
+            y[mine, choice] = rows[mine] @ matrix(expert).T
+        own = [letter for letter in self.chosen if letter not in self.rows]
+        among = dict(zip(self.chosen, () if indices is None else indices.shape, strict=False))
+        y = y.reshape(*lead, *(among[letter] for letter in own), *self.size(self.free))
+        if self.expert in letters and self.expert not in self.output:
+            y = y.sum(letters.index(self.expert))
+            letters.remove(self.expert)
+        letters += [*own, *self.free]
+        return y.transpose([letters.index(letter) for letter in self.output])
 
     def matrix(self, place: int) -> np.ndarray:
         """The matrix ``[in, out]`` of one expert, from the graph."""
@@ -145,7 +151,9 @@ def rows_of(q: Quantized, rows: np.ndarray) -> Quantized:
     """Some rows of a quantized matrix ``[out, in]``."""
     import torch
 
-    index = torch.from_numpy(np.ascontiguousarray(rows))
+    first, last = int(rows[0]), int(rows[-1])
+    together = np.array_equal(rows, np.arange(first, last + 1))  # then nothing is copied
+    index = slice(first, last + 1) if together else torch.from_numpy(np.ascontiguousarray(rows))
     zero_points = None if q.zero_points is None else q.zero_points[index]
     shape = (len(rows), q.shape[1])
     return replace(q, shape=shape, codes=q.codes[index], scales=q.scales[index], zero_points=zero_points)

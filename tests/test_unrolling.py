@@ -46,10 +46,17 @@ def test_the_oracle_computes_what_the_operator_does(name):
     missing = [value for value in taps if value not in (*model.graph.inputs, *model.graph.initializers.values())]
     model.graph.outputs.extend(missing)
     values = inputs | evaluate(model, inputs) | {n: v.const_value.numpy() for n, v in model.graph.initializers.items()}
-    content = np.moveaxis(site.weight.const_value.numpy(), site.axis, -1)
     chosen = None if form.indices is None else values[form.indices.name]
-    have = form.evaluate(values[site.x.name], content.reshape(-1, content.shape[-1]), chosen)
+    have = form.evaluate(values[site.x.name], lambda expert: form.matrix(expert).T, chosen)
     assert compare({"y": values[site.node.outputs[0].name]}, {"y": have})[0] < 1e-6
+
+
+def _alone(site: Stack, values: dict) -> np.ndarray:
+    """The operator by itself, with the lookup in front of it."""
+    given = [value for value in values if value is not None and value.const_value is None]
+    graph = ir.convenience.extract(site.weight.graph, given, [site.node.outputs[0]])
+    result = evaluate(ir.Model(graph, ir_version=10), {value.name: values[value] for value in given})
+    return result[site.node.outputs[0].name]
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -61,18 +68,22 @@ def test_rows_reach_the_experts_that_own_them(name):
     x = rng.standard_normal([int(dim) for dim in site.x.shape])
     indices = None
     if form.indices is not None:
-        indices = rng.integers(-4, 4, [int(dim) for dim in form.indices.shape])
+        known = form.indices.const_value
+        indices = rng.integers(-4, 4, form.indices.shape.numpy()) if known is None else known.numpy()
     owners = form.route.owners(x, indices)
-    weight = rng.standard_normal((form.places.size, 32))
+    weight, axes = site.weight, list(range(len(site.weight.shape)))
     for expert, places in enumerate(form.places):
-        alone = np.zeros_like(weight)
-        alone[places] = weight[places]
-        rows = x.reshape(-1, 32).copy()
-        rows[~(owners == expert).any(1)] = 0  # others are not multiplied with it
-        want = form.evaluate(x, alone, indices)
-        np.testing.assert_allclose(form.evaluate(rows.reshape(x.shape), alone, indices), want, atol=1e-12)
-        rows[(owners == expert).any(1)] = 0
-        assert not form.evaluate(rows.reshape(x.shape), alone, indices).any()
+        alone = np.zeros((form.places.size, 32), np.float32)
+        alone[places] = 1
+        kept = [int(weight.shape[axis]) for axis in axes if axis != site.axis]
+        weight.const_value = ir.tensor(np.ascontiguousarray(np.moveaxis(alone.reshape(*kept, 32), -1, site.axis)))
+        used = np.zeros(len(owners), bool)
+        for row in range(len(owners)):  # which rows of the operator's input have any effect
+            one = np.zeros((len(owners), 32), np.float32)
+            one[row] = 1
+            values = {site.x: one.reshape(x.shape), form.indices: indices}
+            used[row] = bool(_alone(site, values).any())
+        assert np.array_equal(used, (owners == expert).any(1))
 
 
 @pytest.mark.parametrize("routed", [True, False])
