@@ -84,6 +84,7 @@ class _Rewriter:
         self.node, self.dtype = form.site.node, form.site.weight.dtype
         self.width = math.prod(form.size(form.free))
         self.made: list[Plan] = []
+        self.body: ir.Graph | None = None  # where operators go, else in front of the site
 
     def rewrite(self, routed: bool) -> list[Plan]:
         """The plans of the new sites."""
@@ -114,12 +115,17 @@ class _Rewriter:
     ) -> Any:  # fmt: skip
         """One operator; its outputs have one shape."""
         number = self.shared["number"] = self.shared.get("number", 0) + 1
-        made = append_node(
-            self.node, op, inputs, attributes, name=f"{self.node.name}/{op}_{number}", outputs=outputs
-        ).outputs
+        name = f"{self.node.name}/{op}_{number}"
+        if self.body is None:
+            made = append_node(self.node, op, inputs, attributes, name=name, outputs=outputs).outputs
+        else:
+            given = ir.convenience.convert_attributes(attributes)
+            made = ir.Node("", op, inputs, given, num_outputs=outputs, name=name, graph=self.body).outputs
+            made[0].name = name
         for i, value in enumerate(made):
             value.name = value.name if i == 0 else f"{made[0].name}.{i}"
-            value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype or self.dtype)
+            own = [f"{value.name}.{axis}" if dim is None else dim for axis, dim in enumerate(shape)]
+            value.shape, value.type = ir.Shape(own), ir.TensorType(dtype or self.dtype)
         return made[0] if outputs == 1 else list(made)
 
     def _ints(self, *items: int) -> ir.Value:
@@ -209,20 +215,35 @@ class _Rewriter:
         return self._op("Mod", [value, self._ints(form.count)], shape, value.dtype)  # negative ones count from the end
 
     def _routed(self) -> tuple[ir.Value, list[str]]:
-        """Rows gathered by expert, multiplied, and put back."""
+        """Rows gathered by expert, multiplied, and put back.
+
+        The products stand in a body of their own, which is left out where there is no row: onnxruntime plans the
+        memory of a graph in quadratic time over buffers whose sizes depend on data, two for each expert.
+        """
         form, size = self.form, self.plan.weight.shape[1]
         letters = [letter for letter in form.output if letter not in form.free]
         key = form.site.x, form.indices, tuple(letters), form.rows
-        lead, places, parts = self._shared("routes", *key, make=lambda: self._routes(letters, size))
-        joined = self._op("Concat", self._each(parts), [None, self.width], axis=0)
+        lead, places, rows, counts = self._shared("routes", *key, make=lambda: self._routes(letters, size))
+        there = self._op("Greater", [self._op("Size", [places], [], ir.DataType.INT64), self._ints(0)], [1],
+                         ir.DataType.BOOL)  # fmt: skip
+        self.body = ir.Graph((), (), nodes=(), name=f"{self.node.name}/experts")
+        parts = self._op("Split", [rows, counts], [None, size], outputs=form.count, axis=0)
+        made = self._each([parts] if form.count == 1 else parts)
+        self.body.outputs.append(self._op("Concat", made, [None, self.width], axis=0))
+        products = self.body
+        self.body = ir.Graph((), (), nodes=(), name=f"{self.node.name}/nothing")
+        empty = add_initializer(self.model, f"{self.node.name}/empty", np.zeros((0, self.width), self.dtype.numpy()))
+        self.body.outputs.append(self._op("Identity", [empty], [0, self.width]))
+        nothing, self.body = self.body, None
+        joined = self._op("If", [there], [None, self.width], then_branch=products, else_branch=nothing)
         back = self._op("ScatterND", [joined, places, joined], [None, self.width])
         shape = self._op("Concat", [lead, self._ints(*form.size(form.free))], [len(form.output)], ir.DataType.INT64,
                          axis=0)  # fmt: skip
         letters += form.free
         return self._op("Reshape", [back, shape], form.size(letters)), letters
 
-    def _routes(self, letters: Sequence[str], size: int) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
-        """The sizes of the letters, the places of the rows in the order of their experts, and the rows of each."""
+    def _routes(self, letters: Sequence[str], size: int) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+        """The sizes of the letters; the places of the rows in the order of their experts; those rows; each's count."""
         form, ints = self.form, ir.DataType.INT64
         x, shape = self._x(), [form.sizes[letter] if letter in form.rows else 1 for letter in letters]
         order = [form.rows.index(letter) for letter in letters if letter in form.rows]
@@ -246,9 +267,8 @@ class _Rewriter:
         places = self._op("Gather", [found, ensure_initializer(self.model, "qcompile.one", np.array(1))], [None], ints)
         rows = self._op("Reshape", [x, self._ints(-1, size)], [None, size])
         rows = self._op("Gather", [rows, places], [None, size])
-        parts = self._op("Split", [rows, counts], [None, size], outputs=form.count, axis=0)
         places = self._op("Unsqueeze", [places, self._ints(-1)], [None, 1], ints)
-        return lead, places, [parts] if form.count == 1 else parts
+        return lead, places, rows, counts
 
     def _picked(self) -> tuple[ir.Value, list[str]]:
         """Every row times every expert, and of the results what each row chose."""

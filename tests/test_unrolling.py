@@ -31,7 +31,7 @@ def test_the_graph_computes_the_same(name, routed):
     changed_plans = unroll(changed, plans, routed=routed).plans
     assert not stacks_of(changed)
     assert compare(evaluate(model, inputs), evaluate(changed, inputs))[0] < 1e-6
-    nodes = {node.name: node for node in changed.graph}
+    nodes = {node.name: node for node in changed.graph.all_nodes()}
     for item in changed_plans:  # each plan holds the matrix that its operator reads
         exact = nodes[item.site].inputs[1].const_value.numpy().T
         assert np.abs(item.weight.dequantize().numpy() - exact).max() < 0.4 * np.abs(exact).max()
