@@ -49,6 +49,9 @@ EQUIVALENT = {
     "counts by it": "nor has a count of steps",
     "('', 'Range')": "a range has no axis that could change, nor have the scalars that it reads",
     "('', 'Size')": "a scalar has no axes",
+    "('', 'SequenceLength')": "as above",
+    "('', 'Shape') passes": "results in the cases state their sizes, symbols included: nothing is learned from the shape",
+    "repeats for {len(refs)} axes": "no such graph runs",
 }
 
 #: Methods whose calls are mutated, by the class that has them.

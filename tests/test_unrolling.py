@@ -117,6 +117,7 @@ def test_siblings_share_the_routes(parse):
     ), SCHEME)  # fmt: skip
     unroll(model, plans, routed=True)
     assert sum(node.op_type == "NonZero" for node in model.graph) == 1
+    assert not any(node.op_type in ("MatMul", "Split") for node in model.graph)  # one value for each expert: in bodies
 
 
 REFUSED = {
