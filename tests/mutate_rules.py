@@ -50,7 +50,7 @@ EQUIVALENT = {
     "('', 'Range')": "a range has no axis that could change, nor have the scalars that it reads",
     "('', 'Size')": "a scalar has no axes",
     "('', 'SequenceLength')": "as above",
-    "('', 'Shape') passes": "results in the cases state their sizes, symbols included: nothing is learned from the shape",
+    "('', 'Shape') passes": "results in the cases state their sizes: nothing is learned from the shape",
     "repeats for {len(refs)} axes": "no such graph runs",
 }
 
