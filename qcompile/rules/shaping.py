@@ -149,9 +149,8 @@ def _ints(analysis: Analysis, node: ir.Node, index: int, attribute: str) -> list
         return list(node.attributes.get_ints(attribute))
     if len(node.inputs) <= index or node.inputs[index] is None:
         return None
-    analysis.freeze([node.inputs[index]], f"{label(node)} reads it as it is")
-    array = analysis.constant(node.inputs[index])
-    return None if array is None else [int(item) for item in array.reshape(-1)]
+    known = dims(analysis, node.inputs[index])
+    return known if known is not None and all(isinstance(item, int) for item in known) else None
 
 
 # -- selecting and joining ---------------------------------------------------------------------------------------

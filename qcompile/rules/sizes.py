@@ -121,13 +121,17 @@ def _largest(analysis: Analysis, a: Dim, b: Dim) -> Dim:
     return a if _equal(analysis, a, b) else None
 
 
-def _numbers(function: Callable[[int, int], int]) -> Callable[[Analysis, Dim, Dim], Dim]:
+def _remainder(a: int, b: int) -> int | None:
+    return a % b if b else None
+
+
+def _numbers(function: Callable[[int, int], int | None]) -> Callable[[Analysis, Dim, Dim], Dim]:
     """An operation on numbers alone, of which a zero on the right changes nothing."""
 
     def apply(_: Analysis, a: Dim, b: Dim) -> Dim:
         if isinstance(a, int) and isinstance(b, int):
             return function(a, b)
-        return a if b == 0 else None
+        return a if b == 0 and function is not _remainder else None
 
     return apply
 
@@ -139,7 +143,7 @@ def _truth(analysis: Analysis, a: Dim, b: Dim) -> Dim:
 
 _PAIRS: dict[str, Callable[[Analysis, Dim, Dim], Dim]] = {
     "Mul": _times, "Div": _divided, "Max": _largest, "Add": _numbers(operator.add), "Sub": _numbers(operator.sub),
-    "Equal": _truth,
+    "Mod": _numbers(_remainder), "Equal": _truth,
 }  # fmt: skip
 
 
@@ -225,6 +229,18 @@ def _bound(analysis: Analysis, node: ir.Node, index: int, attribute: str) -> int
     else:
         found = _known(analysis, node.inputs[index]) if index < len(node.inputs) else None
     return found[0] if found and len(found) == 1 and isinstance(found[0], int) else None
+
+
+@follows("Split")
+def _parts_of(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+    known = analysis.dims_of.get(node.inputs[0])
+    lengths = [analysis.axes.size(refs[0]) if (refs := analysis.refs(value)) else None for value in node.outputs]
+    if known is None or None in lengths or sum(lengths) != len(known):
+        return None
+    ends = list(itertools.accumulate(lengths))
+    parts = [known[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    analysis.dims_of.update(zip(node.outputs, parts, strict=True))
+    return parts[0]
 
 
 @follows("Concat")

@@ -158,7 +158,10 @@ def test_copy_of_a_constant_takes_no_name_of_a_value(parse):
         { h = MatMul(x, w)\n scale_1 = Mul(h, scale)\n s = Relu(scale_1)\n t = Add(s, scale)
           r = Relu(t)\n y = MatMul(r, head) }"""
     )
-    assert prepared_change(model)[1] < 1e-12
+    found, error = prepared_change(model)
+    assert error < 1e-12
+    made = {value.name for node in found.model.graph for value in node.outputs}
+    assert made.isdisjoint(found.model.graph.initializers)
 
 
 SPELLINGS = {
