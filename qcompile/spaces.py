@@ -40,7 +40,7 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
 
 
 #: Operators on shape tensors: what their entries stand for.
-SIZES: dict[str, Callable[[Analysis, ir.Node], list[int | Ref | None] | None]] = {}
+SIZES: dict[str, Callable[[Analysis, ir.Node], np.ndarray | None]] = {}
 
 
 def follows(*ops: str) -> Callable:
@@ -153,7 +153,7 @@ class Analysis:
         self.join_norms = join_norms
         self.axes = Axes()
         self.refs_of: dict[ir.Value, list[Ref] | None] = {}
-        self.dims_of: dict[ir.Value, list[int | Ref | None]] = {}
+        self.dims_of: dict[ir.Value, np.ndarray] = {}  # of numbers, axes and None
         self.sites: list[Site] = []
         self.norms: list[Norm] = []
         self.scalings: list[Scaling] = []

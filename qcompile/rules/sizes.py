@@ -12,10 +12,11 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.axes import Node, Ref
-from qcompile.spaces import Analysis, follows
+from qcompile.spaces import SMALL, Analysis, follows
 
 __all__ = ["Dim", "dims", "size_of", "take"]
 
@@ -34,14 +35,32 @@ def dims(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
     """A small integer tensor as a list of sizes, for a rule that reads it: it then keeps its basis."""
     if value is not None:  # it may be computed from numbers that have axes
         analysis.freeze([value], f"'{value.name}' is read as a shape")
-    return _known(analysis, value)
+    known = _known(analysis, value)
+    return None if known is None else known.reshape(-1).tolist()
 
 
-def _known(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
+def _known(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
+    """The entries of an integer tensor, in its shape."""
     if value in analysis.dims_of:
         return analysis.dims_of[value]
     array = analysis.constant(value)
-    return None if array is None or value.dtype not in _INTEGERS else [int(item) for item in array.reshape(-1)]
+    return None if array is None or value.dtype not in _INTEGERS else array.astype(object)
+
+
+def _numbers_of(analysis: Analysis, node: ir.Node, index: int, attribute: str = "") -> list[int] | None:
+    """An operand that is read as numbers, or the attribute that it was in older opsets."""
+    if attribute in node.attributes:
+        return list(node.attributes.get_ints(attribute))
+    known = _known(analysis, node.inputs[index]) if index < len(node.inputs) else None
+    found = None if known is None else known.reshape(-1).tolist()
+    return found if found is not None and all(isinstance(item, int) for item in found) else None
+
+
+def _sizes(analysis: Analysis, value: ir.Value) -> list[int] | None:
+    """The shape of a tensor if all of it is known and it is small."""
+    refs = analysis.refs(value)
+    sizes = [None] if refs is None else [analysis.axes.size(ref) for ref in refs]
+    return None if None in sizes or math.prod(sizes) > SMALL else sizes
 
 
 def take(analysis: Analysis, factors: list[Ref], dim: Ref, *, back: bool, reason: str) -> list[Ref] | None:
@@ -148,115 +167,119 @@ _PAIRS: dict[str, Callable[[Analysis, Dim, Dim], Dim]] = {
 
 
 @follows(*_PAIRS)
-def _by_pairs(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+def _by_pairs(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
     operands = [_known(analysis, value) for value in node.inputs]
-    if len(operands) != 2 or None in operands or not all(operands):
+    if len(operands) != 2 or any(operand is None for operand in operands):
         return operands[0] if len(operands) == 1 else None
-    left, right = _together(operands)
-    return [_PAIRS[node.op_type](analysis, a, b) for a, b in zip(left, right, strict=True)]
+    return _each(lambda a, b: _PAIRS[node.op_type](analysis, a, b), *operands)
 
 
-def _together(operands: Sequence[list[Dim]]) -> list[list[Dim]]:
-    length = max(map(len, operands))
-    return [operand * length if len(operand) == 1 else operand for operand in operands]
+def _each(function: Callable[..., Dim], *operands: np.ndarray) -> np.ndarray:
+    return np.asarray(np.frompyfunc(function, len(operands), 1)(*operands), object)
 
 
 @follows("Where")
-def _chosen(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+def _chosen(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
     operands = [_known(analysis, value) for value in node.inputs]
-    if not all(operands):
+    if any(operand is None for operand in operands):
         return None
-    rows = zip(*_together(operands), strict=True)
-    return [None if choice is None else (a if choice else b) for choice, a, b in rows]
+    return _each(lambda choice, a, b: None if choice is None else (a if choice else b), *operands)
 
 
 @follows("ReduceProd")
-def _multiplied(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
-    known = _known(analysis, node.inputs[0])
-    if known is None:
+def _multiplied(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    known, shape = _known(analysis, node.inputs[0]), _sizes(analysis, node.outputs[0])
+    if known is None or shape is None or math.prod(shape) != 1:
         return None
     total: Dim = 1
-    for dim in known:
+    for dim in known.reshape(-1):
         total = _times(analysis, total, dim)
-    return [total]
+    return _array([total]).reshape(shape)
 
 
 # -- views ---------------------------------------------------------------------------------------------------------
 
 
+def _array(dims: Sequence[Dim]) -> np.ndarray:
+    array = np.empty(len(dims), object)
+    array[:] = dims
+    return array
+
+
 @follows("Shape")
-def _shape(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+def _shape(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
     refs = analysis.refs(node.inputs[0])
     if refs is None:
         return None
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(refs))
-    return [size_of(analysis, ref) for ref in refs][start:end]
+    return _array([size_of(analysis, ref) for ref in refs][start:end])
 
 
 @follows("Size")
-def _size(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+def _size(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
     refs = analysis.refs(node.inputs[0])
-    return None if refs is None else [size_of(analysis, analysis.axes.product(refs))]
+    return None if refs is None else _array([size_of(analysis, analysis.axes.product(refs))]).reshape(())
 
 
 @follows("Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity")
-def _as_it_is(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
-    """A tensor of one axis keeps its entries in whatever form, so long as they are integers."""
-    made = node.outputs[0].dtype
+def _reshaped(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    """The same entries, so long as they are integers."""
+    made, known, shape = node.outputs[0].dtype, _known(analysis, node.inputs[0]), _sizes(analysis, node.outputs[0])
     kept = made == node.inputs[0].dtype or made in (ir.DataType.INT64, ir.DataType.INT32)
-    return _known(analysis, node.inputs[0]) if kept else None
+    return known.reshape(shape) if kept and known is not None and shape and known.size == math.prod(shape) else None
+
+
+@follows("Transpose")
+def _moved(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    known = _known(analysis, node.inputs[0])
+    return None if known is None else known.transpose(node.attributes.get_ints("perm", None))
 
 
 @follows("Gather")
-def _gathered(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
+def _gathered(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
     known, picked = analysis.dims_of.get(node.inputs[0]), analysis.constant(node.inputs[1])
-    return None if known is None or picked is None else [known[int(i)] for i in picked.reshape(-1)]
+    axis = node.attributes.get_int("axis", 0)
+    return None if known is None or picked is None else np.asarray(np.take(known, picked, axis), object)
 
 
 @follows("Slice")
-def _cut(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
-    known = analysis.dims_of.get(node.inputs[0])
-    bounds = [_bound(analysis, node, i, name) for i, name in ((1, "starts"), (2, "ends"), (4, "steps"))]
-    if known is None or None in bounds[:2] or (bounds[2] is None and len(node.inputs) > 4):
+def _cut(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    known = _known(analysis, node.inputs[0])
+    names = ("starts", "ends", "axes", "steps")
+    bounds = [_numbers_of(analysis, node, i, name) for i, name in enumerate(names, 1)]
+    given = [index < len(node.inputs) and node.inputs[index] is not None for index in (3, 4)]
+    if known is None or None in bounds[:2] or any(g and b is None for g, b in zip(given, bounds[2:], strict=True)):
         return None
-    return known[slice(*bounds)]
-
-
-def _bound(analysis: Analysis, node: ir.Node, index: int, attribute: str) -> int | None:
-    """One bound of a cut along one axis."""
-    if attribute in node.attributes:
-        found = list(node.attributes.get_ints(attribute))
-    else:
-        found = _known(analysis, node.inputs[index]) if index < len(node.inputs) else None
-    return found[0] if found and len(found) == 1 and isinstance(found[0], int) else None
+    starts, ends = bounds[:2]
+    axes, steps = bounds[2] or range(len(starts)), bounds[3] or [1] * len(starts)
+    cuts = [slice(None)] * known.ndim
+    for axis, *bound in zip(axes, starts, ends, steps, strict=True):
+        cuts[axis] = slice(*bound)
+    return known[tuple(cuts)]
 
 
 @follows("Split")
-def _parts_of(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
-    known = analysis.dims_of.get(node.inputs[0])
-    lengths = [analysis.axes.size(refs[0]) if (refs := analysis.refs(value)) else None for value in node.outputs]
-    if known is None or None in lengths or sum(lengths) != len(known):
+def _parts_of(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    known, shapes = analysis.dims_of.get(node.inputs[0]), [_sizes(analysis, value) for value in node.outputs]
+    if known is None or known.ndim != 1 or None in shapes or sum(map(math.prod, shapes)) != known.size:
         return None
-    ends = list(itertools.accumulate(lengths))
-    parts = [known[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    parts = np.split(known, list(itertools.accumulate(map(math.prod, shapes)))[:-1])
     analysis.dims_of.update(zip(node.outputs, parts, strict=True))
     return parts[0]
 
 
 @follows("Concat")
-def _joined(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
-    parts = [_known(analysis, value) for value in node.inputs]
-    refs = [analysis.refs(value) for value in node.inputs]
-    lengths = [analysis.axes.size(own[0]) if own else None for own in refs]
-    if not any(parts) or None in lengths or any(len(own) != 1 for own in refs):
+def _joined(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    parts, shapes = ([of(analysis, value) for value in node.inputs] for of in (_known, _sizes))
+    if None in shapes or all(part is None for part in parts):
         return None
-    filled = [part if part is not None else [None] * n for part, n in zip(parts, lengths, strict=True)]
-    return list(itertools.chain.from_iterable(filled))
+    filled = [np.full(shape, None) if part is None else part for part, shape in zip(parts, shapes, strict=True)]
+    return np.concatenate(filled, node.attributes.get_int("axis"))
 
 
 @follows("ConstantOfShape")
-def _filled(analysis: Analysis, node: ir.Node) -> list[Dim] | None:
-    sizes, value = _known(analysis, node.inputs[0]), node.attributes.get_tensor("value", None)
-    if sizes is None or len(sizes) != 1 or not isinstance(sizes[0], int) or value is None:
+def _filled(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
+    shape, value = _sizes(analysis, node.outputs[0]), node.attributes.get_tensor("value", None)
+    if shape is None or value is None or value.dtype not in _INTEGERS:
         return None
-    return [int(value.numpy().reshape(-1)[0])] * sizes[0] if value.dtype in _INTEGERS else None
+    return np.full(shape, int(value.numpy().reshape(-1)[0]), object)
