@@ -226,7 +226,8 @@ def _reshaped(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
     """The same entries, so long as they are integers."""
     made, known, shape = node.outputs[0].dtype, _known(analysis, node.inputs[0]), _sizes(analysis, node.outputs[0])
     kept = made == node.inputs[0].dtype or made in (ir.DataType.INT64, ir.DataType.INT32)
-    return known.reshape(shape) if kept and known is not None and shape and known.size == math.prod(shape) else None
+    fits = kept and known is not None and shape is not None and known.size == math.prod(shape)
+    return known.reshape(shape) if fits else None
 
 
 @follows("Transpose")

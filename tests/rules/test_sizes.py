@@ -102,3 +102,51 @@ def test_tile_that_does_not_fit_is_no_bug(parse):
     { h = MatMul(x, w)\n t = Tile(h, r)\n y = MatMul(t, wo) }"""
     analysis = analyze(parse(text, 18, r=np.array([1, 1, 1])))
     assert analysis.free(analysis.sites[0].ref_out).label == "none"
+
+
+#: Heads as TorchScript writes them once onnxruntime has fused what was between: cut sizes, scalars, products, halves.
+SCALARS = """g (float[n,t,6] x) => (float[n,t,7] y)
+    <float[6,32] w, float[32,7] wo, int64[4] heads, int64[4] ones, int64[1] zero, int64[1] last, int64[1] most,
+     int64 two>
+{
+    h0 = MatMul(x, w)\n h = Reshape(h0, heads)\n hs = Shape(h)\n n, t, a, d = Split<axis=0>(hs, ones)
+    sa = Squeeze(a, zero)\n sd = Squeeze(d, zero)\n half = Div(sd, two)\n at = Unsqueeze(half, zero)
+    l = Slice(h, zero, at, last)\n r = Slice(h, at, most, last)\n nr = Neg(r)\n j = Concat<axis=-1>(nr, l)
+    width = Mul(sa, sd)\n uw = Unsqueeze(width, zero)\n to = Concat<axis=0>(n, t, uw)
+    f = Reshape(j, to)\n y = MatMul(f, wo)
+}"""
+
+
+def test_scalars_and_bounds_that_are_computed_from_sizes(parse):
+    found = {
+        "heads": np.array([0, 0, 4, 8]), "ones": np.ones(4, int), "zero": np.array([0]), "last": np.array([3]),
+        "most": np.array([2**62]), "two": np.array(2),
+    }  # fmt: skip
+    model = parse(SCALARS, 18, **found)
+    for node in model.graph:
+        node.outputs[0].shape = None
+    assert freedoms(model)["wo"] == "general general general"
+    assert sound(model, n=2, t=3)
+
+
+#: Widths of a padding as torch writes them: pairs in reverse order.
+REVERSED = """g (float[n,6,6] x) => (float[n,a,7] y)
+    <float[6,8] w, float[8,7] wo, int64[6] widths, int64[2] pairs, int64[1] zero, int64[1] minus, int64[1] least,
+     int64[1] rest>
+{
+    h = MatMul(x, w)\n p = Reshape(widths, pairs)\n f = Slice(p, minus, least, zero, minus)
+    q = Transpose<perm=[1,0]>(f)
+    r = Reshape(q, rest)\n z = Pad(h, r)\n y = MatMul(z, wo)
+}"""
+
+
+def test_widths_in_a_matrix_keep_their_places(parse):
+    found = {
+        "widths": np.array([0, 0, 1, 2, 0, 0]), "pairs": np.array([-1, 2]), "zero": np.array([0]),
+        "minus": np.array([-1]), "least": np.array([-(2**62)]), "rest": np.array([-1]),
+    }  # fmt: skip
+    model = parse(REVERSED, 18, **found)
+    for node in model.graph:
+        node.outputs[0].shape = None
+    assert freedoms(model)["wo"] == "general"
+    assert sound(model, n=2)
