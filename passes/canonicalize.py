@@ -19,7 +19,7 @@ import onnx_ir.passes.common as common
 
 from qcompile.errors import InputError
 from qcompile.graph import DOMAIN, Derived, add_initializer, distinguish
-from qcompile.norms import fuse_norm
+from qcompile.norms import fuse_norm, split_skip
 from qcompile.pipeline import State
 from qcompile.projections import split_projection
 from qcompile.spaces import learn_sizes
@@ -52,6 +52,8 @@ class Canonicalize:
         common.RemoveUnusedNodesPass()(model)
         common.NameFixPass()(model)
         distinguish(model)
+        for node in list(model.graph):
+            split_skip(model, node)
         learn_sizes(model)
         for node in list(model.graph):
             if node.graph is not None:

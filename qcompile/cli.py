@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 from enum import StrEnum
@@ -213,6 +214,7 @@ def main() -> None:
     larger portions: a graph is a great many small objects, of which few are garbage.
     """
     gc.set_threshold(100_000, 20, 100)
+    logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it tells which values have no type: runtimes infer it
     status = 0
     try:
         app()

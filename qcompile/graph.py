@@ -14,8 +14,8 @@ from qcompile.errors import InputError
 
 __all__ = [
     "DOMAIN", "Derived", "add_function", "add_initializer", "append_node", "check_graph", "check_weights",
-    "distinguish", "ensure_function", "ensure_initializer", "initializers", "name_outputs", "open_dimensions",
-    "opset", "read", "release", "tidy", "weights_of",
+    "distinguish", "ensure_function", "ensure_initializer", "initializers", "is_read", "name_outputs",
+    "open_dimensions", "opset", "read", "release", "tidy", "weights_of",
 ]  # fmt: skip
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
@@ -172,6 +172,12 @@ def _flaw_of(model: ir.Model) -> str | None:
             if value is not None and value.graph is None and value.producer() is None:
                 return f"has no value '{value.name}', which {node.op_type} '{node.name}' reads"
     return None
+
+
+def is_read(node: ir.Node, index: int) -> bool:
+    """Whether something reads an output of the node."""
+    found = node.outputs[index] if index < len(node.outputs) else None
+    return found is not None and (bool(found.uses()) or found.is_graph_output())
 
 
 def open_dimensions(model: ir.Model) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_function, ensure_initializer, opset
+from qcompile.graph import DOMAIN, add_initializer, append_node, ensure_function, ensure_initializer, is_read, opset
 from qcompile.spelled_norms import find_norm
 
-__all__ = ["fuse_norm", "make_norm", "norm_operator"]
+__all__ = ["fuse_norm", "make_norm", "norm_operator", "split_skip"]
 
 
 def fuse_norm(model: ir.Model, node: ir.Node) -> None:
@@ -36,6 +36,27 @@ def _vector(model: ir.Model, value: ir.Value, size: int) -> ir.Value:
     if len(value.shape) == 1:
         return value
     return add_initializer(model, f"{value.name}_flat", value.const_value.numpy().reshape(size))
+
+
+#: onnxruntime's norms of a sum: whether they subtract the mean.
+_SKIPS = {"SkipLayerNormalization": True, "SkipSimplifiedLayerNormalization": False}
+
+
+def split_skip(model: ir.Model, node: ir.Node) -> None:
+    """Put onnxruntime's norm of a sum apart into the sum, which others may read, and the norm."""
+    if node.domain != "com.microsoft" or node.op_type not in _SKIPS or any(is_read(node, i) for i in (1, 2)):
+        return
+    centered = _SKIPS[node.op_type]
+    x, skip, scale, *rest = node.inputs
+    shift = rest.pop(0) if centered and rest else None
+    for name, term in zip(("sum", "bias"), (skip, *rest), strict=False):
+        if term is not None:
+            x = append_node(node, "Add", [x, term], name=f"{node.name}_{name}", like=x).outputs[0]
+    epsilon = node.attributes.get_float("epsilon", 1e-12)
+    made = make_norm(model, node, x, scale, shift, epsilon, centered=centered, name=f"{node.name}_norm", like=x)
+    for old, new in ((node.outputs[0], made.outputs[0]), *((value, x) for value in node.outputs[3:])):
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
 
 
 def norm_operator(model: ir.Model, *, centered: bool) -> tuple[str, str]:

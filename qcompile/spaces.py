@@ -9,6 +9,7 @@ operator needs code of its own for that.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -329,6 +330,10 @@ def learn_sizes(model: ir.Model) -> None:
 
     Exporters that trace leave every dimension behind a Reshape open, heads and features included.
     """
+    import qcompile.rules  # noqa: F401  (registers the rules)
+
+    for node in model.graph:
+        _learn_type(node)
     values = [value for node in model.graph for value in node.outputs]
     if all(value.shape is not None and None not in map(_stated, value.shape) for value in values):
         return
@@ -339,6 +344,19 @@ def learn_sizes(model: ir.Model) -> None:
             old = value.shape if value.shape is not None else [None] * len(refs)
             sizes = [analysis.axes.size(ref) for ref in refs]
             value.shape = ir.Shape([dim if size is None else size for dim, size in zip(old, sizes, strict=True)])
+
+
+#: What makes numbers of another type than those that it reads.
+_OTHER_TYPE = re.compile("Cast|Shape|Size|NonZero|Arg|Is|Equal|Less|Greater|Not|Quantize|Integer|QLinear|OneHot")
+
+
+def _learn_type(node: ir.Node) -> None:
+    """The type of what an operator of onnxruntime makes, and of what follows: that of the numbers that it reads."""
+    kinds = {value.type for value in node.inputs if value is not None and is_float(value)}
+    known = (node.domain, node.op_type) in RULES and not _OTHER_TYPE.search(node.op_type)
+    for made in node.outputs if node.op_type == "Split" else node.outputs[:1]:
+        if made.type is None and len(kinds) == 1 and known:
+            made.type = next(iter(kinds))
 
 
 def _stated(dim: object) -> object:

@@ -99,3 +99,15 @@ def deformable(analysis: Analysis, node: ir.Node) -> None:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         add_channel_bias(analysis, node, weight[0], analysis.refs(node.inputs[3])[0], x[:1])
     analysis.set(node.outputs[0], [x[0], weight[0], *places])
+
+
+@rule("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput",
+      "Upsample", domain="com.microsoft.nchwc")  # fmt: skip
+def blocked_layout(analysis: Analysis, node: ir.Node) -> None:
+    """Channels in blocks as wide as one processor wants them, by the last level of optimization: as they are."""
+    reason = f"{label(node)} is in the layout of one processor: optimize the graph at a lower level"
+    analysis.freeze(node.inputs, reason)
+    sizes: list[int | None] = [None] * 4
+    if node.op_type == "ReorderOutput":
+        sizes[3 if node.attributes.get_int("channels_last", 0) else 1] = node.attributes.get_int("channels")
+    analysis.set(node.outputs[0], [analysis.axes.frozen(size, reason) for size in sizes])

@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
+from qcompile.graph import is_read
 from qcompile.spaces import Analysis, Scaling, label, rule
 
-__all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "is_read", "product_of", "zero"]
+__all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "product_of", "zero"]
 
 #: f(Tx) = T f(x) for each operator f.
 UNARY: dict[Freedom, tuple[str, ...]] = {
@@ -54,12 +55,6 @@ def dropout(analysis: Analysis, node: ir.Node) -> None:
         analysis.opaque(node, f"{label(node)} is in training mode")
         return
     _unary(Freedom.PERMUTATION if is_read(node, 1) else Freedom.GENERAL)(analysis, node)
-
-
-def is_read(node: ir.Node, index: int) -> bool:
-    """Whether something reads an output of the node."""
-    found = node.outputs[index] if index < len(node.outputs) else None
-    return found is not None and (bool(found.uses()) or found.is_graph_output())
 
 
 #: Types so fine that a basis change before the cast is one after it, but for rounding.

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
+from qcompile.graph import is_read
 from qcompile.rules.attention import Heads, add_to_scores, attend, caches, put_out_scores, rotary_axis, split_heads
-from qcompile.rules.elementwise import is_one, is_read
+from qcompile.rules.elementwise import is_one
 from qcompile.rules.linear import add_channel_bias, contract, is_weight
 from qcompile.spaces import Analysis, Site, label, rule
 

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from qcompile.axes import Ref
 from qcompile.freedom import Freedom
-from qcompile.rules.elementwise import is_one, is_read
+from qcompile.graph import is_read
+from qcompile.rules.elementwise import is_one
 from qcompile.rules.shaping import dims
 from qcompile.spaces import Analysis, label, rule, static
 

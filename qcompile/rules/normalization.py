@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref
 from qcompile.freedom import Freedom
-from qcompile.graph import opset
-from qcompile.rules.elementwise import aligned, equal_numbers, is_one, is_read, zero
+from qcompile.graph import is_read, opset
+from qcompile.rules.elementwise import aligned, equal_numbers, is_one, zero
 from qcompile.spaces import Analysis, Norm, label, rule
 
 __all__ = ["SCALED_NORMS"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 import qcompile as qc
-from qcompile.evaluate import evaluate
+from qcompile.evaluate import compare, evaluate
+from qcompile.preparation import prepare
+from qcompile.spaces import analyze
 
 #: Squeeze, ReduceSum and Pad have attributes where later versions have inputs; Softmax of 11 flattens.
 OLD = """<ir_version: 6, opset_import: ["" : %d]> g (float[n,1,32] x) => (float[n,64] y, float[n] z) {
@@ -27,3 +30,47 @@ def test_old_operators_are_exported(tmp_path, capfd, version):
     want, have = evaluate(tmp_path / "old.onnx", x), artifact.run(x)
     assert np.abs(want["y"] - have["y"]).max() < 0.02
     assert capfd.readouterr().err == ""
+
+
+#: What onnxruntime makes of ``h + MatMul(...)`` and a norm, and an operator behind it whose type ONNX does not infer.
+SKIPPED = """<ir_version: 10, opset_import: ["" : 17, "com.microsoft" : 1]>
+    g (float[n,6] x) => (float[n,7] y, float[n,8] s) {
+    h = MatMul(x, a)\n u = MatMul(x, b)
+    m, e, i, s = com.microsoft.SkipLayerNormalization<epsilon=0.01>(h, u, scale, shift, bias)
+    v = MatMul(m, c)\n p = com.microsoft.BiasGelu(v, d)\n q = Add(p, d)\n y = MatMul(q, w) }"""
+
+
+def test_norm_of_a_sum_is_put_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(SKIPPED)
+    shapes = {"a": (6, 8), "b": (6, 8), "scale": 8, "shift": 8, "bias": 8, "c": (8, 16), "d": 16, "w": (16, 7)}
+    for name, shape in shapes.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = prepare(tmp_path / "m.onnx").model
+    x = {"x": rng.standard_normal((3, 6)).astype(np.float32)}
+    want, have = evaluate(tmp_path / "m.onnx", x), evaluate(model, x)
+    assert compare(want, dict(zip(want, have.values(), strict=True)))[0] < 1e-6
+    assert "SkipLayerNormalization" not in {node.op_type for node in model.graph}
+    assert all(node.outputs[0].dtype == ir.DataType.FLOAT for node in model.graph)
+
+
+#: A convolution at onnxruntime's last level of optimization, then what is the same everywhere.
+BLOCKED = """<ir_version: 10, opset_import: ["" : 17, "com.microsoft.nchwc" : 1]>
+    g (float[2,3,4,4] x) => (float[2,16,7] y) <float[16,3,1,1] k, float[8,32] a, float[32,7] b, int64[3] flat> {
+    o = com.microsoft.nchwc.Conv<kernel_shape=[1,1]>(x, k)\n r = com.microsoft.nchwc.ReorderOutput<channels=8>(o)
+    f = Reshape(r, flat)\n t = Transpose<perm=[0,2,1]>(f)\n h = MatMul(t, a)\n y = MatMul(h, b) }"""
+
+
+def test_what_follows_a_blocked_layout_is_free():
+    model = onnx.parser.parse_model(BLOCKED)
+    for info in list(model.graph.value_info):
+        dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        array = np.array([2, 8, 16]) if info.name == "flat" else np.ones(dims, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, info.name))
+    del model.graph.value_info[:]
+    analysis = analyze(ir.from_proto(model))
+    first, second = analysis.sites
+    assert analysis.free(first.ref_in).label == "none"
+    assert analysis.free(second.ref_in).label == "general"
