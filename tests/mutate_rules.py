@@ -33,6 +33,7 @@ FOLDER = Path(rules.__file__).parent
 ELSEWHERE = {
     "boundaries.py": ["tests/test_boundaries.py"],
     "control_flow.py": ["tests/rules/test_control_flow.py"],
+    "convolution.py": ["tests/passes/test_canonicalize.py"],
     "fused.py": ["tests/rules/test_norms.py"],
     "normalization.py": ["tests/rules/test_norms.py"],
     "state_space.py": ["tests/rules/test_state_space.py"],

@@ -74,3 +74,18 @@ def test_what_follows_a_blocked_layout_is_free():
     first, second = analysis.sites
     assert analysis.free(first.ref_in).label == "none"
     assert analysis.free(second.ref_in).label == "general"
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput",
+                                "ReorderOutput<channels=8>", "Upsample"])  # fmt: skip
+def test_nothing_changes_basis_around_a_blocked_layout(op):
+    text = f"""<ir_version: 10, opset_import: ["" : 17, "com.microsoft.nchwc" : 1]>
+        g (float[2,4,4,8] x) => (float[2,8,4,4] y) <float[8,8] w> {{
+        s = MatMul(x, w)\n h = Transpose<perm=[0,3,1,2]>(s)\n o = com.microsoft.nchwc.{op}(h)\n y = Neg(o) }}"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "w"))
+    del model.graph.value_info[:]
+    analysis = analyze(ir.from_proto(model))
+    (site,) = analysis.sites
+    refs = [site.ref_out, *analysis.refs(analysis.model.graph.outputs[0])]
+    assert {analysis.free(ref).label for ref in refs} == {"none"}
