@@ -7,10 +7,10 @@ decides as a minimum cut which of them change basis, and a boundary between two 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import networkx as nx
 import onnx_ir as ir
 
 from qcompile.axes import Node, Ref
@@ -18,7 +18,7 @@ from qcompile.freedom import Freedom
 from qcompile.graph import DOMAIN, append_node, ensure_function
 from qcompile.spaces import Analysis, Site, Space, analyze, bodies, is_float, rule
 
-__all__ = ["Boundary", "boundaries", "minimum_cut", "with_boundaries"]
+__all__ = ["Boundary", "boundaries", "components", "minimum_cut", "with_boundaries"]
 
 #: The operator: a function whose body is Identity, and whose rule joins no features.
 OP = "Boundary"
@@ -102,6 +102,8 @@ def _separation(
     A minimum cut between the culprits and the sites: a boundary costs as much as an online transform in front of the
     sites that read one value, and is taken only where it saves one.
     """
+    import networkx as nx  # where it is needed: most graphs have nothing to cut
+
     values = list(dict.fromkeys(value for value, _ in uses))
     network = nx.DiGraph()
     network.add_nodes_from(("culprits", "sites"))
@@ -197,6 +199,10 @@ def minimum_cut(costs: Mapping[Node, tuple[float, float]], edges: Sequence[tuple
         costs: by space, of the plain and of the changed basis; all at least zero.
         edges: pairs of spaces with the cost of their being in different bases. A space without costs stays plain.
     """
+    if not costs:
+        return set()
+    import networkx as nx
+
     graph = nx.DiGraph()
     graph.add_nodes_from(("plain", "changed"))
     for node, (plain, changed) in costs.items():
@@ -210,3 +216,12 @@ def minimum_cut(costs: Mapping[Node, tuple[float, float]], edges: Sequence[tuple
                 graph.add_edge(left, right, capacity=known + cost)
     _, (_, changed) = nx.minimum_cut(graph, "plain", "changed")
     return {node for node in costs if node in changed}
+
+
+def components(pairs: Sequence[tuple[Hashable, Hashable]]) -> Iterable[set[Any]]:
+    """What the pairs join."""
+    if not pairs:
+        return ()
+    import networkx as nx
+
+    return nx.connected_components(nx.Graph(pairs))

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 
 from qcompile.axes import Axes, Mode, Node, Ref, Structure
-from qcompile.boundaries import Boundary, boundaries, minimum_cut
+from qcompile.boundaries import Boundary, boundaries, components, minimum_cut
 from qcompile.candidates import LEAST_GAIN, orthogonal_candidates
 from qcompile.folding import axis_transform
 from qcompile.freedom import Freedom
@@ -203,6 +202,6 @@ def _share(
 ) -> None:  # fmt: skip
     """Give changed spaces that only boundaries part one transform that all of them allow: nothing to compute there."""
     pairs = [sides for wall in walls for sides in _sides(analysis, wall, found) if changed.issuperset(sides)]
-    for spaces in nx.connected_components(nx.Graph(pairs)):
+    for spaces in components(pairs):
         narrowest = min(spaces, key=lambda node: (Freedom.ORTHOGONAL in node.freedom, -len(found[node].readers)))
         placement.offline.update(dict.fromkeys(spaces, placement.offline[narrowest]))

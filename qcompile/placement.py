@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import onnx_ir as ir
 
 from qcompile.axes import Node
+from qcompile.boundaries import components
 from qcompile.errors import InputError
 from qcompile.folding import axis_transform
 from qcompile.groups import Group
@@ -126,16 +126,15 @@ def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group |
     of_site = {id(site): group for group in groups for site in group.sites}
     for site in analysis.sites:
         readers[site.weight] += [of_site.get(id(site)), *([None] if site.weight.is_graph_output() else [])]
-    graph = nx.Graph()
-    graph.add_nodes_from(groups)
+    pairs: list[tuple[Group, Group]] = []
     spoiled: set[Group] = set()
     for found in readers.values():
         known = [group for group in found if group is not None]
-        graph.add_edges_from(zip(known, known[1:], strict=False))
+        pairs += zip(known, known[1:], strict=False)
         if None in found or (len(set(known)) > 1 and not all(features_last(analysis, group) for group in known)):
             spoiled.update(known)
-    decided: dict[Group, Group | None] = {}
-    for component in nx.connected_components(graph):
+    decided = {group: None if group in spoiled else group for group in groups}
+    for component in components(pairs):
         first = next(group for group in groups if group in component)
         decided |= dict.fromkeys(component, None if component & spoiled else first)
     return decided
