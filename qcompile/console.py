@@ -52,7 +52,7 @@ def mistake(error: Exception) -> str | None:
     if hasattr(error, "format_message"):  # usage errors of the parser
         return " ".join(error.format_message().split())
     if isinstance(error, _SYSTEM) or (isinstance(error, OSError) and error.errno in _full()):
-        return f"{error.strerror}: '{error.filename}'" if error.filename else str(error)
+        return f"{error.strerror}: '{error.filename}'" if error.filename else f"{error.strerror}; nothing was written"
     return None
 
 
