@@ -214,16 +214,20 @@ def make_transform(name: str) -> tuple[Transform, Any]:
 
 
 def check_transform(name: str) -> str:
-    """The transform in two dtypes, and the share of MXFP4 codes that rounding in another order changes."""
+    """The transform in two dtypes, and the share of codes (or scales) that rounding in another order changes."""
     ours, transform = make_transform(name)
     errors = {}
     for dtype in (FP32, BF16):
         x = torch.randn(5, transform.size).to(dtype)
-        errors[str(dtype)[6:]] = distance(ours(x.to(DEVICE)), transform.apply(x.double()))
-        made = dequantize(ours.quantize(x.to(DEVICE), packing.describe(get_format("mxfp4")))).cpu()
-        expected = fake_quantize(transform.apply(x.double()).float(), get_format("mxfp4")).to(dtype)
-        errors[f"codes {str(dtype)[6:]}"] = float((made != expected).float().mean())
-    limits = {"float32": 3e-6, "codes float32": 1e-4, "bfloat16": 3e-3, "codes bfloat16": 3e-3}
+        expected = transform.apply(x.double())
+        errors[str(dtype)[6:]] = distance(ours(x.to(DEVICE)), expected)
+        for fmt in ("mxfp4", "nvfp4"):
+            made = dequantize(ours.quantize(x.to(DEVICE), packing.describe(get_format(fmt)))).cpu()
+            rounded = torch.stack([fake_quantize(row, get_format(fmt)) for row in expected.float()]).to(dtype)
+            errors[f"{fmt} {str(dtype)[6:]}"] = float((~torch.isclose(made, rounded, 1e-2, 0.0)).float().mean())
+    limits = {"float32": 3e-6, "bfloat16": 3e-3}
+    limits |= {f"{fmt} {dtype}": limit for fmt in ("mxfp4", "nvfp4") for dtype, limit in
+               (("float32", 1e-4), ("bfloat16", 3e-3))}  # fmt: skip
     return verdict(f"transform {name}", errors, limits)
 
 

@@ -153,7 +153,7 @@ def _planes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) 
 def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config:
     from qcompile.backends.gpu.kernels.launch import eight_tile_of
 
-    tile = eight_tile_of(tokens)
+    tile = eight_tile_of(tokens, meta["N"])
     constants = {
         "FLOAT": meta["floating"], "GROUP": meta["tile_group"], "PLANE": meta["plane"], "BIAS": False,
         "EVEN_K": meta["K"] % meta["tile"] == 0, "ASM": True, "BN": tile.rows, "BM": tile.tokens,

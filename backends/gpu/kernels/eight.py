@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .matmul import store_share
 
-__all__ = ["eight_kernel", "expand_eight_kernel"]
+__all__ = ["eight_kernel"]
 
 _FP8_0 = tl.constexpr("and.b32 $0, $1, 0x87878787;")
 _FP8_1 = tl.constexpr(
@@ -129,14 +129,3 @@ def eight_kernel(
             other, row_scale, token_scale, bias, y, partial, counters, tile + 1, split, splits, n, m + PART, M, N, True,
             BIAS, SPLIT,
         )  # fmt: skip
-
-
-@triton.jit
-def expand_eight_kernel(words, out, N, K, PLANE: tl.constexpr, BN: tl.constexpr):
-    """The codes for FP8 as E4M3 numbers ``code · 2^-9``, ``out [N, K]`` with K in whole tiles."""
-    n, kt, c = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1), tl.arange(0, PLANE)
-    inside = (n < N)[:, None]
-    w = tl.load(words + kt.to(tl.int64) * N * PLANE + (n[:, None] * PLANE + c[None, :]), mask=inside, other=0)
-    at = out + n[:, None].to(tl.int64) * K + (kt * (2 * PLANE) + c)[None, :]
-    tl.store(at, _operand(w, True, 0, True), mask=inside)
-    tl.store(at + PLANE, _operand(w, True, 1, True), mask=inside)

@@ -18,7 +18,8 @@ class Tile(NamedTuple):
     """How a product is cut into programs.
 
     ``rows`` of the weight and ``tokens`` of a program, its ``warps`` and pipeline ``stages``; ``programs`` to aim at
-    by cutting K into shares, 0 for never; and the most ``columns`` of each plane that are taken at a time.
+    by cutting K into shares, 0 for never; the most ``columns`` of each plane that are taken at a time; and for 8-bit
+    activations whether the registers hold the sums of ``halves`` of the tokens, one after the other.
     """
 
     rows: int
@@ -27,11 +28,7 @@ class Tile(NamedTuple):
     stages: int
     programs: int
     columns: int = 64
-
-    @property
-    def halves(self) -> bool:
-        """Whether the registers hold the sums of half of the tokens at a time."""
-        return self.rows * self.tokens > 128 * 128
+    halves: bool = False
 
 
 #: (most tokens, tile); ``None`` expands the weight for torch's product.
@@ -42,13 +39,13 @@ _TILES: tuple[tuple[float, Tile | None], ...] = (
     (640, Tile(128, 128, 4, 3, 264, 32)),
     (float("inf"), None),
 )
-#: The same for 8-bit activations.
+#: The same for 8-bit activations; and where as many of the large tile as make a wave, that.
 _EIGHT: tuple[tuple[float, Tile], ...] = (
     (16, Tile(64, 16, 4, 3, 528)),
     (64, Tile(64, 64, 4, 3, 264)),
-    (640, Tile(128, 128, 8, 4, 264)),
-    (float("inf"), Tile(256, 128, 8, 3, 0)),
+    (float("inf"), Tile(128, 64, 4, 3, 264)),
 )
+_LARGE, _WAVE = Tile(128, 128, 4, 3, 0, halves=True), 256
 _INTERPRETED = Tile(256, 64, 4, 1, 0)
 
 
@@ -64,9 +61,13 @@ def tile_of(tokens: int, scaling: str = "post", arch: str = "sm_90") -> Tile | N
     return tile._replace(warps=8) if tile is not None and spread else tile  # where sums stay in registers
 
 
-def eight_tile_of(tokens: int) -> Tile:
-    """The tile for that many tokens of 8 bits."""
-    return _INTERPRETED if INTERPRETED else next(tile for most, tile in _EIGHT if tokens <= most)
+def eight_tile_of(tokens: int, rows: int) -> Tile:
+    """The tile for that many tokens of 8 bits and rows of the weight."""
+    if INTERPRETED:
+        return _INTERPRETED
+    if tokens > 64 and -(-rows // _LARGE.rows) * -(-tokens // _LARGE.tokens) >= _WAVE:
+        return _LARGE
+    return next(tile for most, tile in _EIGHT if tokens <= most)
 
 
 def rotation_of(values: int, whole: bool, bits: int = 16) -> tuple[int, int, dict[str, int]]:

@@ -40,6 +40,12 @@ def _load_scale(
 
 
 @triton.jit
+def _of_pair(pair, G: tl.constexpr):
+    """The bfloat16 scale of group G of two, from an int32 that holds both."""
+    return (pair >> (16 * G)).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
 def _times_scale(
     v, s, SCALE: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ASM: tl.constexpr
 ):
@@ -124,6 +130,9 @@ def matmul_kernel(
     BK: tl.constexpr = PLANES * PLANE
     GROUPS: tl.constexpr = BK // GROUP
     COUNT: tl.constexpr = GROUPS if SCALE == "post" else PLANES
+    # Two scales of 16 bits in one load of 32, which the compiler pipelines, unlike smaller ones. For more of them there
+    # would be no shared memory: two programs fill it.
+    PAIR: tl.constexpr = SCALE == "pre" and GROUPS == 2
     STEPS: tl.constexpr = PLANE // COLUMNS  # of each plane's columns, in which a tile is taken
     pid, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     tiles_m = tl.cdiv(M, BM)
@@ -142,8 +151,10 @@ def matmul_kernel(
     s_ptr, z_ptr = scales + ns * GROUPS, zeros + ns * GROUPS
     x_ptr = x + (m[None, :].to(tl.int64) * stride_x + c[:, None])
     acc = tl.zeros([BN, BM], tl.float32)
-    if SCALE != "row":  # scales of the next step are on their way while this one is computed: loads this small
-        at = _scale_at(first, N, GROUPS, STEPS, COLUMNS, GROUP, SCALE)  # are not pipelined by the compiler
+    if PAIR:
+        pairs = scales.to(tl.pointer_type(tl.int32), bitcast=True) + ns
+    elif SCALE != "row":  # scales of the next step are on their way while this one is computed
+        at = _scale_at(first, N, GROUPS, STEPS, COLUMNS, GROUP, SCALE)
         s_0 = _load_scale(s_ptr + at, 0, SCALE, GROUP, PLANE, COLUMNS)
         s_1 = _load_scale(s_ptr + at, 1 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
         s_2 = _load_scale(s_ptr + at, 2 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
@@ -151,7 +162,9 @@ def matmul_kernel(
     for step in tl.range(first, last, num_stages=STAGES):
         kt = step // STEPS
         w = tl.load(w_ptr + (kt.to(tl.int64) * N * PLANE + step % STEPS * COLUMNS))
-        if SCALE != "row":
+        if PAIR:
+            pair = tl.load(pairs + kt * N)
+        elif SCALE != "row":
             at = _scale_at(tl.minimum(step + 1, last - 1), N, GROUPS, STEPS, COLUMNS, GROUP, SCALE)
             n_0 = _load_scale(s_ptr + at, 0, SCALE, GROUP, PLANE, COLUMNS)
             n_1 = _load_scale(s_ptr + at, 1 % COUNT, SCALE, GROUP, PLANE, COLUMNS)
@@ -166,7 +179,9 @@ def matmul_kernel(
                     xt = tl.load(x_ptr + k, mask=inside, other=0.0)
                     zero = tl.load(z_ptr + (kt * N * GROUPS + p * PLANE // GROUP)) if ZERO else None
                     v = decode_plane(w, zero, table, KIND, p, ASM)
-                    if SCALE == "mx" or SCALE == "nv" or SCALE == "pre":
+                    if PAIR:
+                        v = _times_scale(v, _of_pair(pair, p * PLANE // GROUP), SCALE, GROUP, COLUMNS, BN, ASM)
+                    elif SCALE == "mx" or SCALE == "nv" or SCALE == "pre":
                         s = s_0 if p == 0 else s_1 if p == 1 else s_2 if p == 2 else s_3
                         v = _times_scale(v, s, SCALE, GROUP, COLUMNS, BN, ASM)
                     part = _dot(_narrow(v, KIND, DOT), xt, part, DOT, TERMS)
@@ -175,7 +190,7 @@ def matmul_kernel(
                 acc += part * s.to(tl.float32)[:, None]
             else:
                 acc = part
-        if SCALE != "row":
+        if SCALE != "row" and not PAIR:
             s_0, s_1, s_2, s_3 = n_0, n_1, n_2, n_3
         if ASM and SCALE != "post":
             # Ends the sums of this tile: ptxas runs the matrix instructions one by one where they stay open.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .activation import unscaled
 from .activation_type import Activation
-from .eight import eight_kernel, expand_eight_kernel
+from .eight import eight_kernel
 from .launch import INTERPRETED, eight_tile_of, split_of
 from .scaled import scaled_kernel
 
@@ -32,31 +32,7 @@ class Bytes:
 
     def __call__(self, x: Activation, bias: Tensor | None) -> Tensor:
         """``[M, N]`` in the dtype that the activation had."""
-        rows = x.codes.shape[0]
-        if rows >= BLOCKWISE_ROWS and rows % 8 == 0 and x.dtype is torch.bfloat16 and self._takes_blocks():
-            return self.expanded(x, bias)
-        return self.fused(x, bias, eight_tile_of(rows))
-
-    def _takes_blocks(self) -> bool:
-        """Whether torch has a product of FP8 numbers with a scale for each 128 along K, and the weight its form."""
-        meta, cuda = self.meta, torch.version.cuda
-        form = meta["floating"] and meta["tile_group"] == 128 and meta["K"] % 128 == 0 and meta["N"] % 16 == 0
-        newest = cuda is not None and tuple(map(int, cuda.split(".")[:2])) >= (12, 9) and not INTERPRETED
-        return form and newest and hasattr(torch.nn.functional, "scaled_mm") and self.tensors["words"].is_cuda
-
-    def expanded(self, x: Activation, bias: Tensor | None) -> Tensor:
-        """For many tokens: codes are exact in FP8, and cuBLAS takes the scales of groups and tokens."""
-        size, out_size, words = self.meta["K"], self.meta["N"], self.tensors["words"]
-        weight = words.new_empty(out_size, size, dtype=torch.float8_e4m3fn)
-        expand_eight_kernel[(triton.cdiv(out_size, 64), words.shape[0])](
-            words, weight, out_size, size, PLANE=self.meta["plane"], BN=64
-        )
-        scales = self.tensors["scales"].view(-1, out_size).float() * self.tensors["row_scale"]
-        token = x.scales.view(1, -1).expand(scales.shape[0], -1).contiguous()
-        blocks = torch.nn.functional.ScalingType.BlockWise1x128
-        codes = x.codes.view(torch.float8_e4m3fn)
-        y = torch.nn.functional.scaled_mm(codes, weight.T, token.T, blocks, scales.T, blocks, output_dtype=x.dtype)
-        return y if bias is None else y.add_(bias.to(y.dtype))
+        return self.fused(x, bias, eight_tile_of(x.codes.shape[0], self.meta["N"]))
 
     def fused(self, x: Activation, bias: Tensor | None, tile: Any) -> Tensor:
         """The same with a tile given."""
@@ -118,6 +94,5 @@ class Scaled:
         return (y if bias is None else y + bias).to(x.dtype)
 
 
-BLOCKWISE_ROWS = 1024  # from which on expanding the weight pays
 SCALED_TILE = {"BM": 128, "BN": 128, "BK": 128, "STAGES": 3}
 SCALED_WARPS = 8

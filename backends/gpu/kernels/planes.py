@@ -13,7 +13,7 @@ from .matmul import expand_kernel, matmul_kernel
 
 __all__ = ["Planes"]
 
-_SLAB = 1 << 23  # elements of a weight that are expanded at a time: 16 MiB of bfloat16, which the cache holds
+_SLAB, _ROWS = 1 << 24, 2048  # elements (32 MiB of bfloat16, which the cache holds) and least rows expanded at a time
 _TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # bfloat16 numbers that make up one activation
 
 
@@ -73,7 +73,7 @@ class Planes:
         """``x [M, K]`` times the weight, expanded to the dtype of ``x`` a slab of rows at a time."""
         size, out_size = self.meta["K"], self.meta["N"]
         y = x.new_empty(x.shape[0], out_size)
-        step = max(128, _SLAB // size // 128 * 128)
+        step = max(_ROWS, _SLAB // size // 128 * 128)
         slab = x.new_empty(min(step, out_size), size)
         for first in range(0, out_size if y.numel() else 0, step):
             part = slab[: min(step, out_size - first)]

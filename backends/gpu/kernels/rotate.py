@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rounding import magnitudes, row_scale
+from .rounding import magnitudes, row_scale, two_level
 from .rows import quantize_tile, store_codes
 
 __all__ = ["rotate_kernel"]
@@ -111,6 +111,26 @@ def _along_rows(
     return out
 
 
+@triton.jit
+def _quantized(
+    v, factor, amax, KIND: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr,
+    MAX: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, ABOVE: tl.constexpr, TARGET: tl.constexpr,
+    OTHER: tl.constexpr, SECOND: tl.constexpr, CONSTANT: tl.constexpr, FUSED: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """The second-level scale of a row, then as ``quantize_tile``."""
+    second = tl.full([1, 1], CONSTANT if CONSTANT > 0 else 1.0, tl.float32)
+    if SECOND > 0:
+        top = tl.max(tl.where(amax < float("inf"), amax, 0.0), 1)[:, None]
+    if SECOND > 0 and FUSED and ASM and SCALE == "e4m3" and KIND == "float" and MANTISSA == 1 and OTHER == 0:
+        second, y, stored = two_level(v, factor, amax, top, TARGET, SECOND, ASM)
+    else:
+        if SECOND > 0:
+            second = row_scale(top, TARGET, SECOND)
+        y, stored = quantize_tile(v, factor, second, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE,
+                                  TARGET, OTHER, SECOND > 0 or CONSTANT > 0, FUSED, ASM)  # fmt: skip
+    return second, y, stored
+
+
 @triton.jit(do_not_specialize=["count"])
 def rotate_kernel(
     x, left, right, before, signs, after, y, codes, scales, seconds, count, stride, factor,
@@ -162,14 +182,12 @@ def rotate_kernel(
             PER: tl.constexpr = GROUP if GROUP else SIZE
             v = v.reshape(1, SIZE // PER, PER)
             amax = magnitudes(v, ASM).to(tl.float32, bitcast=True) * factor
-            second = tl.full([1, 1], CONSTANT if CONSTANT > 0 else 1.0, tl.float32)
-            if SECOND > 0:
-                top = tl.max(tl.where(amax < float("inf"), amax, 0.0), 1)
-                second = row_scale(top[:, None], TARGET, SECOND)
+            second, v, stored = _quantized(
+                v, factor, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE, TARGET, OTHER, SECOND, CONSTANT,
+                FUSED, ASM,
+            )  # fmt: skip
             if SECOND > 0 or CONSTANT > 0:
                 tl.store(seconds + line + tl.zeros([1, 1], tl.int32), second)
-            v, stored = quantize_tile(v, factor, second, amax, KIND, BITS, MANTISSA, BIAS, MAX, SCALE, SHIFT, ABOVE,
-                                      TARGET, OTHER, SECOND > 0 or CONSTANT > 0, FUSED, ASM)  # fmt: skip
             store_codes(v, codes, line, tl.full([1], 1, tl.int1), 0, A * B, KIND, BITS, MANTISSA, BIAS, MAX, ASM, 1,
                         SIZE)  # fmt: skip
             g = tl.arange(0, SIZE // PER)[None, :]

@@ -11,23 +11,24 @@ import triton.language as tl
 
 __all__ = [
     "effective_scale", "encode", "encode_pairs", "level_of", "magnitudes", "quotient", "row_scale", "stored_scale",
+    "two_level",
 ]  # fmt: skip
 
 
 def _e2m1_pairs() -> str:
     """PTX for the bytes of four pairs of E2M1 codes: low halves of $1 … $4, high halves of $5 … $8, as ``encode`` does.
 
-    The number to add is 1.5 · 2^22 quanta less those that the exponent brings in, so that bits 0 to 21 of the sum are
-    the code. Signs are in the highest bytes of the values.
+    The number to add is 1.5 · 2^22 quanta and, in its last bits, twice what the exponent is above that of 1: bits 0 to
+    21 of the sum are the code. Codes beyond 7, which need bit 3, become 7. Signs are in the highest bytes of values.
     """
-    text = "{ .reg .b32 e, u, v, w, s, t; .reg .f32 a, f; "
+    text = "{ .reg .b32 u, v, w, s, t; .reg .f32 a, f; "
     for word, values in (("w", (6, 2, 5, 1)), ("v", (8, 4, 7, 3))):
         for i, value in enumerate(values):
-            text += f"abs.f32 a, ${value}; min.f32 a, a, 0f40C00000; mov.b32 e, a; and.b32 e, e, 0x7F800000; "  # 6
-            text += "max.s32 e, e, 0x3F800000; mov.b32 f, e; fma.rn.f32 a, f, 0f4ABFFF02, a; "
-            text += "mov.b32 u, a; shr.u32 e, e, 22; add.u32 u, u, e; "
+            text += f"abs.f32 a, ${value}; max.f32 f, a, 0f3F800000; mov.b32 u, f; shr.u32 u, u, 23; "
+            text += "mad.lo.u32 u, u, 0x00800002, 0x0B3FFF02; mov.b32 f, u; add.f32 f, a, f; mov.b32 u, f; "
             text += f"mad.lo.u32 {word}, {word}, 16, u; " if i else f"mov.b32 {word}, u; "
-    text += "prmt.b32 w, w, v, 0x5410; "
+    text += "prmt.b32 w, w, v, 0x5410; and.b32 s, w, 0x88888888; shr.u32 t, s, 3; sub.u32 s, s, t; "
+    text += "lop3.b32 w, w, s, 0x77777777, 0xA8; "
     for mask, (i, j, k, m) in (("0x80808080", (5, 6, 7, 8)), ("0x08080808", (1, 2, 3, 4))):
         text += f"mov.b32 u, ${i}; mov.b32 v, ${j}; prmt.b32 s, u, v, 0x73; "
         text += f"mov.b32 u, ${k}; mov.b32 v, ${m}; prmt.b32 t, u, v, 0x73; prmt.b32 s, s, t, 0x5410; "
@@ -242,3 +243,45 @@ def quotient(
             out = tl.div_rn(v * factor, tl.broadcast_to(usual[:, :, None], v.shape))
             out = tl.where(tl.broadcast_to(none[:, :, None], v.shape), 0.0, out)
     return out
+
+
+@triton.jit
+def _twice(v, high, low, zero):
+    """``v (high + low)`` with one rounding but for one of ``v low``; ``zero`` as in ``_divided``."""
+    return tl.fma(v, high, tl.fma(v, low, zero))
+
+
+@triton.jit
+def two_level(v, factor, amax, top, TARGET: tl.constexpr, SECOND: tl.constexpr, ASM: tl.constexpr):
+    """``row_scale``, ``stored_scale`` and ``quotient`` for E4M3 scales under a row's, fast: (second, quotients, codes).
+
+    Quotients by pairs of numbers that add up to the reciprocal: constants for the two targets, which round correctly
+    (tried for every mantissa), and others within 2^-44 before their rounding, which no sum in front of them reaches.
+    ``top [rows, 1]``. Groups whose steps are below 2^-135 round towards zero; a branch for them would cost all others.
+    """
+    power = tl.where(top < 1e-25, 1.2089258196146292e24, 1.0)  # 2^80: no reciprocal is too large
+    back = tl.where(top < 1e-25, 8.271806125530277e-25, 1.0)
+    none = tl.full(top.shape, -0.0, tl.float32)
+    high = tl.full(top.shape, 1.0 / (TARGET * SECOND), tl.float32)
+    second = _twice(top * power, high, tl.fma(-high, TARGET * SECOND, 1.0) * high, none) * back
+    second = tl.where(second > 0, second, 1.0)
+    divisor = second * power
+    inverse = -_negative_inverse(divisor, ASM)
+    rest = tl.broadcast_to(tl.fma(-inverse, divisor, 1.0) * inverse, amax.shape)
+
+    none = tl.full(amax.shape, -0.0, tl.float32)
+    high = tl.full(amax.shape, 1.0 / TARGET, tl.float32)
+    value = _twice(amax * power, high, tl.fma(-high, TARGET, 1.0) * high, none)
+    value = _twice(value, tl.broadcast_to(inverse, amax.shape), rest, none)
+    value = tl.where(amax < float("inf"), value, float("nan"))
+    code = value.to(tl.float8e4nv)
+
+    scale = code.to(tl.float32) * divisor
+    zero = tl.where(scale == 0, 0.0, none)  # no zero with a sign where the scale is 0
+    inverse = tl.where(scale == 0, 0.0, -_negative_inverse(scale, ASM))
+    high = factor * inverse
+    low = tl.fma(-high, scale, factor) * inverse * power
+    high = tl.minimum(high * power, 3e38)
+    high, low = tl.broadcast_to(high[:, :, None], v.shape), tl.broadcast_to(low[:, :, None], v.shape)
+    y = _twice(v, high, low, tl.broadcast_to(zero[:, :, None], v.shape))
+    return second, y, code.to(tl.uint8, bitcast=True).to(tl.int32)

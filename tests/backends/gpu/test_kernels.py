@@ -92,7 +92,8 @@ def test_many_tokens_with_scales_on_the_weight() -> None:
 def test_an_expanded_weight_larger_than_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
     from qcompile.backends.gpu.kernels import planes
 
-    monkeypatch.setattr(planes, "_SLAB", 1)  # 128 rows at least, of 206
+    monkeypatch.setattr(planes, "_ROWS", 128)  # of 206
+    monkeypatch.setattr(planes, "_SLAB", 1)
     fmt = get_format("int4-g32")
     q = quantize(torch.randn(206, 64), fmt)
     arrays, meta = packing.pack([q], Scheme(fmt), "sm_90")
