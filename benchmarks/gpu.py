@@ -412,25 +412,30 @@ def warm_peer(name: str, size: int, out: int, tokens: Sequence[int]) -> str:
     return f"{name} {size}x{out}: {failed[0] if failed else 'ready'}"
 
 
-def rotations(copy: float) -> None:
-    """Bytes read and written by transform and quantization, over time, and as a share of a copy's bandwidth."""
-    rows = 4096
+def rotations() -> None:
+    """Bytes read and written by transform and quantization, over time, and as a share of a copy's in the same turns."""
+    rows, copy = 4096, a_copy()
     print("| transform, format, rows | µs | TB/s | of a copy |\n|---|---|---|---|")
-    for name, fmt in itertools.product(("hadamard-14336", "block-128", "hadamard-4096"), ("nvfp4", "mxfp4", None)):
+    for name in ("hadamard-14336", "block-128", "hadamard-4096"):
         ours, transform = make_transform(name)
         inputs = [torch.randn(rows, transform.size, device=DEVICE, dtype=BF16) for _ in range(2)]
-        described = None if fmt is None else packing.describe(get_format(fmt))
-        us = microseconds([partial(ours.quantize, x, described) if fmt else partial(ours, x) for x in inputs])
-        moved = rows * transform.size * (2 + (2 if fmt is None else 0.5 + (1 / 16 if fmt == "nvfp4" else 1 / 32)))
-        rate = moved / us * 1e-6
-        print(f"| {name}, {fmt}, {rows} | {us:.1f} | {rate:.2f} | {rate / copy:.0%} |", flush=True)
+        columns, moved = {"copy": [copy]}, {"copy": 2 << 30}
+        for fmt in ("nvfp4", "mxfp4", "none"):
+            described = None if fmt == "none" else packing.describe(get_format(fmt))
+            columns[fmt] = [partial(ours.quantize, x, described) if described else partial(ours, x) for x in inputs]
+            written = 2 if fmt == "none" else 0.5 + (1 / 16 if fmt == "nvfp4" else 1 / 32)
+            moved[fmt] = rows * transform.size * (2 + written)
+        us = dict(zip(columns, side_by_side(list(columns.values()), 25), strict=True))
+        rates = {fmt: moved[fmt] / us[fmt] * 1e-6 for fmt in columns}
+        for fmt in ("nvfp4", "mxfp4", "none"):
+            share = rates[fmt] / rates["copy"]
+            print(f"| {name}, {fmt}, {rows} | {us[fmt]:.1f} | {rates[fmt]:.2f} | {share:.0%} |", flush=True)
 
 
-def copy_bandwidth() -> float:
-    """Terabytes a second of a device-to-device copy, read and written."""
+def a_copy() -> Callable[[], object]:
+    """Copies a GiB on the device."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / microseconds([lambda: target.copy_(source)]) * 1e-6
+    return partial(torch.empty_like(source).copy_, source)
 
 
 def main() -> None:
@@ -443,7 +448,7 @@ def main() -> None:
     options = parser.parse_args()
     import triton
 
-    start, copy = time.time(), copy_bandwidth()
+    start, copy = time.time(), (2 << 30) / microseconds([a_copy()]) * 1e-6
     print(
         torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__, f"copy {copy:.2f} TB/s"
     )
@@ -453,8 +458,8 @@ def main() -> None:
     if options.tune:
         tune(options.schemes, options.tokens)
     else:
+        rotations()
         measure(options.schemes, options.tokens, options.peers)
-        rotations(copy)
     print(f"done after {time.time() - start:.0f} s")
 
 
