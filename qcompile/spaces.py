@@ -347,13 +347,13 @@ def learn_sizes(model: ir.Model) -> None:
 
 
 #: What makes numbers of another type than those that it reads.
-_OTHER_TYPE = re.compile("Cast|Shape|Size|NonZero|Arg|Is|Equal|Less|Greater|Not|Quantize|Integer|QLinear|OneHot")
+_OTHER_TYPE = re.compile("Cast|Shape|Size|NonZero|Arg|Is|Equal|Less|Greater|Not|Pow|Quantize|Integer|QLinear|OneHot")
 
 
 def _learn_type(node: ir.Node) -> None:
     """The type of what an operator of onnxruntime makes, and of what follows: that of the numbers that it reads."""
     kinds = {value.type for value in node.inputs if value is not None and is_float(value)}
-    known = (node.domain, node.op_type) in RULES and not _OTHER_TYPE.search(node.op_type)
+    known = (node.domain, node.op_type) in RULES and not _OTHER_TYPE.search(node.op_type) and not bodies(node)
     for made in node.outputs if node.op_type == "Split" else node.outputs[:1]:
         if made.type is None and len(kinds) == 1 and known:
             made.type = next(iter(kinds))

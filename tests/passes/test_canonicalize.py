@@ -89,3 +89,16 @@ def test_nothing_changes_basis_around_a_blocked_layout(op):
     (site,) = analysis.sites
     refs = [site.ref_out, *analysis.refs(analysis.model.graph.outputs[0])]
     assert {analysis.free(ref).label for ref in refs} == {"none"}
+
+
+#: A counter beside a state, as tf2onnx writes a GRU; it says nothing of the types of what the loop makes.
+LOOP = """<ir_version: 10, opset_import: ["" : 17]> g (float[3,4] x) => (float[3,4] y) <int64 n = {3}, int32 zero = {0}>
+{ t, y = Loop<body = b (int64 i, bool c, int32 k, float[3,4] s) => (bool d, int32 l, float[3,4] r)
+    { d = Identity(c)\n l = Add(k, k)\n r = Relu(s) }>(n, , zero, x) }"""
+
+
+def test_types_of_a_loop_are_those_of_its_states(tmp_path):
+    onnx.save(onnx.parser.parse_model(LOOP), tmp_path / "m.onnx")
+    model = prepare(tmp_path / "m.onnx").model
+    x = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
+    assert (evaluate(model, x)["y"] == np.maximum(x["x"], 0)).all()
