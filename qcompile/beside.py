@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,20 +10,25 @@ from functools import partial
 
 __all__ = ["threads"]
 
+SWITCH_SECONDS = 0.0002
+
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
     """So many threads beside the caller; all work that they were given is done at the end.
 
     In each of them, and meanwhile in the caller, torch computes with one thread: where its teams outnumber the cores,
-    they wait for each other actively, which can take a minute.
+    they wait for each other actively, which can take a minute. Python's lock changes hands sooner than usual: what runs
+    outside of it needs it often, and briefly.
     """
     import torch
 
-    own = torch.get_num_threads()
+    own, interval = torch.get_num_threads(), sys.getswitchinterval()
     torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as executor:
             yield executor
     finally:
+        sys.setswitchinterval(interval)
         torch.set_num_threads(own)

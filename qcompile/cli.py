@@ -100,7 +100,6 @@ def export(
     limits = budgets(budget)
     from qcompile.api import default_folder
     from qcompile.api import export as compile_for
-    from qcompile.tables import artifact_tables
 
     where = output or default_folder(model, target)
     with Progress(quiet) as progress:
@@ -109,7 +108,10 @@ def export(
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
             tvm_target=tvm_target, progress=progress,
         )  # fmt: skip
-    say(*artifact_tables(artifact), quiet=quiet)
+    if not quiet:
+        from qcompile.tables import artifact_tables
+
+        say(*artifact_tables(artifact))
 
 
 @app.command()

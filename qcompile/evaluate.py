@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ CRASHING = ["MatmulTransposeFusion"]
 
 
 class Session:
-    """One loaded graph.
+    """One graph, loaded when it is first used.
 
     Args:
         model: a graph, or the path of a file.
@@ -53,17 +54,34 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.enable_cpu_mem_arena = False  # which is not given back when the session goes
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps want the cores
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         if isinstance(model, ir.Model):
             model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
+        self._given = model, options
+
+    @cached_property
+    def _session(self) -> ort.InferenceSession:
+        import onnxruntime as ort
+
+        model, options = self._given
+        del self._given
         try:
-            self._session = ort.InferenceSession(
+            return ort.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
             )
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
-        self.inputs = [value.name for value in self._session.get_inputs() if value.name not in self._weights]
-        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Names of what ``run`` takes."""
+        return [value.name for value in self._session.get_inputs() if value.name not in self._weights]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        """Names of what ``run`` gives, taps included."""
+        return [value.name for value in self._session.get_outputs()]
 
     def _hand_over(self, model: ir.Model, options: ort.SessionOptions, optimize: bool) -> bytes | str:
         """Make a graph of it that onnxruntime takes: with its weights, or, if they are large, beside them.
