@@ -92,9 +92,13 @@ def main() -> None:
     """Save the corpus: training elsewhere then reads the very same bytes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".corpus" / "stdlib.npz")
-    output = parser.parse_args().output
-    splits = load()
+    parser.add_argument("--windows", type=int, help="save so many held-out windows of 256 bytes instead")
+    options = parser.parse_args()
+    output, splits = options.output, load()
     output.parent.mkdir(parents=True, exist_ok=True)
+    if options.windows:
+        np.savez_compressed(output, input_ids=windows(splits["held_out"], options.windows, 256))
+        return
     # The folder ignores itself: the corpus is anyone's own Python and need not be committed.
     (output.parent / ".gitignore").write_text("*\n")
     np.savez_compressed(output, **splits)
