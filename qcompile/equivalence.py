@@ -70,6 +70,7 @@ def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Outp
     session = Segments(source.model) if large else source_session(source, optimize=False)
 
     def run() -> Outputs:
+        _ = session.inputs  # what cannot be loaded is not tried with other inputs
         taken, outputs = accepted(source.model, data, session.run, seed)
         return taken, {id(taken.batches[0]): outputs}
 

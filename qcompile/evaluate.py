@@ -58,20 +58,21 @@ class Session:
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         if isinstance(model, ir.Model):
             model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
-        self._given = model, options
+        self._given: tuple[bytes | str, ort.SessionOptions] | None = (model, options)
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
         import onnxruntime as ort
 
         model, options = self._given
-        del self._given
         try:
-            return ort.InferenceSession(
+            session = ort.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
             )
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
+        self._given = None
+        return session
 
     @cached_property
     def inputs(self) -> list[str]:

@@ -128,6 +128,16 @@ def test_external_data_outside_of_the_folder(model: Path, location: str) -> None
     assert "outside of its own folder" in export_refused(model)
 
 
+def test_graph_that_onnxruntime_cannot_load(model: Path) -> None:
+    proto = onnx.load(model)
+    proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    proto.graph.node[-1].domain = "elsewhere"
+    onnx.save(proto, model)
+    assert "onnxruntime cannot load the graph" in export_refused(model)
+    turned = model.parent / "turned.onnx"
+    assert "onnxruntime cannot load the graph" in refused(model.parent, "rotate", model, "-o", turned)
+
+
 def test_wrong_names_in_the_calibration_file(model: Path) -> None:
     np.savez(model.parent / "wrong.npz", tokens=np.zeros((2, 64), np.float32))
     message = export_refused(model, "--calibration", model.parent / "wrong.npz")
