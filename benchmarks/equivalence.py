@@ -13,7 +13,8 @@ from qcompile.capture import capture
 from qcompile.compiler import rotate
 from qcompile.data import example_inputs
 from qcompile.equivalence import by_position
-from qcompile.evaluate import Session, compare, evaluate_double, to_double
+from qcompile.evaluate import Session, compare, evaluate_double
+from qcompile.widening import to_double
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
 from qcompile.graph import check_graph, check_weights, initializers, open_dimensions, weights_of
+from qcompile.widening import computes_in_bfloat16, to_single
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class Source:
         path: the file that it came from, or the module's class name.
         digest: gives the SHA-256 over the file and its external data, which is computed beside what follows.
         bytes: size of the file and its external data, or of the weights of a module.
+        widened: whether the file computes in bfloat16 and the graph in float32: onnxruntime lacks the former on a CPU.
         check: says whether no weight holds infinity, or raises InputError where one holds NaN; beside, too.
     """
 
@@ -45,6 +47,7 @@ class Source:
     digest: Callable[[], str]
     bytes: int
     check: Callable[[], bool]
+    widened: bool
 
     @property
     def sha256(self) -> str:
@@ -123,9 +126,16 @@ def _from_onnx(path: Path) -> Source:
     check = beside.submit(check_weights, weights_of(model), str(path))
     digest = beside.submit(_digest, files)
     beside.shutdown(wait=False)
+    size = sum(file.stat().st_size for file in files)
     _sort(model, str(path))
     open_dimensions(model)
-    return Source(model, str(path), digest.result, sum(file.stat().st_size for file in files), check.result)
+    return Source(model, str(path), digest.result, size, check.result, _widen(model))
+
+
+def _widen(model: ir.Model) -> bool:
+    if found := computes_in_bfloat16(model):
+        to_single(model)
+    return found
 
 
 def _sort(model: ir.Model, path: str) -> None:
@@ -227,4 +237,4 @@ def _from_model(model: ir.Model, path: str) -> Source:
         size += value.const_value.nbytes
     for node in model.graph:
         digest.update(repr((node.op_type, [v.name if v else "" for v in node.inputs])).encode())
-    return Source(model, path, digest.hexdigest, size, lambda: finite)
+    return Source(model, path, digest.hexdigest, size, lambda: finite, _widen(model))

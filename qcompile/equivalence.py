@@ -50,7 +50,7 @@ class Equivalence:
 
 def source_session(source: Source, *, optimize: bool = True) -> Session:
     """The captured model, ready to run."""
-    from_file = Path(source.path).suffix == ".onnx" and Path(source.path).is_file()
+    from_file = Path(source.path).suffix == ".onnx" and Path(source.path).is_file() and not source.widened
     return Session(source.path if from_file else source.model, optimize=optimize)
 
 

@@ -19,11 +19,12 @@ import onnx_ir as ir
 from qcompile.beside import threads
 from qcompile.errors import InputError, runtime_message
 from qcompile.graph import read
+from qcompile.widening import to_double
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double", "to_double"]
+__all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double"]
 
 #: Graphs with fewer bytes of constants are handed over in memory.
 INLINE_BYTES = 1 << 26
@@ -185,62 +186,6 @@ def _with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
 def evaluate(model: ir.Model | str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a graph once."""
     return Session(model).run(inputs)
-
-
-def to_double(model: ir.Model) -> ir.Model:
-    """The same graph computed in float64: constants, casts and type annotations are widened.
-
-    Integer-valued and boolean parts stay as they are. Run it with ``evaluate_double``, whose inputs are widened too.
-    """
-    wide = model.clone()
-    for graph in wide.graphs():
-        for value in [*graph.inputs, *graph.initializers.values(), *graph.outputs]:
-            _widen(value)
-        for node in graph.all_nodes():
-            for value in node.outputs:
-                _widen(value)
-            _widen_attributes(node, wide.opset_imports)
-    for function in wide.functions.values():
-        for node in function.all_nodes():
-            _widen_attributes(node, function.opset_imports)
-    return wide
-
-
-_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-def _widen(value: ir.Value) -> None:
-    if value.dtype in _NARROW and not _is_single(value):
-        value.type = ir.TensorType(ir.DataType.DOUBLE)  # a clone shares type objects with its original
-        if value.const_value is not None:
-            array = value.const_value.numpy().astype(np.float64)
-            value.const_value = ir.tensor(array, name=value.name)
-
-
-#: Inputs that exist in float32 only, whatever the type of the data.
-_SINGLE = {("Resize", 2), ("Upsample", 1)}
-
-
-def _is_single(value: ir.Value) -> bool:
-    uses = value.uses()
-    return bool(uses) and all((node.op_type, index) in _SINGLE for node, index in uses)
-
-
-def _widen_attributes(node: ir.Node, opsets: Mapping[str, int]) -> None:
-    if node.op_type == "ConstantOfShape" and "value" not in node.attributes:  # by default a zero in float32
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
-    if node.op_type == "GroupNormalization" and opsets.get("", 0) >= 21:  # its statistics would be taken in float32
-        node.attributes["stash_type"] = ir.AttrInt64("stash_type", int(ir.DataType.DOUBLE))
-    for name, attribute in list(node.attributes.items()):
-        if node.op_type == "Cast" and name == "to" and attribute.value in _NARROW:
-            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.DOUBLE))
-        elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in _NARROW:
-            array = attribute.value.numpy().astype(np.float64)
-            node.attributes[name] = ir.AttrTensor(name, ir.tensor(array))
-        elif node.op_type == "Constant" and name in ("value_float", "value_floats"):
-            array = np.asarray(attribute.value, np.float64)
-            node.attributes.pop(name)
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
 
 
 def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -75,9 +75,9 @@ class Derived(ir.LazyTensor):
 
     def __init__(
         self, source: ir.TensorProtocol, compute: Callable[[ir.TensorProtocol], ir.TensorProtocol],
-        shape: ir.Shape, *, name: str | None, keep: bool = False,
+        shape: ir.Shape, *, name: str | None, keep: bool = False, dtype: ir.DataType | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(partial(compute, source), dtype=source.dtype, shape=shape, name=name, cache=keep)
+        super().__init__(partial(compute, source), dtype or source.dtype, shape, name=name, cache=keep)
         self.source = source
         self._computing = Lock()
 

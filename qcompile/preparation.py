@@ -56,6 +56,9 @@ def prepare(model: Any, progress: Progress | None = None, **capture_options: Any
     """Everything that comes before choices: capture, canonicalize, fold norms, analyze."""
     source = begin_capture(model, **capture_options)
     state = State(source.model.clone())
+    if source.widened:
+        reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
+        state.decline("*", "computing in bfloat16", reason)
     names = ("canonicalize", "fold-tables", "fold-shifts", "fold-scales", "center-norms")
     steps = [load_pass(name)() for name in names]
 

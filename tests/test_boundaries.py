@@ -18,7 +18,7 @@ from qcompile.boundaries import Boundary, boundaries, minimum_cut
 from qcompile.candidates import LEAST_GAIN, orthogonal_candidates
 from qcompile.compiler import rotate
 from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.evaluate import compare, evaluate_double
 from qcompile.freedom import Freedom
 from qcompile.groups import Group, groups_of
 from qcompile.offline import Candidate
@@ -29,6 +29,7 @@ from qcompile.scoring import group_error
 from qcompile.spaces import Analysis
 from qcompile.targets import Scheme
 from qcompile.transforms import Compose, Hadamard, Transform
+from qcompile.widening import to_double
 
 BLOCK = """ n{i} = RMSNormalization(h{i}, one)\n a{i} = MatMul(n{i}, w)\n r{i} = Relu(a{i})
             b{i} = MatMul(r{i}, v)\n h{j} = Add(h{i}, b{i})\n"""

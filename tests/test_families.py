@@ -10,9 +10,10 @@ from families import FAMILIES, export, load, stored
 
 from qcompile.compiler import rotate
 from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.evaluate import compare, evaluate_double
 from qcompile.preparation import quantizable
 from qcompile.targets import get_target, targets
+from qcompile.widening import to_double
 
 
 def check(name: str, model: ir.Model) -> None:

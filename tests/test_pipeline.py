@@ -17,8 +17,9 @@ from qcompile.capture import capture
 from qcompile.compiler import rotate
 from qcompile.data import example_inputs
 from qcompile.equivalence import by_position
-from qcompile.evaluate import compare, evaluate, evaluate_double, to_double
+from qcompile.evaluate import compare, evaluate, evaluate_double
 from qcompile.preparation import prepare
+from qcompile.widening import to_double
 
 ZOO = Path(__file__).parents[1] / "examples" / "zoo"
 LM = ZOO / "language_model.onnx"

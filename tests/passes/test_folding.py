@@ -8,10 +8,11 @@ import pytest
 
 from qcompile.beside import threads
 from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate_double, to_double
+from qcompile.evaluate import compare, evaluate_double
 from qcompile.folding import Folded
 from qcompile.preparation import prepare
 from qcompile.transforms import Hadamard
+from qcompile.widening import to_double
 
 EMBED = "h0 = Gather(table, ids)\n"
 LAYER = """

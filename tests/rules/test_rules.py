@@ -19,9 +19,10 @@ from qcompile import folding
 from qcompile.axes import Mode, Ref
 from qcompile.data import example_inputs
 from qcompile.errors import InputError
-from qcompile.evaluate import compare, to_double
+from qcompile.evaluate import compare
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, analyze
+from qcompile.widening import to_double
 
 #: One kind of matrix each; every freedom is a union of such kinds.
 KINDS = [Freedom.PERMUTATION, Freedom.SIGNS, Freedom.POSITIVE_DIAGONAL, Freedom.ORTHOGONAL_ONES, Freedom.ORTHOGONAL,

@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from qcompile.axes import Mode, Ref, Structure
 from qcompile.data import example_inputs
-from qcompile.evaluate import to_double
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis
+from qcompile.widening import to_double
 
 __all__ = ["CODES", "Case", "build", "constants", "expression", "resize"]
 

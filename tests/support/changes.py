@@ -13,12 +13,13 @@ import torch
 from qcompile.axes import Node
 from qcompile.data import example_inputs
 from qcompile.errors import InputError
-from qcompile.evaluate import Session, compare, evaluate_double, to_double
+from qcompile.evaluate import Session, compare, evaluate_double
 from qcompile.folding import fold
 from qcompile.freedom import Freedom
 from qcompile.spaces import Analysis, analyze
 from qcompile.state_space import add_bodies
 from qcompile.transforms import Compose, Dense, Diagonal, Permutation, Transform
+from qcompile.widening import to_double
 
 __all__ = ["TOLERANCE", "basis_change", "change", "claimed", "evaluate_exactly", "member", "parse"]
 

@@ -19,7 +19,7 @@ from rule_tables import CASES
 
 from qcompile.data import example_inputs
 from qcompile.errors import InputError
-from qcompile.evaluate import to_double
+from qcompile.widening import to_double
 
 __all__ = ["MIXED", "SYMBOLS", "Graph", "grow"]
 
