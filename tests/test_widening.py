@@ -15,7 +15,8 @@ from qcompile.evaluate import evaluate
 from qcompile.widening import computes_in_bfloat16
 
 TEXT = """g (int64[b,5] ids) => (bfloat16[b,5,7] y)
- <float[20,32] table, float[32] scale, float[32,64] up, float[64,32] down, float[32,7] head, float two, float tiny, int64[1] last>
+ <float[20,32] table, float[32] scale, float[32,64] up, float[64,32] down, float[32,7] head, float two, float tiny,
+  int64[1] last>
 {
  h = Gather(table, ids)
  s = Pow(h, two)

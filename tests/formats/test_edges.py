@@ -63,12 +63,16 @@ def absolute_bound(fmt, q, x):
     return fmt.error_bound(size) * torch.cat(unit, -1)
 
 
+#: Below, scales are rounded by more than ``ScaleType.rounding``, and no bound in their units holds.
+SMALLEST_NORMAL = {ScaleType.E4M3: 2.0**-6, ScaleType.UE5M3: 2.0**-14}
+
+
 def within_range(fmt, q, x):
-    """Features whose groups no scale saturates: without a second-level scale, UE5M3 ends at 114688."""
-    if not isinstance(fmt, Format) or fmt.scale is not ScaleType.UE5M3:
+    """Features whose groups have normal scales, not saturated ones: alone, UE5M3 ends at 114688."""
+    if not isinstance(fmt, Format) or fmt.scale not in SMALLEST_NORMAL:
         return slice(None)
-    group = q.codes.shape[-1] // q.scales.shape[-1]
-    inside = (q.scales.reshape(-1, q.scales.shape[-1]) < 114688).all(0)
+    group, scales = q.codes.shape[-1] // q.scales.shape[-1], q.scales.reshape(-1, q.scales.shape[-1])
+    inside = ((scales >= SMALLEST_NORMAL[fmt.scale]) & (scales < 114688)).all(0)
     return inside.repeat_interleave(group, -1)[: x.shape[-1]]
 
 
