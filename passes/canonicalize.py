@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.errors import InputError
-from qcompile.graph import DOMAIN, Derived, add_initializer, distinguish
+from qcompile.graph import DOMAIN, Derived, add_initializer, distinguish, read
 from qcompile.norms import fuse_norm, split_skip
 from qcompile.pipeline import State
 from qcompile.projections import split_projection
@@ -141,7 +141,7 @@ def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
     order = node.attributes.get_ints("perm", list(reversed(range(len(source.shape)))))
     shape = ir.Shape([source.shape[i] for i in order])
     name = f"{node.inputs[0].name}_T"
-    tensor = Derived(source, lambda tensor: ir.tensor(tensor.numpy().transpose(order)), shape, name=name)
+    tensor = Derived(source, lambda tensor: ir.tensor(read(tensor).transpose(order)), shape, name=name)
     value = add_initializer(model, name, tensor)
     tensor.name = value.name
     ir.convenience.replace_all_uses_with(node.outputs[0], value)

@@ -145,7 +145,9 @@ def plan(model: Any, options: Options) -> tuple[ir.Model, list[Plan]]:
     return prepared.model, _quantize(rotated, sites, chosen, statistics, options, None)
 
 
-def _beside(begin: Callable[[], Callable[[], Equivalence]], quantize: Callable[[], list[Plan]]) -> tuple:
+def _beside(
+    begin: Callable[[], Callable[[], Equivalence]], quantize: Callable[[], list[Plan]]
+) -> tuple[Equivalence, list[Plan]]:
     """Both at a time: rounding does not fill the cores, as GPTQ does."""
     with threads(1) as beside:
         equal, plans = beside.submit(begin()), quantize()

@@ -50,8 +50,11 @@ class Equivalence:
 
 def source_session(source: Source, *, optimize: bool = True) -> Session:
     """The captured model, ready to run."""
-    from_file = Path(source.path).suffix == ".onnx" and Path(source.path).is_file() and not source.widened
-    return Session(source.path if from_file else source.model, optimize=optimize)
+    return Session(source.path if _from_file(source) else source.model, optimize=optimize)
+
+
+def _from_file(source: Source) -> bool:
+    return Path(source.path).suffix == ".onnx" and Path(source.path).is_file() and not source.widened
 
 
 def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -65,7 +68,7 @@ def source_outputs(source: Source, data: Data, seed: int = 0) -> Outputs:
 
 
 def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Outputs]:
-    """``source_outputs`` in two parts: what is returned does the rest, and reads no tensor of the graph any more."""
+    """``source_outputs`` in two parts: what is returned does the rest, and reads no tensor of the graph."""
     large = total_bytes(source.model) >= EAGER_BYTES
     session = Segments(source.model) if large else source_session(source, optimize=False)
 
@@ -74,11 +77,11 @@ def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Outp
         taken, outputs = accepted(source.model, data, session.run, seed)
         return taken, {id(taken.batches[0]): outputs}
 
-    return _at_once(run) if large else run
+    return run if not large and _from_file(source) else _at_once(run)
 
 
 def _at_once(run: Callable[[], Any]) -> Callable[[], Any]:
-    """For graphs that are read piece by piece while they run."""
+    """For graphs whose tensors are read while they run."""
     result = run()
     return lambda: result
 

@@ -125,7 +125,7 @@ def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], n
     source, name = value.const_value, value.name
 
     def compute(tensor: ir.TensorProtocol) -> ir.Tensor:
-        array = np.ascontiguousarray(function(tensor.numpy().astype(np.float64)))
+        array = np.ascontiguousarray(function(read(tensor).astype(np.float64)))
         release(tensor)
         return ir.tensor(array.astype(tensor.dtype.numpy(), copy=False), name=name)
 

@@ -71,7 +71,16 @@ _MAPPING = RLock()
 
 
 class Derived(ir.LazyTensor):
-    """A constant that is computed from another one when it is read."""
+    """A constant that is computed from another one when it is read.
+
+    Args:
+        source: the other one.
+        compute: makes the constant of it; called from any thread, so it reads with ``read``.
+        shape: of the result.
+        name: of the result.
+        keep: whether the result stays in memory; without, it is computed again at each read.
+        dtype: of the result, if it is not that of the source.
+    """
 
     def __init__(
         self, source: ir.TensorProtocol, compute: Callable[[ir.TensorProtocol], ir.TensorProtocol],

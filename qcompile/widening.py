@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import Derived
+from qcompile.graph import Derived, read
 
 __all__ = ["computes_in_bfloat16", "to_double", "to_single"]
 
@@ -71,7 +71,7 @@ class _Widening:
             )  # fmt: skip
 
     def _tensor(self, tensor: ir.TensorProtocol) -> ir.Tensor:
-        return ir.tensor(tensor.numpy().astype(self.wide.numpy()))
+        return ir.tensor(read(tensor).astype(self.wide.numpy()))
 
     def _attributes(self, node: ir.Node, opsets: Mapping[str, int]) -> None:
         if self.wide == ir.DataType.DOUBLE:

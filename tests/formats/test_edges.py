@@ -53,7 +53,8 @@ def absolute_bound(fmt, q, x):
         return absolute_bound(fmt.inner, q.inner, x) * q.second.abs()
     if isinstance(fmt, Format | FamilyFormat):
         unit, group = q.all_scales.effective.abs(), q.codes.shape[-1] // q.scales.shape[-1]
-        return fmt.error_bound() * unit.repeat_interleave(group, -1)[..., :size]
+        bound = fmt.error_bound() * unit + (saturated_by_subnormal_scales(fmt, q) if isinstance(fmt, Format) else 0)
+        return bound.repeat_interleave(group, -1)[..., :size]
     group = q.codes[0, 0].numel() * (fmt.dimension if isinstance(fmt, VectorFormat) else 1)
     parts = x.double().split(group, -1)
     if isinstance(fmt, PlaneFormat | TwinLogFormat):
@@ -63,16 +64,23 @@ def absolute_bound(fmt, q, x):
     return fmt.error_bound(size) * torch.cat(unit, -1)
 
 
-#: Below, scales are rounded by more than ``ScaleType.rounding``, and no bound in their units holds.
-SMALLEST_NORMAL = {ScaleType.E4M3: 2.0**-6, ScaleType.UE5M3: 2.0**-14}
+#: The smallest normal scale, and half the step between the scales below: they are rounded by so much.
+SUBNORMAL = {ScaleType.E4M3: (2.0**-6, 2.0**-10), ScaleType.UE5M3: (2.0**-14, 2.0**-18)}
+
+
+def saturated_by_subnormal_scales(fmt, q):
+    """What a subnormal scale, rounded down, lets stick out above the largest level more than a normal one does."""
+    least, half = SUBNORMAL.get(fmt.scale, (0.0, 0.0))
+    whole = 1.0 if q.tensor_scale is None else q.tensor_scale
+    return (q.scales < least) * fmt.element.max * half * whole
 
 
 def within_range(fmt, q, x):
-    """Features whose groups have normal scales, not saturated ones: alone, UE5M3 ends at 114688."""
-    if not isinstance(fmt, Format) or fmt.scale not in SMALLEST_NORMAL:
+    """Features whose groups no scale saturates: without a second-level scale, UE5M3 ends at 114688."""
+    if not isinstance(fmt, Format) or fmt.scale is not ScaleType.UE5M3:
         return slice(None)
-    group, scales = q.codes.shape[-1] // q.scales.shape[-1], q.scales.reshape(-1, q.scales.shape[-1])
-    inside = ((scales >= SMALLEST_NORMAL[fmt.scale]) & (scales < 114688)).all(0)
+    group = q.codes.shape[-1] // q.scales.shape[-1]
+    inside = (q.scales.reshape(-1, q.scales.shape[-1]) < 114688).all(0)
     return inside.repeat_interleave(group, -1)[: x.shape[-1]]
 
 
@@ -177,6 +185,14 @@ def test_no_error_exceeds_the_bound(name, rows, size, exponent, spiky, data):
     q = quantize(x, fmt)
     bound = absolute_bound(fmt, q, x)
     assert ((q.dequantize() - x).abs() <= bound * (1 + 1e-4))[..., within_range(fmt, q, x)].all()
+
+
+def test_a_subnormal_scale_saturates_by_no_more_than_its_rounding():
+    fmt, x = get("e1m2-e4m3"), randn(1, 17, seed=1) * torch.exp(3 * randn(1, 17, seed=2))
+    q = quantize(x, fmt)
+    error = (q.dequantize() - x).abs()
+    assert (error[:, 16] > fmt.error_bound() * q.all_scales.effective[:, 1]).all()
+    assert (error <= absolute_bound(fmt, q, x)).all()
 
 
 @pytest.mark.parametrize(
