@@ -82,6 +82,8 @@ class Quantize:
         if scheme.weight is None:
             return None
         weight = weight_matrix(site).to(self.device)
+        if self.method != "rtn":
+            weight = weight.contiguous()  # the others walk over it often
         if not isinstance(scheme.weight, Format):
             if self.method == "search" or (self.method == "gptq" and factors.usable):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {scheme.weight.name}")

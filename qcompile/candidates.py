@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
@@ -38,17 +39,14 @@ def orthogonal_candidates(
 
     Where the vector of ones must stay, they are made of regular Hadamard matrices, which keep it.
     """
-    from qcompile.transforms import BlockDiagonal, Hadamard, has_hadamard
+    from qcompile.transforms import has_hadamard
 
     variant = "default" if Freedom.ORTHOGONAL in freedom else "regular"
     group = (scheme.weight.group if scheme.weight else None) or size
     found: dict[str, Transform] = {}
 
     def add(block: int) -> None:
-        if block == size:
-            found["hadamard"] = Hadamard(size, seed, variant)
-        else:
-            found[f"block-hadamard-{block}"] = BlockDiagonal(Hadamard(block, seed, variant), size // block)
+        found["hadamard" if block == size else f"block-hadamard-{block}"] = _hadamard(size, block, seed, variant)
 
     if kind in ("auto", "block"):
         blocks = [b for b in BLOCKS if size % b == 0 and b < size and (b >= group or kind == "auto")]
@@ -59,6 +57,15 @@ def orthogonal_candidates(
     if not found and kind != "none" and (block := _largest_block(size, variant)) > 1:
         add(block)
     return found
+
+
+@lru_cache
+def _hadamard(size: int, block: int, seed: int, variant: Literal["default", "regular"]) -> Transform:
+    """One for all groups that ask: it keeps its steps."""
+    from qcompile.transforms import BlockDiagonal, Hadamard
+
+    whole = Hadamard(block, seed, variant)
+    return whole if block == size else BlockDiagonal(whole, size // block)
 
 
 def _largest_block(size: int, variant: Literal["default", "regular"]) -> int:

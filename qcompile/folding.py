@@ -83,7 +83,7 @@ def _changed(source: ir.TensorProtocol, changes: Sequence[Change]) -> ir.Tensor:
         result = wide.astype(array.dtype)
     del array  # pages are kept while it is there
     release(source)
-    return ir.tensor(result)
+    return ir.Tensor(result)
 
 
 def lines(tensor: ir.TensorProtocol, axis: int, places: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def unique(model: ir.Model, name: str) -> str:
 def add_initializer(model: ir.Model, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """A new constant; its name is made unique."""
     name = unique(model, name)
-    tensor = ir.tensor(np.asarray(array, order="C"), name=name) if isinstance(array, np.ndarray) else array
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name) if isinstance(array, np.ndarray) else array
     value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value

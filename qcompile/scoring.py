@@ -36,7 +36,7 @@ WEIGHT_ROWS = 64
 def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``.
 
-    The matrices of a stack stand one below the other.
+    The matrices of a stack stand one below the other. The result need not be contiguous.
     """
     import torch
 
@@ -48,8 +48,8 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
         weight = np.moveaxis(read(tensor), axis, -1)
     weight = weight.reshape(-1, weight.shape[-1])
     if isinstance(tensor, Derived) and weight.dtype == np.float32:  # which may be written, so that torch takes it
-        return torch.from_numpy(weight).contiguous()
-    copied = np.array(weight, np.float32, order="C")
+        return torch.from_numpy(weight)
+    copied = np.array(weight, np.float32)
     del weight
     release(tensor)
     return torch.from_numpy(copied)
@@ -83,7 +83,7 @@ def probe(site: Site, statistics: Statistics | None) -> Probe:
     """Rows spread evenly over the weight's outputs and the sample."""
     import torch
 
-    weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS)
+    weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS).contiguous()
     if statistics is None:
         return Probe(weight, None)
     sample = torch.from_numpy(statistics.sample)

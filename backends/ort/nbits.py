@@ -63,7 +63,8 @@ def _parts(emit: Emitter, name: str, plan: Plan, dtype: ir.DataType) -> list[ir.
     """Codes ``[N, groups, bytes]``, scales ``[N, groups]``, zero points ``[N, bytes]`` if any."""
     packed = to_matmulnbits(plan.weight)
     rows, groups, _ = packed.b.shape
-    parts = {"codes": packed.b.numpy(), "scales": packed.scales.view(rows, groups).numpy().astype(dtype.numpy())}
+    scales = packed.scales.view(rows, groups).numpy().astype(dtype.numpy(), copy=False)
+    parts = {"codes": packed.b.numpy(), "scales": scales}
     if packed.zero_points is not None:
         parts["zero_points"] = packed.zero_points.view(rows, -1).numpy()
     return emit.weights(name, parts)

@@ -55,6 +55,10 @@ class MatMulNBits:
     block_size: int
 
 
+#: The signs of all codes of a byte, by their bits.
+_SIGNS = {2: 0b10101010, 4: 0b10001000, 8: 0b10000000}
+
+
 def to_matmulnbits(q: Quantized) -> MatMulNBits:
     """Integer codes of 2, 4 or 8 bits; the tensor scale, if any, goes into the scales.
 
@@ -64,13 +68,12 @@ def to_matmulnbits(q: Quantized) -> MatMulNBits:
     rows, groups = _matrix(q, "MatMulNBits")
     element, group = q.format.element, q.codes.shape[1] // groups
     _check_matmulnbits(element, group)
-    codes = q.codes.view(rows, groups, group)
-    if element.levels[0] < 0:
-        codes = codes ^ (1 << (element.bits - 1))  # two's complement to offset binary
-    packed = pack_codes(codes, element.bits)
+    packed = pack_codes(q.codes, element.bits)
+    if element.levels[0] < 0:  # two's complement to offset binary
+        packed ^= _SIGNS[element.bits]
     zero_points = None if q.zero_points is None else pack_codes(q.zero_points, element.bits).flatten()
     scales = (q.all_scales.effective * element.step).flatten()
-    return MatMulNBits(packed, scales, zero_points, element.bits, group)
+    return MatMulNBits(packed.view(rows, groups, -1), scales, zero_points, element.bits, group)
 
 
 def _check_matmulnbits(element: Element, group: int) -> None:

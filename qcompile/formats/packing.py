@@ -15,22 +15,23 @@ __all__ = ["pack_codes", "unpack_codes"]
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Pack uint8 codes ``[..., n]`` of ``bits`` bits into uint8 ``[..., ⌈n · bits / 8⌉]``, zero-padded.
+    """Pack uint8 codes ``[..., n]`` of ``bits`` bits into uint8 ``[..., ⌈n · bits / 8⌉]``, contiguous, zero-padded.
 
     Raises:
         InputError: if ``bits`` is not 1 to 8.
     """
     _check_bits(bits)
     if bits == 8:
-        return codes.clone()
+        return codes.clone(memory_format=torch.contiguous_format)
     per = 8 // bits
     if bits * per != 8:
         return _pack_across(codes, bits)
-    parts = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per)).unflatten(-1, (-1, per))
-    out = parts[..., 0].clone()
-    for i in range(1, per):
-        out |= parts[..., i] << (i * bits)
-    return out
+    if codes.shape[-1] % per:
+        codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per))
+    out = codes[..., per - 1 :: per]
+    for i in reversed(range(per - 1)):
+        out = (out << bits).bitwise_or_(codes[..., i::per])
+    return out.contiguous()
 
 
 def _pack_across(codes: Tensor, bits: int) -> Tensor:

@@ -65,7 +65,8 @@ class Quantized:
         format: the format.
         shape: shape of the original tensor.
         axis: the axis along which groups run, non-negative.
-        codes: uint8 element codes with ``axis`` moved last and padded to whole groups, ``[..., groups · group]``.
+        codes: uint8 element codes with ``axis`` moved last and padded to whole groups, ``[..., groups · group]``; not
+            always contiguous.
         scales: float32 values of the stored, rounded scales, ``[..., groups]``.
         zero_points: uint8 ``[..., groups]``, or None.
         tensor_scale: float32 scalar, or None.
@@ -141,8 +142,7 @@ def quantize_rows(
     view: Rows, shape: tuple[int, ...], fmt: Format, tensor_scale: Tensor | None, scales: Scales | None = None
 ) -> Quantized:
     """:func:`quantize` of the values that a view yields, which belong to a tensor of ``shape``."""
-    codes = torch.empty(view.count, view.groups, view.group, dtype=torch.uint8, device=view.x.device)
-    stored = _empty_scales(view, fmt, tensor_scale)
+    codes, stored = view.empty_codes(), _empty_scales(view, fmt, tensor_scale)
     for part, groups in view.chunks():
         local = _chunk_scales(groups, fmt, scales, tensor_scale, part)
         _store(stored, local, part)

@@ -122,6 +122,15 @@ class Rows:
                 values = torch.nn.functional.pad(values, (0, padded - self.width))
             yield part, values.reshape(-1, self.groups, self.group)
 
+    def empty_codes(self) -> Tensor:
+        """Room for one byte per value, ``[rows, groups, group]``.
+
+        It is laid out as the values are, where they are a matrix: chunks are then written in order, not transposed.
+        """
+        if self.x.dim() == 2 and self.groups * self.group == self.width:
+            return torch.empty_like(self.x, dtype=torch.uint8).view(self.count, self.groups, self.group)
+        return torch.empty(self.count, self.groups, self.group, dtype=torch.uint8, device=self.x.device)
+
     def check(self, scales: Scales | None) -> None:
         """Given scales must be ``[..., groups]``."""
         expected = (*self.lead, self.groups_per_row)

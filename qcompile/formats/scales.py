@@ -45,18 +45,23 @@ class Scales:
 
 def divisor(effective: Tensor) -> Tensor:
     """The number to divide values by: infinity where the scale is zero, so that the quotient is zero."""
-    return effective.masked_fill(effective == 0, torch.inf)
+    return torch.where(effective == 0, torch.inf, effective)
 
 
 # ---- the statistic of a group ------------------------------------------------------------------------------------
 
 
 def _nan_if_infinite(scale: Tensor, amax: Tensor) -> Tensor:
-    return scale.masked_fill(~amax.isfinite(), torch.nan)
+    return torch.where(amax.isfinite(), scale, torch.nan)
+
+
+def _per_group(reduce: Callable[..., Tensor], groups: Tensor) -> Tensor:
+    """``reduce`` over each group, laid out as the groups are: torch would lay it out in rows, and walk across them."""
+    return reduce(groups, -1, out=torch.empty_like(groups[..., 0]))
 
 
 def _absmax(groups: Tensor, fmt: Format) -> Tensor:
-    amax = groups.abs().amax(-1)
+    amax = _per_group(torch.amax, groups.abs())
     return _share_rows(amax, fmt.rows) if fmt.rows > 1 else amax
 
 
@@ -202,7 +207,7 @@ def _weighted_squares(error: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
-    return groups.amin(-1), groups.amax(-1)  # much faster here than torch.aminmax
+    return _per_group(torch.amin, groups), _per_group(torch.amax, groups)  # much faster here than torch.aminmax
 
 
 def _minmax(groups: Tensor, fmt: Format) -> Scales:

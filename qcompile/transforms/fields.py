@@ -71,11 +71,18 @@ class StepTransform(Transform):
         """The steps that torch runs fastest, in ``dtype`` on ``device``."""
         return to_dtype(self.factors(), dtype, device)
 
+    def _steps(self, x: torch.Tensor) -> list[Step]:
+        """``torch_steps`` for a tensor, found once: one transform meets every weight of a space."""
+        known = self.__dict__.setdefault("_known_steps", {})
+        if (x.dtype, x.device) not in known:
+            known[x.dtype, x.device] = self.torch_steps(x.dtype, x.device)
+        return known[x.dtype, x.device]
+
     def apply(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         """``T x`` along ``axis``; half precision is computed in float32 and rounded once."""
         axis = check_axis(x, self.size, axis, self.kind)
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        return apply_steps(work, self.torch_steps(work.dtype, work.device), axis).to(x.dtype)
+        return apply_steps(work, self._steps(work), axis).to(x.dtype)
 
     def apply_(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
         """``T x`` written over ``x``, with no memory beyond a few cache-sized pieces where the transform has steps.
@@ -89,7 +96,7 @@ class StepTransform(Transform):
         if not self.stepwise or x.dtype not in (torch.float32, torch.float64):
             return x.copy_(self.apply(x, axis))
         with torch.no_grad():
-            apply_steps(x, self.torch_steps(x.dtype, x.device), axis, in_place=True)
+            apply_steps(x, self._steps(x), axis, in_place=True)
         return x
 
     def _key(self) -> tuple[object, ...]:
