@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-__all__ = ["threads"]
+__all__ = ["alone", "threads"]
 
 #: How long a thread keeps Python's lock while others wait: with the usual 5 ms, an export takes a tenth longer.
 SWITCH_SECONDS = 0.0002
@@ -24,12 +24,23 @@ def threads(count: int) -> Iterator[Executor]:
     """
     import torch
 
-    own, interval = torch.get_num_threads(), sys.getswitchinterval()
-    torch.set_num_threads(1)
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as executor:
+        with alone(), ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as executor:
             yield executor
     finally:
         sys.setswitchinterval(interval)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """torch computes with one thread: on little at a time a team gains nothing, and waits actively for each member."""
+    import torch
+
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
         torch.set_num_threads(own)

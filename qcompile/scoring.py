@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompile.beside import alone
 from qcompile.folding import lines
 from qcompile.formats import Format, fake_quantize
 from qcompile.graph import Derived, read, release
@@ -97,7 +99,9 @@ def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) 
     key = scheme.name, id(transform)
     of, error = item.known.get(key, (None, 0.0))
     if of is None or of() is not transform:  # another one may have been there
-        of, error = (lambda: None) if transform is None else weakref.ref(transform), _error(item, scheme, transform)
+        with alone() if item.sample is None else nullcontext():  # of a few rows of the weight
+            error = _error(item, scheme, transform)
+        of = (lambda: None) if transform is None else weakref.ref(transform)
         item.known[key] = of, error
     return error
 

@@ -12,7 +12,10 @@ import onnx_ir as ir
 from qcompile.graph import DOMAIN, add_function, add_initializer, append_node, opset
 from qcompile.targets import Target
 
-__all__ = ["Emitter"]
+__all__ = ["Emitter", "Parts"]
+
+#: What a weight is stored as, by name.
+Parts = Mapping[str, ir.TensorProtocol | np.ndarray]
 
 
 class Emitter:
@@ -76,7 +79,7 @@ class Emitter:
         alike.append((add_initializer(self.model, tensor.name, tensor), content))
         return alike[-1][0]
 
-    def weights(self, name: str, parts: Mapping[str, ir.TensorProtocol | np.ndarray]) -> list[ir.Value]:
+    def weights(self, name: str, parts: Parts) -> list[ir.Value]:
         """Initializers for the parts of a packed weight, named after it; what they take is added to ``stored``."""
         self.stored += sum(tensor.nbytes for tensor in parts.values())
         return [self.constant(f"{name}.{part}", tensor) for part, tensor in parts.items()]

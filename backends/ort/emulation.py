@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.ort.activations import quantize_function
-from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, wrap
 from qcompile.backends.ort.scales import supported
-from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_parts, packed_width
+from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
 from qcompile.formats import Format
 from qcompile.site_forms import Linear, Lookup, Stack
 from qcompile.targets import Plan, Scheme
@@ -36,7 +36,7 @@ def takes_lookup(scheme: Scheme) -> bool:
     return isinstance(scheme.weight, Format)
 
 
-def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LinearX(QuantizeY(x), codes, scales, ...)``; sites that read one value share its quantization."""
     fmt, size = plan.scheme.weight, plan.weight.shape[1]
     x, width = prepare(emit, site, [_FLOAT]), size
@@ -44,19 +44,19 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapp
         x, width = _quantized(emit, site, x, plan.scheme.activation, size)
     x = resize(emit, site.node, x, size, width, packed_width(plan.weight))
     emit.define(decode_function, fmt)
-    parts = emit.weights(site.weight.name, packed_parts(plan.weight))
-    y = emit.call(site.node, emit.define(linear_function, fmt), x, *parts)
+    operands = emit.weights(site.weight.name, parts)
+    y = emit.call(site.node, emit.define(linear_function, fmt), x, *operands)
     return wrap(emit, site, y, _FLOAT), {}
 
 
-def emit_stack(emit: Emitter, site: Stack, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+def emit_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The operator itself, in float32, on the stack ``DecodeX(codes, scales, ...)`` laid out as it was."""
     node, reader, size, dtype = site.node, site.reader, plan.weight.shape[1], graph_type(site.weight)
     x = prepare(emit, site, [_FLOAT])
     if plan.scheme.activation is not None:
         x, width = _quantized(emit, site, x, plan.scheme.activation, size)
         x = resize(emit, node, x, size, width, size)
-    stack = _decoded_stack(emit, site, plan)
+    stack = _decoded_stack(emit, site, plan, parts)
     if reader is not node:
         rest = [stack if value is site.weight else value for value in reader.inputs]
         emit.replace(reader, emit.op(reader, reader.op_type, *rest, **_attributes(reader)))
@@ -67,11 +67,11 @@ def emit_stack(emit: Emitter, site: Stack, plan: Plan) -> tuple[ir.Value, Mappin
     return (y if dtype == _FLOAT else cast(emit, node, y, dtype)), {}
 
 
-def _decoded_stack(emit: Emitter, site: Stack, plan: Plan) -> ir.Value:
+def _decoded_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> ir.Value:
     """The whole stack in the graph's type: rows of one matrix after the other, the contracted axis put back."""
     node, fmt, size = site.reader, plan.scheme.weight, plan.weight.shape[1]
-    parts = emit.weights(site.weight.name, packed_parts(plan.weight))
-    rows = emit.call(node, emit.define(decode_function, fmt), *parts)
+    operands = emit.weights(site.weight.name, parts)
+    rows = emit.call(node, emit.define(decode_function, fmt), *operands)
     if packed_width(plan.weight) != size:
         rows = cut(emit, node, rows, size)
     shape = [int(dim) for dim in site.weight.shape]
@@ -100,12 +100,12 @@ def _quantized(emit: Emitter, site: Linear | Stack, x: ir.Value, fmt: Format, si
     return emit.shared((name, x), lambda: emit.call(node, name, x, hint=hint, **shapes)), groups * group
 
 
-def emit_lookup(emit: Emitter, site: Lookup, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+def emit_lookup(emit: Emitter, site: Lookup, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LookupX(indices, codes, scales, ...)``."""
     fmt, size = plan.scheme.weight, plan.weight.shape[1]
     emit.define(decode_function, fmt)
-    parts = emit.weights(site.weight.name, packed_parts(plan.weight))
-    y = emit.call(site.node, emit.define(lookup_function, fmt), site.indices, *parts)
+    operands = emit.weights(site.weight.name, parts)
+    y = emit.call(site.node, emit.define(lookup_function, fmt), site.indices, *operands)
     if packed_width(plan.weight) != size:
         y = cut(emit, site.node, y, size)
     if graph_type(site.weight) != _FLOAT:

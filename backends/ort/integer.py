@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.ort.body import Body
-from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import prepare, wrap
 from qcompile.backends.ort.scales import divisor, effective_scales
-from qcompile.formats import Format, Kind, ScaleType
+from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.site_forms import Linear
 from qcompile.targets import Plan, Scheme
 
-__all__ = ["emit", "scale_function", "takes"]
+__all__ = ["emit", "pack", "scale_function", "takes"]
 
 _ZERO = 128
 
@@ -63,15 +63,19 @@ def linear_function(fmt: Format, opset: int) -> ir.Function:
     return body.function("LinearInteger", body.Mul(product, weight_scale))
 
 
-def emit(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+def pack(weight: Quantized) -> dict[str, np.ndarray]:
+    """The weight ``[K, N]`` as signed bytes, and its scales ``[N]``."""
+    stored = weight.codes[:, : weight.shape[1]].numpy().view(np.int8)
+    return {"weight": np.ascontiguousarray(stored.T), "scales": weight.scales.flatten().numpy()}
+
+
+def emit(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LinearInteger(QuantizeInteger(x), ...)``; sites that read one value share its codes."""
-    node, fmt, weight = site.node, plan.scheme.activation, plan.weight
+    node, fmt = site.node, plan.scheme.activation
     x = prepare(emit, site, [ir.DataType.FLOAT])
     scale_name, codes_name = emit.define(scale_function, fmt), emit.define(codes_function, fmt)
     scale = emit.shared((scale_name, x), lambda: emit.call(node, scale_name, x, hint=f"{x.name}/scale"))
     codes = emit.shared((codes_name, x), lambda: emit.call(node, codes_name, x, scale, hint=f"{x.name}/codes"))
-    stored = weight.codes[:, : weight.shape[1]].numpy().view(np.int8)
-    parts = {"weight": np.ascontiguousarray(stored.T), "scales": weight.scales.flatten().numpy()}
     operands = emit.weights(site.weight.name, parts)
     y = emit.call(node, emit.define(linear_function, fmt), codes, scale, *operands)
     return wrap(emit, site, y, ir.DataType.FLOAT), {}

@@ -12,8 +12,10 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.backends.ort import emulation, integer, nbits
-from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.emitter import Emitter, Parts
+from qcompile.backends.ort.weights import packed_parts
 from qcompile.errors import TargetError
+from qcompile.formats import Quantized
 from qcompile.site_forms import Linear, Lookup, Stack, read_site
 from qcompile.targets import Plan, Scheme
 
@@ -27,23 +29,29 @@ class Kernel:
     Args:
         site: the kind of site that it is for.
         takes: whether it computes a scheme.
-        emit: writes the nodes, returns the result and what to say about it.
+        pack: lays a weight out, its parts by name.
+        emit: writes the nodes, given those parts; returns the result and what to say about it.
         about: one line for the report.
     """
 
     site: type[Linear] | type[Lookup] | type[Stack]
     takes: Callable[[Scheme], bool]
-    emit: Callable[[Emitter, Any, Plan], tuple[ir.Value, Mapping[str, Any]]]
+    pack: Callable[[Quantized], Parts]
+    emit: Callable[[Emitter, Any, Plan, Parts], tuple[ir.Value, Mapping[str, Any]]]
     about: str
 
 
 KERNELS: dict[str, Kernel] = {
-    "nbits": Kernel(Linear, nbits.takes, nbits.emit_linear, "com.microsoft.MatMulNBits"),
-    "nbits-lookup": Kernel(Lookup, nbits.takes, nbits.emit_lookup, "com.microsoft.GatherBlockQuantized"),
-    "integer": Kernel(Linear, integer.takes, integer.emit, "MatMulInteger, activations quantized per token"),
-    "emulated": Kernel(Linear, emulation.takes, emulation.emit_linear, "standard operators, exact"),
-    "stack": Kernel(Stack, emulation.takes, emulation.emit_stack, "the operator itself, weights decoded, exact"),
-    "lookup": Kernel(Lookup, emulation.takes_lookup, emulation.emit_lookup, "standard operators, exact"),
+    "nbits": Kernel(Linear, nbits.takes, nbits.pack, nbits.emit_linear, "com.microsoft.MatMulNBits"),
+    "nbits-lookup": Kernel(Lookup, nbits.takes, nbits.pack, nbits.emit_lookup, "com.microsoft.GatherBlockQuantized"),
+    "integer": Kernel(
+        Linear, integer.takes, integer.pack, integer.emit, "MatMulInteger, activations quantized per token"
+    ),
+    "emulated": Kernel(Linear, emulation.takes, packed_parts, emulation.emit_linear, "standard operators, exact"),
+    "stack": Kernel(
+        Stack, emulation.takes, packed_parts, emulation.emit_stack, "the operator itself, weights decoded, exact"
+    ),
+    "lookup": Kernel(Lookup, emulation.takes_lookup, packed_parts, emulation.emit_lookup, "standard operators, exact"),
 }
 
 

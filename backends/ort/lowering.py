@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.kernels import Kernel, choose
+from qcompile.beside import threads
 from qcompile.errors import InputError
 from qcompile.graph import opset
 from qcompile.site_forms import read_site
@@ -46,8 +49,10 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     planned = _match(model, unrolled.plans)
     kernels = [choose(node, plan, kernels) for node, plan in planned]
     emitter = Emitter(model, target)
-    triples = zip(planned, kernels, strict=True)
-    sites = {plan.site: _lower_site(emitter, node, plan, kernel) for (node, plan), kernel in triples}
+    with threads(os.cpu_count() or 1) as beside:
+        packed = [beside.submit(kernel.pack, plan.weight) for (_, plan), kernel in zip(planned, kernels, strict=True)]
+        work = zip(planned, kernels, packed, strict=True)
+        sites = {plan.site: _lower_site(emitter, node, plan, kernel, parts) for (node, plan), kernel, parts in work}
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     return Lowered(_save(model, folder), unrolled.joined(sites))
 
@@ -67,9 +72,11 @@ def _name(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or ""
 
 
-def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel) -> Mapping[str, Any]:
+def _lower_site(
+    emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, parts: Future[Parts]
+) -> Mapping[str, Any]:
     emitter.at(node)
-    value, notes = kernel.emit(emitter, read_site(node), plan)
+    value, notes = kernel.emit(emitter, read_site(node), plan, parts.result())
     emitter.replace(node, value)
     return {"kernel": kernel.about, "stored_bytes": emitter.stored, **notes}
 

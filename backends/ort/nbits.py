@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.ort.emitter import Emitter
+from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cut, graph_type, prepare, wrap
-from qcompile.formats import Format, Kind
+from qcompile.formats import Format, Kind, Quantized
 from qcompile.formats.layouts import to_matmulnbits
 from qcompile.site_forms import Linear, Lookup
 from qcompile.targets import Plan, Scheme, Target
 
-__all__ = ["accuracy_level", "emit_linear", "emit_lookup", "takes"]
+__all__ = ["accuracy_level", "emit_linear", "emit_lookup", "pack", "takes"]
 
 _DOMAIN = "com.microsoft"
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # what both operators compute in
@@ -44,38 +44,42 @@ def accuracy_level(bits: int, target: Target) -> tuple[int, str]:
     return asked, "the target's level"
 
 
-def emit_linear(emit: Emitter, site: Linear, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+def pack(weight: Quantized) -> dict[str, np.ndarray]:
+    """Codes ``[N, groups, bytes]``, scales ``[N, groups]``, zero points ``[N, bytes]`` if any."""
+    packed = to_matmulnbits(weight)
+    rows, groups, _ = packed.b.shape
+    parts = {"codes": packed.b.numpy(), "scales": packed.scales.view(rows, groups).numpy()}
+    if packed.zero_points is not None:
+        parts["zero_points"] = packed.zero_points.view(rows, -1).numpy()
+    return parts
+
+
+def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """One MatMulNBits."""
     emit.model.graph.opset_imports.setdefault(_DOMAIN, 1)
     x, (rows, size) = prepare(emit, site, _TYPES), plan.weight.shape
     computed = graph_type(site.weight) if graph_type(site.weight) in _TYPES else _TYPES[0]
     level, why = accuracy_level(plan.scheme.weight.bits, emit.target)
     shape = {"K": size, "N": rows, "bits": plan.scheme.weight.bits, "block_size": plan.scheme.weight.group}
-    parts = _parts(emit, site.weight.name, plan, computed)
-    y = emit.op(site.node, "MatMulNBits", x, *parts, domain=_DOMAIN, accuracy_level=level, **shape)
+    operands = _constants(emit, site.weight.name, parts, computed)
+    y = emit.op(site.node, "MatMulNBits", x, *operands, domain=_DOMAIN, accuracy_level=level, **shape)
     said = {"accuracy_level": level, "why": why}
     if level == 4 and shape["bits"] > 2:  # onnxruntime's kernel rounds each block of the input to int8
         said["rounds_input_to"] = f"int8-g{shape['block_size']}-fp32"
     return wrap(emit, site, y, computed), said
 
 
-def _parts(emit: Emitter, name: str, plan: Plan, dtype: ir.DataType) -> list[ir.Value]:
-    """Codes ``[N, groups, bytes]``, scales ``[N, groups]``, zero points ``[N, bytes]`` if any."""
-    packed = to_matmulnbits(plan.weight)
-    rows, groups, _ = packed.b.shape
-    scales = packed.scales.view(rows, groups).numpy().astype(dtype.numpy(), copy=False)
-    parts = {"codes": packed.b.numpy(), "scales": scales}
-    if packed.zero_points is not None:
-        parts["zero_points"] = packed.zero_points.view(rows, -1).numpy()
-    return emit.weights(name, parts)
+def _constants(emit: Emitter, name: str, parts: Parts, dtype: ir.DataType) -> list[ir.Value]:
+    """The parts, with scales in the type that is computed in."""
+    return emit.weights(name, {**parts, "scales": parts["scales"].astype(dtype.numpy(), copy=False)})
 
 
-def emit_lookup(emit: Emitter, site: Lookup, plan: Plan) -> tuple[ir.Value, Mapping[str, Any]]:
+def emit_lookup(emit: Emitter, site: Lookup, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """One GatherBlockQuantized. Its table is a reshape of MatMulNBits' codes, so that a tied head shares the bytes."""
     emit.model.graph.opset_imports.setdefault(_DOMAIN, 1)
     fmt, (rows, size), node = plan.scheme.weight, plan.weight.shape, site.node
     computed = graph_type(site.weight) if graph_type(site.weight) in _TYPES else _TYPES[0]
-    codes, scales, *zero_points = _parts(emit, site.weight.name, plan, computed)
+    codes, scales, *zero_points = _constants(emit, site.weight.name, parts, computed)
     flat = emit.constant("qcompile.rows", np.array([rows, -1], np.int64))
     table = emit.op(node, "Reshape", codes, flat)
     settings = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
