@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,21 +13,26 @@ from qcompile.calibration import Statistics
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.groups import Group, routed
+from qcompile.learning import Lesson, lesson_of
 from qcompile.pipeline import State
 from qcompile.scoring import weight_matrix
 from qcompile.selection import METHODS
 from qcompile.spaces import Site
-from qcompile.stacks import Experts, Route, rows_of
+from qcompile.stacks import Experts, rows_of
 from qcompile.targets import Plan, Scheme
+from qcompile.walking import Walk
 
 if TYPE_CHECKING:
     import torch
 
     from qcompile.calibration import Progress
-    from qcompile.gptq import Factor
+    from qcompile.data import Data
     from qcompile.transforms import Transform
 
 __all__ = ["Quantize"]
+
+#: Gives what the sites of a group learn from, by the format that they read their input in; ``None`` for nothing.
+Teacher = Callable[[Format | None], Lesson | None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Quantize:
         tables: embedding tables, which read nothing.
         schemes: by site name.
         statistics: of the untransformed inputs, by value name.
+        data: what they are of; with it, GPTQ rounds each site for what those before it make of that data.
         method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none, or where
             that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
         device: where torch computes.
@@ -50,6 +56,7 @@ class Quantize:
     statistics: Mapping[str, Statistics]
     method: str = "gptq"
     device: str = "cpu"
+    data: Data | None = None
     progress: Progress | None = None
     name: ClassVar[str] = "quantize"
 
@@ -60,61 +67,92 @@ class Quantize:
         """
         if self.method not in METHODS:
             raise InputError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
-        plans: list[Plan] = []
-        for done, (group, transform) in enumerate(self.groups):
-            factors = _Factors(group, transform, self.statistics.get(group.value.name), self.device)
-            for site in group.sites:
-                scheme = self.schemes[site.name]
-                rounded = self._round(state, site, scheme, factors)
-                if rounded is not None and rounded.format != scheme.weight:
-                    scheme = replace(scheme, weight=rounded.format)
-                plans.append(Plan(site.name, scheme, rounded))
-            if self.progress is not None:
-                self.progress("quantizing", done + 1, len(self.groups))
+        plans: dict[str, Plan] = {}
         for site in self.tables:
             scheme = self.schemes[site.name]
             rounded = None if scheme.weight is None else quantize(weight_matrix(site), scheme.weight)
-            plans.append(Plan(site.name, scheme, rounded))
-        state.notes["plans"] = plans
+            plans[site.name] = Plan(site.name, scheme, rounded)
+        for done, (group, lesson) in enumerate(self._lessons(state, plans)):
+            for site in group.sites:
+                scheme = self.schemes[site.name]
+                rounded = self._round(state, group, site, scheme, lesson)
+                if rounded is not None and rounded.format != scheme.weight:
+                    scheme = replace(scheme, weight=rounded.format)
+                plans[site.name] = Plan(site.name, scheme, rounded)
+            if self.progress is not None:
+                self.progress("quantizing", done + 1, len(self.groups))
+        state.notes["plans"] = list(plans.values())
         return bool(plans)
 
-    def _round(self, state: State, site: Site, scheme: Scheme, factors: _Factors) -> Quantized | None:
+    def _lessons(self, state: State, plans: Mapping[str, Plan]) -> Iterator[tuple[Group, Teacher]]:
+        """Every group with what gives a lesson for it, by the format that its sites read their input in.
+
+        Those that a walk passes come in the order of the graph; their sites are in ``plans`` when the next one comes.
+        """
+        known = [] if self.method == "rtn" else [g for g, _ in self.groups if g.value.name in self.statistics]
+        walk = None
+        if self.method == "gptq" and self.data is not None and known:
+            count = max(found.batches for found in self.statistics.values())
+            walk = Walk(state.model, known, self.tables, self.data.batches[:count], plans, self.device)
+        walked = () if walk is None else walk.groups
+        for group, transform in self.groups:
+            if group not in walked:
+                yield group, partial(self._static, group, transform) if group in known else lambda _: None
+        for group in walk or ():
+            yield group, walk.lesson
+
+    def _static(self, group: Group, transform: Transform | None, _: Format | None = None) -> Lesson:
+        """From the float graph alone."""
+        return lesson_of(self.statistics[group.value.name], transform, self.device)
+
+    def _round(
+        self, state: State, group: Group, site: Site, scheme: Scheme, teacher: Teacher
+    ) -> Quantized | None:
         if scheme.weight is None:
             return None
+        lesson = teacher(scheme.activation)
+        unusable = None if lesson is None else lesson.unusable
+        usable = lesson is not None and unusable is None
         weight = weight_matrix(site).to(self.device)
         if self.method != "rtn":
             weight = weight.contiguous()  # the others walk over it often
         if not isinstance(scheme.weight, Format):
-            if self.method == "search" or (self.method == "gptq" and factors.usable):
+            if self.method == "search" or (self.method == "gptq" and usable):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {scheme.weight.name}")
             return _to_cpu(scheme.weight.quantize(weight).as_table())
-        searched = self.method == "search"
-        scales = search_scales(weight, scheme.weight, weight=factors.importance) if searched else None
+        importance = lesson.importance if usable else None
+        scales = search_scales(weight, scheme.weight, weight=importance) if self.method == "search" else None
         nearest = quantize(weight, scheme.weight, scales=scales)
+        if self.method != "gptq" or lesson is None:
+            return _to_cpu(nearest)
         form = routed(site)
-        if self.method == "gptq" and form is not None and factors.routes(form.route):
-            return _to_cpu(self._experts(state, site, form, weight, nearest, factors))
-        if self.method == "gptq" and factors.usable:
-            return _to_cpu(self._learned(state, site, weight, nearest, factors))
-        if self.method == "gptq" and factors.unusable is not None:
-            state.decline(site.name, "GPTQ", f"{factors.unusable}, so it is rounded to nearest")
+        if form is not None and form.route in self.statistics[group.value.name].routed:
+            return _to_cpu(self._experts(state, group, site, form, weight, nearest))
+        if usable:
+            return _to_cpu(_learned(state, site, weight, nearest, lesson))
+        state.decline(site.name, "GPTQ", f"{unusable}, so it is rounded to nearest")
         return _to_cpu(nearest)
 
     def _experts(
-        self, state: State, site: Site, form: Experts, weight: torch.Tensor, nearest: Quantized, factors: _Factors
+        self, state: State, group: Group, site: Site, form: Experts, weight: torch.Tensor, nearest: Quantized
     ) -> Quantized:
         """GPTQ for each matrix of a stack whose own rows suffice and say that it errs less on those held out."""
         result = replace(nearest, codes=nearest.codes.clone(), scales=nearest.scales.clone(),
                          zero_points=None if nearest.zero_points is None else nearest.zero_points.clone())  # fmt: skip
+        transform = next(transform for other, transform in self.groups if other is group)
+        rows = self.statistics[group.value.name].routed[form.route]
         count, short, errors = len(form.places), 0, []
         for expert, places in enumerate(form.places):
-            own = factors.of(form.route, expert)
-            if own is None or not own.usable:
+            statistics = rows.of(expert)
+            own = None if statistics is None else lesson_of(statistics, transform, self.device)
+            if own is None or own.unusable is not None:
                 short += 1
                 continue
-            learned, found = _compared(weight[places], rows_of(nearest, places), own)
-            errors.append(found)
-            if found["gptq"] <= found["nearest"]:
+            near = rows_of(nearest, places)
+            shared = near.tensor_scale if near.format.tensor_scale is not None else None  # one for the whole stack
+            learned = own.learn(weight[places], near.format, shared).quantized
+            errors.append({way: own.error(weight[places], q) for way, q in (("gptq", learned), ("nearest", near))})
+            if errors[-1]["gptq"] <= errors[-1]["nearest"]:
                 _put_rows(result, places, learned)
         if errors:
             means = {way: float(np.mean([found[way] for found in errors])) for way in errors[0]}
@@ -127,39 +165,22 @@ class Quantize:
             state.decline(site.name, "GPTQ of every matrix", f"{reason} for {worse} of its {count} matrices")
         return result
 
-    def _learned(
-        self, state: State, site: Site, weight: torch.Tensor, nearest: Quantized, factors: _Factors
-    ) -> Quantized:
-        """GPTQ's weight, unless rounding to nearest errs less on rows that GPTQ has not seen."""
-        from qcompile.gptq import gptq
 
-        result = gptq(weight, factors.get(), nearest.format, scales="search")
-        if result.damping > 0.011:
-            reason = f"its inputs needed a damping of {result.damping:g}"
-            state.decline(site.name, "the usual damping of GPTQ", reason)
-        if not len(factors.held_out):
-            return result.quantized
-        errors = {
-            way: _error(weight, rounded.dequantize(), factors.held_out)
-            for way, rounded in (("gptq", result.quantized), ("nearest", nearest))
-        }
-        state.notes.setdefault("held_out", {})[site.name] = errors
-        if errors["gptq"] <= errors["nearest"]:
-            return result.quantized
-        reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less: {:.3g} < {:.3g}"
-        state.decline(site.name, "GPTQ", reason.format(errors["nearest"], errors["gptq"]))
-        return nearest
-
-
-def _compared(weight: torch.Tensor, nearest: Quantized, factors: _Factors) -> tuple[Quantized, dict[str, float]]:
-    """What GPTQ makes of one matrix of a stack, and how it and rounding err on rows that it has not seen."""
-    from qcompile.gptq import gptq
-
-    fmt = nearest.format
-    shared = nearest.tensor_scale if fmt.tensor_scale is not None else None  # one for the whole stack
-    learned = gptq(weight, factors.get(), fmt, scales="search", tensor_scale=shared).quantized
-    ways = {"gptq": learned, "nearest": nearest}
-    return learned, {way: _error(weight, rounded.dequantize(), factors.held_out) for way, rounded in ways.items()}
+def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized, lesson: Lesson) -> Quantized:
+    """GPTQ's weight, unless rounding to nearest errs less on rows that GPTQ has not seen."""
+    result = lesson.learn(weight, nearest.format)
+    if result.damping > 0.011:
+        reason = f"its inputs needed a damping of {result.damping:g}"
+        state.decline(site.name, "the usual damping of GPTQ", reason)
+    if not len(lesson.exact):
+        return result.quantized
+    errors = {way: lesson.error(weight, q) for way, q in (("gptq", result.quantized), ("nearest", nearest))}
+    state.notes.setdefault("held_out", {})[site.name] = errors
+    if errors["gptq"] <= errors["nearest"]:
+        return result.quantized
+    reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less: {:.3g} < {:.3g}"
+    state.decline(site.name, "GPTQ", reason.format(errors["nearest"], errors["gptq"]))
+    return nearest
 
 
 def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:
@@ -168,82 +189,9 @@ def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:
         q.zero_points[places] = rows.zero_points
 
 
-def _error(weight: torch.Tensor, rounded: torch.Tensor, rows: torch.Tensor) -> float:
-    """``‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖²``."""
-    exact = rows @ weight.T
-    return float((rows @ (rounded.to(weight) - weight).T).square().sum() / exact.square().sum().clamp_min(1e-30))
-
-
 def _to_cpu(quantized: Quantized) -> Quantized:
     def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.cpu()
 
     return replace(quantized, codes=move(quantized.codes), scales=move(quantized.scales),
                    zero_points=move(quantized.zero_points), tensor_scale=move(quantized.tensor_scale))  # fmt: skip
-
-
-class _Factors:
-    """The transformed second moment of a group's input, factorized once for all of its sites."""
-
-    def __init__(self, group: Group, transform: Transform | None, statistics: Statistics | None, device: str) -> None:
-        self.group, self.transform, self.statistics, self.device = group, transform, statistics, device
-        self.unusable = None if statistics is None else _unusable(statistics)
-        self.usable = statistics is not None and self.unusable is None
-        self._make: Callable[[], torch.Tensor] = lambda: _transformed(statistics, transform).to(device)
-        self._factor: Factor | None = None
-        self._held_out: Callable[[], torch.Tensor] = lambda: _moved(statistics.held_out, transform).to(device)
-
-    def routes(self, route: Route) -> bool:
-        """Whether the rows of each expert are known."""
-        return self.statistics is not None and route in self.statistics.routed
-
-    def of(self, route: Route, expert: int) -> _Factors | None:
-        """Those of the rows of one expert; ``None`` if it got none."""
-        own = self.statistics.routed[route].of(expert)
-        return None if own is None else _Factors(self.group, self.transform, own, self.device)
-
-    @cached_property
-    def held_out(self) -> torch.Tensor:
-        """Rows of the input that the second moment has not seen, ``[rows, size]``."""
-        return self._held_out()
-
-    @property
-    def importance(self) -> torch.Tensor | None:
-        """The energy of each input feature, ``None`` without statistics."""
-        return self._make().diagonal().float() if self.usable else None
-
-    def get(self) -> Factor:
-        """The factor for GPTQ."""
-        from qcompile.gptq import factorize
-
-        if self._factor is None:
-            self._factor = factorize(self._make())
-        return self._factor
-
-
-def _unusable(statistics: Statistics) -> str | None:
-    """Why GPTQ cannot learn from those statistics: it moves errors to where the data happened to be silent."""
-    if not statistics.second_moment.any():
-        return "its input is zero on all calibration data"
-    size = len(statistics.second_moment)
-    if statistics.rows < size:
-        return f"calibration data has {statistics.rows} rows for its {size} features"
-    return None
-
-
-def _moved(rows: np.ndarray, transform: Transform | None) -> torch.Tensor:
-    """``x Tᵀ``."""
-    import torch
-
-    moved = torch.from_numpy(rows)
-    return moved if transform is None else transform.apply(moved, -1)
-
-
-def _transformed(statistics: Statistics, transform: Transform | None) -> torch.Tensor:
-    """``T G Tᵀ``."""
-    import torch
-
-    moment = torch.from_numpy(np.ascontiguousarray(statistics.second_moment))
-    if transform is not None:
-        moment = transform.apply(transform.apply(moment, 0), 1)
-    return moment

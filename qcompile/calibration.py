@@ -26,9 +26,13 @@ from qcompile.tapping import expose
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Routed", "Statistics", "collect", "sensitivities"]
+__all__ = ["Routed", "Statistics", "collect", "held_out_from", "sensitivities"]
 
 Progress = Callable[[str, int, int], None]
+
+#: Rows of each site input that are learned from; on the shipped language model, four times fewer cost a twelfth more
+#: divergence in NVFP4.
+MAX_ROWS = 32768
 
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
@@ -72,6 +76,7 @@ class Statistics:
         sample: ``[rows, size]`` float32, of all rows.
         rows: how many rows were seen.
         held_out: ``[rows, size]`` float32, rows that the second moment has not seen.
+        batches: how many of the data they come from.
         routed: the rows by how stacks of experts share them.
     """
 
@@ -79,12 +84,13 @@ class Statistics:
     sample: np.ndarray
     rows: int
     held_out: np.ndarray
+    batches: int = 0
     routed: Mapping[Route, Routed] = field(default_factory=dict)
 
 
 def collect(
     model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
-    max_rows: int = 8192, progress: Progress | None = None,
+    max_rows: int = MAX_ROWS, progress: Progress | None = None,
 ) -> dict[str, Statistics]:  # fmt: skip
     """Run the data through the graph and keep the statistics of site inputs.
 
@@ -131,12 +137,19 @@ def collect(
     return {name: one.statistics() for name, one in found.items() if one.rows}
 
 
+def held_out_from(before: int, rows: int, expected: int) -> int:
+    """Where the last rows of a batch begin, which are held out; as many came ``before``, so many are ``expected``."""
+    every = max(HELD_OUT, expected // HELD_OUT_ROWS)
+    return rows - ((before + rows) // every - before // every)
+
+
 class _Collected:
     """The statistics of one value, as its rows come in."""
 
     def __init__(self, most: int, batches: int) -> None:
         self.most, self.batches, self.rows, self.learned = most, batches, 0, 0
         self.moment: Any = 0.0
+        self.taken = 0
         self.sample: list[torch.Tensor] = []
         self.held_out: list[torch.Tensor] = []
         self.routed: dict[Route, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
@@ -150,16 +163,14 @@ class _Collected:
 
         The last rows of each batch are held out, so that they come from other places than those in front of them.
         """
-        expected = min(self.most, len(x) * self.batches)
-        every = max(HELD_OUT, expected // HELD_OUT_ROWS)
-        stop = len(x) - ((self.rows + len(x)) // every - self.rows // every)
+        stop = held_out_from(self.rows, len(x), min(self.most, len(x) * self.batches))
         moment = (x[:stop].T @ x[:stop]).double()
         if not (moment.isfinite().all() and x[stop:].isfinite().all()):
             return False
         self.moment = self.moment + moment
         self.sample.append(_spread(x, len(x) * SAMPLE_ROWS // self.most))
         self.held_out.append(x[stop:].clone())
-        self.rows, self.learned = self.rows + len(x), self.learned + stop
+        self.rows, self.learned, self.taken = self.rows + len(x), self.learned + stop, self.taken + 1
         return True
 
     def statistics(self) -> Statistics:
@@ -168,7 +179,8 @@ class _Collected:
 
         sample, held_out = (torch.cat(parts).numpy() for parts in (self.sample, self.held_out))
         routed = {route: Routed(*map(np.concatenate, zip(*parts))) for route, parts in self.routed.items()}
-        return Statistics((self.moment / max(self.learned, 1)).numpy(), sample, self.rows, held_out, routed)
+        moment = (self.moment / max(self.learned, 1)).numpy()
+        return Statistics(moment, sample, self.rows, held_out, self.taken, routed)
 
 
 def _spread(x: torch.Tensor, count: int) -> torch.Tensor:

@@ -123,7 +123,7 @@ def export(
         checks = sites_to_check(prepared.model, quantized)
         taps = {name: None for site in checks for name in site.reads if name not in data.batches[0]}
         begin = partial(begin_equivalence, prepared, data, progress, list(taps))
-        quantize = partial(_quantize, rotated, sites, chosen, statistics, options, progress)
+        quantize = partial(_quantize, rotated, sites, chosen, statistics, data, options, progress)
         equal, plans = (begin()(), quantize()) if options.method == "gptq" else _beside(begin, quantize)
         equal = settle(prepared, data, equal)
         _finish(rotated, job, plans, options, temporary, data, held_out, plain, equal, checks)
@@ -142,7 +142,7 @@ def plan(model: Any, options: Options) -> tuple[ir.Model, list[Plan]]:
     sites = quantizable(prepared, target)
     chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, None)
     rotated = rotate_prepared(prepared, groups, chosen.placement)
-    return prepared.model, _quantize(rotated, sites, chosen, statistics, options, None)
+    return prepared.model, _quantize(rotated, sites, chosen, statistics, data, options, None)
 
 
 def _beside(
@@ -284,14 +284,14 @@ def _compare_runtimes(
 
 
 def _quantize(
-    rotated: Rotated, sites: Sequence[Site], chosen: Choice, statistics: Mapping[str, Statistics], options: Options,
-    progress: Progress | None,
+    rotated: Rotated, sites: Sequence[Site], chosen: Choice, statistics: Mapping[str, Statistics], data: Data,
+    options: Options, progress: Progress | None,
 ) -> list[Plan]:  # fmt: skip
     prepared = rotated.prepared
     pairs = [(g, total_transform(prepared.analysis, g, rotated.placement)) for g in rotated.groups]
     tables = [site for site in sites if site.input is None]
     step = load_pass("quantize")(
-        pairs, tables, chosen.schemes, statistics, options.method, options.device, progress
+        pairs, tables, chosen.schemes, statistics, options.method, options.device, data, progress
     )  # fmt: skip
     step.apply(prepared.state)
     if options.method == "gptq" and not statistics:

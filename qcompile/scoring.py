@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qcompile.spaces import Site
     from qcompile.transforms import Transform
 
-__all__ = ["Probe", "probe", "quantize_rows", "site_error", "weight_matrix"]
+__all__ = ["Probe", "as_weight", "probe", "quantize_rows", "site_error", "weight_matrix"]
 
 #: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
 ROWS = 256
@@ -55,6 +55,14 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     del weight
     release(tensor)
     return torch.from_numpy(copied)
+
+
+def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
+    """What ``weight_matrix`` gives, in the shape and the type of the weight."""
+    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
+    shape = list(site.shape)
+    shape.append(shape.pop(axis))
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(shape), -1, axis), tensor.dtype.numpy())
 
 
 def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,10 @@ from qcompile.errors import InputError, first_line
 from qcompile.evaluate import check_names
 from qcompile.graph import release
 
-__all__ = ["Segments"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Part", "Segments", "parts", "runner"]
 
 #: Bytes of weights that are in memory at a time; a single larger one is a segment of its own.
 SEGMENT_BYTES = 512 << 20
@@ -31,7 +35,7 @@ class Segments:
         graph = model.graph
         self.inputs = [value.name for value in graph.inputs if value.name not in graph.initializers]
         self.outputs = list(dict.fromkeys([*(value.name for value in graph.outputs), *taps]))
-        self._parts = list(_parts(graph))
+        self._parts = list(parts(graph, _Fills()))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name.
@@ -41,41 +45,72 @@ class Segments:
         """
         check_names(inputs, self.inputs)
         live = dict(inputs)
-        readers = Counter(name for part in self._parts for name in {value.name for value in part.reads})
+        readers = Counter(value.name for part in self._parts for value in part.reads)
         readers.update(self.outputs)
         for part in self._parts:
-            live |= _run(self._model, part, live, {name for name in readers if name not in live})
-            for name in {value.name for value in part.reads}:
-                readers[name] -= 1
-                if not readers[name]:
-                    live.pop(name, None)
+            live |= self._run(part, live, readers)
+            for value in part.reads:
+                readers[value.name] -= 1
+                if not readers[value.name]:
+                    live.pop(value.name, None)
         constants = self._model.graph.initializers
         return {name: live[name] if name in live else constants[name].const_value.numpy() for name in self.outputs}
 
+    def _run(self, part: Part, live: Mapping[str, np.ndarray], readers: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The outputs of one part that are wanted later."""
+        constants = part.constants
+        feeds = {name: tensor.numpy() for name, tensor in constants.items()}
+        feeds |= {value.name: live[value.name] for value in part.reads if value.name in live}
+        made = [value.name for node in part.nodes for value in node.outputs if readers[value.name]]
+        results = runner(self._model, [ir.to_proto(node) for node in part.nodes], feeds, made, constants)(feeds)
+        feeds.clear()
+        for tensor in constants.values():
+            release(tensor)
+        return results
 
-class _Part:
+
+class Part:
     """Consecutive nodes, and what they read from outside."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
-        self.reads: list[ir.Value] = []
+        self.reads: dict[ir.Value, None] = {}
         self.made: set[ir.Value] = set()
+
+    def add(self, node: ir.Node) -> None:
+        """One more node at the end."""
+        self.nodes.append(node)
+        self.reads |= {value: None for value in _reads(node) if value not in self.made}
+        self.made.update(node.outputs)
+
+    @property
+    def constants(self) -> dict[str, ir.TensorProtocol]:
+        """Those that it reads, by name."""
+        return {value.name: value.const_value for value in self.reads if value.const_value is not None}
+
+
+def parts(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> Iterator[Part]:
+    """All nodes in order; a new part begins with each node of which ``starts`` says so."""
+    part = Part()
+    for node in graph:
+        if starts(node) and part.nodes:
+            yield part
+            part = Part()
+        part.add(node)
+    yield part
+
+
+class _Fills:
+    """Whether the weights of a node are too many for the part that it would be added to."""
+
+    def __init__(self) -> None:
         self.bytes = 0
 
-
-def _parts(graph: ir.Graph) -> Iterator[_Part]:
-    part = _Part()
-    for node in graph:
-        reads = list(_reads(node))
-        size = sum(value.const_value.nbytes for value in reads if value.const_value is not None)
-        if part.nodes and part.bytes + size > SEGMENT_BYTES:
-            yield part
-            part = _Part()
-        part.nodes.append(node)
-        part.reads += [value for value in reads if value not in part.made]
-        part.made.update(node.outputs)
-        part.bytes += size
-    yield part
+    def __call__(self, node: ir.Node) -> bool:
+        size = sum(value.const_value.nbytes for value in _reads(node) if value.const_value is not None)
+        full = self.bytes > 0 and self.bytes + size > SEGMENT_BYTES
+        self.bytes = size if full else self.bytes + size
+        return full
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
@@ -92,19 +127,27 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
             yield from (value for inner in body for value in _reads(inner) if value not in own)
 
 
-def _run(model: ir.Model, part: _Part, live: Mapping[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
-    """The outputs of one part that are wanted later."""
+def runner(
+    model: ir.Model, nodes: Sequence[onnx.NodeProto], feeds: Mapping[str, np.ndarray], made: Sequence[str],
+    constants: Collection[str],
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:  # fmt: skip
+    """Some nodes of a graph as a function of all that they read.
+
+    Args:
+        feeds: what it will be called with: arrays of these types and ranks, of the constants also of these shapes.
+        made: names of what it returns.
+        constants: names of those of its inputs.
+    """
     import onnx
     import onnxruntime as ort
 
-    constants = {value.name: value.const_value for value in part.reads if value.const_value is not None}
-    feeds = {name: tensor.numpy() for name, tensor in constants.items()}
-    feeds |= {value.name: live[value.name] for value in part.reads if value.name in live}
-    made = [value.name for node in part.nodes for value in node.outputs if value.name in wanted]
-    nodes = [ir.to_proto(node) for node in part.nodes]
-    read = [_info(name, array) for name, array in feeds.items()]
+    def declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+        shape = array.shape if name in constants else [None] * array.ndim
+        return onnx.helper.make_tensor_value_info(name, int(ir.DataType.from_numpy(array.dtype)), shape)
+
+    inputs = [declared(*feed) for feed in feeds.items()]
     proto = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "part", read, [onnx.ValueInfoProto(name=name) for name in made]),
+        onnx.helper.make_graph(nodes, "part", inputs, [onnx.ValueInfoProto(name=name) for name in made]),
         functions=[ir.to_proto(function) for function in model.functions.values()],
         opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
         ir_version=model.ir_version,
@@ -114,16 +157,17 @@ def _run(model: ir.Model, part: _Part, live: Mapping[str, np.ndarray], wanted: s
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        results = session.run(made, feeds)
     except Exception as error:  # onnxruntime raises classes of its own without a common base
-        raise InputError(f"onnxruntime cannot run a part of the graph: {first_line(error)}") from error
-    feeds.clear()
-    for tensor in constants.values():
-        release(tensor)
-    return dict(zip(made, results, strict=True))
+        raise _failed(error) from error
+
+    def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(made, session.run(made, dict(feeds)), strict=True))
+        except Exception as error:  # as above
+            raise _failed(error) from error
+
+    return run
 
 
-def _info(name: str, array: np.ndarray) -> object:
-    import onnx
-
-    return onnx.helper.make_tensor_value_info(name, int(ir.DataType.from_numpy(array.dtype)), array.shape)
+def _failed(error: Exception) -> InputError:
+    return InputError(f"onnxruntime cannot run a part of the graph: {first_line(error)}")
