@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompile.assignment import Assignment, Option, assign
-from qcompile.calibration import Statistics, collect, sensitivities
+from qcompile.calibration import Statistics, collect
 from qcompile.data import Data
 from qcompile.errors import InputError
 from qcompile.groups import Group, groups_of, routes_of, site_errors
 from qcompile.placement import KINDS, Placement, place, total_transform
 from qcompile.preparation import Prepared, edge_sites
 from qcompile.scoring import probe, site_error
+from qcompile.sensitivity import sensitivities
 from qcompile.spaces import Site
 from qcompile.tapping import visible
 from qcompile.targets import Scheme, Target

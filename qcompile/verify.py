@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile.calibration import divergence, logit_outputs, next_token_loss
 from qcompile.data import Data
 from qcompile.equivalence import by_position, source_outputs, source_session
 from qcompile.errors import InputError
 from qcompile.evaluate import compare
+from qcompile.sensitivity import divergence, logit_outputs, next_token_loss
 
 if TYPE_CHECKING:
     from qcompile.calibration import Progress
