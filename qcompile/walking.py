@@ -72,16 +72,13 @@ class Walk:
         self._readers = Counter(value.name for part in self._parts for value in part.reads)
 
     def __iter__(self) -> Iterator[Group]:
-        waiting: list[Part] = []
-        for part in self._parts:
+        for before, part in zip([None, *self._parts], self._parts, strict=False):
+            if before is not None:
+                self._run(before)
             group = self._stops.get(part.nodes[0])
             if group is not None:
-                for before in waiting:
-                    self._run(before)
-                waiting.clear()
                 self._at, self._known = (read_site(part.nodes[0]).x.name, group.axis), {}
                 yield group
-            waiting.append(part)
 
     def lesson(self, activation: Format | None) -> Lesson:
         """What the group at which the walk stands reads, where its sites read it in that format."""
