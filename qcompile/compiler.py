@@ -290,10 +290,11 @@ def _quantize(
     prepared = rotated.prepared
     pairs = [(g, total_transform(prepared.analysis, g, rotated.placement)) for g in rotated.groups]
     tables = [site for site in sites if site.input is None]
+    learned = {} if data.random else statistics  # what random inputs teach is worse than nothing on others
     step = load_pass("quantize")(
-        pairs, tables, chosen.schemes, statistics, options.method, options.device, data, progress
+        pairs, tables, chosen.schemes, learned, options.method, options.device, data, progress
     )  # fmt: skip
     step.apply(prepared.state)
-    if options.method == "gptq" and not statistics:
+    if options.method == "gptq" and not learned:
         prepared.state.decline("*", "GPTQ", "there is no calibration data, so weights are rounded to nearest")
     return [plan for plan in prepared.state.notes["plans"] if plan.scheme.weight is not None]

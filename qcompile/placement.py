@@ -64,6 +64,7 @@ def place(
     kind: str = "auto",
     statistics: Mapping[str, Statistics] | None = None,
     alphas: Mapping[str, float] | None = None,
+    fits: bool = True,
     price: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
@@ -77,6 +78,8 @@ def place(
             front of the other sites; ``block`` the same with blocks of the format's group; ``wush`` is WUSH online.
         statistics: by value name; without them the identity.
         alphas: sensitivities by site name; without them all alike.
+        fits: whether transforms may be fitted to the statistics, and not only compared on them: what is fitted to
+            random inputs is worse than nothing on others. ``wush`` asks for it in any case.
         price: an online transform that costs a fraction ``c`` of its sites' arithmetic must lower their error by a
             factor of at least ``1 + price · c``.
 
@@ -93,7 +96,8 @@ def place(
         return Placement({}, {})
     placement, partners = Placement({}, {}), _sharing(analysis, groups)
     barred = {group for group in groups if partners[group] is None}
-    online = Online(analysis, scheme, kind, statistics or {}, price, seed, barred)
+    known = (statistics or {}) if fits or kind == "wush" else {}
+    online = Online(analysis, scheme, kind, known, price, seed, barred)
     place_offline(analysis, groups, online, placement)
     for done, group in enumerate(groups):
         leader = partners[group]

@@ -128,8 +128,11 @@ def choose(
     inner = [group for group in groups if several or not all(site.name in edges for site in group.sites)]
     placement = place(
         prepared.analysis, inner, lambda _: first, kind=options.transforms, statistics=statistics,
-        alphas=alphas, price=target.transform_price, seed=options.seed, progress=progress,
+        alphas=alphas, fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
     )  # fmt: skip
+    if data.random and statistics and options.transforms == "auto":
+        reason = "there is no calibration data, and what fits random inputs fits no others"
+        prepared.state.decline("*", "fitting transforms to the inputs of sites", reason)
     chosen = Choice({}, placement, alphas, {}, None, {})
     if several:
         _assign(prepared, groups, tables, schemes, target, options, chosen)
