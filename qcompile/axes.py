@@ -103,6 +103,8 @@ class Axes:
 
     def find(self, ref: Ref) -> Ref:
         """The root that ``ref`` leads to, with the mode along the way; compresses the path."""
+        if ref.node.parent is None:
+            return ref
         path = []
         while ref.node.parent is not None:
             path.append(ref.node)

@@ -32,7 +32,7 @@ __all__ = ["Probe", "as_weight", "probe", "quantize_rows", "site_error", "weight
 
 #: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
 ROWS = 256
-WEIGHT_ROWS = 64
+WEIGHT_ROWS = 32
 
 
 def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
