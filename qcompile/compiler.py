@@ -200,7 +200,7 @@ def _finish(
     held_out: Data | None, plain: float | None, equal: Equivalence, checks: Sequence[Sampled],
 ) -> None:  # fmt: skip
     """Lower, verify and report."""
-    from qcompile.report import build_manifest, write_report
+    from qcompile.report import build_manifest, compile_report, write_report
 
     prepared, target = rotated.prepared, job.target
     before = None if target.backends == ("ort",) else prepared.model.clone()  # holds the float weights
@@ -210,6 +210,7 @@ def _finish(
     values = dict(data.batches[0]) | dict(equal.tapped)
     with threads(1) as beside:
         checking = beside.submit(check_lowering, checks, plans, lowered, prepared.model, values) if own else None
+        beside.submit(compile_report)  # while onnxruntime loads, Python has time
         if target.runs_here:
             measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
         else:

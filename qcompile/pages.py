@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific"]
+__all__ = ["format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific", "template"]
 
 #: How losses are called, in the order in which they are shown.
 LOSSES = {"float": "float", "round_to_nearest": "round-to-nearest", "quantized": "this artifact"}
@@ -29,7 +29,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         ("Predicted loss increase of each site (α·t²)", bars(sites, "predicted_delta", colors)),
     ]
     losses = named_losses(manifest["quantization"]["loss"])
-    return _template("report.html").render(
+    return template("report.html").render(
         m=manifest, formats=formats, colors=colors, charts=[c for c in charts if c[1]], losses=losses
     )
 
@@ -41,11 +41,12 @@ def render_inspection(found: Mapping[str, Any], graph: Mapping[str, Any]) -> str
         found: what ``inspect`` returns.
         graph: what ``drawing`` returns.
     """
-    return _template("inspect.html").render(found=found, graph=graph)
+    return template("inspect.html").render(found=found, graph=graph)
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page, compiled at its first use."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -19,7 +19,7 @@ from qcompile.description import (
     transform_name,
 )
 from qcompile.groups import cost_fraction
-from qcompile.pages import render_report
+from qcompile.pages import render_report, template
 from qcompile.placement import total_transform
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qcompile.targets import Lowered, Plan, Target
     from qcompile.verify import Measured
 
-__all__ = ["REPORT", "build_manifest", "stored_bits", "write_report"]
+__all__ = ["REPORT", "build_manifest", "compile_report", "stored_bits", "write_report"]
 
 REPORT = "report.html"
 
@@ -234,6 +234,11 @@ def _bytes_in(folder: Path, lowered: Lowered) -> int:
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
+
+
+def compile_report() -> None:
+    """Get the page that ``write_report`` fills ready; it would else do so itself."""
+    template(REPORT)
 
 
 def write_report(folder: Path, manifest: Mapping[str, Any]) -> None:
