@@ -101,8 +101,7 @@ def export(
     if options.tvm_target is not None:
         target = target.on_machine(options.tvm_target)
     lowering = backend(target.backends[0])
-    names = list(options.formats) or [target.default]
-    schemes = [target.scheme(name) for name in names]
+    schemes = [target.scheme(name) for name in options.formats or [target.default]]
     check_options(options, target, schemes)
     with atomic_folder(Path(folder)) as temporary:
         source = begin_capture(model, **capture_options)
