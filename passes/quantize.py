@@ -87,19 +87,25 @@ class Quantize:
     def _lessons(self, state: State, plans: Mapping[str, Plan]) -> Iterator[tuple[Group, Teacher]]:
         """Every group with what gives a lesson for it, by the format that its sites read their input in.
 
-        Those that a walk passes come in the order of the graph; their sites are in ``plans`` when the next one comes.
+        Those that a walk passes come first, in the order of the graph: the sites of one are in ``plans`` when the next
+        comes.
         """
         known = [] if self.method == "rtn" else [g for g, _ in self.groups if g.value.name in self.statistics]
         walk = None
         if self.method == "gptq" and self.data is not None and known:
             count = max(found.batches for found in self.statistics.values())
             walk = Walk(state.model, known, self.tables, self.data.batches[:count], plans, self.device)
-        walked = () if walk is None else walk.groups
+        done = set()
+        try:
+            for group in walk or ():
+                done.add(group)
+                yield group, walk.lesson
+        except InputError as error:
+            reason = f"{error}; the other sites learn from the float graph alone"
+            state.decline("*", "rounding all sites in the order of the graph", reason)
         for group, transform in self.groups:
-            if group not in walked:
+            if group not in done:
                 yield group, partial(self._static, group, transform) if group in known else lambda _: None
-        for group in walk or ():
-            yield group, walk.lesson
 
     def _static(self, group: Group, transform: Transform | None, _: Format | None = None) -> Lesson:
         """From the float graph alone."""

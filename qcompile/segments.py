@@ -142,6 +142,8 @@ def runner(
     import onnxruntime as ort
 
     def declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"the graph cannot be run in parts: '{name}' is no tensor")
         shape = array.shape if name in constants else [None] * array.ndim
         return onnx.helper.make_tensor_value_info(name, int(ir.DataType.from_numpy(array.dtype)), shape)
 

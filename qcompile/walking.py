@@ -37,7 +37,8 @@ Batch = dict[str, np.ndarray]
 class Walk:
     """Goes through the groups of a graph in its order: ``for group in walk``, with ``lesson`` within.
 
-    Sites in the bodies of other operators compute with their float weights in both graphs.
+    Sites in the bodies of other operators compute with their float weights in both graphs, and so do stacks of
+    experts that are looked up before their input is known.
 
     Args:
         model: the float graph in its new basis.
@@ -66,12 +67,16 @@ class Walk:
         for node in model.graph:
             if node in group_of:
                 first.setdefault(group_of[node], node)
-        self.groups = list(first)
         self._stops = {node: group for group, node in first.items()}
         self._parts = list(parts(model.graph, self._stops.__contains__))
         self._readers = Counter(value.name for part in self._parts for value in part.reads)
 
     def __iter__(self) -> Iterator[Group]:
+        """Groups as they come.
+
+        Raises:
+            InputError: if onnxruntime cannot run the graph in parts.
+        """
         for before, part in zip([None, *self._parts], self._parts, strict=False):
             if before is not None:
                 self._run(before)

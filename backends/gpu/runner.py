@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.backends.gpu.ahead import FOLDER as CUBINS
 from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError, TargetError
 from qcompile.evaluate import check_names
@@ -48,16 +49,32 @@ def load(
             "the triton runtime finds no GPU here; set TRITON_INTERPRET=1 to run under Triton's interpreter, slowly"
         )
     program = import_program(Path(folder)).load(folder, device, getattr(torch, dtype))
-    return lambda inputs: _run(program, inputs)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
+    foreign = None if interpreted else _foreign(Path(folder))
+    where = "" if foreign is None else f" on this GPU, {foreign}, for which it was not compiled"
+    return lambda inputs: _run(program, inputs, where)
 
 
 def rehearse(folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """As ``load``, for small inputs on any machine: without a GPU, another process runs Triton's interpreter."""
+    """As ``load``, for small inputs on any machine: without a GPU of its kind, another process runs the interpreter."""
     import torch
 
-    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+    own_gpu = torch.cuda.is_available() and _foreign(Path(folder)) is None
+    if own_gpu or os.environ.get("TRITON_INTERPRET") == "1":
         return load(folder)
     return lambda inputs: _elsewhere(folder, inputs)
+
+
+def _foreign(folder: Path) -> str | None:
+    """What this machine's GPU is, if the program was compiled for others alone."""
+    import torch
+
+    if torch.version.hip is not None:
+        arch = torch.cuda.get_device_properties().gcnArchName.partition(":")[0]
+    else:
+        arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    compiled = folder / CUBINS
+    return arch if compiled.is_dir() and not (compiled / arch).is_dir() else None
 
 
 def _elsewhere(folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -90,12 +107,13 @@ def import_program(folder: Path) -> ModuleType:
         sys.modules.update(others)
 
 
-def _run(program: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(program: Any, inputs: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     check_names(inputs, list(program.INPUTS))
     try:
         return program({name: np.asarray(value) for name, value in inputs.items()})
     except (RuntimeError, IndexError, ValueError) as error:  # what torch and triton raise for shapes that do not fit
-        raise InputError(f"the program cannot run on these inputs: {str(error).partition(chr(10))[0][:300]}") from error
+        said = str(error).partition("\n")[0][:300]
+        raise InputError(f"the program cannot run on these inputs{where}: {said}") from error
 
 
 if __name__ == "__main__":

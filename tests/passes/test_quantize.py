@@ -75,3 +75,19 @@ def test_each_matrix_of_a_stack_learns_from_the_rows_of_its_expert(parse, tmp_pa
     exact = {"x": x[:64], "i": i[:64]}
     assert learned.manifest["quantization"]["rel_l2"] < plain.manifest["quantization"]["rel_l2"]
     assert not np.array_equal(learned.run(exact)["y"], plain.run(exact)["y"])
+
+
+def test_what_cannot_be_run_in_parts_learns_from_the_float_graph(parse, tmp_path):
+    graph = """g (float[n,64] x, int64 i) => (float[n,64] z) <float[64,64] v, float[64,64] w, float[64,64] u> {
+        a = MatMul(x, v)
+        s = SequenceConstruct(a, x)
+        b = MatMul(a, w)
+        c = SequenceAt(s, i)
+        y = Add(b, c)
+        z = MatMul(y, u) }"""
+    np.savez(tmp_path / "x.npz", x=rows(alike=True), i=np.array(0))
+    options = {"calibration": tmp_path / "x.npz", "formats": ["int4-g32/int8-g32"], "budget": {"bits": 4}}
+    manifest = qc.export(parse(graph), "reference", tmp_path / "out", **options).manifest
+    (entry,) = [entry for entry in manifest["declined"] if "order of the graph" in entry["what"]]
+    assert "'s' is no tensor; the other sites learn from the float graph alone" in entry["reason"]
+    assert all(site["held_out"]["gptq"] <= site["held_out"]["nearest"] for site in manifest["sites"])

@@ -83,6 +83,23 @@ def test_a_rehearsal_needs_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (rehearse(folder)(X)["z"] == -X["x"]).all()
 
 
+@no_gpu
+@pytest.mark.parametrize(("arch", "elsewhere"), [("sm_90", True), ("sm_100", False)])
+def test_a_rehearsal_shuns_a_gpu_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, elsewhere: bool
+) -> None:
+    from qcompile.backends.gpu import runner
+
+    folder = folder_of("z = Neg(x)", tmp_path / "a")
+    (folder / "cubins" / "sm_100").mkdir(parents=True)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: divmod(int(arch[3:]), 10))
+    monkeypatch.setattr(runner, "load", lambda folder: lambda inputs: {"z": "on the GPU"})
+    monkeypatch.setattr(runner, "_elsewhere", lambda folder, inputs: {"z": "interpreted"})
+    assert runner.rehearse(folder)(X)["z"] == ("interpreted" if elsewhere else "on the GPU")
+
+
 def test_an_old_triton_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qcompile.backends.gpu.runner import load
 
