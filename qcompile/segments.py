@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qcompile.errors import InputError, first_line
 from qcompile.evaluate import check_names
 from qcompile.graph import release
+from qcompile.spaces import SMALL
 
 if TYPE_CHECKING:
     import onnx
@@ -129,14 +130,15 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
 
 def runner(
     model: ir.Model, nodes: Sequence[onnx.NodeProto], feeds: Mapping[str, np.ndarray], made: Sequence[str],
-    constants: Collection[str],
+    constants: Collection[str], varying: Collection[str] = (),
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:  # fmt: skip
     """Some nodes of a graph as a function of all that they read.
 
     Args:
-        feeds: what it will be called with: arrays of these types and ranks, of the constants also of these shapes.
+        feeds: what it will be called with: arrays of these types and shapes.
         made: names of what it returns.
-        constants: names of those of its inputs.
+        constants: names of those that never change; small ones, such as sizes, are made part of the graph.
+        varying: names of the arrays whose shape may be another one of the same rank.
     """
     import onnx
     import onnxruntime as ort
@@ -144,12 +146,14 @@ def runner(
     def declared(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
         if not isinstance(array, np.ndarray):
             raise InputError(f"the graph cannot be run in parts: '{name}' is no tensor")
-        shape = array.shape if name in constants else [None] * array.ndim
+        shape = [None] * array.ndim if name in varying else array.shape
         return onnx.helper.make_tensor_value_info(name, int(ir.DataType.from_numpy(array.dtype)), shape)
 
-    inputs = [declared(*feed) for feed in feeds.items()]
+    within = {name for name in constants if feeds[name].size <= SMALL}
+    fixed = [onnx.numpy_helper.from_array(feeds[name], name) for name in sorted(within)]
+    inputs = [declared(*feed) for feed in feeds.items() if feed[0] not in within]
     proto = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "part", inputs, [onnx.ValueInfoProto(name=name) for name in made]),
+        onnx.helper.make_graph(nodes, "part", inputs, [onnx.ValueInfoProto(name=name) for name in made], fixed),
         functions=[ir.to_proto(function) for function in model.functions.values()],
         opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
         ir_version=model.ir_version,
@@ -164,7 +168,8 @@ def runner(
 
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return dict(zip(made, session.run(made, dict(feeds)), strict=True))
+            given = {name: array for name, array in feeds.items() if name not in within}
+            return dict(zip(made, session.run(made, given), strict=True))
         except Exception as error:  # as above
             raise _failed(error) from error
 

@@ -127,7 +127,7 @@ class Walk:
                 feeds = arrays | given | {v.name: batch[v.name] for v in part.reads if v.name in batch}
                 for operands in multiply:
                     feeds[operands.x_name] = self._read(operands, batch, quantized=given is rounded)
-                run = run or runner(self._model, nodes, feeds, made, {*arrays, *weights})
+                run = run or runner(self._model, nodes, feeds, made, arrays, self._varying(part, multiply))
                 batch |= run(feeds)
         for value in part.reads:
             self._readers[value.name] -= 1
@@ -136,6 +136,16 @@ class Walk:
                     batch.pop(value.name, None)
         for tensor in constants.values():
             release(tensor)
+
+    def _varying(self, part: Part, multiply: Sequence[_Operands]) -> set[str]:
+        """Names of what a part reads whose shape is not the same in all batches."""
+        batches = (*self._exact, *self._quantized)
+        found = {
+            value.name
+            for value in part.reads
+            if value.name in batches[0] and len({np.shape(batch[value.name]) for batch in batches}) > 1
+        }
+        return found | {operands.x_name for operands in multiply if operands.x.name in found}
 
     def _read(self, operands: _Operands, batch: Batch, *, quantized: bool) -> np.ndarray:
         """The input of a site."""
