@@ -23,7 +23,7 @@ from qcompile.tapping import expose
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Routed", "Statistics", "collect", "held_out_from"]
+__all__ = ["Routed", "Statistics", "collect", "held_out_from", "rows_of_value"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -101,7 +101,6 @@ def collect(
     Raises:
         InputError: if a value is NaN or infinite on that data.
     """
-    import torch
 
     outer = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     inner = {name: axis for name, axis in inputs.items() if name not in outer}
@@ -120,15 +119,22 @@ def collect(
             break
         results = {**fixed, **batch, **session.run(batch)}
         for name, axis in inputs.items():
-            array = np.moveaxis(results[places.get(name, name)], axis, -1)
-            x = torch.from_numpy(np.ascontiguousarray(array)).float()
-            if not found[name].add(x.reshape(-1, x.shape[-1])):
+            x = rows_of_value(results[places.get(name, name)], axis)
+            if not found[name].add(x):
                 raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
             for route in routes.get(name, ()):
                 found[name].share(x, route, route.owners(results[name], results.get(route.indices)))
         if progress is not None:
             progress("calibrating", done + 1, total)
     return {name: one.statistics() for name, one in found.items() if one.rows}
+
+
+def rows_of_value(array: np.ndarray, axis: int) -> torch.Tensor:
+    """``[rows, size]`` float32, of a value whose features lie along an axis."""
+    import torch
+
+    moved = np.ascontiguousarray(np.moveaxis(array, axis, -1))
+    return torch.from_numpy(moved).float().reshape(-1, moved.shape[-1])
 
 
 def held_out_from(before: int, rows: int, expected: int) -> int:
@@ -149,8 +155,8 @@ class _Collected:
         self.routed: dict[Route, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
 
     def share(self, x: torch.Tensor, route: Route, owners: np.ndarray) -> None:
-        """Keep rows ``[..., size]`` with the experts that multiply them."""
-        self.routed[route].append((x.reshape(-1, x.shape[-1]).numpy().copy(), owners))
+        """Keep rows ``[rows, size]`` with the experts that multiply them."""
+        self.routed[route].append((x.numpy().copy(), owners))
 
     def add(self, x: torch.Tensor) -> bool:
         """Take ``[rows, size]`` in, unless something in it is no number.

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.calibration import held_out_from
+from qcompile.calibration import held_out_from, rows_of_value
 from qcompile.graph import read, release
 from qcompile.groups import Group
 from qcompile.learning import Lesson
@@ -96,7 +96,7 @@ class Walk:
         moment = cross = torch.zeros((), dtype=torch.float64, device=self._device)
         exact, seen, rows, learned = [], [], 0, 0
         for batch, quantized in zip(self._exact, self._quantized, strict=True):
-            x, read_ = (_rows(values[name], axis).to(self._device) for values in (batch, quantized))
+            x, read_ = (rows_of_value(values[name], axis).to(self._device) for values in (batch, quantized))
             read_ = read_ if activation is None else quantize_rows(read_, activation)
             stop = held_out_from(rows, len(x), len(x) * len(self._exact))
             moment = moment + (read_[:stop].T @ read_[:stop]).double()
@@ -153,7 +153,7 @@ class Walk:
         if not quantized or plan is None or plan.scheme.activation is None:
             return x
         moved = np.moveaxis(x, operands.axis, -1)
-        rows = quantize_rows(_rows(x, operands.axis), plan.scheme.activation).numpy()
+        rows = quantize_rows(rows_of_value(x, operands.axis), plan.scheme.activation).numpy()
         return np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), -1, operands.axis), x.dtype)
 
 
@@ -179,9 +179,3 @@ def _renamed(node: ir.Node, sites: Sequence[_Operands]) -> onnx.NodeProto:
             elif value is operands.x and value is not None and node is operands.site.node:
                 proto.input[index] = operands.x_name
     return proto
-
-
-def _rows(array: np.ndarray, axis: int) -> torch.Tensor:
-    """``[rows, size]`` float32, of a value whose features lie along an axis."""
-    moved = np.ascontiguousarray(np.moveaxis(array, axis, -1))
-    return torch.from_numpy(moved).float().reshape(-1, moved.shape[-1])

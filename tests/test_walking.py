@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 
 from qcompile.compiler import lowered_to
+from qcompile.data import example_inputs
 from qcompile.formats import get_format, quantize
 from qcompile.groups import groups_of
 from qcompile.preparation import prepare, quantizable
@@ -50,21 +50,6 @@ GRAPHS = {
 SCHEME = Scheme(get_format("int4-g32"), get_format("int8-g32"))
 
 
-def feeds(model: ir.Model, seed: int) -> dict[str, np.ndarray]:
-    """Random rows for every input."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for value in model.graph.inputs:
-        shape = [dim if isinstance(dim, int) else 24 for dim in value.shape]
-        drawn = {
-            ir.DataType.INT64: lambda shape: rng.integers(0, 3, shape),
-            ir.DataType.BOOL: lambda shape: np.ones(shape, bool),
-            ir.DataType.FLOAT: lambda shape: rng.standard_normal(shape).astype(np.float32),
-        }
-        found[value.name] = drawn[value.dtype](shape)
-    return found
-
-
 def rounded(site: Site, scheme: Scheme) -> Plan:
     """To nearest."""
     return Plan(site.name, scheme, quantize(weight_matrix(site), scheme.weight))
@@ -80,7 +65,7 @@ def test_what_sites_see(parse, name):
     prepared = prepare(parse(GRAPHS[name]))
     model, sites = prepared.model, quantizable(prepared, get_target("reference"))
     groups, tables = groups_of(sites), [site for site in sites if site.input is None]
-    batches = [feeds(model, 0), feeds(model, 1)]
+    batches = [example_inputs(model, seed=seed, sizes={"n": 24}) for seed in (0, 1)]
     plans = {site.name: rounded(site, Scheme(SCHEME.weight)) for site in tables}
     walk = Walk(model, groups, tables, batches, plans)
     lessons = {}
