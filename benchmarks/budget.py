@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import qcompile as qc
-from qcompile import selection
-from qcompile.assignment import assign
+from qcompile.choice import selection
+from qcompile.choice.assignment import assign
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 
-from qcompile.capture import capture
+from qcompile.checks.equivalence import by_position
 from qcompile.compiler import rotate
-from qcompile.data import example_inputs
-from qcompile.equivalence import by_position
-from qcompile.evaluate import Session, compare, evaluate_double
-from qcompile.widening import to_double
+from qcompile.ir.capture import capture
+from qcompile.ir.widen import to_double
+from qcompile.run.data import example_inputs
+from qcompile.run.session import Session, compare, evaluate_double
 
 
 def main() -> None:

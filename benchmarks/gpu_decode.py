@@ -24,7 +24,7 @@ import torch
 
 from qcompile.backends.gpu import lowering, runner
 from qcompile.formats import compute_scales, quantize
-from qcompile.targets import Plan, Scheme, get_target
+from qcompile.targets.registry import Plan, Scheme, get_target
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.agreement import Agreement, Case, agreement, between_sites, observe, sites_alone, tapped
+from qcompile.checks.runtimes import Agreement, Case, agreement, between_sites, observe, sites_alone, tapped
+from qcompile.choice.selection import Options
 from qcompile.compiler import lowered_to, plan
-from qcompile.data import example_inputs
 from qcompile.errors import TargetError
-from qcompile.selection import Options
-from qcompile.targets import Plan, Target, get_target
+from qcompile.run.data import example_inputs
+from qcompile.targets.registry import Plan, Target, get_target
 
 COLUMNS = ("whole", "alone", "codes", "between", "codes")
 

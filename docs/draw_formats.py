@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from qcompile.formats import ELEMENTS, ScaleType
-from qcompile.formats.e8p import decode_e8p
-from qcompile.formats.family import power_element
-from qcompile.formats.grids import higgs_grid
+from qcompile.formats.grids.e8p import decode_e8p
+from qcompile.formats.grids.vectors import higgs_grid
 from qcompile.formats.scales import scale_from_code
-from qcompile.formats.twin_log import twin_log_levels
+from qcompile.formats.structured.family import power_element
+from qcompile.formats.structured.twin_log import twin_log_levels
 
 _SCALAR = (
     "int2", "int3", "int4", "int4-full", "int5", "int6", "int7", "int8", "uint2", "uint3", "uint4", "mxint4", "mxint8",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import onnx.defs
 
-import qcompile.rules  # noqa: F401  (registers the rules)
-from qcompile.spaces import RULES
+import qcompile.analysis.rules  # noqa: F401  (registers the rules)
+from qcompile.analysis.spaces import RULES
 
 PAGE = Path(__file__).parent / "rules.md"
 
@@ -57,7 +57,7 @@ def _head() -> list[str]:
         "# Commutation rules",
         "",
         "What each operator does to the axes of what it reads. Made by `python docs/list_rules.py`; "
-        "`tests/rules` holds the analysis to every line.",
+        "`tests/analysis/rules` holds the analysis to every line.",
         "An operator that is not here takes all freedom from what it reads and writes, and is named in the report.",
         "",
     ]

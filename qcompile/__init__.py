@@ -11,14 +11,12 @@ Every name is imported when it is first used, so that ``import qcompile`` costs 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qcompile.api import export, rotate
-    from qcompile.artifact import Artifact
-    from qcompile.capture import Source, capture
+    from qcompile.artifact.artifact import Artifact
+    from qcompile.checks.losses import verify
     from qcompile.errors import (
         GraphError,
         InputError,
@@ -28,11 +26,11 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from qcompile.inspection import inspect
-    from qcompile.passes_index import load_pass
-    from qcompile.pipeline import Pass, Pipeline, State
-    from qcompile.state_space import selective_scan, state_space_duality
-    from qcompile.targets import Target, get_target
-    from qcompile.verify import verify
+    from qcompile.ir.capture import Source, capture
+    from qcompile.ir.state_space import selective_scan, state_space_duality
+    from qcompile.passes.index import load_pass
+    from qcompile.passes.pipeline import Pass, Pipeline, State
+    from qcompile.targets.registry import Target, get_target
 
 __version__ = "0.1.0"
 
@@ -63,27 +61,27 @@ __all__ = [
 
 #: The module of each public name.
 _HOMES = {
-    "Artifact": "artifact",
+    "Artifact": "artifact.artifact",
     "GraphError": "errors",
     "InputError": "errors",
     "MissingExtraError": "errors",
-    "Pass": "pipeline",
-    "Pipeline": "pipeline",
+    "Pass": "passes.pipeline",
+    "Pipeline": "passes.pipeline",
     "QCompileError": "errors",
-    "Source": "capture",
-    "State": "pipeline",
-    "Target": "targets",
+    "Source": "ir.capture",
+    "State": "passes.pipeline",
+    "Target": "targets.registry",
     "TargetError": "errors",
     "VerificationError": "errors",
-    "capture": "capture",
+    "capture": "ir.capture",
     "export": "api",
-    "get_target": "targets",
+    "get_target": "targets.registry",
     "inspect": "inspection",
-    "load_pass": "passes_index",
+    "load_pass": "passes.index",
     "rotate": "api",
-    "selective_scan": "state_space",
-    "state_space_duality": "state_space",
-    "verify": "verify",
+    "selective_scan": "ir.state_space",
+    "state_space_duality": "ir.state_space",
+    "verify": "checks.losses",
 }
 
 
@@ -97,17 +95,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``capture`` and ``verify`` the functions, although modules of those names are imported as well.
-
-    Importing a submodule sets it as an attribute of its package, over whatever has its name.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

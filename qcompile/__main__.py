@@ -1,6 +1,6 @@
 """``python -m qcompile``: the command line."""
 
-from qcompile.cli import main
+from qcompile.cli.commands import main
 
 if __name__ == "__main__":
     main()

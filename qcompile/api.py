@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.choice.selection import Options
 from qcompile.compiler import export as _export
 from qcompile.compiler import rotate
-from qcompile.selection import Options
 
 if TYPE_CHECKING:
-    from qcompile.artifact import Artifact
-    from qcompile.calibration import Progress
+    from qcompile.artifact.artifact import Artifact
+    from qcompile.statistics.calibration import Progress
 
 __all__ = ["default_folder", "export", "rotate"]
 

@@ -10,32 +10,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.agreement import compare_sites, linear_plans, tapped
-from qcompile.artifact import Artifact, atomic_folder, write_manifest
-from qcompile.beside import threads
-from qcompile.calibration import Statistics
-from qcompile.capture import begin_capture, capture
-from qcompile.data import Data, accepted, load_data
-from qcompile.description import number
-from qcompile.equivalence import Equivalence, begin_equivalence, begin_source, by_position, settle
+from qcompile.analysis.siblings import Group, groups_of
+from qcompile.analysis.spaces import Site
+from qcompile.artifact.artifact import Artifact, atomic_folder, write_manifest
+from qcompile.artifact.entries import number
+from qcompile.checks.equivalence import Equivalence, begin_equivalence, begin_source, by_position, settle
+from qcompile.checks.losses import Run, measure, quantized_loss
+from qcompile.checks.runtimes import compare_sites, linear_plans, tapped
+from qcompile.checks.sites import CHECKED_SITES, Checked, Sampled, check_lowering, sites_to_check
+from qcompile.choice.placement import Placement, place, total_transform
+from qcompile.choice.selection import Choice, Options, check_options, choose
 from qcompile.errors import InputError, MissingExtraError
-from qcompile.evaluate import compare
-from qcompile.groups import Group, groups_of
-from qcompile.oracle import CHECKED_SITES, Checked, Sampled, check_lowering, sites_to_check
-from qcompile.passes_index import load_pass
-from qcompile.pipeline import State
-from qcompile.placement import Placement, place, total_transform
+from qcompile.ir.capture import begin_capture, capture
+from qcompile.passes.index import load_pass
+from qcompile.passes.pipeline import State
 from qcompile.preparation import Prepared, prepare, quantizable
-from qcompile.selection import Choice, Options, check_options, choose
-from qcompile.spaces import Site
-from qcompile.targets import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
-from qcompile.unrolling import unroll
-from qcompile.verify import Run, measure, quantized_loss
+from qcompile.run.data import Data, accepted, load_data
+from qcompile.run.session import compare
+from qcompile.statistics.calibration import Statistics
+from qcompile.targets.registry import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
+from qcompile.targets.split_stacks import unroll
+from qcompile.threads import threads
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from qcompile.calibration import Progress
+    from qcompile.statistics.calibration import Progress
 
 __all__ = ["Options", "Rotated", "export", "plan", "rotate"]
 
@@ -199,7 +199,7 @@ def _finish(
     held_out: Data | None, plain: float | None, equal: Equivalence, checks: Sequence[Sampled],
 ) -> None:  # fmt: skip
     """Lower, verify and report."""
-    from qcompile.report import build_manifest, compile_report, write_report
+    from qcompile.artifact.manifest import build_manifest, compile_report, write_report
 
     prepared, target = rotated.prepared, job.target
     before = None if target.backends == ("ort",) else prepared.model.clone()  # holds the float weights

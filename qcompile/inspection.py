@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.artifact import Artifact, is_artifact
-from qcompile.description import declined_entries, obstacles, site_entry, space_entries, ties
-from qcompile.drawing import drawing
-from qcompile.pages import render_inspection, render_report
+from qcompile.artifact.artifact import Artifact, is_artifact
+from qcompile.artifact.drawing import drawing
+from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties
+from qcompile.artifact.pages import render_inspection, render_report
+from qcompile.ir.files import write_text
 from qcompile.preparation import prepare, quantizable
-from qcompile.saving import write_text
 
 if TYPE_CHECKING:
-    from qcompile.calibration import Progress
     from qcompile.preparation import Prepared
+    from qcompile.statistics.calibration import Progress
 
 __all__ = ["describe", "inspect", "inspect_artifact", "inspect_files"]
 

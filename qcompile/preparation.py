@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.boundaries import with_boundaries
-from qcompile.capture import Source, begin_capture
+from qcompile.analysis.boundaries import with_boundaries
+from qcompile.analysis.forms import read_site
+from qcompile.analysis.siblings import groups_of
+from qcompile.analysis.spaces import Analysis, Site, analyze
+from qcompile.analysis.stacks import experts_of
 from qcompile.errors import InputError, TargetError
-from qcompile.graph import release
-from qcompile.groups import groups_of
-from qcompile.passes_index import load_pass
-from qcompile.pipeline import Pipeline, State
-from qcompile.site_forms import read_site
-from qcompile.spaces import Analysis, Site, analyze
-from qcompile.stacks import experts_of
+from qcompile.ir.capture import Source, begin_capture
+from qcompile.ir.graph import release
+from qcompile.passes.index import load_pass
+from qcompile.passes.pipeline import Pipeline, State
 
 if TYPE_CHECKING:
-    from qcompile.calibration import Progress
-    from qcompile.targets import Target
+    from qcompile.statistics.calibration import Progress
+    from qcompile.targets.registry import Target
 
 __all__ = ["Prepared", "edge_sites", "prepare", "quantizable"]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from qcompile.freedom import Freedom
 from qcompile.transforms import Transform
+from qcompile.transforms.freedom import Freedom
 
 torch.set_num_threads(1)
 

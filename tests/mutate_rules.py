@@ -21,22 +21,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-import qcompile.rules as rules
-from qcompile import spaces
-from qcompile.axes import Axes, Ref
-from qcompile.freedom import Freedom
-from qcompile.spaces import Analysis, analyze
+import qcompile.analysis.rules as rules
+from qcompile.analysis import spaces
+from qcompile.analysis.axes import Axes, Ref
+from qcompile.analysis.spaces import Analysis, analyze
+from qcompile.transforms.freedom import Freedom
 
 FOLDER = Path(rules.__file__).parent
 
 #: What survives in the cases alone is shown to these tests.
 ELSEWHERE = {
-    "boundaries.py": ["tests/test_boundaries.py"],
-    "control_flow.py": ["tests/rules/test_control_flow.py"],
+    "boundaries.py": ["tests/analysis/test_boundaries.py"],
+    "control_flow.py": ["tests/analysis/rules/test_control_flow.py"],
     "convolution.py": ["tests/passes/test_canonicalize.py"],
-    "fused.py": ["tests/rules/test_norms.py"],
-    "normalization.py": ["tests/rules/test_norms.py"],
-    "state_space.py": ["tests/rules/test_state_space.py"],
+    "fused.py": ["tests/analysis/rules/test_norms.py"],
+    "normalization.py": ["tests/analysis/rules/test_norms.py"],
+    "state_space.py": ["tests/analysis/rules/test_state_space.py"],
 }
 
 #: Parts of a mutant's name: why it changes nothing.

@@ -9,11 +9,11 @@ import pytest
 from families import FAMILIES, export, load, stored
 
 from qcompile.compiler import rotate
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate_double
+from qcompile.ir.widen import to_double
 from qcompile.preparation import quantizable
-from qcompile.targets import get_target, targets
-from qcompile.widening import to_double
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate_double
+from qcompile.targets.registry import get_target, targets
 
 
 def check(name: str, model: ir.Model) -> None:

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import qcompile as qc
-from qcompile.capture import capture
+from qcompile.checks.equivalence import by_position
 from qcompile.compiler import rotate
-from qcompile.data import example_inputs
-from qcompile.equivalence import by_position
-from qcompile.evaluate import compare, evaluate, evaluate_double
+from qcompile.ir.capture import capture
+from qcompile.ir.widen import to_double
 from qcompile.preparation import prepare
-from qcompile.widening import to_double
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate, evaluate_double
 
 ZOO = Path(__file__).parents[1] / "examples" / "zoo"
 LM = ZOO / "language_model.onnx"
@@ -165,7 +165,7 @@ def test_two_exports_with_one_seed_are_byte_identical(tokens, tmp_path):
 
 
 def test_budget_is_met_and_beats_uniform_and_greedy(tokens, tmp_path):
-    from qcompile.assignment import Option, assign
+    from qcompile.choice.assignment import Option, assign
 
     artifact = qc.export(
         str(LM), "cpu-int4", tmp_path / "out", calibration=tokens[0], budget={"bits": 4.5},

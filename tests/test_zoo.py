@@ -9,7 +9,7 @@ import pytest
 
 import qcompile as qc
 from qcompile.compiler import rotate
-from qcompile.evaluate import Session, compare, evaluate
+from qcompile.run.session import Session, compare, evaluate
 
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"
 

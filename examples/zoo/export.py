@@ -22,7 +22,7 @@ import digits
 from dit import DiT
 from language_model import LanguageModel
 from mamba import Mamba
-from qcompile.state_space import add_bodies, selective_scan, translations
+from qcompile.ir.state_space import add_bodies, selective_scan, translations
 from weights import name_initializers, restore
 
 __all__ = ["export_dit", "export_language_model", "export_mamba"]

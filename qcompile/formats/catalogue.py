@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 
 from qcompile.errors import InputError
-from qcompile.formats.family import FAMILIES, FamilyFormat
 from qcompile.formats.format import Format
-from qcompile.formats.planes import PLANE_FORMATS, PlaneFormat
 from qcompile.formats.registry import SCALAR_FORMATS
-from qcompile.formats.twin_log import TWIN_LOG_FORMATS, TwinLogFormat
-from qcompile.formats.two_axis import TWO_AXIS_FORMATS, TwoAxisFormat
-from qcompile.formats.vector import VECTOR_FORMATS, VectorFormat
+from qcompile.formats.structured.family import FAMILIES, FamilyFormat
+from qcompile.formats.structured.planes import PLANE_FORMATS, PlaneFormat
+from qcompile.formats.structured.twin_log import TWIN_LOG_FORMATS, TwinLogFormat
+from qcompile.formats.structured.two_axis import TWO_AXIS_FORMATS, TwoAxisFormat
+from qcompile.formats.structured.vector import VECTOR_FORMATS, VectorFormat
 
 __all__ = ["EXTENDED_FORMATS", "FORMATS", "AnyFormat", "get_format"]
 

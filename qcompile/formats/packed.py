@@ -17,12 +17,12 @@ from torch import Tensor
 
 from qcompile.formats.format import Format
 from qcompile.formats.packing import pack_codes, unpack_codes
-from qcompile.formats.planes import PlaneFormat, PlaneQuantized
 from qcompile.formats.quantizer import Quantized
 from qcompile.formats.scales import scale_code, scale_from_code
-from qcompile.formats.twin_log import TwinLogFormat, TwinLogQuantized
-from qcompile.formats.two_axis import TwoAxisFormat, TwoAxisQuantized
-from qcompile.formats.vector import VectorFormat, VectorQuantized
+from qcompile.formats.structured.planes import PlaneFormat, PlaneQuantized
+from qcompile.formats.structured.twin_log import TwinLogFormat, TwinLogQuantized
+from qcompile.formats.structured.two_axis import TwoAxisFormat, TwoAxisQuantized
+from qcompile.formats.structured.vector import VectorFormat, VectorQuantized
 
 __all__ = [
     "Packed", "PackedPlanes", "PackedTwinLog", "PackedTwoAxis", "PackedVector", "pack", "pack_trits", "unpack",

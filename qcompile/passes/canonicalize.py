@@ -18,11 +18,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.errors import InputError
-from qcompile.graph import DOMAIN, Derived, add_initializer, distinguish, read
-from qcompile.norms import fuse_norm, split_skip
-from qcompile.pipeline import State
-from qcompile.projections import split_projection
-from qcompile.spaces import learn_sizes
+from qcompile.ir.graph import DOMAIN, Derived, add_initializer, distinguish, read
+from qcompile.ir.norms import fuse_norm, split_skip
+from qcompile.passes.pipeline import State
+from qcompile.passes.projections import split_projection
+from qcompile.analysis.spaces import learn_sizes
 
 __all__ = ["Canonicalize"]
 

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompile.axes import Mode, Node, Structure
-from qcompile.folding import rewrite
-from qcompile.graph import DOMAIN, append_node
-from qcompile.norms import make_norm
-from qcompile.pipeline import State
-from qcompile.spaces import Analysis, Norm, label
+from qcompile.analysis.axes import Mode, Node, Structure
+from qcompile.analysis.folding import rewrite
+from qcompile.ir.graph import DOMAIN, append_node
+from qcompile.ir.norms import make_norm
+from qcompile.passes.pipeline import State
+from qcompile.analysis.spaces import Analysis, Norm, label
 
 __all__ = ["CenterNorms"]
 

@@ -13,12 +13,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.axes import Mode, Node, Ref, Structure
-from qcompile.folding import change_axes
-from qcompile.freedom import Freedom
-from qcompile.graph import add_initializer, ensure_initializer
-from qcompile.pipeline import State
-from qcompile.spaces import Analysis, Norm, Scaling, label
+from qcompile.analysis.axes import Mode, Node, Ref, Structure
+from qcompile.analysis.folding import change_axes
+from qcompile.transforms.freedom import Freedom
+from qcompile.ir.graph import add_initializer, ensure_initializer
+from qcompile.passes.pipeline import State
+from qcompile.analysis.spaces import Analysis, Norm, Scaling, label
 
 __all__ = ["FoldScales"]
 

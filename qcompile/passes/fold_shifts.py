@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import add_initializer, append_node
-from qcompile.pipeline import State
-from qcompile.spaces import Norm, Site, is_float
+from qcompile.ir.graph import add_initializer, append_node
+from qcompile.passes.pipeline import State
+from qcompile.analysis.spaces import Norm, Site, is_float
 
 __all__ = ["FoldShifts"]
 

@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.folding import rewrite
-from qcompile.graph import add_initializer
-from qcompile.pipeline import State
-from qcompile.rules.normalization import SCALED_NORMS
-from qcompile.spaces import is_float, label
+from qcompile.analysis.folding import rewrite
+from qcompile.ir.graph import add_initializer
+from qcompile.passes.pipeline import State
+from qcompile.analysis.rules.normalization import SCALED_NORMS
+from qcompile.analysis.spaces import is_float, label
 
 __all__ = ["FoldTables"]
 

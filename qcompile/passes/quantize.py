@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from qcompile.calibration import Statistics
+from qcompile.statistics.calibration import Statistics
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, quantize, search_scales
-from qcompile.groups import Group, routed
-from qcompile.learning import Lesson, lesson_of
-from qcompile.pipeline import State
-from qcompile.scoring import weight_matrix
-from qcompile.selection import METHODS
-from qcompile.spaces import Site
-from qcompile.stacks import Experts, rows_of
-from qcompile.targets import Plan, Scheme
-from qcompile.walking import Walk
+from qcompile.analysis.siblings import Group, routed
+from qcompile.rounding.moments import Lesson, lesson_of
+from qcompile.passes.pipeline import State
+from qcompile.choice.scoring import weight_matrix
+from qcompile.choice.selection import METHODS
+from qcompile.analysis.spaces import Site
+from qcompile.analysis.stacks import Experts, rows_of
+from qcompile.targets.registry import Plan, Scheme
+from qcompile.rounding.sequential import Walk
 
 if TYPE_CHECKING:
     import torch
 
-    from qcompile.calibration import Progress
-    from qcompile.data import Data
+    from qcompile.statistics.calibration import Progress
+    from qcompile.run.data import Data
     from qcompile.transforms import Transform
 
 __all__ = ["Quantize"]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.boundaries import boundaries
-from qcompile.folding import change_axes, fold
-from qcompile.graph import DOMAIN, append_node, ensure_function, ensure_initializer
-from qcompile.groups import Group
-from qcompile.pipeline import State
-from qcompile.placement import Placement
-from qcompile.spaces import Analysis, bodies
+from qcompile.analysis.boundaries import boundaries
+from qcompile.analysis.folding import change_axes, fold
+from qcompile.ir.graph import DOMAIN, append_node, ensure_function, ensure_initializer
+from qcompile.analysis.siblings import Group
+from qcompile.passes.pipeline import State
+from qcompile.choice.placement import Placement
+from qcompile.analysis.spaces import Analysis, bodies
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform

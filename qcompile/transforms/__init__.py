@@ -1,14 +1,51 @@
-"""Transforms: invertible matrices with structure, applied fast, folded in float64, serialized by construction."""
+"""Transforms: invertible matrices with structure, applied fast, folded in float64, serialized by construction.
 
-from qcompile.transforms.composite import BlockDiagonal, Compose, DirectSum, Kronecker
-from qcompile.transforms.dense import BlockDense, Dense, RandomOrthogonal
-from qcompile.transforms.elementary import Diagonal, Givens, Householder, Identity, Permutation
-from qcompile.transforms.fitted import duquant_block, klt_hadamard, wush
-from qcompile.transforms.hadamard import Hadamard, random_hadamard
-from qcompile.transforms.lowrank import LowRank, svd_lowrank
-from qcompile.transforms.orders import hadamard_matrix, hadamard_orders, has_hadamard
-from qcompile.transforms.serialize import from_json
-from qcompile.transforms.transform import Transform
+Names are imported when first used: most need torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcompile.transforms.composite import BlockDiagonal, Compose, DirectSum, Kronecker
+    from qcompile.transforms.dense import BlockDense, Dense, RandomOrthogonal
+    from qcompile.transforms.elementary import Diagonal, Givens, Householder, Identity, Permutation
+    from qcompile.transforms.fitted import duquant_block, klt_hadamard, wush
+    from qcompile.transforms.hadamard import Hadamard, random_hadamard
+    from qcompile.transforms.lowrank import LowRank, svd_lowrank
+    from qcompile.transforms.orders.orders import hadamard_matrix, hadamard_orders, has_hadamard
+    from qcompile.transforms.serialize import from_json
+    from qcompile.transforms.transform import Transform
+
+#: The module of each name.
+_LAZY = {
+    "BlockDense": "dense",
+    "BlockDiagonal": "composite",
+    "Compose": "composite",
+    "Dense": "dense",
+    "Diagonal": "elementary",
+    "DirectSum": "composite",
+    "Givens": "elementary",
+    "Hadamard": "hadamard",
+    "Householder": "elementary",
+    "Identity": "elementary",
+    "Kronecker": "composite",
+    "LowRank": "lowrank",
+    "Permutation": "elementary",
+    "RandomOrthogonal": "dense",
+    "Transform": "transform",
+    "duquant_block": "fitted",
+    "from_json": "serialize",
+    "hadamard_matrix": "orders.orders",
+    "hadamard_orders": "orders.orders",
+    "has_hadamard": "orders.orders",
+    "klt_hadamard": "fitted",
+    "random_hadamard": "hadamard",
+    "svd_lowrank": "lowrank",
+    "wush": "fitted",
+}
 
 __all__ = [
     "BlockDense",
@@ -36,3 +73,11 @@ __all__ = [
     "svd_lowrank",
     "wush",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

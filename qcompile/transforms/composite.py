@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
 from qcompile.transforms.elementary import Identity
 from qcompile.transforms.fields import StepTransform, freeze, join
+from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step, check_axis, embed, to_dtype
 from qcompile.transforms.transform import Transform
 

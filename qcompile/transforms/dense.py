@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
 from qcompile.transforms.fields import StepTransform, as_tensor, encode_tensor, freeze, join
+from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step
 
 __all__ = ["BlockDense", "Dense", "RandomOrthogonal", "classify"]

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
 from qcompile.transforms.fields import StepTransform, as_tensor, encode_tensor, freeze
+from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step, check_axis
 
 __all__ = ["Diagonal", "Givens", "Householder", "Identity", "Permutation"]

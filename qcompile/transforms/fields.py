@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
+from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step, apply_steps, check_axis, to_dtype
 from qcompile.transforms.transform import Transform
 

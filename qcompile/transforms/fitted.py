@@ -12,7 +12,7 @@ from qcompile.errors import InputError
 from qcompile.transforms.composite import Compose
 from qcompile.transforms.dense import BlockDense, Dense
 from qcompile.transforms.hadamard import Hadamard
-from qcompile.transforms.orders import has_hadamard
+from qcompile.transforms.orders.orders import has_hadamard
 from qcompile.transforms.transform import Transform
 
 __all__ = ["diagonal_blocks", "duquant_block", "klt_hadamard", "wush"]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
 from qcompile.transforms.fields import StepTransform
-from qcompile.transforms.orders import Variant, primitive_matrix, primitives
+from qcompile.transforms.freedom import Freedom
+from qcompile.transforms.orders.orders import Variant, primitive_matrix, primitives
 from qcompile.transforms.steps import Step, to_dtype
 
 __all__ = ["Hadamard", "random_hadamard", "random_permutation", "random_signs"]

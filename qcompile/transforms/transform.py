@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qcompile.freedom import Freedom
+from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
     import torch

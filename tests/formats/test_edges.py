@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from qcompile.errors import InputError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS, Format, fake_quantize, quantize
-from qcompile.formats.family import FamilyFormat
 from qcompile.formats.format import Kind, ScaleType
-from qcompile.formats.planes import PlaneFormat
-from qcompile.formats.twin_log import TwinLogFormat
-from qcompile.formats.two_axis import TwoAxisFormat
-from qcompile.formats.vector import VectorFormat
+from qcompile.formats.structured.family import FamilyFormat
+from qcompile.formats.structured.planes import PlaneFormat
+from qcompile.formats.structured.twin_log import TwinLogFormat
+from qcompile.formats.structured.two_axis import TwoAxisFormat
+from qcompile.formats.structured.vector import VectorFormat
 
 
 def kind_of(name, fmt):

@@ -11,9 +11,9 @@ import torch
 
 from qcompile.errors import InputError
 from qcompile.formats import FORMATS, fake_quantize
-from qcompile.formats.distributions import as_distribution
 from qcompile.formats.expected import expected_error, sampled_error
-from qcompile.formats.lloyd_max import lloyd_max
+from qcompile.formats.grids.distributions import as_distribution
+from qcompile.formats.grids.lloyd_max import lloyd_max
 
 SOURCES = {
     "t5": scipy.stats.t(5), "uniform": scipy.stats.uniform(-1, 2), "logistic": scipy.stats.logistic(),

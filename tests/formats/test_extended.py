@@ -15,15 +15,15 @@ from scipy.optimize import minimize
 
 from qcompile.errors import InputError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS, fake_quantize, quantize
-from qcompile.formats.clvq import grid_error, lloyd, plane_quadrature, search_grid
-from qcompile.formats.distributions import as_distribution
-from qcompile.formats.e8p import decode_e8p, encode_e8p, patterns
 from qcompile.formats.expected import expected_error
-from qcompile.formats.family import power_element
-from qcompile.formats.grids import higgs_grid
-from qcompile.formats.lloyd_max import grid_moments, lloyd_max
-from qcompile.formats.twin_log import twin_log_levels
-from qcompile.formats.two_axis import TwoAxisFormat, level_deviations
+from qcompile.formats.grids.clvq import grid_error, lloyd, plane_quadrature, search_grid
+from qcompile.formats.grids.distributions import as_distribution
+from qcompile.formats.grids.e8p import decode_e8p, encode_e8p, patterns
+from qcompile.formats.grids.lloyd_max import grid_moments, lloyd_max
+from qcompile.formats.grids.vectors import higgs_grid
+from qcompile.formats.structured.family import power_element
+from qcompile.formats.structured.twin_log import twin_log_levels
+from qcompile.formats.structured.two_axis import TwoAxisFormat, level_deviations
 
 VALUES = json.loads((Path(__file__).parents[1] / "data" / "values.json").read_text())
 
@@ -51,7 +51,7 @@ def test_grids_reach_the_best_known_error(name):
 
 
 def test_shipped_errors_are_those_of_the_grids():
-    shipped = json.loads((Path(__file__).parents[2] / "qcompile/formats/data/higgs.json").read_text())
+    shipped = json.loads((Path(__file__).parents[2] / "qcompile/formats/grids/data/higgs.json").read_text())
     for name, entry in shipped.items():
         if name.startswith("p2"):
             grid = torch.tensor(entry["points"], dtype=torch.float64)

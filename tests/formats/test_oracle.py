@@ -8,11 +8,11 @@ from format_oracle import quantize as oracle
 
 from qcompile.errors import InputError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS, Format, fake_quantize, quantize
-from qcompile.formats.family import FamilyFormat
-from qcompile.formats.planes import PlaneFormat
-from qcompile.formats.twin_log import TwinLogFormat, twin_log_levels
-from qcompile.formats.two_axis import TwoAxisFormat
-from qcompile.formats.vector import VectorFormat
+from qcompile.formats.structured.family import FamilyFormat
+from qcompile.formats.structured.planes import PlaneFormat
+from qcompile.formats.structured.twin_log import TwinLogFormat, twin_log_levels
+from qcompile.formats.structured.two_axis import TwoAxisFormat
+from qcompile.formats.structured.vector import VectorFormat
 from qcompile.transforms import Hadamard
 
 

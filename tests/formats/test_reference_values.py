@@ -14,7 +14,7 @@ from scipy.integrate import quad
 
 from qcompile.formats import FORMATS, fake_quantize, search_scales
 from qcompile.formats.expected import expected_error
-from qcompile.formats.lloyd_max import eden_errors, lloyd_max, turboquant_grid, uniform_grid
+from qcompile.formats.grids.lloyd_max import eden_errors, lloyd_max, turboquant_grid, uniform_grid
 
 VALUES = json.loads((Path(__file__).parents[1] / "data" / "values.json").read_text())
 

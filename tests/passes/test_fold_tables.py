@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qcompile.compiler import rotate
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate
-from qcompile.passes_index import load_pass
-from qcompile.pipeline import State
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate
+from qcompile.passes.index import load_pass
+from qcompile.passes.pipeline import State
 
 #: What reads the lookup e [2,3,8] of the table t [9,8] and makes g, and whether the norm moves into the table.
 CASES = {

@@ -6,13 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.beside import threads
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate_double
-from qcompile.folding import Folded
+from qcompile.threads import threads
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate_double
+from qcompile.analysis.folding import Folded
 from qcompile.preparation import prepare
 from qcompile.transforms import Hadamard
-from qcompile.widening import to_double
+from qcompile.ir.widen import to_double
 
 EMBED = "h0 = Gather(table, ids)\n"
 LAYER = """

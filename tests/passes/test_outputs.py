@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qcompile.compiler import rotate
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate
 
 GRAPHS = {
     "a norm behind a lookup": """g (int64[2,5] ids) => (float[2,5,8] y) <float[8] s, float[8] b, float[20,8] w>

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from qcompile.compiler import rotate
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate, evaluate_double
-from qcompile.groups import groups_of
-from qcompile.passes_index import load_pass
-from qcompile.pipeline import State
-from qcompile.placement import Placement
-from qcompile.spaces import analyze
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate, evaluate_double
+from qcompile.analysis.siblings import groups_of
+from qcompile.passes.index import load_pass
+from qcompile.passes.pipeline import State
+from qcompile.choice.placement import Placement
+from qcompile.analysis.spaces import analyze
 from qcompile.transforms import BlockDense, Hadamard
-from qcompile.widening import to_double
+from qcompile.ir.widen import to_double
 
 SHARED = {
     "a layer that runs twice": """g (float[2,5,8] x) => (float[2,5,8] y) <float[8,8] w>

@@ -15,11 +15,11 @@ import changes
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.axes import Mode, Ref, Structure
-from qcompile.data import example_inputs
-from qcompile.freedom import Freedom
-from qcompile.spaces import Analysis
-from qcompile.widening import to_double
+from qcompile.analysis.axes import Mode, Ref, Structure
+from qcompile.analysis.spaces import Analysis
+from qcompile.ir.widen import to_double
+from qcompile.run.data import example_inputs
+from qcompile.transforms.freedom import Freedom
 
 __all__ = ["CODES", "Case", "build", "constants", "expression", "resize"]
 

@@ -10,16 +10,16 @@ import onnx.parser
 import onnx_ir as ir
 import torch
 
-from qcompile.axes import Node
-from qcompile.data import example_inputs
+from qcompile.analysis.axes import Node
+from qcompile.analysis.folding import fold
+from qcompile.analysis.spaces import Analysis, analyze
 from qcompile.errors import InputError
-from qcompile.evaluate import Session, compare, evaluate_double
-from qcompile.folding import fold
-from qcompile.freedom import Freedom
-from qcompile.spaces import Analysis, analyze
-from qcompile.state_space import add_bodies
+from qcompile.ir.state_space import add_bodies
+from qcompile.ir.widen import to_double
+from qcompile.run.data import example_inputs
+from qcompile.run.session import Session, compare, evaluate_double
 from qcompile.transforms import Compose, Dense, Diagonal, Permutation, Transform
-from qcompile.widening import to_double
+from qcompile.transforms.freedom import Freedom
 
 __all__ = ["TOLERANCE", "basis_change", "change", "claimed", "evaluate_exactly", "member", "parse"]
 

@@ -17,9 +17,9 @@ from cases import SIZES, Case, constants, resize
 from onnx.checker import ValidationError
 from rule_tables import CASES
 
-from qcompile.data import example_inputs
 from qcompile.errors import InputError
-from qcompile.widening import to_double
+from qcompile.ir.widen import to_double
+from qcompile.run.data import example_inputs
 
 __all__ = ["MIXED", "SYMBOLS", "Graph", "grow"]
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from blocks import STREAM, VOCABULARY, Attention, FeedForward, Gated, RMSNorm
 from torch import Tensor, nn
 
-from qcompile.state_space import selective_scan, state_space_duality
+from qcompile.ir.state_space import selective_scan, state_space_duality
 
 __all__ = ["Hybrid", "Mamba1", "Mamba2", "StateSpaceModel"]
 

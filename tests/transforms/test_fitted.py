@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.errors import InputError
 from qcompile.formats import fake_quantize, get_format
-from qcompile.gptq import output_error
+from qcompile.rounding.gptq import output_error
 from qcompile.transforms import Transform, duquant_block, klt_hadamard, svd_lowrank, wush
 from qcompile.transforms.fitted import diagonal_blocks
 

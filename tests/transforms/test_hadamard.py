@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
 from qcompile.transforms import Hadamard, from_json, hadamard_matrix, hadamard_orders, has_hadamard, random_hadamard
-from qcompile.transforms.constructions import construct_primitive, construction
-from qcompile.transforms.finite_field import differences, prime_power, quadratic_character
+from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.hadamard import random_permutation, random_signs
-from qcompile.transforms.orders import primitives
+from qcompile.transforms.orders.constructions import construct_primitive, construction
+from qcompile.transforms.orders.finite_field import differences, prime_power, quadratic_character
+from qcompile.transforms.orders.orders import primitives
 
 VALUES = json.loads((Path(__file__).parents[1] / "data" / "values.json").read_text())
 # Hidden, intermediate, head and projection sizes of common models.

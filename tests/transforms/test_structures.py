@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.errors import InputError
-from qcompile.freedom import Freedom
 from qcompile.transforms import (
     BlockDense,
     BlockDiagonal,
@@ -29,6 +28,7 @@ from qcompile.transforms import (
     from_json,
 )
 from qcompile.transforms.dense import classify
+from qcompile.transforms.freedom import Freedom
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

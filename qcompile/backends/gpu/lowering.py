@@ -22,9 +22,9 @@ from qcompile.backends.gpu.objects import Objects
 from qcompile.backends.gpu.placing import place_sites, place_transforms
 from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
-from qcompile.graph import DOMAIN, release
-from qcompile.targets import Lowered, Plan, Target
-from qcompile.unrolling import unroll
+from qcompile.ir.graph import DOMAIN, release
+from qcompile.targets.registry import Lowered, Plan, Target
+from qcompile.targets.split_stacks import unroll
 
 __all__ = ["lower"]
 

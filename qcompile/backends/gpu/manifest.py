@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.targets import Target
+from qcompile.targets.registry import Target
 
 __all__ = ["ARCHITECTURES", "BANDWIDTH", "EXTRA", "TARGETS"]
 

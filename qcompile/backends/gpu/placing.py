@@ -14,9 +14,9 @@ from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_
 from qcompile.backends.gpu.objects import Objects, label
 from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
 from qcompile.errors import InputError, TargetError
-from qcompile.graph import DOMAIN, add_initializer, append_node
-from qcompile.site_forms import Linear, Lookup, read_site
-from qcompile.targets import Plan, Scheme
+from qcompile.ir.graph import DOMAIN, add_initializer, append_node
+from qcompile.analysis.forms import Linear, Lookup, read_site
+from qcompile.targets.registry import Plan, Scheme
 
 __all__ = ["place_sites", "place_transforms"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph import DOMAIN, add_function, add_initializer, append_node, opset
-from qcompile.targets import Target
+from qcompile.ir.graph import DOMAIN, add_function, add_initializer, append_node, opset
+from qcompile.targets.registry import Target
 
 __all__ = ["Emitter", "Parts"]
 

@@ -17,8 +17,8 @@ from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, 
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
 from qcompile.formats import Format
-from qcompile.site_forms import Linear, Lookup, Stack
-from qcompile.targets import Plan, Scheme
+from qcompile.analysis.forms import Linear, Lookup, Stack
+from qcompile.targets.registry import Plan, Scheme
 
 __all__ = ["emit_linear", "emit_lookup", "emit_stack", "takes", "takes_lookup"]
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.site_forms import Linear, Stack
+from qcompile.analysis.forms import Linear, Stack
 
 __all__ = ["cast", "graph_type", "prepare", "resize", "wrap"]
 

@@ -18,8 +18,8 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import prepare, wrap
 from qcompile.backends.ort.scales import divisor, effective_scales
 from qcompile.formats import Format, Kind, Quantized, ScaleType
-from qcompile.site_forms import Linear
-from qcompile.targets import Plan, Scheme
+from qcompile.analysis.forms import Linear
+from qcompile.targets.registry import Plan, Scheme
 
 __all__ = ["emit", "pack", "scale_function", "takes"]
 

@@ -16,8 +16,8 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.weights import packed_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
-from qcompile.site_forms import Linear, Lookup, Stack, read_site
-from qcompile.targets import Plan, Scheme
+from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
+from qcompile.targets.registry import Plan, Scheme
 
 __all__ = ["KERNELS", "Kernel", "choose"]
 

@@ -12,12 +12,12 @@ import onnx_ir as ir
 
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.kernels import Kernel, choose
-from qcompile.beside import threads
+from qcompile.threads import threads
 from qcompile.errors import InputError
-from qcompile.graph import opset
-from qcompile.site_forms import read_site
-from qcompile.targets import Lowered, Plan, Target
-from qcompile.unrolling import Unrolled, unroll
+from qcompile.ir.graph import opset
+from qcompile.analysis.forms import read_site
+from qcompile.targets.registry import Lowered, Plan, Target
+from qcompile.targets.split_stacks import Unrolled, unroll
 
 __all__ = ["lower"]
 

@@ -18,8 +18,8 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cut, graph_type, prepare, wrap
 from qcompile.formats import Format, Kind, Quantized
 from qcompile.formats.layouts import to_matmulnbits
-from qcompile.site_forms import Linear, Lookup
-from qcompile.targets import Plan, Scheme, Target
+from qcompile.analysis.forms import Linear, Lookup
+from qcompile.targets.registry import Plan, Scheme, Target
 
 __all__ = ["accuracy_level", "emit_linear", "emit_lookup", "pack", "takes"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompile.errors import InputError, runtime_message
-from qcompile.evaluate import check_names
+from qcompile.run.session import check_names
 
 __all__ = ["load"]
 
@@ -36,7 +36,7 @@ def load(
     if not path.is_file():
         raise InputError(f"{folder} holds no {FILE}: it is no artifact of this target")
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # as in qcompile.evaluate
+    options.log_severity_level = 4  # as in qcompile.run.session
     options.intra_op_num_threads = threads
     if _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")

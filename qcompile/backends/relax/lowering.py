@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import TargetError
-from qcompile.targets import Lowered, Plan, Target
-from qcompile.unrolling import unroll
+from qcompile.targets.registry import Lowered, Plan, Target
+from qcompile.targets.split_stacks import unroll
 
 if TYPE_CHECKING:
     import onnx_ir as ir

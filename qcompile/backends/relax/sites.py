@@ -13,8 +13,8 @@ from qcompile.backends.relax.kernels.quantize import quantize_rows, supported
 from qcompile.backends.relax.weights import Layout, layout_of, pack_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Format
-from qcompile.site_forms import Linear, Lookup, read_site
-from qcompile.targets import Plan
+from qcompile.analysis.forms import Linear, Lookup, read_site
+from qcompile.targets.registry import Plan
 
 __all__ = ["check_plan", "lower_site"]
 

@@ -32,7 +32,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def lower(tmp_path: Path, compiled: list) -> Callable[..., tuple[Run, str]]:
     """Lower a graph: its program as a function, and the source."""
     from qcompile.backends.gpu import lowering, runner
-    from qcompile.targets import get_target
+    from qcompile.targets.registry import get_target
 
     def make(model: ir.Model, plans: list = (), target: str = "hopper-int4", dtype: str = "float32") -> tuple[Run, str]:
         folder = tmp_path / f"artifact{len(list(tmp_path.iterdir()))}"

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from qcompile.evaluate import compare, evaluate
+from qcompile.run.session import compare, evaluate
 from qcompile.formats import quantize
-from qcompile.targets import Plan, Scheme
+from qcompile.targets.registry import Plan, Scheme
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 
@@ -48,7 +48,7 @@ def check(lower: Callable, model: ir.Model, plans: list[Plan], inputs: dict, tar
 
     from qcompile.backends.ort import lowering as reference
     from qcompile.backends.ort.runner import load
-    from qcompile.targets import get_target
+    from qcompile.targets.registry import get_target
 
     run, source = lower(model.clone(), plans, target)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qcompile.errors import TargetError
 from qcompile.formats import fake_quantize, get_format, quantize
-from qcompile.targets import Scheme
+from qcompile.targets.registry import Scheme
 from qcompile.transforms import BlockDiagonal, Compose, Hadamard, Kronecker, RandomOrthogonal, Transform
 
 pytest.importorskip("triton", reason="the kernels need triton")
@@ -306,7 +306,7 @@ def test_the_selective_scan(batch: int, length: int, channels: int, states: int)
 
 @pytest.mark.parametrize(("batch", "length", "heads", "groups"), [(2, 9, 4, 2), (1, 1, 3, 1), (0, 4, 2, 1)])
 def test_mamba_2_is_the_scan_with_one_decay_a_head(batch: int, length: int, heads: int, groups: int) -> None:
-    from qcompile.state_space import state_space_duality
+    from qcompile.ir.state_space import state_space_duality
 
     x, delta = torch.randn(batch, length, heads, 8), torch.rand(batch, length, heads) * 0.1
     A, D = -torch.rand(heads), torch.randn(heads)

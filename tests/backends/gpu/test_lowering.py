@@ -15,16 +15,16 @@ import pytest
 import torch
 
 from qcompile.backends.gpu.manifest import ARCHITECTURES
-from qcompile.data import example_inputs
+from qcompile.run.data import example_inputs
 from qcompile.errors import InputError, TargetError
-from qcompile.evaluate import compare, evaluate
+from qcompile.run.session import compare, evaluate
 from qcompile.formats import quantize
-from qcompile.groups import groups_of
+from qcompile.analysis.siblings import groups_of
 from qcompile.passes.rotate import insert_online
 from qcompile.preparation import Prepared, prepare, quantizable
-from qcompile.scoring import weight_matrix
-from qcompile.spaces import analyze
-from qcompile.targets import Plan, Scheme, get_target
+from qcompile.choice.scoring import weight_matrix
+from qcompile.analysis.spaces import analyze
+from qcompile.targets.registry import Plan, Scheme, get_target
 from qcompile.transforms import BlockDiagonal, Compose, Dense, Diagonal, Hadamard, Kronecker, Permutation, Transform
 
 pytest.importorskip("triton", reason="the generated programs import triton")

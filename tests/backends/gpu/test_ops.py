@@ -11,7 +11,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from qcompile.evaluate import compare, evaluate
+from qcompile.run.session import compare, evaluate
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 
@@ -169,7 +169,7 @@ def test_a_row_computes_what_onnxruntime_does(name: str, lower: Callable) -> Non
 def test_an_unknown_operator_is_named_before_anything_is_written(compiled: list, tmp_path: Path) -> None:
     from qcompile.backends.gpu.lowering import lower as lower_to
     from qcompile.errors import TargetError
-    from qcompile.targets import get_target
+    from qcompile.targets.registry import get_target
 
     model = build("g (float[3,3] x) => (float z) { z = Det(x) }")
     next(iter(model.graph)).name = "culprit"

@@ -28,7 +28,7 @@ def build(body: str) -> ir.Model:
 
 def folder_of(body: str, folder: Path) -> Path:
     from qcompile.backends.gpu.lowering import lower
-    from qcompile.targets import get_target
+    from qcompile.targets.registry import get_target
 
     folder.mkdir()
     lower(build(body), [], get_target("hopper-int4"), folder)

@@ -9,9 +9,9 @@ from families import load, stored
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
 from qcompile.compiler import Options, lowered_to, plan
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare
-from qcompile.targets import get_target
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare
+from qcompile.targets.registry import get_target
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 

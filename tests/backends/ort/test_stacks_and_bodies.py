@@ -13,12 +13,12 @@ from stack_cases import BODIES, STACKS, body_model, stack_model
 
 from qcompile.backends.ort import lowering, runner
 from qcompile.compiler import Options, export, plan, rotate
-from qcompile.data import example_inputs
-from qcompile.evaluate import compare, evaluate
+from qcompile.run.data import example_inputs
+from qcompile.run.session import compare, evaluate
 from qcompile.preparation import prepare, quantizable
-from qcompile.site_forms import Stack, read_site
-from qcompile.targets import get_target
-from qcompile.widening import to_double
+from qcompile.analysis.forms import Stack, read_site
+from qcompile.targets.registry import get_target
+from qcompile.ir.widen import to_double
 
 
 def check(model: ir.Model, target: str, scheme: str, folder, **options) -> None:

@@ -23,8 +23,8 @@ from qcompile.backends.relax.kernels.rows import layer_norm, rms_norm, softmax
 from qcompile.backends.relax.kernels.scan import selective_scan, state_space_duality
 from qcompile.backends.relax.weights import layout_of, pack_parts
 from qcompile.formats import Quantized, fake_quantize, get_format, quantize
-from qcompile.state_space import selective_scan as torch_scan
-from qcompile.state_space import state_space_duality as torch_duality
+from qcompile.ir.state_space import selective_scan as torch_scan
+from qcompile.ir.state_space import state_space_duality as torch_duality
 
 ROUNDING = 2e-6  # relative L2 of a float32 sum of a few hundred products
 HERE = machine(None, "cpu").lanes

@@ -10,7 +10,7 @@ import pytest
 from qcompile.backends.relax.manifest import TARGETS
 from qcompile.errors import MissingExtraError
 from qcompile.formats import Format
-from qcompile.targets import Target, backend
+from qcompile.targets.registry import Target, backend
 
 SCALES_WITHIN_A_ROW = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, made_by, put, same_shape, sole_reader
-from qcompile.graph import append_node
+from qcompile.ir.graph import append_node
 
 __all__ = ["fuse"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from qcompile.graph import append_node
+from qcompile.ir.graph import append_node
 
 __all__ = ["PRIVATE", "commuted", "made_by", "number", "put", "same_shape", "sole_reader"]
 

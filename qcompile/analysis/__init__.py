@@ -1,0 +1,1 @@
+"""Read-only knowledge of a graph: sites, spaces, freedoms, and how transforms fold."""

@@ -1,0 +1,204 @@
+"""Sites as they stand in the graph, in three forms.
+
+A lookup of rows, a product ``after(alpha · before(x) Wᵀ + beta · bias)`` with a matrix, and products with matrices out
+of a stack, which their own operator computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompile.analysis.rules.einsum import read_letters, weight_letters
+from qcompile.analysis.rules.linear import weight_of
+from qcompile.errors import TargetError
+
+__all__ = ["Linear", "Lookup", "Stack", "read_site"]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A Gather of rows.
+
+    Args:
+        node: the operator.
+        weight: the table.
+        indices: which rows.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    indices: ir.Value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A product with a constant matrix.
+
+    Args:
+        node: the operator.
+        weight: the matrix, in the operator's own layout.
+        x: what it reads.
+        before: a permutation of the axes of ``x`` that puts the contracted one last, or ``None``.
+        after: a permutation of the axes of the result, or ``None``.
+        bias: added, scaled by ``beta``.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    x: ir.Value
+    before: tuple[int, ...] | None = None
+    after: tuple[int, ...] | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+    bias: ir.Value | None = None
+
+    @property
+    def rank(self) -> int:
+        """Axes of ``x``."""
+        return self.x.shape.rank()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Products with the matrices of a stack: one for each expert, or those that are looked up for each token.
+
+    Args:
+        node: the operator that multiplies.
+        weight: the stack, of any number of axes.
+        reader: the operator that reads it: ``node`` itself, or a lookup in front of it.
+        x: what it reads, its features last.
+        axis: the axis of ``weight`` that is contracted.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    reader: ir.Node
+    x: ir.Value
+    axis: int
+    before: ClassVar[None] = None
+
+    @property
+    def rank(self) -> int:
+        """Axes of ``x``."""
+        return self.x.shape.rank()
+
+
+def read_site(node: ir.Node) -> Linear | Lookup | Stack:
+    """The node in that form.
+
+    Raises:
+        TargetError: if it cannot be put so.
+    """
+    reader = _READERS.get((node.domain, node.op_type))
+    if reader is None:
+        raise _refuse(node, "is no MatMul, Gemm, Einsum, 1x1 Conv or Gather")
+    return reader(node)
+
+
+def _input(node: ir.Node, x: ir.Value) -> ir.Value:
+    if x.shape is None or x.shape.rank() == 0:
+        raise _refuse(node, f"reads '{x.name}', whose rank is not known")
+    return x
+
+
+def _refuse(node: ir.Node, reason: str) -> TargetError:
+    return TargetError(f"site '{node.name}' ({node.op_type}) cannot be lowered: it {reason}")
+
+
+def _constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _swapped(node: ir.Node, value: ir.Value) -> tuple[int, ...]:
+    """The permutation that swaps the last two axes."""
+    rank = value.shape.rank()
+    if rank < 2:
+        raise _refuse(node, f"reads the vector '{value.name}'")
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _stack(node: ir.Node, index: int, axis: int) -> Stack:
+    """The site whose weight, or what is looked up in it, is that operand; ``axis`` is counted from its end."""
+    operand, x = node.inputs[index], node.inputs[1 - index]
+    weight = weight_of(operand)
+    reader = node if operand is weight else operand.producer()
+    return Stack(node, weight, reader, _input(node, x), len(weight.shape) + axis)
+
+
+def _stacked(value: ir.Value) -> bool:
+    """Whether a value is a stack of weights, or what is looked up in one."""
+    weight = weight_of(value)
+    return weight is not None and (weight is not value or any(dim != 1 for dim in weight.shape[:-2]))
+
+
+def _einsum(node: ir.Node) -> Stack:
+    terms, output = read_letters(node)
+    found = weight_letters(node, terms, output)
+    if found is None:
+        raise _refuse(node, "has no constant operand, or one that it only weighs its input with")
+    index, letter, _ = found
+    return _stack(node, index, terms[index].index(letter) - len(terms[index]))
+
+
+def _matmul(node: ir.Node) -> Linear | Stack:
+    left, right = node.inputs
+    for index, (one, other) in enumerate(((left, right), (right, left))):
+        if _stacked(one) and not _constant(other):
+            return _stack(node, index, -2 if index else -1)
+    if _constant(right):
+        _check_rank(node, right, _input(node, left))
+        return Linear(node, right, left)
+    if not _constant(left):
+        raise _refuse(node, "has no constant operand")
+    _check_rank(node, left, _input(node, right))
+    swap = _swapped(node, right)
+    return Linear(node, left, right, before=swap, after=swap)
+
+
+def _check_rank(node: ir.Node, weight: ir.Value, x: ir.Value) -> None:
+    rank = weight.shape.rank()
+    if rank == 2:
+        return
+    if x.shape.rank() < rank:
+        raise _refuse(node, "has a weight of more axes than its input")
+
+
+def _gemm(node: ir.Node) -> Linear:
+    x, weight, bias = [*node.inputs, None][:3]
+    if not _constant(weight):
+        raise _refuse(node, "has no constant right operand")
+    before = (1, 0) if node.attributes.get_int("transA", 0) else None
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    return Linear(node, weight, _input(node, x), before=before, alpha=alpha, beta=beta, bias=bias)
+
+
+def _conv(node: ir.Node) -> Linear:
+    x, weight, bias = [*node.inputs, None][:3]
+    rank = weight.shape.rank()
+    if not _constant(weight) or any(dim != 1 for dim in weight.shape[2:]):
+        raise _refuse(node, "has a kernel larger than 1, or none that is constant")
+    strides, pads = node.attributes.get_ints("strides", ()), node.attributes.get_ints("pads", ())
+    if node.attributes.get_int("group", 1) != 1 or any(s != 1 for s in strides) or any(pads):
+        raise _refuse(node, "has groups, strides or padding")
+    before, after = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+    return Linear(node, weight, _input(node, x), before=before, after=after, bias=bias)
+
+
+def _gather(node: ir.Node) -> Lookup:
+    table, indices = node.inputs
+    if not _constant(table) or table.shape.rank() != 2 or node.attributes.get_int("axis", 0) != 0:
+        raise _refuse(node, "does not look up rows of a constant matrix")
+    return Lookup(node, table, indices)
+
+
+_READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup | Stack]] = {
+    ("", "Einsum"): _einsum,
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("", "Conv"): _conv,
+    ("", "Gather"): _gather,
+}

@@ -1,0 +1,54 @@
+"""State-space operators: what the recurrence over time leaves of channels, of heads and of the hidden state."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile.analysis.axes import Ref
+from qcompile.analysis.rules.elementwise import carry
+from qcompile.analysis.rules.linear import contract
+from qcompile.analysis.spaces import Analysis, label, rule
+from qcompile.ir.graph import DOMAIN
+from qcompile.transforms.freedom import Freedom
+
+__all__ = ["selective_scan", "state_space_duality"]
+
+
+def _places(analysis: Analysis, node: ir.Node, operands: list[list[Ref]]) -> None:
+    """Join what the operands have in common, batch and time; time stays in its order."""
+    for refs in operands[1:]:
+        analysis.axes.unify(operands[0][0], refs[0], f"{label(node)} treats each sequence by itself")
+        analysis.axes.unify(operands[0][1], refs[1], f"{label(node)} steps through time")
+    analysis.axes.constrain(operands[0][0], Freedom.PERMUTATION, f"{label(node)} treats each sequence by itself")
+    analysis.axes.constrain(operands[0][1], Freedom.NONE, f"{label(node)} steps through time")
+
+
+@rule("SelectiveScan", domain=DOMAIN)
+def selective_scan(analysis: Analysis, node: ir.Node) -> None:
+    """``h = exp(δA) h + δBu``, ``y = Ch + Du``: given δ and A, linear from u to y and at each state between B and C."""
+    u, delta, a, b, c, d = (list(analysis.refs(value)) for value in node.inputs)
+    _places(analysis, node, [u, delta, b, c])
+    for decided in (delta[2], a[0], d[0]):
+        carry(analysis, u[2], decided, label(node))
+    contract(analysis, b[2], c[2], label(node))
+    carry(analysis, b[2], a[1], label(node))
+    analysis.set(node.outputs[0], u)
+
+
+@rule("StateSpaceDuality", domain=DOMAIN)
+def state_space_duality(analysis: Analysis, node: ir.Node) -> None:
+    """``H = exp(δA) H + δxBᵀ``, ``y = HC + Dx``, one δ and A for a head: its channels and its state are linear."""
+    x, delta, a, b, c, d = (list(analysis.refs(value)) for value in node.inputs)
+    _places(analysis, node, [x, delta, b, c])
+    heads, groups = analysis.axes.size(x[2]), analysis.axes.size(b[2])
+    parts = heads and groups and analysis.axes.as_product(x[2], [groups, heads // groups], label(node))
+    if not parts:
+        analysis.opaque(node, f"{label(node)} has heads that cannot be followed")
+        return
+    for decided in (delta[2], a[0], d[0]):
+        carry(analysis, x[2], decided, label(node))
+    for shared in (b[2], c[2]):
+        if groups > 1:
+            carry(analysis, parts[0], shared, label(node))
+    contract(analysis, b[3], c[3], label(node))
+    analysis.set(node.outputs[0], x)

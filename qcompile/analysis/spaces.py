@@ -1,0 +1,399 @@
+"""Finds the spaces of a graph: the axes that must change basis together, and the freedom that each has.
+
+Every value, weights included, has one axis reference per dimension; each operator has one rule (``rules``) that joins
+the references of its inputs and outputs and constrains them. An operator without a rule leaves no freedom. Because a
+weight is a value like any other, folding a transform into it means transforming its axes, and no operator needs code of
+its own for that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
+from qcompile.transforms.freedom import Freedom
+
+__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "follows", "learn_sizes", "rule"]
+
+#: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
+SMALL = 4096
+
+Rule = Callable[["Analysis", ir.Node], None]
+RULES: dict[tuple[str, str], Rule] = {}
+
+
+def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register a function as the rule of those operators."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            RULES[domain, op] = function
+        return function
+
+    return register
+
+
+#: Operators on shape tensors: what their entries stand for.
+SIZES: dict[str, Callable[[Analysis, ir.Node], np.ndarray | None]] = {}
+
+
+def follows(*ops: str) -> Callable:
+    """Register a function as what follows sizes through those operators, once their rule has run."""
+
+    def register(function: Callable) -> Callable:
+        SIZES.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+@dataclass(eq=False)
+class Site:
+    """A linear map with a constant weight.
+
+    Args:
+        node: the operator; its name is the site's name.
+        weight: the initializer.
+        input: the activation that it reads, ``None`` for an embedding table.
+        axis_in: the axes of the weight that are contracted (for an embedding: that is indexed).
+        axis_out: the axis of the weight that is written.
+        ref_in: the axis of the activation that is read, ``None`` for an embedding table.
+        ref_out: the axis of the output.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    input: ir.Value | None
+    axis_in: int
+    axis_out: int
+    ref_in: Ref | None
+    ref_out: Ref
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return self.node.name or self.node.outputs[0].name or "?"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(int(dim) for dim in self.weight.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the weight has no axes but the two: no kernel, no stack."""
+        return math.prod(self.shape) == self.shape[self.axis_in] * self.shape[self.axis_out]
+
+    @property
+    def nested(self) -> bool:
+        """Whether the operator stands in the body of another one."""
+        return self.node.graph is not self.weight.graph
+
+
+@dataclass(eq=False)
+class Norm:
+    """A normalization over one axis, as the passes that fold its scale need it."""
+
+    node: ir.Node
+    ref_in: Ref
+    ref_out: Ref
+    scale: ir.Value | None
+    shift: ir.Value | None
+    centered: bool  # subtracts the mean (LayerNorm) rather than not (RMSNorm)
+
+
+@dataclass(eq=False)
+class Scaling:
+    """A product with a constant vector along one axis, as the pass that folds it needs it."""
+
+    node: ir.Node
+    input: ir.Value
+    ref_in: Ref
+    ref_out: Ref
+    scale: ir.Value
+
+
+@dataclass(eq=False)
+class Space:
+    """One class of axes that change basis together: a leaf of the axis forest."""
+
+    id: str
+    node: Node
+    values: list[str] = field(default_factory=list)
+    readers: list[Site] = field(default_factory=list)
+    writers: list[Site] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Elements along the axis."""
+        return self.node.size or 0
+
+    @property
+    def freedom(self) -> Freedom:
+        """The largest group that every operator on the space commutes with."""
+        return self.node.freedom
+
+    @property
+    def limits(self) -> list[Limit]:
+        """What took freedom away, in the order in which it was met."""
+        return self.node.limits
+
+
+class Analysis:
+    """Spaces, sites and norms of one graph; read-only for the graph."""
+
+    def __init__(self, model: ir.Model, *, join_norms: bool = True) -> None:
+        self.model = model
+        self.join_norms = join_norms
+        self.axes = Axes()
+        self.refs_of: dict[ir.Value, list[Ref] | None] = {}
+        self.dims_of: dict[ir.Value, np.ndarray] = {}  # of numbers, axes and None
+        self.sites: list[Site] = []
+        self.norms: list[Norm] = []
+        self.scalings: list[Scaling] = []
+        self._spaces: list[Space] | None = None
+
+    # -- what rules use -----------------------------------------------------------------------------------
+
+    def refs(self, value: ir.Value | None) -> list[Ref] | None:
+        """The axes of a value, or ``None`` if its rank is unknown."""
+        if value is None:
+            return None
+        if value not in self.refs_of:
+            at, self.axes.at = self.axes.at, value
+            self.refs_of[value] = self._initial(value)
+            self.axes.at = at
+        return self.refs_of[value]
+
+    def _initial(self, value: ir.Value) -> list[Ref] | None:
+        if value.shape is None:
+            return None
+        if value.const_value is not None and is_float(value):
+            return [self.axes.fresh(int(dim)) for dim in value.shape]
+        what = "is not a floating-point value" if value.const_value is not None else "comes from outside"
+        return [self.axes.frozen(static(dim), f"'{value.name}' {what}") for dim in value.shape]
+
+    def set(self, value: ir.Value, refs: Sequence[Ref] | None) -> None:
+        """Define the axes of an output."""
+        self.refs_of[value] = None if refs is None else list(refs)
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        """A small constant's content, ``None`` if it is not constant or large."""
+        if value is None or value.const_value is None or value.const_value.size > SMALL:
+            return None
+        return value.const_value.numpy()
+
+    def uniform(self, value: ir.Value | None) -> bool:
+        """Whether a value is a constant whose elements are all equal."""
+        if value is None or value.const_value is None:
+            return False
+        if value.const_value.size == 1:
+            return True
+        array = value.const_value.numpy()
+        return bool((array == array.reshape(-1)[0]).all())
+
+    def freeze(self, values: Iterable[ir.Value | None], reason: str) -> None:
+        """Take all freedom from every axis of those values."""
+        for value in values:
+            for ref in self.refs(value) or ():
+                self.axes.constrain(ref, Freedom.NONE, reason)
+
+    def opaque(self, node: ir.Node, reason: str) -> None:
+        """The rule of last resort: nothing around this node, or within its bodies, may change basis."""
+        self.freeze(node.inputs, reason)
+        for body in bodies(node):
+            self.freeze(body.outputs, reason)
+            for inner in body.all_nodes():
+                self.freeze(inner.inputs, reason)
+        for output in node.outputs:
+            shape = output.shape
+            self.set(output, None if shape is None else [self.axes.frozen(static(dim), reason) for dim in shape])
+
+    def free(self, ref: Ref) -> Freedom:
+        """The meet of the freedoms of all leaves under an axis."""
+        freedom = Freedom.GENERAL
+        for leaf in self.axes.leaves(ref):
+            freedom &= leaf.node.freedom
+        return freedom
+
+    def relative(self, ref: Ref, base: Ref) -> Mode:
+        """How the transform of ``ref`` follows from that of ``base``, which refers to the same node."""
+        mode, own = self.axes.find(ref).mode, self.axes.find(base).mode
+        return Mode.PLAIN if Mode.PLAIN in (mode, own) else mode.after(own)
+
+    # -- what passes and reports use ----------------------------------------------------------------------------
+
+    @property
+    def spaces(self) -> list[Space]:
+        """One space per leaf with a static size above one, largest and most used first seen first."""
+        if self._spaces is None:
+            self._spaces = self._collect()
+        return self._spaces
+
+    def _collect(self) -> list[Space]:
+        spaces: dict[Node, Space] = {}
+        for value, refs in self.refs_of.items():
+            for axis, ref in enumerate(refs or ()):
+                for leaf in self.axes.leaves(ref):
+                    if (leaf.node.size or 0) > 1:
+                        space = spaces.setdefault(leaf.node, Space(f"s{len(spaces)}", leaf.node))
+                        space.values.append(f"{value.name}:{axis}")
+        for site in self.sites:
+            for leaf in self.axes.leaves(site.ref_in) if site.ref_in else ():
+                if leaf.node in spaces:
+                    spaces[leaf.node].readers.append(site)
+            for leaf in self.axes.leaves(site.ref_out):
+                if leaf.node in spaces:
+                    spaces[leaf.node].writers.append(site)
+        return list(spaces.values())
+
+    def space_of(self, node: Node) -> Space | None:
+        """The space of a leaf node."""
+        return next((space for space in self.spaces if space.node is node), None)
+
+    def expression(self, ref: Ref | None) -> str | None:
+        """An axis in words: ``s3``, ``s4*s5`` for a product, ``s6+s7`` for segments, ``1`` for no space."""
+        if ref is None:
+            return None
+        names = {space.node: space.id for space in self.spaces}
+        return self._expression(ref, names)
+
+    def _expression(self, ref: Ref, names: dict[Node, str]) -> str:
+        root = self.axes.find(ref)
+        if root.node.structure is Structure.LEAF:
+            return names.get(root.node, "1")
+        sign = "*" if root.node.structure is Structure.PRODUCT else "+"
+        parts = [self._expression(child, names) for child in self.axes.children(root)]
+        return sign.join(f"({part})" if sign == "*" and "+" in part else part for part in parts)
+
+    def uses(self) -> dict[Node, list[tuple[ir.Value, int]]]:
+        """For every leaf, the (value, axis) pairs that contain it."""
+        uses: dict[Node, list[tuple[ir.Value, int]]] = defaultdict(list)
+        for value, refs in self.refs_of.items():
+            for axis, ref in enumerate(refs or ()):
+                for leaf in self.axes.leaves(ref):
+                    uses[leaf.node].append((value, axis))
+        return uses
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
+    found = [attribute for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+    return [attribute.as_graph() for attribute in found]
+
+
+def static(dim: object) -> int | None:
+    """A dimension as an integer, ``None`` if symbolic."""
+    return dim if isinstance(dim, int) else None
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether a value holds floating-point numbers."""
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def label(node: ir.Node) -> str:
+    """A node in a message: ``MatMul 'layers.0.q_proj'``."""
+    return f"{node.op_type} '{node.name or node.outputs[0].name}'"
+
+
+def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
+    """Run every node's rule, in order, over the main graph.
+
+    Args:
+        model: a graph with constants lifted to initializers and functions other than ours inlined.
+        join_norms: whether the axis behind a normalization is the same space as the axis before it (its scale
+            being folded away, they change basis together). Without it, each norm's output is a space of its own;
+            the passes that fold scales ask for that.
+    """
+    import qcompile.analysis.rules  # noqa: F401  (registers the rules)
+
+    analysis = Analysis(model, join_norms=join_norms)
+    for value in model.graph.inputs:
+        analysis.refs(value)
+    run(analysis, model.graph)
+    for value in model.graph.outputs:
+        analysis.axes.at = value
+        analysis.freeze([value], f"'{value.name}' is an output of the graph")
+    return analysis
+
+
+def learn_sizes(model: ir.Model) -> None:
+    """Write down the sizes of axes that the graph does not state but that follow from how its values are made.
+
+    Exporters that trace leave every dimension behind a Reshape open, heads and features included.
+    """
+    import qcompile.analysis.rules  # noqa: F401  (registers the rules)
+
+    for node in model.graph:
+        _learn_type(node)
+    values = [value for node in model.graph for value in node.outputs]
+    if all(value.shape is not None and None not in map(_stated, value.shape) for value in values):
+        return
+    analysis = analyze(model)
+    for value in values:
+        refs = analysis.refs_of.get(value)
+        if refs is not None and (value.shape is None or len(value.shape) == len(refs)):
+            old = value.shape if value.shape is not None else [None] * len(refs)
+            sizes = [analysis.axes.size(ref) for ref in refs]
+            value.shape = ir.Shape([dim if size is None else size for dim, size in zip(old, sizes, strict=True)])
+
+
+#: What makes numbers of another type than those that it reads.
+_OTHER_TYPE = re.compile("Cast|Shape|Size|NonZero|Arg|Is|Equal|Less|Greater|Not|Pow|Quantize|Integer|QLinear|OneHot")
+
+
+def _learn_type(node: ir.Node) -> None:
+    """The type of what an operator of onnxruntime makes, and of what follows: that of the numbers that it reads."""
+    kinds = {value.type for value in node.inputs if value is not None and is_float(value)}
+    known = (node.domain, node.op_type) in RULES and not _OTHER_TYPE.search(node.op_type) and not bodies(node)
+    for made in node.outputs if node.op_type == "Split" else node.outputs[:1]:
+        if made.type is None and len(kinds) == 1 and known:
+            made.type = next(iter(kinds))
+
+
+def _stated(dim: object) -> object:
+    """What a graph says of a dimension: a number, a name, or nothing."""
+    return getattr(dim, "value", dim)
+
+
+def run(analysis: Analysis, graph: ir.Graph) -> None:
+    """Apply the rule of every node of a graph, or of the body of an operator, in order."""
+    for node in graph:
+        analysis.axes.at = node
+        _apply(analysis, node)
+
+
+def _apply(analysis: Analysis, node: ir.Node) -> None:
+    found = RULES.get((node.domain, node.op_type))
+    if found is None:
+        analysis.opaque(node, f"{label(node)} has no commutation rule")
+    elif any(v is not None and analysis.refs(v) is None for v in node.inputs):
+        analysis.opaque(node, f"{label(node)} reads a value of unknown rank")
+    else:
+        found(analysis, node)
+    for output in node.outputs:
+        _check_shape(analysis, output)
+    sizes = SIZES[node.op_type](analysis, node) if not node.domain and node.op_type in SIZES else None
+    if sizes is not None:
+        analysis.dims_of[node.outputs[0]] = sizes
+
+
+def _check_shape(analysis: Analysis, value: ir.Value) -> None:
+    """Hold a rule's result against the shape that the graph states; a contradiction means no freedom."""
+    refs = analysis.refs_of.setdefault(value, None)
+    if refs is None or value.shape is None:
+        return
+    sizes = [analysis.axes.size(ref) for ref in refs]
+    known = [static(dim) for dim in value.shape]
+    if len(sizes) != len(known) or any(a != b for a, b in zip(sizes, known, strict=True) if a and b):
+        reason = f"'{value.name}' has shape {known} in the graph but {sizes} by its operator"
+        analysis.freeze([value], reason)
+        analysis.set(value, [analysis.axes.frozen(size, reason) for size in known])

@@ -1,0 +1,1 @@
+"""What an export writes, and what is shown of it."""

@@ -1,0 +1,119 @@
+"""The artifact: a folder with a manifest, a report, and the target's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.errors import InputError
+from qcompile.targets.registry import RUNTIMES, backend
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Artifact", "atomic_folder", "is_artifact"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported model.
+
+    Args:
+        folder: where it lies.
+        manifest: the content of its ``manifest.json``.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @staticmethod
+    def open(folder: str | Path) -> Artifact:
+        """Read an artifact.
+
+        Raises:
+            InputError: if the folder is none.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise InputError(f"'{folder}' is not an artifact: it has no {MANIFEST}")
+        try:
+            manifest = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"'{path}' is not readable as JSON: {error}") from error
+        if not isinstance(manifest, dict) or not manifest.keys() >= {"qcompile", "source", "sites", "runtimes"}:
+            raise InputError(f"'{path}' is not the manifest of an artifact")
+        return Artifact(Path(folder), manifest)
+
+    def run(self, inputs: Mapping[str, np.ndarray], runtime: str | None = None) -> dict[str, np.ndarray]:
+        """Run it once on named inputs.
+
+        Args:
+            inputs: by name of the graph's inputs.
+            runtime: ``ort``, ``tvm`` or ``triton``; by default the one that it was made for.
+
+        Raises:
+            InputError: if the artifact was not made for that runtime, or the inputs do not fit.
+        """
+        return self.load(runtime)(inputs)
+
+    def load(self, runtime: str | None = None) -> Any:
+        """The artifact as a function of named inputs, for many calls."""
+        if runtime is not None and runtime not in RUNTIMES:
+            raise InputError(f"unknown runtime '{runtime}'; there are {', '.join(RUNTIMES)}")
+        written = self.manifest["runtimes"]
+        wanted = next(iter(written)) if runtime is None else runtime
+        if wanted not in written:
+            raise InputError(
+                f"'{self.folder}' was exported for {self.manifest['target']}, which runtime '{wanted}' cannot run"
+            )
+        if "missing" in written[wanted]:
+            raise InputError(f"'{self.folder}' has no files for runtime '{wanted}': {written[wanted]['missing']}")
+        return backend(RUNTIMES[wanted]).load(self.folder)
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether a path is an artifact's folder."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest.json``; the same content gives the same bytes."""
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes it on success, and vanishes on failure.
+
+    Raises:
+        InputError: if ``target`` exists, or its parent cannot be written.
+    """
+    if target.exists():
+        raise InputError(f"'{target}' exists already: remove it or choose another folder with -o")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        os.replace(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _sweep(target: Path) -> None:
+    """Remove temporary folders of exports to the same place whose process was killed."""
+    for left in target.parent.glob(f".{target.name}.*.*"):
+        pid = left.name.split(".")[-2]
+        if left.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""Spaces, sites and reasons as plain data: what manifests and ``qcompile inspect`` have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qcompile.analysis.spaces import is_float
+from qcompile.transforms.freedom import Freedom
+
+if TYPE_CHECKING:
+    from qcompile.analysis.axes import Node
+    from qcompile.analysis.spaces import Analysis, Site, Space
+    from qcompile.passes.pipeline import Declined
+    from qcompile.transforms import Transform
+
+__all__ = [
+    "bits_of",
+    "count_of",
+    "declined_entries",
+    "number",
+    "obstacles",
+    "site_entry",
+    "space_entries",
+    "ties",
+    "transform_name",
+]
+
+#: Significant digits of the measurements that are written down.
+DIGITS = 6
+
+
+def number(value: float | None) -> float | None:
+    """A measurement as it is written down: a few digits, ``None`` for what is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{DIGITS}g}")
+
+
+def count_of(site: Site) -> int:
+    """Elements of a site's weight."""
+    return math.prod(site.shape)
+
+
+def bits_of(site: Site) -> int:
+    """Bits of one element of a site's weight as the graph holds it."""
+    return site.weight.dtype.bitwidth if site.weight.dtype is not None else 32
+
+
+# -- transforms ------------------------------------------------------------------------------------------------------
+
+
+def transform_name(transform: Any) -> str:
+    """A transform in a word: ``none``, ``hadamard``, ``block-hadamard-32``, ``hadamard then block-dense-16``."""
+    kind = "identity" if transform is None else transform.kind
+    namer = {"identity": lambda _: "none", "block": _block, "kronecker": _kronecker, "block-dense": _block_dense}
+    if kind in ("direct-sum", "compose"):
+        names = dict.fromkeys(name for part in transform.parts if (name := transform_name(part)) != "none")
+        return (" + " if kind == "direct-sum" else " then ").join(names) or "none"
+    return namer.get(kind, lambda t: t.kind)(transform)
+
+
+def _block(transform: Any) -> str:
+    return f"block-{transform_name(transform.block)}-{transform.block.size}"
+
+
+def _block_dense(transform: Any) -> str:
+    return f"block-dense-{transform.matrices.shape[-1]}"
+
+
+def _kronecker(transform: Any) -> str:
+    sides = [(transform_name(side), side.size) for side in (transform.left, transform.right)]
+    if transform_name(transform.left) == "none":  # I ⊗ T is T on every block
+        inner = transform_name(transform.right)
+        return inner if inner == "none" or inner.startswith("block-") else f"block-{inner}-{transform.right.size}"
+    return " x ".join(f"{name}-{size}" for name, size in sides if name != "none")
+
+
+# -- spaces ----------------------------------------------------------------------------------------------------------
+
+
+def space_entries(analysis: Analysis, offline: Mapping[Node, Transform] | None = None) -> list[dict[str, Any]]:
+    """Every space that holds floating-point values or touches a site, with the transform that it was given."""
+    numeric = _numeric_nodes(analysis)
+    shown = [s for s in analysis.spaces if s.readers or s.writers or s.node in numeric]
+    return [_space(space, (offline or {}).get(space.node)) for space in shown]
+
+
+def _numeric_nodes(analysis: Analysis) -> set[Node]:
+    uses = analysis.uses().items()
+    return {node for node, found in uses if any(value.dtype is None or is_float(value) for value, _ in found)}
+
+
+def _space(space: Space, transform: Transform | None) -> dict[str, Any]:
+    return {
+        "id": space.id,
+        "size": space.size,
+        "freedom": space.freedom.label,
+        "transform": transform_name(transform),
+        "values": list(space.values),
+        "limited_by": [{"freedom": limit.freedom.label, "reason": limit.reason} for limit in space.limits],
+        "readers": [site.name for site in space.readers],
+        "writers": [site.name for site in space.writers],
+    }
+
+
+# -- sites -----------------------------------------------------------------------------------------------------------
+
+
+def site_entry(analysis: Analysis, site: Site, tie: str | None) -> dict[str, Any]:
+    """A site as it stands in the float graph; an export overwrites what it has chosen."""
+    return {
+        "name": site.name,
+        "op": site.node.op_type,
+        "weight_shape": list(site.shape),
+        "space_in": analysis.expression(site.ref_in),
+        "space_out": analysis.expression(site.ref_out),
+        "format": "float",
+        "activation": None,
+        "bits": bits_of(site),
+        "bits_per_weight": bits_of(site),
+        "transform_in": {"kind": "none", "online": False},
+        "alpha": None,
+        "t2": None,
+        "predicted_delta": None,
+        "tie": tie,
+        "weight": site.weight.name,
+        "input": site.input.name if site.input is not None else None,
+    }
+
+
+def ties(sites: Iterable[Site]) -> dict[str, str]:
+    """By site, the name of the group that must agree on a format: the sites that read one value."""
+    numbers: dict[Any, str] = {}
+    return {site.name: numbers.setdefault(site.input or site, f"t{len(numbers)}") for site in sites}
+
+
+# -- reasons ---------------------------------------------------------------------------------------------------------
+
+
+def declined_entries(declined: Iterable[Declined]) -> list[dict[str, str]]:
+    """What was left alone, and why."""
+    return [{"site": entry.site, "what": entry.what, "reason": entry.reason} for entry in declined]
+
+
+def obstacles(analysis: Analysis, sites: Sequence[Site]) -> list[dict[str, str]]:
+    """For every site whose input cannot be rotated at no cost, the operator that prevents it."""
+    names = {space.node: space for space in analysis.spaces}
+    found = [(site, _obstacle(analysis, site, names)) for site in sites if site.ref_in is not None]
+    what = "rotating its input offline"
+    return [{"site": site.name, "what": what, "reason": reason} for site, reason in found if reason]
+
+
+def _obstacle(analysis: Analysis, site: Site, names: Mapping[Node, Space]) -> str | None:
+    spaces = [names[leaf.node] for leaf in analysis.axes.leaves(site.ref_in) if leaf.node in names]
+    if not spaces:
+        return "the axis that it reads has no static size above one"
+    if any(Freedom.ORTHOGONAL in space.freedom for space in spaces):
+        return None
+    space = max(spaces, key=lambda s: s.size)
+    limit = next((limit for limit in space.limits if Freedom.ORTHOGONAL not in limit.freedom), None)
+    because = f": {limit.reason}" if limit else ""
+    return f"space {space.id}, which it reads, allows {space.freedom.label} only{because}"

@@ -1,0 +1,246 @@
+"""The manifest of an artifact, and the report that shows it to people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.analysis.siblings import cost_fraction
+from qcompile.artifact.entries import (
+    bits_of,
+    count_of,
+    declined_entries,
+    number,
+    obstacles,
+    site_entry,
+    space_entries,
+    ties,
+    transform_name,
+)
+from qcompile.artifact.pages import render_report, template
+from qcompile.choice.placement import total_transform
+
+if TYPE_CHECKING:
+    from qcompile.analysis.spaces import Site
+    from qcompile.checks.equivalence import Equivalence
+    from qcompile.checks.losses import Measured
+    from qcompile.checks.sites import Checked
+    from qcompile.choice.selection import Choice, Options
+    from qcompile.compiler import Rotated
+    from qcompile.formats import Quantized
+    from qcompile.targets.registry import Lowered, Plan, Target
+
+__all__ = ["REPORT", "build_manifest", "compile_report", "stored_bits", "write_report"]
+
+REPORT = "report.html"
+
+
+# -- the manifest ----------------------------------------------------------------------------------------------------
+
+
+def build_manifest(
+    rotated: Rotated,
+    sites: Sequence[Site],
+    chosen: Choice,
+    plans: Sequence[Plan],
+    lowered: Lowered,
+    runtimes: Mapping[str, Mapping[str, Any]],
+    options: Options,
+    target: Target,
+    equal: Equivalence,
+    checked: Checked | None,
+    measured: Measured,
+    folder: Path,
+) -> dict[str, Any]:
+    """Everything that is known about an export, as JSON that depends on nothing but model, options and seed.
+
+    Args:
+        sites: those that the target can quantize; the others appear as ``float``.
+        runtimes: by runtime, its files, or why it has none; the target's own first.
+        folder: where the target's own files lie.
+    """
+    from qcompile import __version__
+
+    prepared = rotated.prepared
+    return {
+        "qcompile": __version__,
+        "source": {"path": prepared.source.path, "sha256": prepared.source.sha256},
+        "target": target.name,
+        "seed": options.seed,
+        "options": _options(options),
+        "spaces": space_entries(prepared.analysis, rotated.placement.offline),
+        "sites": _sites(rotated, chosen, plans, lowered),
+        "declined": declined_entries(prepared.state.declined) + _unrotated(rotated, sites, options),
+        "online_transforms": _online(rotated),
+        "candidates": {key: _numbers(errors) for key, errors in sorted(rotated.placement.errors.items())},
+        "equivalence": {
+            "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
+            **({} if equal.in_double is None else {"rel_l2_in_float64": number(equal.in_double)}),
+        },
+        "implementation": _implementation(checked) if checked is not None and checked.sites else None,
+        "quantization": _quantization(sites, chosen, measured),
+        "assignment": _assignment(chosen),
+        "bytes": {"source": prepared.source.bytes, "artifact": _bytes_in(folder, lowered)},
+        "runtimes": {name: dict(entry) for name, entry in runtimes.items()},
+        "bits_per_weight": number(_bits_per_weight(rotated, plans, lowered)),
+        "files": sorted({name for entry in runtimes.values() for name in entry.get("files", ())}),
+        "notes": dict(lowered.notes),
+    }  # fmt: skip
+
+
+def _implementation(checked: Checked) -> dict[str, Any]:
+    return {"rel_l2": number(checked.rel_l2), "checked_sites": checked.sites}
+
+
+def _options(options: Options) -> dict[str, Any]:
+    return {
+        "budget": {unit: number(bound) for unit, bound in sorted(options.budget.items())},
+        "formats": list(options.formats),
+        "transforms": options.transforms,
+        "method": options.method,
+        "calibration": None if options.calibration is None else str(options.calibration),
+        "evaluation": None if options.evaluation is None else str(options.evaluation),
+    }
+
+
+def _sites(rotated: Rotated, chosen: Choice, plans: Sequence[Plan], lowered: Lowered) -> list[dict[str, Any]]:
+    analysis, planned = rotated.prepared.analysis, {plan.site: plan for plan in plans}
+    tied, transforms = ties(analysis.sites), _transforms(rotated)
+    entries = []
+    for site in analysis.sites:
+        entry = site_entry(analysis, site, chosen.ties.get(site.name, tied[site.name]))
+        entry["transform_in"] = transforms.get(site.name, entry["transform_in"])
+        entry["lowering"] = dict(lowered.sites.get(site.name, {}))
+        if (errors := rotated.prepared.state.notes.get("held_out", {}).get(site.name)) is not None:
+            entry["held_out"] = _numbers(errors)
+        entry |= _choice(site, chosen, planned.get(site.name), lowered)
+        entries.append(entry)
+    return entries
+
+
+def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> dict[str, Any]:
+    """The scheme of a site and what it was predicted to do."""
+    alpha, t2 = chosen.alphas.get(site.name), chosen.errors.get(site.name)
+    delta = None if alpha is None or t2 is None else alpha * t2
+    predicted = {"alpha": number(alpha), "t2": number(t2), "predicted_delta": number(delta)}
+    if plan is None or plan.weight is None:
+        return predicted
+    scheme = plan.scheme
+    return predicted | {
+        "format": scheme.weight.name,
+        "activation": scheme.activation.name if scheme.activation else None,
+        "bits": scheme.bits,
+        "bits_per_weight": number(_stored(plan, lowered) / max(count_of(site), 1)),
+    }
+
+
+def _transforms(rotated: Rotated) -> dict[str, dict[str, Any]]:
+    """By site, what its input goes through."""
+    found = {}
+    for group in rotated.groups:
+        total = total_transform(rotated.prepared.analysis, group, rotated.placement)
+        online = group.value.name in rotated.placement.online
+        for site in group.sites:
+            found[site.name] = {"kind": transform_name(total), "online": online}
+    return found
+
+
+def _online(rotated: Rotated) -> list[dict[str, Any]]:
+    found = [(g.value.name, rotated.placement.online.get(g.value.name), g) for g in rotated.groups]
+    before_sites = [(name, t, cost_fraction(group, t)) for name, t, group in found if t is not None]
+    between = [(name, transform, cost) for name, (transform, cost) in rotated.placement.boundaries.items()]
+    return [
+        {"value": name, "kind": transform_name(transform), "size": transform.size, "cost_fraction": number(cost)}
+        for name, transform, cost in before_sites + between
+    ]
+
+
+def _unrotated(rotated: Rotated, sites: Sequence[Site], options: Options) -> list[dict[str, str]]:
+    """Why sites read a plain basis: the graph forbids another, or none was predicted to help."""
+    entries = obstacles(rotated.prepared.analysis, sites)
+    blocked, transforms = {entry["site"] for entry in entries}, _transforms(rotated)
+    reason = "none of the transforms that its space allows was predicted to lower the error enough"
+    reason = "no transforms were asked for" if options.transforms == "none" else reason
+    for site in sites:
+        if transforms.get(site.name, {}).get("kind") != "none":
+            continue
+        if site.name not in blocked:
+            entries.append({"site": site.name, "what": "rotating its input", "reason": reason})
+        elif site.input is not None and site.input.name in rotated.placement.errors:
+            what, why = "an online transform of its input", "none was predicted to lower the error by what it costs"
+            entries.append({"site": site.name, "what": what, "reason": why})
+    return entries
+
+
+def _quantization(sites: Sequence[Site], chosen: Choice, measured: Measured) -> dict[str, Any]:
+    terms = [chosen.alphas[s.name] * chosen.errors.get(s.name, 0.0) for s in sites if s.name in chosen.alphas]
+    loss = _numbers(measured.loss)
+    known = {"float", "quantized"} <= measured.loss.keys()
+    return {
+        "rel_l2": number(measured.rel_l2),
+        "predicted_loss_delta": number(math.fsum(terms)) if terms else None,
+        "measured_loss_delta": number(measured.loss["quantized"] - measured.loss["float"]) if known else None,
+        "loss_standard_error": None if measured.loss_error is None else number(measured.loss_error),
+        "divergence": number(measured.divergence),
+        "loss": loss,
+        "evaluated_inputs": measured.rows,
+    }
+
+
+def _assignment(chosen: Choice) -> dict[str, Any] | None:
+    if chosen.assignment is None:
+        return None
+    found = chosen.assignment
+    return {"method": found.method, "gap": number(found.gap), "loss": number(found.loss), "cost": _numbers(found.cost)}
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: number(value) for name, value in values.items()}
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def stored_bits(weight: Quantized) -> float:
+    """Bits that a quantized weight takes: codes, scales, zero points and the second-level scale."""
+    fmt = weight.format
+    bits = weight.codes.numel() * fmt.bits + weight.scales.numel() * fmt.scale.bits / fmt.rows
+    bits += weight.zero_points.numel() * fmt.bits if weight.zero_points is not None else 0
+    return bits + (32 if weight.tensor_scale is not None else 0)
+
+
+def _stored(plan: Plan, lowered: Lowered) -> float:
+    """Bits that a lowered weight takes: as the backend says, or as the format needs."""
+    known = lowered.sites.get(plan.site, {}).get("stored_bytes")
+    return stored_bits(plan.weight) if known is None else 8 * known
+
+
+def _bits_per_weight(rotated: Rotated, plans: Sequence[Plan], lowered: Lowered) -> float:
+    """Stored bits of all site weights over their number; what is shared in one format counts once."""
+    planned = {plan.site: plan for plan in plans}
+    bits, counts = {}, {}
+    for site in rotated.prepared.analysis.sites:
+        plan = planned.get(site.name)
+        key = (site.weight, plan.scheme.name if plan else "float")
+        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(plan, lowered)
+        counts[key] = count_of(site)
+    return math.fsum(bits.values()) / max(sum(counts.values()), 1)
+
+
+def _bytes_in(folder: Path, lowered: Lowered) -> int:
+    return sum((folder / name).stat().st_size for name in lowered.files)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def compile_report() -> None:
+    """Get the page that ``write_report`` fills ready; it would else do so itself."""
+    template(REPORT)
+
+
+def write_report(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``report.html`` beside the manifest: one file that needs no network."""
+    (folder / REPORT).write_text(render_report(manifest), encoding="utf-8")

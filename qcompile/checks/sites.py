@@ -1,0 +1,142 @@
+"""Verifies that a lowered model computes what was planned, site by site.
+
+Each lowered site is compared with the reference interpreter, the format's definition in float64, on the input that the
+site gets in the float model: rounding is all that may remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.folding import PIECE
+from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.stacks import Experts, experts_of
+from qcompile.choice.scoring import quantize_rows
+from qcompile.errors import TargetError
+from qcompile.formats import Format, Quantized, get_format
+from qcompile.run.session import Session, compare
+from qcompile.targets.registry import Lowered, Plan
+
+__all__ = ["CHECKED_SITES", "Checked", "Sampled", "check_lowering", "sites_to_check", "spread"]
+
+#: Sites whose lowering is compared with the oracle, spread over the graph.
+CHECKED_SITES = 12
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Implementation error: the worst relative L2 of a lowered site against the oracle on the same input."""
+
+    rel_l2: float
+    sites: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``, or a product with a stack."""
+
+    name: str
+    read: str
+    written: str
+    alpha: float = 1.0
+    beta: float = 1.0
+    bias: ir.TensorProtocol | None = None
+    experts: Experts | None = None
+    indices: str | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of all that it reads, the indices that look experts up included."""
+        return (self.read,) if self.indices is None else (self.read, self.indices)
+
+
+def sites_to_check(model: ir.Model, names: Sequence[str]) -> list[Sampled]:
+    """A sample of sites that will be quantized, spread over the graph; to be taken before the graph is lowered."""
+    nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Einsum")}
+    sampled = (_sampled(nodes[name]) for name in names if name in nodes)
+    return spread([site for site in sampled if site is not None], CHECKED_SITES)
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most that many of the items, evenly spread, the first and the last among them."""
+    places = {round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))}
+    return [items[place] for place in sorted(places)]
+
+
+def _sampled(node: ir.Node) -> Sampled | None:
+    """``None`` for a form that the oracle does not know."""
+    site = read_site(node)
+    if isinstance(site, Stack):
+        try:
+            form = experts_of(site)
+        except TargetError:
+            return None
+        chosen = form.indices
+        if chosen is not None and chosen.const_value is not None:
+            return None
+        name = None if chosen is None else chosen.name
+        return Sampled(node.name, site.x.name, node.outputs[0].name, experts=form, indices=name)
+    bias = None if site.bias is None else site.bias.const_value
+    if node.inputs[1] is not site.weight or site.before is not None or (site.bias is not None and bias is None):
+        return None
+    return Sampled(node.name, site.x.name, node.outputs[0].name, site.alpha, site.beta, bias)
+
+
+def check_lowering(
+    sites: Sequence[Sampled], plans: Sequence[Plan], lowered_as: Lowered, model: ir.Model,
+    inputs: Mapping[str, np.ndarray],
+) -> Checked:  # fmt: skip
+    """Compare lowered sites with the oracle, each by itself on the input that it gets in the float model.
+
+    Args:
+        sites: what they compute.
+        plans: how they were quantized.
+        lowered_as: what the backend says of them.
+        model: the lowered graph.
+        inputs: what the sites read, by name.
+    """
+    present = ir.convenience.create_value_mapping(model.graph)
+    reads = {name for site in sites for name in site.reads}  # what is given to one site cannot be asked of another
+    sites = [site for site in sites if site.written in present and site.written not in reads]
+    sites = [s for s in sites if all(name in present and present[name].type is not None for name in s.reads)]
+    if not sites:
+        return Checked(0.0, 0)
+    reads = list(dict.fromkeys(name for site in sites for name in site.reads))
+    graph = ir.convenience.extract(model.graph, reads, [site.written for site in sites])
+    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    results = Session(alone).run({name: inputs[name] for name in reads})
+    by_site = {plan.site: plan for plan in plans}
+    worst = 0.0
+    for site in sites:
+        plan, rounded = by_site[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
+        activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
+        want = _oracle(site, plan.weight, activation, *(inputs[name] for name in site.reads))
+        worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
+    return Checked(worst, len(sites))
+
+
+def _oracle(
+    site: Sampled, quantized: Quantized, activation: Format | None, x: np.ndarray, indices: np.ndarray | None = None
+) -> np.ndarray:
+    import torch
+
+    rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
+    if activation is not None:
+        rows = quantize_rows(rows, activation)
+    rows = rows.double()
+    if site.experts is not None:
+        pieces = site.experts.pieces(quantized)
+        return site.experts.evaluate(
+            rows.reshape(x.shape).numpy(), lambda expert: pieces[expert].dequantize().double().numpy(), indices
+        )
+    weight = quantized.dequantize()
+    parts = [rows @ piece.double().T for piece in weight.split(max(1, PIECE // weight.shape[1]))]
+    y = (torch.cat(parts, 1) * site.alpha).numpy()
+    if site.bias is not None:
+        y = y + site.bias.numpy().astype(np.float64) * site.beta
+    return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -1,0 +1,104 @@
+"""The transforms that compete for a space or for the input of sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import onnx_ir as ir
+
+from qcompile.analysis.spaces import Site
+from qcompile.choice.scoring import weight_matrix
+from qcompile.targets.registry import Scheme
+from qcompile.transforms.freedom import Freedom
+
+if TYPE_CHECKING:
+    from qcompile.statistics.calibration import Statistics
+    from qcompile.transforms import Transform
+
+__all__ = ["FITTED_BLOCKS", "LEAST_GAIN", "fitted", "not_worth", "orthogonal_candidates"]
+
+#: An online transform must lower the error of its sites by this fraction at least, besides paying its price.
+LEAST_GAIN = 0.05
+
+BLOCKS = (16, 32, 64, 128)
+
+#: Blocks of the closed form; a larger one costs more and equalizes more.
+FITTED_BLOCKS = (16, 32, 64)
+
+#: Operators that only lay a value out anew.
+VIEWS = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+def orthogonal_candidates(
+    size: int, scheme: Scheme, kind: str, seed: int, freedom: Freedom = Freedom.ORTHOGONAL
+) -> dict[str, Transform]:
+    """Orthogonal transforms of an axis, by name, small blocks first.
+
+    Where the vector of ones must stay, they are made of regular Hadamard matrices, which keep it.
+    """
+    from qcompile.transforms import has_hadamard
+
+    variant = "default" if Freedom.ORTHOGONAL in freedom else "regular"
+    group = (scheme.weight.group if scheme.weight else None) or size
+    found: dict[str, Transform] = {}
+
+    def add(block: int) -> None:
+        found["hadamard" if block == size else f"block-hadamard-{block}"] = _hadamard(size, block, seed, variant)
+
+    if kind in ("auto", "block"):
+        blocks = [b for b in BLOCKS if size % b == 0 and b < size and (b >= group or kind == "auto")]
+        for block in [b for b in blocks if has_hadamard(b, variant)][: 1 if kind == "block" else None]:
+            add(block)
+    if (kind != "block" or not found) and has_hadamard(size, variant):
+        add(size)
+    if not found and kind != "none" and (block := _largest_block(size, variant)) > 1:
+        add(block)
+    return found
+
+
+@lru_cache
+def _hadamard(size: int, block: int, seed: int, variant: Literal["default", "regular"]) -> Transform:
+    """One for all groups that ask: it keeps its steps."""
+    from qcompile.transforms import BlockDiagonal, Hadamard
+
+    whole = Hadamard(block, seed, variant)
+    return whole if block == size else BlockDiagonal(whole, size // block)
+
+
+def _largest_block(size: int, variant: Literal["default", "regular"]) -> int:
+    """The largest divisor with a Hadamard matrix: for sizes that have none themselves."""
+    from qcompile.transforms import has_hadamard
+
+    return max((d for d in range(1, size + 1) if size % d == 0 and has_hadamard(d, variant)), default=1)
+
+
+def fitted(sites: Sequence[Site], offline: Transform | None, own: Statistics, block: int) -> Transform:
+    """The closed form WUSH in blocks, for the input of those sites behind its offline transform."""
+    import torch
+
+    from qcompile.transforms import wush
+
+    moment = torch.from_numpy(own.second_moment)
+    weight = torch.cat([weight_matrix(site).double() for site in sites])
+    if offline is not None:
+        moment = offline.apply(offline.apply(moment, 0), 1)
+        weight = offline.dual().apply(weight, -1)
+    return wush(moment, weight, block)
+
+
+def not_worth(value: ir.Value, sites: Sequence[Site]) -> str | None:
+    """Why an online transform is not forced on sites: it would make a rotated copy of a wide value for few features."""
+    width = sites[0].shape[sites[0].axis_in]
+    written = sum(math.prod(site.shape) // width for site in sites)
+    readers = {site.node for site in sites}
+    while written < width:
+        if any(node not in readers and node.op_type != "Shape" for node, _ in value.uses()):
+            return f"other operators read its {width} features as they are, and it makes only {written} of them"
+        node = value.producer()
+        if node is None or node.op_type not in VIEWS:
+            break
+        value, readers = node.inputs[0], {node}
+    return None

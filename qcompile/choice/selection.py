@@ -1,0 +1,219 @@
+"""Chooses a scheme and a transform for every site, under budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompile.analysis.siblings import Group, groups_of, routes_of, site_errors
+from qcompile.analysis.spaces import Site
+from qcompile.choice.assignment import Assignment, Option, assign
+from qcompile.choice.placement import KINDS, Placement, place, total_transform
+from qcompile.choice.scoring import probe, site_error
+from qcompile.errors import InputError
+from qcompile.preparation import Prepared, edge_sites
+from qcompile.run.data import Data
+from qcompile.run.taps import visible
+from qcompile.statistics.calibration import Statistics, collect
+from qcompile.statistics.sensitivity import sensitivities
+from qcompile.targets.registry import Scheme, Target
+
+if TYPE_CHECKING:
+    from qcompile.statistics.calibration import Progress
+
+__all__ = ["Choice", "METHODS", "Options", "check_options", "choose"]
+
+#: How weights are rounded: GPTQ, to nearest with searched scales, to nearest.
+METHODS = ("gptq", "search", "rtn")
+
+#: What a budget may bound.
+UNITS = {
+    "bits": "per weight, without scales",
+    "bytes": "stored",
+    "latency": "milliseconds to read all weights once, estimated",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of an export.
+
+    Args:
+        target: name of the target.
+        budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored),
+            ``latency`` (milliseconds in which the target reads all weights once, an estimate).
+        calibration: an ``.npz`` file or a folder of them; without it random inputs.
+        formats: names of the schemes to choose among; the target's default without them.
+        transforms: one of ``placement.KINDS``.
+        method: one of ``METHODS``.
+        seed: of everything random.
+        device: where torch computes: ``cpu`` or ``cuda``.
+        evaluation: an ``.npz`` file to measure the loss on.
+        tvm_target: another machine to compile for, as TVM describes machines.
+    """
+
+    target: str
+    budget: Mapping[str, float] = field(default_factory=dict)
+    calibration: str | Path | None = None
+    formats: Sequence[str] = ()
+    transforms: str = "auto"
+    method: str = "gptq"
+    seed: int = 0
+    device: str = "cpu"
+    evaluation: str | Path | None = None
+    tvm_target: str | None = None
+
+
+@dataclass
+class Choice:
+    """Schemes and transforms, and what they were predicted to do."""
+
+    schemes: dict[str, Scheme]
+    placement: Placement
+    alphas: dict[str, float]
+    errors: dict[str, float]
+    assignment: Assignment | None
+    ties: dict[str, str]
+
+
+def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
+    """Refuse what cannot be done before any work starts.
+
+    Raises:
+        InputError: if a word is unknown, or a budget is.
+    """
+    for what, word, known in (("transforms", options.transforms, KINDS), ("method", options.method, METHODS)):
+        if word not in known:
+            raise InputError(f"unknown {what} '{word}'; there are {', '.join(known)}")
+    if options.device == "cuda" and not _has_cuda():
+        raise InputError("torch finds no CUDA device here: use --device cpu")
+    for unit, bound in options.budget.items():
+        if unit not in UNITS:
+            raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
+        if unit == "latency" and target.bandwidth is None:
+            raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
+        if bound <= 0:
+            raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
+    least = min(scheme.bits for scheme in schemes)
+    if options.budget.get("bits", least) < least:
+        raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def choose(
+    prepared: Prepared,
+    sites: Sequence[Site],
+    target: Target,
+    schemes: Sequence[Scheme],
+    options: Options,
+    data: Data,
+    progress: Progress | None,
+) -> tuple[Choice, dict[str, Statistics], list[Group]]:
+    """Choose a scheme and a transform for every site."""
+    edges = edge_sites(prepared, sites)
+    groups = groups_of(sites)
+    tables = [site for site in sites if site.input is None]
+    several = len(schemes) > 1 or bool(options.budget)
+    statistics = _statistics(prepared, groups, schemes, options, data, progress)
+    alphas = sensitivities(prepared.model, sites, data, seed=options.seed, progress=progress) if several else {}
+    first = schemes[0]
+    edge = target.scheme(target.edge)
+    inner = [group for group in groups if several or not all(site.name in edges for site in group.sites)]
+    placement = place(
+        prepared.analysis, inner, lambda _: first, kind=options.transforms, statistics=statistics,
+        alphas=alphas, fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
+    )  # fmt: skip
+    if data.random and statistics and options.transforms == "auto":
+        reason = "there is no calibration data, and what fits random inputs fits no others"
+        prepared.state.decline("*", "fitting transforms to the inputs of sites", reason)
+    chosen = Choice({}, placement, alphas, {}, None, {})
+    if several:
+        _assign(prepared, groups, tables, schemes, target, options, chosen)
+    else:
+        for site in sites:
+            chosen.schemes[site.name] = edge if site.name in edges else first
+            if site.name in edges and edge.name != first.name:
+                reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
+                prepared.state.decline(site.name, f"the format {first.name}", reason)
+    _predict(prepared, groups, tables, chosen)
+    return chosen, statistics, groups
+
+
+def _statistics(
+    prepared: Prepared, groups: Sequence[Group], schemes: Sequence[Scheme], options: Options, data: Data,
+    progress: Progress | None,
+) -> dict[str, Statistics]:  # fmt: skip
+    """Statistics of all site inputs, unless nothing that was asked for depends on them."""
+    needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
+    if not needed:
+        return {}
+    seen = {group.value.name: group.axis for group in groups}
+    routes = {group.value.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
+    found = collect(prepared.model, seen, data, routes=routes, progress=progress)
+    for group in (group for group in groups if group.value.name not in found):
+        why = f"{data.about} never reaches it"
+        if group.nested and group.value.name not in visible(prepared.model, [group.value.name]):
+            why = "the body that it stands in may read another number of rows at every step"
+        for site in group.sites:
+            prepared.state.decline(site.name, "calibrating it", why)
+    return found
+
+
+def _assign(
+    prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], schemes: Sequence[Scheme], target: Target,
+    options: Options, chosen: Choice,
+) -> None:  # fmt: skip
+    """Give every group of siblings one scheme, so that the predicted loss is least within the budgets."""
+    units: list[tuple[list[Site], list[Option]]] = []
+    for group in groups:
+        transform = total_transform(prepared.analysis, group, chosen.placement)
+        found = []
+        for scheme in schemes:
+            errors = site_errors(group, scheme, transform)
+            loss = sum(chosen.alphas[s.name] * e for s, e in zip(group.sites, errors, strict=True))
+            found.append(Option(scheme.name, loss, _cost(group.sites, scheme, target)))
+        units.append((group.sites, found))
+    for site in tables:
+        own = probe(site, None)
+        losses = [chosen.alphas[site.name] * site_error(own, Scheme(scheme.weight)) for scheme in schemes]
+        found = [Option(s.name, loss, _cost([site], s, target)) for s, loss in zip(schemes, losses, strict=True)]
+        units.append(([site], found))
+    weights = sum(int(s.weight.const_value.size) for sites, _ in units for s in sites)
+    budgets = {unit: bound * (weights if unit == "bits" else 1) for unit, bound in options.budget.items()}
+    chosen.assignment = assign([found for _, found in units], budgets)
+    by_name = {scheme.name: scheme for scheme in schemes}
+    for number, ((sites, found), index) in enumerate(zip(units, chosen.assignment.choice, strict=True)):
+        for site in sites:
+            scheme = by_name[found[index].name]
+            chosen.schemes[site.name] = Scheme(scheme.weight) if site.input is None else scheme
+            chosen.ties[site.name] = f"t{number}"
+
+
+def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, float]:
+    """What sites take of each budget; an embedding table is looked up, which takes no time to speak of."""
+    bits = stored = 0.0
+    for site in sites:
+        count = int(site.weight.const_value.size)
+        width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
+        bits += count * scheme.bits
+        stored += count * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8
+    read = 0.0 if sites[0].input is None else stored
+    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
+
+
+def _predict(prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], chosen: Choice) -> None:
+    for group in groups:
+        transform = total_transform(prepared.analysis, group, chosen.placement)
+        for i, site in enumerate(group.sites):
+            if i >= len(group.probes):
+                group.probes.append(probe(site, None))
+            chosen.errors[site.name] = site_error(group.probes[i], chosen.schemes[site.name], transform)
+    for site in tables:
+        chosen.errors[site.name] = site_error(probe(site, None), Scheme(chosen.schemes[site.name].weight))

@@ -1,0 +1,228 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``--help`` is quick.
+
+Exit status: 0 done, 2 the user's mistake (one sentence on the standard error), 1 a bug (a traceback).
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import logging
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompile.cli.console import CommandGroup, Progress, budgets, names, say
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Finds the basis changes that a network's graph allows, and quantizes it for a target with them.",
+)  # fmt: skip
+
+
+class Transforms(StrEnum):
+    """How transforms are chosen; the words of ``qcompile.choice.placement.KINDS``."""
+
+    auto = "auto"
+    none = "none"
+    hadamard = "hadamard"
+    block = "block"
+    wush = "wush"
+
+
+class Method(StrEnum):
+    """How weights are rounded; the words of the pass ``quantize``."""
+
+    gptq = "gptq"
+    search = "search"
+    rtn = "rtn"
+
+
+class Device(StrEnum):
+    """Where torch computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Runtime(StrEnum):
+    """What runs an artifact; the words of ``qcompile.targets.registry.RUNTIMES``."""
+
+    ort = "ort"
+    tvm = "tvm"
+    triton = "triton"
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file (external data beside it) or a .pt2 file.")]
+Folder = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The folder that an export wrote.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, and no tables.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Finds the basis changes that a network's graph allows, and quantizes it for a target with them."""
+    if version:
+        from qcompile import __version__
+
+        say(f"qcompile {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def export(
+    model: Model,
+    target: Annotated[str, typer.Option(help="A name that `qcompile targets` lists.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The new folder; else NAME.TARGET.")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="bits=4.25 (per weight, without scales), bytes=80e6, latency=2 (ms).")
+    ] = None,
+    calibration: Annotated[Path | None, typer.Option(help="An .npz file, or a folder of them.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure the loss on.")] = None,
+    formats: Annotated[list[str] | None, typer.Option(help="Formats to choose among: a,b.")] = None,
+    transforms: Annotated[Transforms, typer.Option(help="Choose by predicted error, or force one.")] = Transforms.auto,
+    method: Annotated[Method, typer.Option(help="How weights are rounded.")] = Method.gptq,
+    seed: Seed = 0,
+    device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.cpu,
+    tvm_target: Annotated[
+        str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model for a target and write the artifact."""
+    limits = budgets(budget)
+    from qcompile.api import default_folder
+    from qcompile.api import export as compile_for
+
+    where = output or default_folder(model, target)
+    with Progress(quiet) as progress:
+        artifact = compile_for(
+            model, target, where, budget=limits, calibration=calibration, evaluation=evaluation,
+            formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
+            tvm_target=tvm_target, progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        from qcompile.cli.tables import artifact_tables
+
+        say(*artifact_tables(artifact))
+
+
+@app.command()
+def rotate(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The new .onnx file.")],
+    transforms: Annotated[Transforms, typer.Option(help="Which transforms.")] = Transforms.hadamard,
+    calibration: Annotated[Path | None, typer.Option(help="An .npz file to check on; random inputs without.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Fold rotations into a model and stop while it still computes the same."""
+    from qcompile.ir.files import refuse_existing, save_model
+
+    refuse_existing(output)
+    from qcompile.checks.equivalence import equivalence
+    from qcompile.cli.tables import rotation_table
+    from qcompile.compiler import rotate as turn
+    from qcompile.run.data import load_data
+
+    with Progress(quiet) as progress:
+        rotated = turn(model, transforms=transforms.value, seed=seed, progress=progress)
+        data = load_data(calibration, rotated.prepared.source.model, seed=seed, batches=1)
+        equal = equivalence(rotated.prepared, data, progress)
+        save_model(rotated.prepared.model, output)
+    say(rotation_table(rotated, equal, output), quiet=quiet)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, or the folder of an artifact.")],
+    html: Annotated[Path | None, typer.Option(help="Draw the graph with its spaces into this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write spaces, sites and reasons as JSON; - prints it.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show the spaces, the freedoms and the sites of a graph, and why each was left alone."""
+    from qcompile.cli.tables import inspection_tables
+    from qcompile.inspection import inspect_files
+
+    with Progress(quiet or json == Path("-")) as progress:
+        found = inspect_files(model, html, json, progress)
+    say(*inspection_tables(found), quiet=quiet or json == Path("-"))
+
+
+@app.command()
+def run(
+    artifact: Folder,
+    inputs: Annotated[Path, typer.Option(help="An .npz file with arrays named as the model's inputs.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .npz file for the outputs.")],
+    runtime: Annotated[Runtime | None, typer.Option(help="By default the one that it was made for.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run an artifact once on named inputs."""
+    from qcompile.artifact.artifact import Artifact
+    from qcompile.cli.tables import arrays_table
+    from qcompile.ir.files import read_arrays, save_arrays
+
+    opened = Artifact.open(artifact)
+    outputs = opened.run(read_arrays(inputs), runtime.value if runtime else None)
+    save_arrays(outputs, output)
+    say(arrays_table(outputs, output), quiet=quiet)
+
+
+@app.command()
+def verify(
+    artifact: Folder,
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="The source; by default where it was.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure on; random inputs without.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure an artifact against the model that it was made from."""
+    from qcompile.artifact.artifact import Artifact
+    from qcompile.checks.losses import verify as check
+    from qcompile.cli.tables import measured_table
+
+    measured = check(artifact, against, evaluation)
+    say(measured_table(measured, Artifact.open(artifact).manifest), quiet=quiet)
+
+
+@app.command()
+def targets() -> None:
+    """List the targets and the formats that they run."""
+    from qcompile.cli.tables import targets_table
+    from qcompile.targets.registry import targets as known
+
+    say(targets_table({target.name: target for target in known().values()}.values()))
+
+
+@app.command()
+def passes() -> None:
+    """List the passes and their options."""
+    from qcompile.cli.tables import passes_table
+    from qcompile.passes.index import all_passes
+
+    say(passes_table(all_passes()))
+
+
+def main() -> None:
+    """The console script.
+
+    It ends without tearing the interpreter down, which takes torch most of a second, and it collects garbage in
+    larger portions: a graph is a great many small objects, of which few are garbage.
+    """
+    gc.set_threshold(100_000, 20, 100)
+    logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it tells which values have no type: runtimes infer it
+    status = 0
+    try:
+        app()
+    except SystemExit as leaving:
+        status = leaving.code
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,211 @@
+"""Tables for people, made from manifests and other results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qcompile.artifact.artifact import Artifact
+    from qcompile.checks.equivalence import Equivalence
+    from qcompile.checks.losses import Measured
+    from qcompile.compiler import Rotated
+    from qcompile.targets.registry import Target
+
+__all__ = [
+    "arrays_table",
+    "artifact_tables",
+    "inspection_tables",
+    "measured_table",
+    "passes_table",
+    "rotation_table",
+    "targets_table",
+]
+
+#: How every table looks.
+TITLED: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, **TITLED)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(title=Text(title), box=box.SIMPLE, show_header=False, **TITLED)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+def artifact_tables(artifact: Artifact) -> list[Any]:
+    """What an export made: sizes, formats, errors, and where the report is."""
+    m = artifact.manifest
+    report = ("report", str(artifact.folder / "report.html"))
+    return [_facts(str(artifact.folder), [*_sizes(m), *_choices(m), *_errors(m), report])]
+
+
+def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    source, made = m["bytes"]["source"], m["bytes"]["artifact"]
+    ratio = f"{human_bytes(source)} → {human_bytes(made)}, {source / max(made, 1):.2f}x smaller"
+    sizes = ("size", f"{source:,} → {made:,} bytes ({ratio})")
+    written = m["runtimes"].items()
+    runs = "; ".join(f"{name} not written: {r['missing']}" if "missing" in r else name for name, r in written)
+    return [("target", m["target"]), ("runs in", runs), sizes, ("bits per weight", f"{m['bits_per_weight']:.3f}")]
+
+
+def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    formats = Counter(format_name(site) for site in m["sites"])
+    kinds = Counter(t["kind"] for t in m["online_transforms"])
+    cost = max((t["cost_fraction"] or 0.0 for t in m["online_transforms"]), default=0.0)
+    offline = Counter(s["transform"] for s in m["spaces"] if s["transform"] != "none")
+    online = f"{_counts(kinds)} (at most {cost:.1%} of what each serves)" if kinds else "none"
+    folded = ("offline transforms", _counts(offline) or "none")
+    return [("sites", _counts(formats)), folded, ("online transforms", online)]
+
+
+def _counts(counter: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in sorted(counter.items(), key=lambda i: (-i[1], i[0])))
+
+
+def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    q = m["quantization"]
+    rows = [("rotated vs. source", f"relative L2 {scientific(m['equivalence']['rel_l2'])} (float equivalence)")]
+    if "rel_l2_in_float64" in m["equivalence"]:
+        rows.append(("the same in float64", f"relative L2 {scientific(m['equivalence']['rel_l2_in_float64'])}"))
+    if m.get("implementation"):
+        error = scientific(m["implementation"]["rel_l2"])
+        rows.append(("lowered vs. oracle", f"relative L2 {error} (implementation error)"))
+    for name, runtime in m["runtimes"].items():
+        if "rel_l2_to_reference" in runtime:
+            error = scientific(runtime["rel_l2_to_reference"])
+            rows.append((f"{name} vs. reference", f"relative L2 {error} (implementation error)"))
+    rows.append(("artifact vs. source", f"relative L2 {scientific(q['rel_l2'])} (quantization error)"))
+    held_out = "held-out loss" if m["options"]["evaluation"] else "loss"
+    rows += [(f"{held_out}, {name}", said) for name, said in _losses(q["loss"])]
+    if q["measured_loss_delta"] is not None:
+        error = q["loss_standard_error"]
+        said = scientific(q["measured_loss_delta"]) + ("" if error is None else f" ± {scientific(error)}")
+        predicted = q["predicted_loss_delta"]
+        said = said if predicted is None else f"predicted {scientific(predicted)}, measured {said}"
+        rows.append(("loss above float", said))
+    return rows
+
+
+def _losses(losses: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Each loss in nats, and how far it is above float."""
+    base = losses.get("float")
+    rows = []
+    for name, value in named_losses(losses):
+        above = "" if base is None or name == "float" else f" ({value - base:+.4f})"
+        rows.append((name, f"{value:.4f} nats{above}"))
+    return rows
+
+
+# -- the other commands ----------------------------------------------------------------------------------------------
+
+
+def rotation_table(rotated: Rotated, equal: Equivalence, output: Path) -> Table:
+    """What ``rotate`` did."""
+    placement = rotated.placement
+    sizes = Counter(f"{node.size}" for node in placement.offline)
+    spaces = f"{len(placement.offline)}" + (f" (sizes: {_counts(sizes)})" if sizes else "")
+    return _facts(str(output), [
+        ("rotated spaces", spaces),
+        ("online transforms", str(len(placement.online))),
+        ("declined", f"{len(rotated.prepared.state.declined)} (qcompile inspect says why)"),
+        ("rotated vs. source", f"relative L2 {equal.rel_l2:.3g}, largest difference {equal.max_abs:.3g}"),
+        *([] if equal.in_double is None else [("the same in float64", f"relative L2 {equal.in_double:.3g}")]),
+        ("written", f"{human_bytes(output.stat().st_size)}"),
+    ])  # fmt: skip
+
+
+def arrays_table(arrays: Mapping[str, np.ndarray], output: Path) -> Table:
+    """The outputs of a run."""
+    table = _table(str(output), "output", "shape", "type")
+    for name, array in arrays.items():
+        table.add_row(Text(name), "x".join(map(str, array.shape)) or "scalar", str(array.dtype))
+    return table
+
+
+def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:
+    """How far an artifact is from its source, beside what its manifest says; the inputs may be others."""
+    rows = [("relative L2", scientific(measured.rel_l2)), ("divergence", f"{scientific(measured.divergence)} nats")]
+    rows += [(f"loss, {name}", said) for name, said in _losses(measured.loss)]
+    q = stated["quantization"]
+    said = f"relative L2 {scientific(q['rel_l2'])}, divergence {scientific(q['divergence'])} nats"
+    rows += [("inputs", str(measured.rows)), ("manifest says", f"{said} on {q['evaluated_inputs']} inputs")]
+    return _facts("artifact vs. source", rows)
+
+
+def targets_table(found: Iterable[Target]) -> Table:
+    """All targets."""
+    table = _table("targets", "name", "formats", "default", "what it is")
+    for target in found:
+        name = ", ".join((target.name, *target.aliases))
+        formats = "any" if "*" in target.schemes else ", ".join(target.schemes)
+        table.add_row(Text(name), Text(formats), Text(target.default), Text(target.summary))
+    return table
+
+
+def passes_table(found: Mapping[str, type[Any]]) -> Table:
+    """All passes, with their options."""
+    table = _table("passes", "name", "options", "what it does")
+    for name, step in found.items():
+        options = ", ".join(field.name for field in dataclasses.fields(step))
+        table.add_row(Text(name), Text(options), Text((step.__doc__ or "").strip().split("\n")[0]))
+    return table
+
+
+# -- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def inspection_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Spaces, sites and reasons; repeated blocks of a network are shown as one row each."""
+    return [_spaces(found["spaces"]), _sites(found["sites"]), _declined(found["declined"])]
+
+
+def _spaces(spaces: Sequence[Mapping[str, Any]]) -> Table:
+    used = [space for space in spaces if space["readers"] or space["writers"]]
+    table = _table(f"spaces: {len(used)} at sites, {len(spaces) - len(used)} elsewhere",
+                   "space", "size", "freedom", "transform", "sites", "limited by")  # fmt: skip
+    for space in used:
+        limits = "\n".join(limit["reason"] for limit in space["limited_by"]) or "nothing"
+        sites = f"{len(space['writers'])} write, {len(space['readers'])} read"
+        table.add_row(space["id"], str(space["size"]), space["freedom"], space["transform"], sites, Text(limits))
+    return table
+
+
+def _sites(sites: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(f"sites: {len(sites)}", "site", "operator", "weight", "reads", "writes", "format", "transform")
+    for site in sites:
+        shape = "x".join(map(str, site["weight_shape"]))
+        kind = site["transform_in"]["kind"] + (" (online)" if site["transform_in"]["online"] else "")
+        reads, writes = site["space_in"] or "indices", site["space_out"] or "-"
+        table.add_row(Text(site["name"]), site["op"], shape, reads, writes, format_name(site), kind)
+    return table
+
+
+def _declined(declined: Sequence[Mapping[str, str]]) -> Table:
+    table = _table(f"left alone: {len(declined)}", "site", "what was not done", "why")
+    for entry in declined:
+        table.add_row(Text(entry["site"]), Text(entry["what"]), Text(entry["reason"]))
+    return table

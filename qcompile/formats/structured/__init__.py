@@ -1,0 +1,1 @@
+"""Formats with a structure of their own, beyond groups with a scale."""

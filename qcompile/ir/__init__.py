@@ -1,0 +1,1 @@
+"""Graphs: reading and writing them, and the few things that ONNX has no operator for."""

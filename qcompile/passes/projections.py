@@ -1,0 +1,197 @@
+"""Fused projections, cut before they are shaped into heads: queries, keys and values become axes of their own.
+
+``[…, 3·h·d]`` reshaped to ``[…, 3, h, d]`` and then cut along the 3 makes one axis ``d`` that all three share, rotary
+embedding and all. Cut first and reshaped each, the same elements have axes ``d`` of their own: V may change basis
+whatever happens to Q and K. The same holds where the heads come first, ``[…, h, 3, d]``: the cut is then made through
+``[…, h, 3·d]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.ir.graph import add_initializer, append_node
+
+__all__ = ["split_projection"]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One result that is cut out along an axis.
+
+    Args:
+        value: the result.
+        start, end: the elements that it has.
+        dropped: whether the axis is gone from it.
+        axis: the axis, as it was counted when it was cut.
+        order: the permutation of all axes that came before the cut, if any.
+    """
+
+    value: ir.Value
+    start: int
+    end: int
+    axis: int
+    dropped: bool = False
+    order: tuple[int, ...] | None = None
+
+
+def split_projection(model: ir.Model, node: ir.Node) -> bool:
+    """Rewrite a Reshape of the last axis one of whose parts is cut up right away; whether it was one."""
+    if node.op_type != "Reshape" or node.domain or not node.inputs[0].shape or not node.outputs[0].shape:
+        return False  # a scalar has no last axis
+    shape = node.outputs[0].shape
+    for place in _places(node):
+        cuts = _cuts(node.outputs[0], place, shape[place], None)
+        spans = _tile(cuts, shape[place]) if cuts else None
+        if spans is not None:
+            _rewrite(model, node, place, cuts, spans)
+            return True
+    return False
+
+
+def _places(node: ir.Node) -> Sequence[int]:
+    """Where in the new shape the old last axis may be cut: at its parts of more than one element but the innermost."""
+    width, shape = node.inputs[0].shape[-1], node.outputs[0].shape
+    place = len(shape)
+    while place and isinstance(width, int) and isinstance(shape[place - 1], int) and math.prod(shape[place:]) < width:
+        place -= 1
+    if not isinstance(width, int) or math.prod(shape[place:]) != width:
+        return ()
+    return [i for i in range(place, len(shape) - 1) if shape[i] > 1]
+
+
+# -- what is cut ---------------------------------------------------------------------------------------------------
+
+
+def _cuts(value: ir.Value, axis: int, size: int, order: tuple[int, ...] | None) -> list[_Cut] | None:
+    """What the readers of a value cut out of one axis; ``None`` if any of them does something else."""
+    found: list[_Cut] = []
+    if value.is_graph_output():
+        return None
+    for reader, index in value.uses():
+        made = None
+        if reader.op_type == "Transpose" and not reader.domain and order is None and value.shape is not None:
+            moved = tuple(reader.attributes.get_ints("perm", list(reversed(range(len(value.shape))))))
+            made = _cuts(reader.outputs[0], moved.index(axis), size, moved)
+        elif reader.op_type in _READERS and not reader.domain and index == 0 and value.shape is not None:
+            made = _READERS[reader.op_type](reader, axis, len(value.shape), size)
+            made = made and [replace(cut, order=order) for cut in made]
+        if made is None:
+            return None
+        found += made
+    return None if any(cut.value.is_graph_output() for cut in found) else found
+
+
+def _constant(node: ir.Node, index: int) -> list[int] | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy().reshape(-1).tolist()
+
+
+def _slice(node: ir.Node, axis: int, rank: int, size: int) -> list[_Cut] | None:
+    starts, ends, axes = (_constant(node, i) for i in (1, 2, 3))
+    steps = _constant(node, 4) or [1]
+    if None in (starts, ends, axes) or len(axes) != 1 or axes[0] % rank != axis or steps != [1]:
+        return None
+    start, end, _ = slice(starts[0], ends[0]).indices(size)
+    return [_Cut(node.outputs[0], start, end, axis)] if start < end else None
+
+
+def _gather(node: ir.Node, axis: int, rank: int, size: int) -> list[_Cut] | None:
+    index = _constant(node, 1)
+    if index is None or len(index) != 1 or node.attributes.get_int("axis", 0) % rank != axis:
+        return None
+    dims = len(node.inputs[1].shape)
+    return [_Cut(node.outputs[0], index[0] % size, index[0] % size + 1, axis, not dims)] if dims < 2 else None
+
+
+def _gather_nd(node: ir.Node, axis: int, _rank: int, size: int) -> list[_Cut] | None:
+    index = _constant(node, 1)
+    if index is None or list(node.inputs[1].shape) != [1, 1] or node.attributes.get_int("batch_dims", 0) or axis:
+        return None
+    return [_Cut(node.outputs[0], index[0] % size, index[0] % size + 1, axis)]
+
+
+def _split(node: ir.Node, axis: int, rank: int, size: int) -> list[_Cut] | None:
+    count = len(node.outputs)
+    sizes = _constant(node, 1) or ([size // count] * count if size % count == 0 and len(node.inputs) < 2 else None)
+    if sizes is None or node.attributes.get_int("axis", 0) % rank != axis:
+        return None
+    ends = np.cumsum(sizes).tolist()
+    return [_Cut(v, end - n, end, axis) for v, end, n in zip(node.outputs, ends, sizes, strict=True)]
+
+
+_READERS: dict[str, Callable[[ir.Node, int, int, int], list[_Cut] | None]] = {
+    "Slice": _slice, "Gather": _gather, "GatherND": _gather_nd, "Split": _split,
+}  # fmt: skip
+
+
+def _tile(cuts: Sequence[_Cut], size: int) -> list[tuple[int, int]] | None:
+    """The runs that make up the whole axis: the cuts, in whatever order and some of them twice, and what they leave.
+
+    ``None`` if some overlap, or if there is one run alone.
+    """
+    found: list[tuple[int, int]] = []
+    end = 0
+    for span in sorted({(cut.start, cut.end) for cut in cuts}):
+        if span[0] < end:
+            return None
+        found += [(end, span[0]), span]
+        end = span[1]
+    found = [span for span in [*found, (end, size)] if span[0] < span[1]]
+    return found if len(found) > 1 else None
+
+
+# -- cut first -----------------------------------------------------------------------------------------------------
+
+
+def _rewrite(model: ir.Model, node: ir.Node, place: int, cuts: Sequence[_Cut], spans: list[tuple[int, int]]) -> None:
+    shape = list(node.outputs[0].shape)
+    width, inner = math.prod(shape[place:]), math.prod(shape[place + 1 :])
+    source = node.inputs[0]
+    if source.shape[-1] != width:  # heads come first
+        source = _shaped(model, node, source, place, [width], f"{node.name}_merged")
+    sizes = add_initializer(model, f"{node.name}_sizes", np.array([(end - start) * inner for start, end in spans]))
+    split = append_node(node, "Split", [source, sizes], {"axis": -1}, name=f"{node.name}_parts", outputs=len(spans))
+    for part, (start, end) in zip(split.outputs, spans, strict=True):
+        part.name = f"{node.name}_part{start}"
+        part.shape, part.type = ir.Shape([*source.shape[:-1], (end - start) * inner]), source.type
+        own = [cut for cut in cuts if (cut.start, cut.end) == (start, end)]
+        if own:
+            made = _shaped(model, node, part, place, [end - start, *shape[place + 1 :]], f"{part.name}_shaped")
+            for cut in own:
+                _replace(model, node, cut, made)
+
+
+def _shaped(model: ir.Model, node: ir.Node, source: ir.Value, place: int, tail: list[int], name: str) -> ir.Value:
+    """A value, reshaped as the whole was up to ``place``, and to ``tail`` from there."""
+    target = node.inputs[1]
+    if target.const_value is not None:
+        new = add_initializer(model, f"{name}_shape", np.array([*target.const_value.numpy()[:place], *tail]))
+    else:
+        ends = [add_initializer(model, f"{name}_at{i}", np.array([i])) for i in (0, place)]
+        head = append_node(node, "Slice", [target, *ends], name=f"{name}_head").outputs[0]
+        rest = add_initializer(model, f"{name}_tail", np.array(tail))
+        new = append_node(node, "Concat", [head, rest], {"axis": 0}, name=f"{name}_shape").outputs[0]
+        for value, count in ((head, place), (new, place + len(tail))):
+            value.shape, value.type = ir.Shape([count]), target.type
+    keep = {name: attribute.value for name, attribute in node.attributes.items()}
+    made = append_node(node, "Reshape", [source, new], keep, name=name).outputs[0]
+    made.shape, made.type = ir.Shape([*node.outputs[0].shape[:place], *tail]), source.type
+    return made
+
+
+def _replace(model: ir.Model, node: ir.Node, cut: _Cut, made: ir.Value) -> None:
+    if cut.order is not None:
+        shape = ir.Shape([made.shape[i] for i in cut.order])
+        name = f"{cut.value.name}_moved"
+        made = append_node(node, "Transpose", [made], {"perm": cut.order}, name=name, like=made).outputs[0]
+        made.shape = shape
+    if cut.dropped:
+        axes = add_initializer(model, f"{cut.value.name}_axes", np.array([cut.axis]))
+        made = append_node(node, "Squeeze", [made, axes], name=f"{cut.value.name}_alone", like=cut.value).outputs[0]
+    ir.convenience.replace_all_uses_with(cut.value, made)

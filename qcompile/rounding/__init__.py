@@ -1,0 +1,1 @@
+"""Weights to codes: GPTQ, from statistics or site by site in the order of the graph."""

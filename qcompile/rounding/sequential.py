@@ -1,0 +1,181 @@
+"""Runs calibration data through two graphs side by side: the float one, and the one that is quantized so far.
+
+It stops in front of every group of sites, where what both read is known, and goes on with the weights that the sites
+were given and the input rounded as they will read it. A graph is run once in all, whatever the number of groups.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.siblings import Group
+from qcompile.analysis.spaces import Site
+from qcompile.choice.scoring import as_weight, quantize_rows
+from qcompile.ir.graph import read, release
+from qcompile.rounding.moments import Lesson
+from qcompile.run.segments import Part, parts, runner
+from qcompile.statistics.calibration import held_out_from, rows_of_value
+from qcompile.targets.registry import Plan
+
+if TYPE_CHECKING:
+    import onnx
+
+    from qcompile.formats import Format
+
+__all__ = ["Walk"]
+
+Batch = dict[str, np.ndarray]
+
+
+class Walk:
+    """Goes through the groups of a graph in its order: ``for group in walk``, with ``lesson`` within.
+
+    Sites in the bodies of other operators compute with their float weights in both graphs, and so do stacks of
+    experts that are looked up before their input is known.
+
+    Args:
+        model: the float graph in its new basis.
+        groups: the sites; those of which none stands in the graph itself are passed over.
+        tables: embedding tables.
+        batches: calibration data.
+        plans: how sites are quantized, by name; those of a group are looked for when the walk goes on.
+        device: where torch computes.
+    """
+
+    def __init__(
+        self, model: ir.Model, groups: Sequence[Group], tables: Sequence[Site],
+        batches: Sequence[Mapping[str, np.ndarray]], plans: Mapping[str, Plan], device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self._model, self._device = model, device
+        self._exact: list[Batch] = [dict(batch) for batch in batches]
+        self._quantized: list[Batch] = [dict(batch) for batch in batches]
+        self._plans = plans
+        sites = [*(site for group in groups for site in group.sites), *tables]
+        self._sites: dict[ir.Node, list[_Operands]] = defaultdict(list)
+        for operands in (_Operands(site) for site in sites if site.node.graph is model.graph):
+            for node in {operands.reader, operands.site.node}:
+                self._sites[node].append(operands)
+        group_of = {site.node: group for group in groups for site in group.sites}
+        first: dict[Group, ir.Node] = {}
+        for node in model.graph:
+            if node in group_of:
+                first.setdefault(group_of[node], node)
+        self._stops = {node: group for group, node in first.items()}
+        self._parts = list(parts(model.graph, self._stops.__contains__))
+        self._readers = Counter(value.name for part in self._parts for value in part.reads)
+
+    def __iter__(self) -> Iterator[Group]:
+        """Groups as they come.
+
+        Raises:
+            InputError: if onnxruntime cannot run the graph in parts.
+        """
+        for before, part in zip([None, *self._parts], self._parts, strict=False):
+            if before is not None:
+                self._run(before)
+            group = self._stops.get(part.nodes[0])
+            if group is not None:
+                self._at, self._known = (read_site(part.nodes[0]).x.name, group.axis), {}
+                yield group
+
+    def lesson(self, activation: Format | None) -> Lesson:
+        """What the group at which the walk stands reads, where its sites read it in that format."""
+        if activation not in self._known:
+            self._known[activation] = self._lesson(activation)
+        return self._known[activation]
+
+    def _lesson(self, activation: Format | None) -> Lesson:
+        name, axis = self._at
+        moment = cross = torch.zeros((), dtype=torch.float64, device=self._device)
+        exact, seen, rows, learned = [], [], 0, 0
+        for batch, quantized in zip(self._exact, self._quantized, strict=True):
+            x, read_ = (rows_of_value(values[name], axis).to(self._device) for values in (batch, quantized))
+            read_ = read_ if activation is None else quantize_rows(read_, activation)
+            stop = held_out_from(rows, len(x), len(x) * len(self._exact))
+            moment = moment + (read_[:stop].T @ read_[:stop]).double()
+            cross = cross + (x[:stop].T @ read_[:stop]).double()
+            exact.append(x[stop:])
+            seen.append(read_[stop:])
+            rows, learned = rows + len(x), learned + stop
+        return Lesson(moment / max(learned, 1), cross / max(learned, 1), torch.cat(exact), torch.cat(seen), rows)
+
+    def _run(self, part: Part) -> None:
+        """One part of both graphs, on all batches."""
+        constants = part.constants
+        arrays = {name: read(tensor) for name, tensor in constants.items()}
+        nodes = [_renamed(node, self._sites.get(node, ())) for node in part.nodes]
+        own = [(node, operands) for node in part.nodes for operands in self._sites.get(node, ())]
+        readers = [operands for node, operands in own if node is operands.reader]
+        multiply = [operands for node, operands in own if node is operands.site.node and operands.x is not None]
+        weights = {operands.weight_name: arrays[operands.site.weight.name] for operands in readers}
+        rounded = weights | {
+            operands.weight_name: as_weight(operands.site, plan.weight.dequantize().numpy())
+            for operands in readers
+            if (plan := self._plans.get(operands.site.name)) is not None and plan.weight is not None
+        }
+        made = [value.name for node in part.nodes for value in node.outputs if self._readers[value.name]]
+        run = None
+        for values, given in ((self._exact, weights), (self._quantized, rounded)):
+            for batch in values:
+                feeds = arrays | given | {v.name: batch[v.name] for v in part.reads if v.name in batch}
+                for operands in multiply:
+                    feeds[operands.x_name] = self._read(operands, batch, quantized=given is rounded)
+                run = run or runner(self._model, nodes, feeds, made, arrays, self._varying(part, multiply))
+                batch |= run(feeds)
+        for value in part.reads:
+            self._readers[value.name] -= 1
+            if not self._readers[value.name]:
+                for batch in (*self._exact, *self._quantized):
+                    batch.pop(value.name, None)
+        for tensor in constants.values():
+            release(tensor)
+
+    def _varying(self, part: Part, multiply: Sequence[_Operands]) -> set[str]:
+        """Names of what a part reads whose shape is not the same in all batches."""
+        batches = (*self._exact, *self._quantized)
+        found = {
+            value.name
+            for value in part.reads
+            if value.name in batches[0] and len({np.shape(batch[value.name]) for batch in batches}) > 1
+        }
+        return found | {operands.x_name for operands in multiply if operands.x.name in found}
+
+    def _read(self, operands: _Operands, batch: Batch, *, quantized: bool) -> np.ndarray:
+        """The input of a site."""
+        x, plan = batch[operands.x.name], self._plans.get(operands.site.name)
+        if not quantized or plan is None or plan.scheme.activation is None:
+            return x
+        moved = np.moveaxis(x, operands.axis, -1)
+        rows = quantize_rows(rows_of_value(x, operands.axis), plan.scheme.activation).numpy()
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), -1, operands.axis), x.dtype)
+
+
+class _Operands:
+    """What a site reads, under names of its own."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, form = site, read_site(site.node)
+        self.reader = form.reader if isinstance(form, Stack) else site.node
+        self.x: ir.Value | None = None if site.input is None else form.x
+        self.axis = 1 if site.node.op_type == "Conv" else -1
+        self.weight_name = f"{site.weight.name} of {site.name}"
+        self.x_name = None if self.x is None else f"{self.x.name} for {site.name}"
+
+
+def _renamed(node: ir.Node, sites: Sequence[_Operands]) -> onnx.NodeProto:
+    """An operator whose sites read what is theirs."""
+    proto = ir.to_proto(node)
+    for operands in sites:
+        for index, value in enumerate(node.inputs):
+            if value is operands.site.weight and node is operands.reader:
+                proto.input[index] = operands.weight_name
+            elif value is operands.x and value is not None and node is operands.site.node:
+                proto.input[index] = operands.x_name
+    return proto

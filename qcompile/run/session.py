@@ -1,0 +1,232 @@
+"""Runs graphs: onnxruntime for speed, in float32 or, for checks, in float64.
+
+Every stage of the pipeline is an ordinary ONNX graph, so one executor serves them all: the source, the rotated
+model, the artifact.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import InputError, runtime_message
+from qcompile.ir.graph import read
+from qcompile.ir.widen import to_double
+from qcompile.threads import threads
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double"]
+
+#: Graphs with fewer bytes of constants are handed over in memory.
+INLINE_BYTES = 1 << 26
+
+#: Constants below this many bytes stay in the graph in any case.
+_LIGHT_BYTES = 1 << 10
+
+
+#: Optimizers of onnxruntime 1.31 that end the process on some graphs: products of what was transposed and cast.
+CRASHING = ["MatmulTransposeFusion"]
+
+
+class Session:
+    """One graph, loaded when it is first used.
+
+    Args:
+        model: a graph, or the path of a file.
+        taps: names of further values of a graph to return.
+        optimize: whether onnxruntime may rewrite the graph and repack weights; without, loading is quick and small.
+    """
+
+    def __init__(self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, and said in one sentence
+        if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = False  # which is not given back when the session goes
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps want the cores
+        self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
+        if isinstance(model, ir.Model):
+            model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
+        self._given: tuple[bytes | str, ort.SessionOptions] | None = (model, options)
+
+    @cached_property
+    def _session(self) -> ort.InferenceSession:
+        import onnxruntime as ort
+
+        model, options = self._given
+        try:
+            session = ort.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
+            )
+        except Exception as error:  # onnxruntime raises classes of its own without a common base
+            raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
+        self._given = None
+        return session
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Names of what ``run`` takes."""
+        return [value.name for value in self._session.get_inputs() if value.name not in self._weights]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        """Names of what ``run`` gives, taps included."""
+        return [value.name for value in self._session.get_outputs()]
+
+    def _hand_over(self, model: ir.Model, options: ort.SessionOptions, optimize: bool) -> bytes | str:
+        """Make a graph of it that onnxruntime takes: with its weights, or, if they are large, beside them.
+
+        A graph that is not to be optimized gets large weights as inputs, which are not copied. One whose weights are
+        computed when they are read goes through a temporary file, so that one is in memory at a time.
+        """
+        heavy = [v for v in model.graph.initializers.values() if v.const_value is not None and _is_heavy(v.const_value)]
+        if sum(value.const_value.nbytes for value in heavy) < INLINE_BYTES:
+            return ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString()
+        if any(isinstance(value.const_value, ir.LazyTensor) and not value.const_value.cache for value in heavy):
+            return self._write(model)
+        tensors = {value.name: value.const_value for value in heavy}
+        for name in tensors:
+            del model.graph.initializers[name]
+        ir.external_data.load_to_model(model)
+        if optimize:
+            arrays = {name: _laid_out(tensor) for name, tensor in tensors.items()}
+            self._kept = _give_initializers(model, options, heavy, arrays)  # onnxruntime reads some in place
+        else:
+            self._weights = tensors
+            model.graph.inputs.extend(heavy)
+            for value in heavy:  # the clone is garbage in a cycle, which may outlive the session
+                value.const_value = None
+        return ir.to_proto(model).SerializeToString()
+
+    def _write(self, model: ir.Model) -> str:
+        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-")
+        path = Path(self._folder.name) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        return str(path)
+
+    def _read_weights(self) -> dict[str, np.ndarray]:
+        if not self._weights:
+            return {}
+        with threads(os.cpu_count() or 1) as beside:
+            return dict(zip(self._weights, beside.map(_laid_out, self._weights.values()), strict=True))
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs and taps by name.
+
+        Raises:
+            InputError: if inputs are missing, unknown, or refused by an operator.
+        """
+        check_names(inputs, self.inputs)
+        try:
+            values = self._session.run(None, {**inputs, **self._read_weights()})
+        except Exception as error:  # as above
+            raise InputError(f"onnxruntime cannot run the graph: {runtime_message(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def _laid_out(tensor: ir.TensorProtocol) -> np.ndarray:
+    return np.ascontiguousarray(read(tensor))
+
+
+def _is_heavy(tensor: ir.TensorProtocol) -> bool:
+    """Whether it has many bytes, of a type that NumPy has itself."""
+    return tensor.nbytes > _LIGHT_BYTES and tensor.dtype.numpy().type.__module__ == "numpy"
+
+
+def _give_initializers(
+    model: ir.Model, options: ort.SessionOptions, heavy: Sequence[ir.Value], arrays: Mapping[str, np.ndarray]
+) -> list[ort.OrtValue]:
+    """Hand over constants beside the graph, which names a file for them that is never opened.
+
+    What is returned must live as long as the session.
+    """
+    import onnxruntime as ort
+
+    for value in heavy:
+        tensor = value.const_value
+        value.const_value = ir.ExternalTensor(
+            "handed over", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name
+        )
+        model.graph.register_initializer(value)
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers([*arrays], values)
+    return values
+
+
+def check_names(inputs: Mapping[str, np.ndarray], expected: Sequence[str]) -> None:
+    """Refuse inputs whose names differ from the graph's."""
+    missing = [name for name in expected if name not in inputs]
+    unknown = [name for name in inputs if name not in expected]
+    if missing or unknown:
+        said = [f"lacks {', '.join(missing)}"] if missing else []
+        said += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        raise InputError(f"the data {' and '.join(said)}; the model's inputs are {', '.join(expected)}")
+
+
+def _with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
+    model = model.clone()
+    values = ir.convenience.create_value_mapping(model.graph)
+    present = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in taps if name not in present)
+    return model
+
+
+def evaluate(model: ir.Model | str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph once."""
+    return Session(model).run(inputs)
+
+
+def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph once in float64: by onnxruntime, or by ONNX's reference evaluator for what that lacks.
+
+    Raises:
+        InputError: if neither can run it.
+    """
+    wide = to_double(model)
+    feeds = {k: v.astype(np.float64) if np.issubdtype(v.dtype, np.floating) else v for k, v in inputs.items()}
+    try:
+        return Session(wide).run(feeds)
+    except InputError:
+        from onnx.reference import ReferenceEvaluator
+
+        names = [value.name for value in wide.graph.outputs]
+        values = ReferenceEvaluator(ir.to_proto(wide)).run(names, feeds)
+        return dict(zip(names, values, strict=True))
+
+
+def compare(
+    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> tuple[float, float]:
+    """(relative L2, largest absolute difference), the worst over the outputs that hold floating-point numbers."""
+    relative = absolute = 0.0
+    for name, want in reference.items():
+        if not np.issubdtype(want.dtype, np.floating):
+            continue
+        have, finite = other[name], np.isfinite(want)
+        if not (finite == np.isfinite(have)).all():
+            return float("inf"), float("inf")
+        if not finite.all():
+            want, have = want[finite], have[finite]
+        difference = np.subtract(want, have, dtype=np.float64).ravel()
+        norm, error = _length(want.ravel()), _length(difference)
+        relative = max(relative, error / norm if norm else error)
+        absolute = max(absolute, float(np.abs(difference, out=difference).max(initial=0.0)))
+    return relative, absolute
+
+
+def _length(vector: np.ndarray) -> float:
+    """The Euclidean norm in float64; not by BLAS, whose threads would wait actively while others want the cores."""
+    return math.sqrt(np.einsum("i,i->", vector, vector, dtype=np.float64))

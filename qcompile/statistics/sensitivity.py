@@ -1,0 +1,143 @@
+"""How much a model minds: the effect of noise in one weight on its outputs, and the metrics that say so.
+
+By the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metric is ``α · t²`` for a relative error ``t²``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.spaces import Site
+from qcompile.errors import InputError
+from qcompile.run.data import Data
+from qcompile.run.session import Session
+
+if TYPE_CHECKING:
+    from qcompile.statistics.calibration import Progress
+
+__all__ = ["divergence", "logit_outputs", "next_token_loss", "sensitivities"]
+
+#: Relative squared error of the noise: that of a good 4-bit format.
+NOISE = 0.01
+
+
+def sensitivities(
+    model: ir.Model,
+    sites: Sequence[Site],
+    data: Data,
+    *,
+    seed: int = 0,
+    tokens: int = 256,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """``α`` of every site: how much the metric grows per unit of relative squared weight error.
+
+    The metric is the mean KL divergence to the float model where the output is logits over a table that the inputs
+    index, else half the relative squared error of the outputs.
+
+    Args:
+        tokens: leading positions of each batch that are used, over all batches together.
+    """
+    batches = _short(data.batches, tokens)
+    overridable = model.clone()
+    for name in {site.weight.name for site in sites}:
+        _make_overridable(overridable, overridable.graph.initializers[name])
+    session = _Overridable(overridable, [v.name for v in model.graph.inputs])
+    logits = logit_outputs(model, sites)
+    reference = [session.run(batch) for batch in batches]
+    result = {}
+    for done, site in enumerate(sites):
+        rng = np.random.default_rng([seed, done])
+        weight = site.weight.const_value.numpy()
+        dtype = np.float32 if site.weight.dtype == ir.DataType.BFLOAT16 else weight.dtype
+        weight = weight.astype(dtype)
+        noise = rng.standard_normal(weight.shape, np.float32)
+        noise *= np.sqrt(NOISE) * np.linalg.norm(weight) / np.linalg.norm(noise)
+        override = {site.weight.name: (weight + noise).astype(dtype)}
+        moved = [session.run(batch | override) for batch in batches]
+        changes = [divergence(a, b, logits) for a, b in zip(reference, moved, strict=True)]
+        result[site.name] = float(np.mean(changes)) / NOISE
+        if progress is not None:
+            progress("measuring sensitivities", done + 1, len(sites))
+    return result
+
+
+def _make_overridable(model: ir.Model, weight: ir.Value) -> None:
+    """Let a weight be given as an input: in float32 where onnxruntime takes no array of its type."""
+    if weight.dtype == ir.DataType.BFLOAT16:
+        narrow = ir.Node("", "Cast", [weight], [ir.AttrInt64("to", int(weight.dtype))])
+        narrow.outputs[0].name, narrow.outputs[0].shape = f"{weight.name}/narrow", weight.shape
+        narrow.outputs[0].type = weight.type
+        for node, index in weight.uses():
+            if node is not narrow:
+                node.replace_input_with(index, narrow.outputs[0])
+        model.graph.insert_before(model.graph[0], narrow)
+        weight.type = ir.TensorType(ir.DataType.FLOAT)
+        weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float32), name=weight.name)
+    model.graph.inputs.append(weight)
+
+
+class _Overridable(Session):
+    """A session whose weights may be given as inputs."""
+
+    def __init__(self, model: ir.Model, required: Sequence[str]) -> None:
+        super().__init__(model)
+        self.required = list(required)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+def _short(batches: Sequence[Mapping[str, np.ndarray]], tokens: int) -> list[dict[str, np.ndarray]]:
+    """The first batches, as many as hold about ``tokens`` elements of integer inputs (two where there are none)."""
+    chosen, seen = [], 0
+    for batch in batches:
+        count = max((array.size for array in batch.values() if np.issubdtype(array.dtype, np.integer)), default=0)
+        chosen.append(dict(batch))
+        seen += count or tokens // 2
+        if seen >= tokens:
+            break
+    return chosen
+
+
+def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
+    """Outputs whose last axis is as long as a table that an embedding looks up: scores over the same vocabulary."""
+    rows = {site.shape[site.axis_in] for site in sites if site.input is None}
+    tables = [node.inputs[0] for node in model.graph if node.op_type == "Gather"]
+    rows |= {int(table.shape[0]) for table in tables if table.const_value is not None and len(table.shape) == 2}
+    return {v.name for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
+
+
+def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: set[str]) -> float:
+    """Mean KL divergence over logits, if there are any, else half the relative squared error of the outputs."""
+    if logits:
+        return float(np.mean([_kl(reference[name], moved[name]) for name in logits]))
+    errors = [
+        float(np.sum((moved[name] - want) ** 2.0) / max(np.sum(want**2.0), 1e-30))
+        for name, want in reference.items()
+        if np.issubdtype(want.dtype, np.floating)
+    ]
+    if not errors:
+        raise InputError("the model has no floating-point output to measure the effect of quantization on")
+    return 0.5 * float(np.mean(errors))
+
+
+def _kl(reference: np.ndarray, moved: np.ndarray) -> float:
+    import torch
+
+    p = torch.from_numpy(np.ascontiguousarray(reference)).float().log_softmax(-1)
+    q = torch.from_numpy(np.ascontiguousarray(moved)).float().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def next_token_loss(logits: np.ndarray, tokens: np.ndarray) -> float:
+    """Mean cross-entropy in nats of next tokens: logits ``[batch, length, vocabulary]``, ids ``[batch, length]``."""
+    import torch
+
+    scores = torch.from_numpy(np.ascontiguousarray(logits)).float()[:, :-1]
+    target = torch.from_numpy(np.ascontiguousarray(tokens)).long()[:, 1:]
+    return float(torch.nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten()))

@@ -1,0 +1,87 @@
+"""Runtimes agree site by site, and what shows it notices one that does not."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qcompile.checks.runtimes import agreement, between_sites, linear_plans, observe, picking, sites_alone, tapped
+from qcompile.choice.selection import Options
+from qcompile.compiler import lowered_to, plan
+from qcompile.formats import get_format
+from qcompile.run.data import example_inputs
+from qcompile.targets.registry import get_target
+
+ZOO = Path(__file__).parents[2] / "examples" / "zoo"
+ROUNDING = 1e-6  # relative L2 of a float32 sum of a few hundred terms against another
+
+RUNTIMES = {
+    "onnxruntime": ("ort", "reference", "onnxruntime"),
+    "Triton": ("gpu", "blackwell-fp4", "triton"),
+    "TVM": ("relax", "tvm-cpu", "tvm"),
+}
+
+
+@cache
+def planned(name: str, scheme: str):
+    """A shipped model, planned, and what the reference interpreter gives for every site."""
+    model, plans = plan(ZOO / f"{name}.onnx", Options("reference", formats=(scheme,), method="rtn"))
+    inputs = example_inputs(model, sizes={"batch": 1, "length": 6})
+    with lowered_to(get_target("reference"), tapped(model, plans), plans) as run:
+        return model, plans, inputs | run(inputs)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("cut", [sites_alone, between_sites])
+@pytest.mark.parametrize(
+    "shipped",
+    ["language_model", pytest.param("mamba", marks=pytest.mark.slow), pytest.param("dit", marks=pytest.mark.slow)],
+)
+def test_the_shipped_models_have_equal_codes(shipped: str, cut, runtime: str) -> None:
+    backend, name, package = RUNTIMES[runtime]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    model, plans, values = planned(shipped, "nvfp4/nvfp4")
+    case = cut(model, linear_plans(model, plans, 8) if cut is sites_alone else plans, values)
+    target = get_target(name)
+    quick = replace(target, options={**target.options, "ahead": False})
+    found = agreement(case, observe(case, quick, backend))
+    assert found.differing == 0
+    assert found.rel_l2 < ROUNDING
+    assert found.codes > 1000
+
+
+def test_a_wrong_code_is_noticed() -> None:
+    model, plans, values = planned("language_model", "nvfp4/nvfp4")
+    case = sites_alone(model, linear_plans(model, plans, 2), values)
+    outputs = dict(case.results | case.codes)
+    assert agreement(case, outputs).differing == 0
+    name = next(iter(case.codes))
+    outputs[name] = outputs[name].copy()
+    outputs[name].flat[np.flatnonzero(outputs[name])[0]] *= 1.25  # one level of E2M1 away at most
+    outputs[next(iter(case.results))] = np.zeros_like(next(iter(case.results.values())))
+    found = agreement(case, outputs)
+    assert (found.differing, found.rel_l2) == (1, 1.0)
+
+
+def test_other_inputs_give_other_codes() -> None:
+    """The codes are those of the values that were given, not a constant of the graph."""
+    model, plans, values = planned("language_model", "nvfp4/nvfp4")
+    case = sites_alone(model, linear_plans(model, plans, 2), values, features=16)
+    name = next(iter(case.inputs))
+    moved = replace(case, inputs=case.inputs | {name: case.inputs[name] * 1.5})
+    found = agreement(moved, observe(moved, get_target("reference"), "ort"))
+    assert 0 < found.differing <= found.codes
+    assert all(v.shape[-1] == 16 for v in case.codes.values())
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "uint4-g32", "int8-channel", "nvfp4", "mxfp4", "mxfp8-e4m3", "nf4-g64"])
+def test_picking_weights_are_exact(name: str) -> None:
+    features = np.array([0, 3, 69])
+    assert torch.equal(picking(get_format(name), features, 70).dequantize(), torch.eye(70)[features])

@@ -1,0 +1,94 @@
+"""A walk sees at every site what the artifact will see there, and what the float graph sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qcompile.analysis.siblings import groups_of
+from qcompile.analysis.spaces import Site
+from qcompile.choice.scoring import quantize_rows, weight_matrix
+from qcompile.compiler import lowered_to
+from qcompile.formats import get_format, quantize
+from qcompile.preparation import prepare, quantizable
+from qcompile.rounding.sequential import Walk
+from qcompile.run.data import example_inputs
+from qcompile.targets.registry import Plan, Scheme, get_target
+
+GRAPHS = {
+    "products": """g (int64[n,3] i, float[n,3,32] e) => (float[n,3,16] y)
+        <float[9,32] t, float[32,64] a, float[32,64] b, float[64,32] c, float[32,16] d> {
+        h = Gather(t, i)
+        x = Add(h, e)
+        g = MatMul(x, a)
+        u = MatMul(x, b)
+        s = Sigmoid(g)
+        m = Mul(s, u)
+        o = MatMul(m, c)
+        r = Add(x, o)
+        y = MatMul(r, d) }""",
+    "one weight, two sites": """g (float[n,32] e) => (float[n,32] y) <float[32,32] a> {
+        p = MatMul(e, a)
+        q = Sigmoid(p)
+        y = MatMul(q, a) }""",
+    "channels second": """g (float[n,32,5] e) => (float[n,16,5] y) <float[32,32,1] a, float[16,32,1] b> {
+        p = Conv(e, a)
+        q = Sigmoid(p)
+        y = Conv(q, b) }""",
+    "experts that are looked up": """g (int64[n,2] i, float[n,32] e) => (float[n,2,16] y)
+        <float[32,32] a, float[3,32,16] w> {
+        p = MatMul(e, a)
+        q = Sigmoid(p)
+        k = Gather<axis=0>(w, i)
+        y = Einsum<equation="nd,nkdf->nkf">(q, k) }""",
+    "a body": """g (float[n,32] e, bool c) => (float[n,32] y) <float[32,32] a, float[32,32] b> {
+        p = MatMul(e, a)
+        y = If (c) <then_branch = t () => (float[n,32] z) { z = MatMul(p, b) },
+                    else_branch = f () => (float[n,32] w) { w = Identity(p) }> }""",
+}
+SCHEME = Scheme(get_format("int4-g32"), get_format("int8-g32"))
+
+
+def rounded(site: Site, scheme: Scheme) -> Plan:
+    """To nearest."""
+    return Plan(site.name, scheme, quantize(weight_matrix(site), scheme.weight))
+
+
+def rows(array: np.ndarray, axis: int) -> torch.Tensor:
+    moved = np.ascontiguousarray(np.moveaxis(array, axis, -1))
+    return torch.from_numpy(moved).reshape(-1, moved.shape[-1])
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_sites_see(parse, name):
+    prepared = prepare(parse(GRAPHS[name]))
+    model, sites = prepared.model, quantizable(prepared, get_target("reference"))
+    groups, tables = groups_of(sites), [site for site in sites if site.input is None]
+    batches = [example_inputs(model, seed=seed, sizes={"n": 24}) for seed in (0, 1)]
+    plans = {site.name: rounded(site, Scheme(SCHEME.weight)) for site in tables}
+    walk = Walk(model, groups, tables, batches, plans)
+    lessons = {}
+    for group in walk:
+        lessons[group] = walk.lesson(SCHEME.activation)
+        plans |= {site.name: rounded(site, SCHEME) for site in group.sites}
+    assert list(lessons) == [group for group in groups if not any(site.nested for site in group.sites)]
+    names = {group: group.value.name for group in lessons}
+    tapped = model.clone()
+    values = {value.name: value for node in tapped.graph for value in node.outputs}
+    tapped.graph.outputs.extend(values[name] for name in names.values() if name in values)
+    with lowered_to(get_target("reference"), tapped.clone(), []) as run:
+        exact = [batch | run(batch) for batch in batches]
+    with lowered_to(get_target("reference"), tapped, list(plans.values())) as run:
+        seen = [batch | run(batch) for batch in batches]
+    for group, lesson in lessons.items():
+        x = [rows(values[names[group]], group.axis) for values in exact]
+        y = [quantize_rows(rows(values[names[group]], group.axis), SCHEME.activation) for values in seen]
+        stop = len(x[0]) - len(lesson.exact) // 2
+        assert 0 < stop < len(x[0])
+        for found, wanted in ((lesson.exact, x), (lesson.seen, y)):
+            torch.testing.assert_close(found, torch.cat([part[stop:] for part in wanted]), rtol=1e-5, atol=1e-5)
+        x, y = (torch.cat([part[:stop] for part in parts]).double() for parts in (x, y))
+        torch.testing.assert_close(lesson.moment, y.T @ y / len(y), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(lesson.cross, x.T @ y / len(y), rtol=1e-4, atol=1e-5)
+        assert lesson.rows == 2 * len(exact[0][names[group]].reshape(-1, group.width))

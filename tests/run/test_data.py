@@ -1,0 +1,78 @@
+"""Random inputs are drawn so that a model takes them, and a model that takes none asks for real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from typer.testing import CliRunner
+
+import qcompile as qc
+from qcompile.cli.commands import app
+from qcompile.errors import InputError
+from qcompile.ir.capture import capture
+from qcompile.run.data import accepted, example_inputs, load_data
+from qcompile.run.session import evaluate
+
+#: A mask of flags that forbid: with all of them set, nothing is left but NaN.
+FORBIDDING = """g (float[n,8] x, bool[n,8] pad) => (float[n,8] y) <float[8,8] w>
+    { low = Constant<value_float=-inf>()\n s = Where(pad, low, x)\n p = Softmax(s)\n y = MatMul(p, w) }"""
+
+#: A length that must be a multiple of 64.
+MULTIPLE = """g (float[n,length] x) => (float[m,8] y) <float[64,8] w>
+    { s = Constant<value_ints=[-1,2,64]>()\n a = Reshape(x, s)\n y = MatMul(a, w) }"""
+
+#: An exporter wrote down the length of its example.
+BAKED = """g (float[n,length,8] x) => (float[m,5,8] y) <float[8,8] w>
+    { s = Constant<value_ints=[-1,5,8]>()\n a = Reshape(x, s)\n y = MatMul(a, w) }"""
+
+
+@pytest.mark.parametrize("text", [FORBIDDING, MULTIPLE], ids=["flags that forbid", "a multiple of 64"])
+def test_inputs_are_drawn_until_the_model_takes_them(parse, tmp_path, text):
+    model = parse(text)
+    data, outputs = accepted(model, load_data(None, model), lambda batch: evaluate(model, batch))
+    assert data.random
+    assert len(data.batches) == 8
+    assert np.isfinite(outputs["y"]).any()
+    manifest = qc.export(model, "blackwell-fp4", tmp_path / "out").manifest
+    assert 0 < manifest["quantization"]["rel_l2"] < 0.5
+
+
+def test_a_model_that_takes_none_asks_for_real_ones(parse, tmp_path):
+    ir.save(parse(BAKED), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 5, 8), np.float32))
+    command = ["rotate", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "r.onnx")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "give it real ones with --calibration; onnxruntime cannot run the graph: Reshape" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    done = CliRunner().invoke(app, [*command, "--calibration", str(tmp_path / "x.npz")])
+    assert done.exit_code == 0, done.stderr
+
+
+def test_nothing_but_nan_is_no_answer(parse):
+    model = parse("g (float[n,8] x) => (float[n,8] y) { a = Sub(x, x)\n y = Div(a, a) }")
+    with pytest.raises(InputError, match="nothing but NaN"):
+        accepted(model, load_data(None, model), lambda batch: evaluate(model, batch))
+
+
+@pytest.mark.parametrize("name, size", [("past + length", 21), ("2*length", 10), ("length//2", 2), ("a b", 16)])
+def test_sizes_of_sums_and_products_of_names(name, size):
+    values = [
+        ir.Value(name="x", shape=ir.Shape(["batch", "length"]), type=ir.TensorType(ir.DataType.INT64)),
+        ir.Value(name="mask", shape=ir.Shape(["batch", name]), type=ir.TensorType(ir.DataType.INT64)),
+    ]
+    model = ir.Model(ir.Graph(values, values, nodes=[], opset_imports={"": 18}), ir_version=9)
+    assert example_inputs(model, sizes={"length": 5})["mask"].shape == (2, size)
+
+
+def test_dimensions_below_zero_are_taken_for_open_ones(tmp_path):
+    """Paddle writes -1 for a batch of any size."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", onnx.TensorProto.FLOAT, [-1, 4])],
+        [value("y", onnx.TensorProto.FLOAT, [-1, 4])],
+    )  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    assert example_inputs(capture(tmp_path / "m.onnx").model)["x"].shape == (2, 4)
