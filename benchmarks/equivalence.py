@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 
+from qcompile.api import rotate
 from qcompile.checks.equivalence import by_position
-from qcompile.compiler import rotate
 from qcompile.ir.capture import capture
 from qcompile.ir.widen import to_double
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import Session, compare, evaluate_double
+from qcompile.run.session import Session, evaluate_double
 
 
 def main() -> None:

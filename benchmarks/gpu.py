@@ -42,7 +42,7 @@ from qcompile.backends.gpu.kernels import (
 )
 from qcompile.backends.gpu.kernels.launch import Tile
 from qcompile.formats import fake_quantize, get_format, quantize
-from qcompile.targets.registry import Scheme
+from qcompile.targets.scheme import Scheme
 from qcompile.transforms import BlockDiagonal, Hadamard, Kronecker, RandomOrthogonal
 
 SHAPES = ((4096, 4096), (4096, 14336), (14336, 4096))  # K, N

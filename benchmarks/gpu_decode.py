@@ -24,7 +24,9 @@ import torch
 
 from qcompile.backends.gpu import lowering, runner
 from qcompile.formats import compute_scales, quantize
-from qcompile.targets.registry import Plan, Scheme, get_target
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import get_target
+from qcompile.targets.scheme import Scheme
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,12 @@ import onnx_ir as ir
 
 from qcompile.checks.runtimes import Agreement, Case, agreement, between_sites, observe, sites_alone, tapped
 from qcompile.choice.selection import Options
-from qcompile.compiler import lowered_to, plan
+from qcompile.compiler import plan
 from qcompile.errors import TargetError
 from qcompile.run.data import example_inputs
-from qcompile.targets.registry import Plan, Target, get_target
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import get_target, lowered_to
+from qcompile.targets.target import Target
 
 COLUMNS = ("whole", "alone", "codes", "between", "codes")
 

@@ -94,7 +94,7 @@ def _filled(value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
 
 def timed(nodes: int) -> None:
     """Rotate a graph of about that many nodes, and print its row."""
-    from qcompile.compiler import rotate
+    from qcompile.api import rotate
 
     per_layer = 27
     model, _ = model_of(nodes // per_layer, 16, 32)

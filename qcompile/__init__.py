@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompile.api import export, rotate
     from qcompile.artifact.artifact import Artifact
-    from qcompile.checks.losses import verify
     from qcompile.errors import (
         GraphError,
         InputError,
@@ -25,12 +24,13 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
-    from qcompile.inspection import inspect
+    from qcompile.inspection import inspect, verify
     from qcompile.ir.capture import Source, capture
     from qcompile.ir.state_space import selective_scan, state_space_duality
     from qcompile.passes.index import load_pass
     from qcompile.passes.pipeline import Pass, Pipeline, State
-    from qcompile.targets.registry import Target, get_target
+    from qcompile.targets.registry import get_target
+    from qcompile.targets.target import Target
 
 __version__ = "0.1.0"
 
@@ -69,8 +69,8 @@ _HOMES = {
     "Pipeline": "passes.pipeline",
     "QCompileError": "errors",
     "Source": "ir.capture",
-    "State": "passes.pipeline",
-    "Target": "targets.registry",
+    "State": "passes.state",
+    "Target": "targets.target",
     "TargetError": "errors",
     "VerificationError": "errors",
     "capture": "ir.capture",
@@ -81,7 +81,7 @@ _HOMES = {
     "rotate": "api",
     "selective_scan": "ir.state_space",
     "state_space_duality": "ir.state_space",
-    "verify": "checks.losses",
+    "verify": "inspection",
 }
 
 

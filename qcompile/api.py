@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompile.analysis.siblings import siblings_of
+from qcompile.checks.equivalence import equivalence, observe_source
+from qcompile.choice.scoring import probes_of
 from qcompile.choice.selection import Options
+from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
-from qcompile.compiler import rotate
+from qcompile.compiler import prepare, turn
+from qcompile.run.data import load_data
+from qcompile.stages import Rotated
+from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
     from qcompile.artifact.artifact import Artifact
-    from qcompile.statistics.calibration import Progress
+    from qcompile.notes import Progress
 
 __all__ = ["default_folder", "export", "rotate"]
 
@@ -71,3 +79,30 @@ def export(
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
     return _export(model, options, where, progress=progress, **capture_options)
+
+
+def rotate(
+    model: Any, *, transforms: str = "hadamard", calibration: str | Path | None = None, seed: int = 0,
+    progress: Progress | None = None, **capture_options: Any,
+) -> Rotated:  # fmt: skip
+    """Rotate a model, stop while it is still float-equivalent, and check that it is.
+
+    Args:
+        model: as for ``capture``.
+        transforms: one of ``placement.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
+        calibration: data to check on; random inputs without it.
+        seed: of random signs and inputs.
+
+    Raises:
+        VerificationError: if the rotated model is another function.
+    """
+    prepared = prepare(model, progress, **capture_options)
+    siblings = siblings_of(prepared.analysis.sites)
+    scheme = Scheme.parse("int4-g32")
+    probes = {own: probes_of(own) for own in siblings}
+    placement = place(prepared.analysis, probes, lambda _: scheme, kind=transforms, seed=seed, progress=progress)
+    turn(prepared, siblings, placement, progress)
+    data = load_data(calibration, prepared.source.model, seed=seed, batches=1)
+    observed = observe_source(prepared.source, data, seed)
+    equal = equivalence(prepared.source, prepared.model, observed, progress)
+    return Rotated(replace(prepared, observed=observed), siblings, placement, equivalence=equal)

@@ -1,86 +1,46 @@
-"""The whole pipeline: prepare, choose, rotate, quantize, lower, verify, report."""
+"""The pipeline: capture, prepare, choose, rotate, quantize, lower, measure, write; ``export`` reads as it runs."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qcompile.analysis.siblings import Group, groups_of
-from qcompile.analysis.spaces import Site
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.analyze import analyze
+from qcompile.analysis.siblings import Siblings
 from qcompile.artifact.artifact import Artifact, atomic_folder, write_manifest
-from qcompile.artifact.entries import number
-from qcompile.checks.equivalence import Equivalence, begin_equivalence, begin_source, by_position, settle
-from qcompile.checks.losses import Run, measure, quantized_loss
-from qcompile.checks.runtimes import compare_sites, linear_plans, tapped
-from qcompile.checks.sites import CHECKED_SITES, Checked, Sampled, check_lowering, sites_to_check
-from qcompile.choice.placement import Placement, place, total_transform
-from qcompile.choice.selection import Choice, Options, check_options, choose
+from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
+from qcompile.checks.artifacts import compare_runtimes, implementation_error
+from qcompile.checks.equivalence import begin_equivalence, begin_source, settle
+from qcompile.checks.sites import check_lowering, sites_to_check
+from qcompile.choice import selection
+from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.selection import Options, check_options
 from qcompile.errors import InputError, MissingExtraError
-from qcompile.ir.capture import begin_capture, capture
-from qcompile.passes.index import load_pass
-from qcompile.passes.pipeline import State
-from qcompile.preparation import Prepared, prepare, quantizable
-from qcompile.run.data import Data, accepted, load_data
-from qcompile.run.session import compare
-from qcompile.statistics.calibration import Statistics
-from qcompile.targets.registry import Backend, Plan, Scheme, Target, backend, get_target, runtime_of
-from qcompile.targets.split_stacks import unroll
+from qcompile.ir.capture import begin_capture
+from qcompile.notes import Progress
+from qcompile.passes.pipeline import Pass
+from qcompile.passes.pipelines import PREPARE
+from qcompile.passes.quantize import Quantize
+from qcompile.passes.rotate import Rotate
+from qcompile.passes.state import State
+from qcompile.run.data import Data, load_data
+from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
+from qcompile.targets.eligible import quantizable
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import backend, get_target, lowered_to, runtime_of
+from qcompile.targets.scheme import Scheme
 from qcompile.threads import threads
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from qcompile.statistics.calibration import Progress
-
-__all__ = ["Options", "Rotated", "export", "plan", "rotate"]
+__all__ = ["Options", "export", "lowered_to", "plan", "prepare", "turn"]
 
 #: The target that runs every format on any machine: the definition that the others are compared with.
 REFERENCE = "reference"
-
-
-@dataclass
-class Rotated:
-    """A float-equivalent model in its new basis."""
-
-    prepared: Prepared
-    groups: list[Group]
-    placement: Placement
-
-
-def rotate_prepared(
-    prepared: Prepared, groups: list[Group], placement: Placement, progress: Progress | None = None
-) -> Rotated:
-    """Fold and insert the chosen transforms."""
-    step = load_pass("rotate")(prepared.analysis, tuple(groups), placement)
-    step.apply(prepared.state)
-    if progress is not None:
-        progress("rotate", 1, 1)
-    return Rotated(prepared, groups, placement)
-
-
-def rotate(
-    model: Any, *, transforms: str = "hadamard", seed: int = 0, progress: Progress | None = None, **capture_options: Any
-) -> Rotated:
-    """Rotate a model and stop while it is still float-equivalent.
-
-    Args:
-        model: as for ``capture``.
-        transforms: one of ``placement.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
-        seed: of random signs.
-    """
-    prepared = prepare(model, progress, **capture_options)
-    groups = groups_of(prepared.analysis.sites)
-    scheme = Scheme.parse("int4-g32")
-    placement = place(prepared.analysis, groups, lambda _: scheme, kind=transforms, seed=seed, progress=progress)
-    return rotate_prepared(prepared, groups, placement, progress)
-
-
-# -- export ------------------------------------------------------------------------------------------------------------
 
 
 def export(
@@ -97,204 +57,238 @@ def export(
     Raises:
         QCompileError: if anything about the request cannot be done; nothing is written then.
     """
-    target = get_target(options.target)
-    if options.tvm_target is not None:
-        target = target.on_machine(options.tvm_target)
-    lowering = backend(target.backends[0])
-    schemes = [target.scheme(name) for name in options.formats or [target.default]]
-    check_options(options, target, schemes)
+    request = _request(options, progress)
+    check_options(options, request.target, request.schemes)
     with atomic_folder(Path(folder)) as temporary:
-        source = begin_capture(model, **capture_options)
-        data = load_data(options.calibration, source.model, seed=options.seed)
-        with threads(1) as beside:
-            outputs = beside.submit(begin_source(source, data, options.seed))
-            prepared = prepare(source, progress)
-        data, prepared.outputs = outputs.result()
-        held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
-        sites = quantizable(prepared, target)
-        if not sites:
-            raise InputError(f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized")
-        chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, progress)
-        job = _Job(prepared, sites, groups, chosen, target, lowering, progress)
-        plain = None if held_out is None else job.plain_loss(held_out)
-        rotated = rotate_prepared(prepared, groups, chosen.placement, progress)
-        quantized = [site.name for site in sites if chosen.schemes[site.name].weight is not None]
-        checks = sites_to_check(prepared.model, quantized)
-        taps = {name: None for site in checks for name in site.reads if name not in data.batches[0]}
-        begin = partial(begin_equivalence, prepared, data, progress, list(taps))
-        quantize = partial(_quantize, rotated, sites, chosen, statistics, data, options, progress)
-        equal, plans = (begin()(), quantize()) if options.method == "gptq" else _beside(begin, quantize)
-        equal = settle(prepared, data, equal)
-        _finish(rotated, job, plans, options, temporary, data, held_out, plain, equal, checks)
+        captured = _capture(model, request, **capture_options)
+        prepared = prepare(captured, progress)
+        chosen = _choose(prepared, request)
+        rotated = _rotate(chosen)
+        quantized = _quantize(rotated)
+        written = _lower(quantized, temporary)
+        compared = _measure(written)
+        _write(compared)
     return Artifact.open(folder)
 
 
-def plan(model: Any, options: Options) -> tuple[ir.Model, list[Plan]]:
-    """What an export would lower, for comparisons of backends: the rewritten graph and the plans of its sites.
+def plan(model: Any, options: Options) -> tuple[ir.Model, Sequence[Plan]]:
+    """The graph that an export would lower and the plans of its sites, for comparisons of backends.
 
     Args: as for ``export``, whose checks are left out.
     """
+    request = _request(options)
+    chosen = _choose(prepare(_capture(model, request)), request)
+    return chosen.prepared.model, _round(_rotate(chosen))
+
+
+# -- the stages --------------------------------------------------------------------------------------------------------
+
+
+def _request(options: Options, progress: Progress | None = None) -> Request:
+    """Resolve the names of what was asked for; unknown ones are refused."""
     target = get_target(options.target)
+    if options.tvm_target is not None:
+        target = target.on_machine(options.tvm_target)
     schemes = [target.scheme(name) for name in options.formats or [target.default]]
-    source = capture(model)
-    data, prepared = load_data(options.calibration, source.model, seed=options.seed), prepare(source)
-    sites = quantizable(prepared, target)
-    chosen, statistics, groups = choose(prepared, sites, target, schemes, options, data, None)
-    rotated = rotate_prepared(prepared, groups, chosen.placement)
-    return prepared.model, _quantize(rotated, sites, chosen, statistics, data, options, None)
+    return Request(options, target, schemes, backend(target.backends[0]), progress)
 
 
-def _beside(
-    begin: Callable[[], Callable[[], Equivalence]], quantize: Callable[[], list[Plan]]
-) -> tuple[Equivalence, list[Plan]]:
-    """Both at a time: rounding does not fill the cores, as GPTQ does."""
+def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
+    """Read a graph, and the data that it is to be calibrated with."""
+    source = begin_capture(model, **capture_options)
+    options = request.options
+    return Captured(source, load_data(options.calibration, source.model, seed=options.seed), options.seed)
+
+
+def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:
+    """Bring a graph into the form that choices are made on; its function stays the same.
+
+    Args:
+        model: a stage, or what ``capture`` takes. The data of a stage runs through its source meanwhile.
+    """
+    captured = model if isinstance(model, Captured) else Captured(begin_capture(model, **capture_options))
+    if captured.data is None:
+        return _prepared(captured, progress)
     with threads(1) as beside:
-        equal, plans = beside.submit(begin()), quantize()
-    return equal.result(), plans
+        observing = beside.submit(begin_source(captured.source, captured.data, captured.seed))
+        prepared = _prepared(captured, progress)
+    return replace(prepared, observed=observing.result())
 
 
-@dataclass
-class _Job:
-    """What the steps of one export share."""
+def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
+    source = captured.source
+    state = State(source.model.clone())
+    if source.widened:
+        reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
+        state.decline("*", "computing in bfloat16", reason)
 
-    prepared: Prepared
-    sites: Sequence[Site]
-    groups: Sequence[Group]
-    chosen: Choice
-    target: Target
-    lowering: Backend
-    progress: Progress | None
+    def tell(step: Pass, _state: State, _changed: bool) -> None:
+        if progress is not None:
+            progress(step.name, 1, 1)
 
-    def plain_loss(self, held_out: Data) -> float | None:
-        """The loss of plain rounding to nearest without transforms: what the work is measured against.
-
-        Sites that got the target's default scheme get the scheme that the target names for this, the others theirs.
-        """
-        state = State(self.prepared.model.clone())
-        tables = [site for site in self.sites if site.input is None]
-        pairs = [(group, None) for group in self.groups]
-        plain = Scheme.parse(self.target.plain or self.target.default)
-        own = {name: plain if s.name == self.target.default else s for name, s in self.chosen.schemes.items()}
-        load_pass("quantize")(pairs, tables, own, {}, "rtn").apply(state)
-        plans = [plan for plan in state.notes["plans"] if plan.scheme.weight is not None]
-        measured_on = self.target if self.target.runs_here else get_target(REFERENCE)
-        with lowered_to(measured_on, state.model, plans) as run:
-            loss = quantized_loss(self.prepared, run, held_out)
-        if self.progress is not None:
-            self.progress("measuring plain rounding", 1, 1)
-        return loss
+    PREPARE.apply(state, tell)
+    source.check()
+    return Prepared(source, state, analyze(state.model))
 
 
-@contextmanager
-def lowered_to(target: Target, model: ir.Model, plans: Sequence[Plan]) -> Iterator[Run]:
-    """A planned graph as a function of named inputs, in a temporary folder."""
-    lowering = backend(target.backends[0])
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        lowering.lower(model, plans, target, Path(folder))
-        yield lowering.load(Path(folder))
+def _choose(prepared: Prepared, request: Request) -> Chosen:
+    """Choose a scheme and a transform for every site that the target can quantize."""
+    options, state, analysis = request.options, prepared.state, prepared.analysis
+    held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
+    refuse_infinite(prepared)
+    sites, declined = quantizable(analysis, request.target)
+    state.declined += declined
+    if not sites:
+        raise InputError(f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized")
+    choice = selection.choose(
+        analysis, sites, request.target, request.schemes, options, prepared.seen.data, state.decline,
+        request.progress,
+    )  # fmt: skip
+    plain = None if held_out is None else _plain_loss(prepared, request, choice, held_out)
+    return Chosen(prepared, request, sites, choice, held_out, plain)
 
 
-def _finish(
-    rotated: Rotated, job: _Job, plans: Sequence[Plan], options: Options, folder: Path, data: Data,
-    held_out: Data | None, plain: float | None, equal: Equivalence, checks: Sequence[Sampled],
-) -> None:  # fmt: skip
-    """Lower, verify and report."""
-    from qcompile.artifact.manifest import build_manifest, compile_report, write_report
+def refuse_infinite(prepared: Prepared) -> None:
+    """Refuse weights with infinity, of which no scale can be made.
 
-    prepared, target = rotated.prepared, job.target
-    before = None if target.backends == ("ort",) else prepared.model.clone()  # holds the float weights
-    lowered = job.lowering.lower(prepared.model, plans, target, folder)
-    runtimes = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}} | _further(job, before, plans, folder)
-    own = "model.onnx" in lowered.files  # other artifacts are compared with the reference as a whole
-    values = dict(data.batches[0]) | dict(equal.tapped)
+    Raises:
+        InputError: naming the weight.
+    """
+    for site in () if prepared.source.finite else prepared.analysis.sites:
+        if not np.isfinite(site.weight.const_value.numpy()).all():
+            raise InputError(f"weight '{site.weight.name}' of '{prepared.source.path}' holds infinity")
+
+
+def _plain_loss(prepared: Prepared, request: Request, choice: selection.Choice, held_out: Data) -> float | None:
+    """Measure the loss of plain rounding to nearest without transforms: what the work is compared with.
+
+    Sites that got the target's default scheme get the scheme that the target names for this, the others theirs.
+    """
+    target, state = request.target, State(prepared.model.clone())
+    plain = Scheme.parse(target.plain or target.default)
+    own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
+    Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn").apply(state)
+    plans = [plan for plan in state.notes["plans"] if plan.scheme.weight is not None]
+    with lowered_to(target if target.runs_here else get_target(REFERENCE), state.model, plans) as run:
+        loss = float_model(prepared).loss(run, held_out)
+    request.tell("measuring plain rounding")
+    return loss
+
+
+def _rotate(chosen: Chosen) -> Rotated:
+    """Fold and insert the chosen transforms."""
+    choice = chosen.choice
+    turn(chosen.prepared, choice.siblings, choice.placement, chosen.request.progress)
+    return Rotated(chosen.prepared, choice.siblings, choice.placement, chosen)
+
+
+def turn(
+    prepared: Prepared, siblings: Sequence[Siblings], placement: Placement, progress: Progress | None = None
+) -> None:
+    """Put transforms into a prepared graph: what meets a constant folds, the others stay."""
+    Rotate(prepared.analysis, tuple(siblings), placement).apply(prepared.state)
+    if progress is not None:
+        progress("rotate", 1, 1)
+
+
+def _quantize(rotated: Rotated) -> Quantized:
+    """Round the weights, and check meanwhile that the rotated graph is still the same function."""
+    prepared, chosen = rotated.prepared, rotated.wanted
+    schemes, given = chosen.choice.schemes, prepared.seen.data.batches[0]
+    planned = [site.name for site in chosen.sites if schemes[site.name].weight is not None]
+    checks = sites_to_check(prepared.model, planned)
+    taps = list(dict.fromkeys(name for site in checks for name in site.reads if name not in given))
+    progress = chosen.request.progress
+    begin = partial(begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps)
+    if chosen.request.options.method == "gptq":  # which uses all cores
+        equal = begin()()
+        plans = _round(rotated)
+    else:
+        with threads(1) as beside:
+            checking = beside.submit(begin())
+            plans = _round(rotated)
+        equal = checking.result()
+    equal = settle(prepared.source, prepared.model, prepared.seen, equal)
+    return Quantized(replace(rotated, equivalence=equal), plans, checks)
+
+
+def _round(rotated: Rotated) -> list[Plan]:
+    prepared, chosen = rotated.prepared, rotated.wanted
+    choice, options, data = chosen.choice, chosen.request.options, prepared.seen.data
+    pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
+    learned = {} if data.random else choice.statistics  # what random inputs teach is worse than nothing on others
+    Quantize(
+        pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, chosen.request.progress
+    ).apply(prepared.state)
+    if options.method == "gptq" and not learned:
+        prepared.state.decline("*", "GPTQ", "there is no calibration data, so weights are rounded to nearest")
+    return [plan for plan in prepared.state.notes["plans"] if plan.scheme.weight is not None]
+
+
+def _lower(quantized: Quantized, folder: Path) -> Written:
+    """Write the target's files, and those of its other backends; what lacks an extra is said."""
+    request, model = quantized.chosen.request, quantized.rotated.model
+    target, plans = request.target, quantized.plans
+    before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
+    lowered = request.lowering.lower(model, plans, target, folder)
+    runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}
+    for name in target.backends[1:]:
+        runtime = runtime_of(name)
+        try:
+            further = backend(name).lower(before.clone(), plans, target, folder)
+        except MissingExtraError as error:
+            runtimes[runtime] = {"missing": str(error)}
+        else:
+            runtimes[runtime] = {"files": sorted(further.files), "notes": dict(further.notes)}
+        request.tell(f"lowering to {runtime}")
+    return Written(quantized, folder, lowered, runtimes, before)
+
+
+def _measure(written: Written) -> Compared:
+    """Measure the artifact: each lowered site against the formats' definition, the whole against the float model."""
+    quantized, model = written.quantized, written.quantized.rotated.model
+    request, prepared = quantized.chosen.request, quantized.rotated.prepared
+    target, data, held_out = request.target, prepared.seen.data, quantized.chosen.held_out
+    yardstick, sample = float_model(prepared), held_out or data.first(1)
+    values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
+    own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
+    check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
     with threads(1) as beside:
-        checking = beside.submit(check_lowering, checks, plans, lowered, prepared.model, values) if own else None
+        checking = beside.submit(check) if own else None
         beside.submit(compile_report)  # while onnxruntime loads, Python has time
         if target.runs_here:
-            measured = measure(prepared, job.lowering.load(folder), held_out or data.first(1), job.progress)
+            measured = yardstick.measure(request.lowering.load(written.folder), sample, request.progress)
         else:
-            with lowered_to(get_target(REFERENCE), before.clone(), plans) as run:
-                measured = measure(prepared, run, held_out or data.first(1), job.progress)
-    checked = checking and checking.result()
+            with lowered_to(get_target(REFERENCE), written.before.clone(), quantized.plans) as run:
+                measured = yardstick.measure(run, sample, request.progress)
+    checked = None if checking is None else checking.result()
+    plain = quantized.chosen.plain_loss
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
         if plain < (ours := measured.loss["quantized"]):
             reason = f"it loses less on the evaluation data, {plain:.4g} < {ours:.4g}: is the calibration data like it?"
             prepared.state.decline("*", "doing better than plain rounding", reason)
-    if before is not None:
-        _compare_runtimes(job, before, plans, folder, runtimes, data)
-        checked = checked or _checked(runtimes[runtime_of(target.backends[0])])
+    if written.before is not None:
+        compare_runtimes(
+            written.before, quantized.plans, target, get_target(REFERENCE), written.folder, written.runtimes, data,
+            request.tell,
+        )  # fmt: skip
+        checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
+    return Compared(written, measured, checked)
+
+
+def _write(compared: Compared) -> None:
+    """Write the manifest and the report."""
+    written = compared.written
+    quantized, folder = written.quantized, written.folder
+    rotated, chosen = quantized.rotated, quantized.chosen
     manifest = build_manifest(
-        rotated, job.sites, job.chosen, plans, lowered, runtimes, options, target, equal, checked, measured, folder
-    )
+        Facts(
+            source=rotated.prepared.source, state=rotated.prepared.state, analysis=rotated.prepared.analysis,
+            sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
+            runtimes=written.runtimes, options=chosen.request.options, target=chosen.request.target,
+            equivalence=quantized.equivalence, measured=compared.measured, checked=compared.checked, folder=folder,
+        )
+    )  # fmt: skip
     write_report(folder, manifest)
     write_manifest(folder, manifest)
-
-
-def _checked(runtime: Mapping[str, Any]) -> Checked | None:
-    """The implementation error of a runtime whose artifacts cannot be looked into."""
-    return Checked(runtime["sites"]["rel_l2"], runtime["sites"]["checked"]) if "sites" in runtime else None
-
-
-def _further(job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path) -> dict[str, dict[str, Any]]:
-    """Add the files of the target's other backends; what cannot be written for want of an extra is said."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in job.target.backends[1:]:
-        try:
-            lowered = backend(name).lower(model.clone(), plans, job.target, folder)
-        except MissingExtraError as error:
-            found[runtime_of(name)] = {"missing": str(error)}
-        else:
-            found[runtime_of(name)] = {"files": sorted(lowered.files), "notes": dict(lowered.notes)}
-        if job.progress is not None:
-            job.progress(f"lowering to {runtime_of(name)}", 1, 1)
-    return found
-
-
-def _compare_runtimes(
-    job: _Job, model: ir.Model, plans: Sequence[Plan], folder: Path, runtimes: Mapping[str, dict[str, Any]], data: Data
-) -> None:
-    """Note how far each runtime but onnxruntime is from the reference interpreter, on small random inputs.
-
-    On the first of the data where the model takes no random inputs. As a whole, and a sample of the sites on equal
-    values: where activations are quantized, that alone shows that nothing but rounding differs.
-    """
-    model = model.clone()
-    plans = unroll(model, plans, routed=False).plans  # each matrix of a stack is a site to compare
-    sample = linear_plans(model, plans, CHECKED_SITES)
-    with lowered_to(get_target(REFERENCE), tapped(model, sample), plans) as run:
-        try:
-            small, outputs = accepted(model, load_data(None, model, batches=1), run)
-        except InputError:
-            small, outputs = accepted(model, data, run)
-    inputs = dict(small.batches[0])
-    values = inputs | outputs
-    want = {value.name: values[value.name] for value in model.graph.outputs}
-    for name in job.target.backends:
-        entry = runtimes[runtime_of(name)]
-        if name != "ort" and "missing" not in entry:
-            run = backend(name).rehearse(folder)
-            if run is None:
-                entry["not_run"] = "compiled for another machine"
-                continue
-            entry["rel_l2_to_reference"] = number(compare(want, by_position(list(want), run(inputs)))[0])
-            entry["sites"] = compare_sites(model, sample, values, job.target, name)
-            if job.progress is not None:
-                job.progress(f"checking {runtime_of(name)}", 1, 1)
-
-
-def _quantize(
-    rotated: Rotated, sites: Sequence[Site], chosen: Choice, statistics: Mapping[str, Statistics], data: Data,
-    options: Options, progress: Progress | None,
-) -> list[Plan]:  # fmt: skip
-    prepared = rotated.prepared
-    pairs = [(g, total_transform(prepared.analysis, g, rotated.placement)) for g in rotated.groups]
-    tables = [site for site in sites if site.input is None]
-    learned = {} if data.random else statistics  # what random inputs teach is worse than nothing on others
-    step = load_pass("quantize")(
-        pairs, tables, chosen.schemes, learned, options.method, options.device, data, progress
-    )  # fmt: skip
-    step.apply(prepared.state)
-    if options.method == "gptq" and not learned:
-        prepared.state.decline("*", "GPTQ", "there is no calibration data, so weights are rounded to nearest")
-    return [plan for plan in prepared.state.notes["plans"] if plan.scheme.weight is not None]

@@ -1,9 +1,10 @@
-"""``qcompile inspect``: what a graph allows, without changing it."""
+"""What can be asked of a model or an artifact that is there: ``qcompile inspect`` and ``qcompile verify``."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,20 @@ from qcompile.artifact.artifact import Artifact, is_artifact
 from qcompile.artifact.drawing import drawing
 from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties
 from qcompile.artifact.pages import render_inspection, render_report
+from qcompile.checks.equivalence import observe_source
+from qcompile.compiler import prepare, refuse_infinite
+from qcompile.errors import InputError
 from qcompile.ir.files import write_text
-from qcompile.preparation import prepare, quantizable
+from qcompile.run.data import load_data
+from qcompile.stages import float_model
+from qcompile.targets.eligible import quantizable
 
 if TYPE_CHECKING:
-    from qcompile.preparation import Prepared
-    from qcompile.statistics.calibration import Progress
+    from qcompile.checks.losses import Measured
+    from qcompile.notes import Progress
+    from qcompile.stages import Prepared
 
-__all__ = ["describe", "inspect", "inspect_artifact", "inspect_files"]
+__all__ = ["describe", "inspect", "inspect_artifact", "inspect_files", "verify"]
 
 #: What an artifact's manifest has in common with the inspection of a model.
 SHARED = ("qcompile", "source", "target", "seed", "spaces", "sites", "declined", "online_transforms")
@@ -52,17 +59,18 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     from qcompile import __version__
 
     analysis = prepared.analysis
-    quantized = {site.name for site in quantizable(prepared)}
+    refuse_infinite(prepared)
+    chosen, declined = quantizable(analysis)
+    quantized = {site.name for site in chosen}
     tied = ties(analysis.sites)
     sites = [site_entry(analysis, site, tied[site.name]) for site in analysis.sites]
-    declined = declined_entries(prepared.state.declined) + obstacles(analysis, analysis.sites)
     return {
         "qcompile": __version__,
         "source": {"path": prepared.source.path, "sha256": prepared.source.sha256, "bytes": prepared.source.bytes},
         "graph": {"nodes": len(prepared.model.graph), "operators": _operators(prepared)},
         "spaces": space_entries(analysis),
         "sites": [entry | {"quantizable": entry["name"] in quantized} for entry in sites],
-        "declined": declined,
+        "declined": declined_entries([*prepared.state.declined, *declined]) + obstacles(analysis, analysis.sites),
     }
 
 
@@ -98,3 +106,24 @@ def inspect_files(
 
 def _drawn(found: dict[str, Any], prepared: Prepared) -> str:
     return render_inspection(found, drawing(prepared.analysis, found))
+
+
+def verify(
+    artifact_folder: str | Path, against: str | Path | None = None, inputs: str | Path | None = None
+) -> Measured:
+    """Measure an artifact against its source model again.
+
+    Args:
+        against: the source model; by default the path that the manifest names.
+        inputs: an ``.npz`` file to measure on; random inputs without it.
+
+    Raises:
+        InputError: if the source is missing or is not the one that the artifact was made from.
+    """
+    artifact = Artifact.open(artifact_folder)
+    stated = artifact.manifest["source"]
+    prepared = prepare(against if against is not None else stated["path"])
+    if prepared.source.sha256 != stated["sha256"]:
+        raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
+    observed = observe_source(prepared.source, load_data(inputs, prepared.model))
+    return float_model(replace(prepared, observed=observed)).measure(artifact.load(), observed.data)

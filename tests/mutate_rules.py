@@ -23,8 +23,9 @@ from unittest.mock import patch
 
 import qcompile.analysis.rules as rules
 from qcompile.analysis import spaces
+from qcompile.analysis.analyze import analyze
 from qcompile.analysis.axes import Axes, Ref
-from qcompile.analysis.spaces import Analysis, analyze
+from qcompile.analysis.spaces import Analysis
 from qcompile.transforms.freedom import Freedom
 
 FOLDER = Path(rules.__file__).parent

@@ -31,25 +31,14 @@ FLOORS = {
     "analysis": 3, "run": 3,
     "formats": 1,
     "transforms": 0, "ir": 0,
-    "errors": -1, "threads": -1,
+    "errors": -1, "threads": -1, "notes": -1,
 }  # fmt: skip
 
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
-ROOMS = {"__main__": "cli"} | dict.fromkeys(("api", "compiler", "inspection", "preparation", "stages"), "driver")
+ROOMS = {"__main__": "cli"} | dict.fromkeys(("api", "compiler", "inspection", "stages"), "driver")
 
 #: Imports that go up or across, each with the reason. To become none.
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("analysis.siblings", "targets.registry"): "errors of a scheme belong to the choice",
-    ("analysis.siblings", "choice.scoring"): "the same",
-    ("artifact.manifest", "compiler"): "it takes a stage, not its parts",
-    ("checks.equivalence", "preparation"): "the same",
-    ("checks.losses", "preparation"): "the same, and a command",
-    ("checks.losses", "artifact.artifact"): "a command of the driver",
-    ("checks.runtimes", "artifact.entries"): "for rounded numbers",
-    ("choice.selection", "preparation"): "it takes a stage, not its parts",
-    ("ir.norms", "passes.spelled_norms"): "finding norms belongs to a pass",
-    ("rounding.sequential", "choice.scoring"): "for the form of weights and rounded rows",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 #: Modules that know each other: rules register themselves where the analysis looks them up.
 CIRCLES: list[set[str]] = []

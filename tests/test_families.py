@@ -8,11 +8,12 @@ import onnx_ir as ir
 import pytest
 from families import FAMILIES, export, load, stored
 
-from qcompile.compiler import rotate
+from qcompile.api import rotate
 from qcompile.ir.widen import to_double
-from qcompile.preparation import quantizable
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate_double
+from qcompile.run.session import evaluate_double
+from qcompile.targets.eligible import quantizable
 from qcompile.targets.registry import get_target, targets
 
 
@@ -22,7 +23,7 @@ def check(name: str, model: ir.Model) -> None:
     rotated = rotate(model)
     placement, analysis = rotated.placement, rotated.prepared.analysis
     assert Counter(node.size for node in placement.offline) == family.offline
-    groups = [group for group in rotated.groups if group.value.name in placement.online]
+    groups = [group for group in rotated.siblings if group.value.name in placement.online]
     assert Counter((group.width, group.flops // group.width // 2) for group in groups) == family.online
     assert len(placement.boundaries) == family.boundaries
     for size, reason in family.because.items():
@@ -49,5 +50,5 @@ def test_every_target_quantizes_every_expert(name: str) -> None:
     experts = [site for site in prepared.analysis.sites if {32, 48} <= set(site.shape)]
     assert len(experts) == (24 if name == "experts one by one" else 6)
     for target in targets():
-        assert set(experts) <= set(quantizable(prepared, get_target(target))), target
+        assert set(experts) <= set(quantizable(prepared.analysis, get_target(target))[0]), target
     assert not prepared.state.declined

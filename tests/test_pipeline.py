@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import qcompile as qc
+from qcompile.api import rotate
 from qcompile.checks.equivalence import by_position
-from qcompile.compiler import rotate
+from qcompile.compiler import prepare
 from qcompile.ir.capture import capture
 from qcompile.ir.widen import to_double
-from qcompile.preparation import prepare
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate, evaluate_double
+from qcompile.run.session import evaluate, evaluate_double
 
 ZOO = Path(__file__).parents[1] / "examples" / "zoo"
 LM = ZOO / "language_model.onnx"
@@ -60,7 +61,7 @@ def test_rotated_model_is_the_same_function_in_float64(model):
 def test_every_site_of_the_language_model_reads_a_rotated_space():
     rotated = rotate(LM, transforms="hadamard")
     analysis, placement = rotated.prepared.analysis, rotated.placement
-    for group in rotated.groups:
+    for group in rotated.siblings:
         offline = any(leaf.node in placement.offline for leaf in analysis.axes.leaves(group.ref))
         assert offline or group.value.name in placement.online
     layers = sum(site.shape == (512, 192) for site in analysis.sites)

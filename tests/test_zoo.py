@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import qcompile as qc
-from qcompile.compiler import rotate
-from qcompile.run.session import Session, compare, evaluate
+from qcompile.api import rotate
+from qcompile.run.compare import compare
+from qcompile.run.session import Session, evaluate
 
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"
 
@@ -38,7 +39,7 @@ def test_mamba_rotates_where_the_mathematics_says() -> None:
     stream, *ranks = sorted(offline, key=lambda space: -space.size)
     assert (stream.size, len(stream.readers), len(stream.writers)) == (192, 9, 9)  # 8 mixers, embedding and head
     assert [(space.size, space.freedom.label) for space in ranks] == [(12, "general")] * 8  # x_proj -> dt_proj
-    sites = {group.value.name: group.sites for group in rotated.groups}
+    sites = {group.value.name: group.sites for group in rotated.siblings}
     online = [site.shape for name in rotated.placement.online for site in sites[name]]
     assert online == [(384, 192)] * 8  # out_proj
     inputs = windows(2, 50)

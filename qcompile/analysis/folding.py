@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Axes, Mode, Node, Ref, Structure
-from qcompile.analysis.spaces import Analysis, is_float
+from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError
-from qcompile.ir.graph import Derived, read, release
+from qcompile.ir.graph import is_float
+from qcompile.ir.tensors import EAGER_BYTES, Derived, read, release, total_bytes
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
@@ -25,21 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Folded", "axis_transform", "change_axes", "fold", "lines", "rewrite"]
 
-#: Below this many bytes of constants, folded ones are kept in memory.
-EAGER_BYTES = 4 << 30
-
-_BYTES = "qcompile.bytes"
-
 #: Elements that are transformed at a time: in float64 they should stay in a cache.
 PIECE = 1 << 18
-
-
-def total_bytes(model: ir.Model) -> int:
-    """Bytes of all constants when first asked; passes keep their number about the same."""
-    if _BYTES not in model.meta:
-        constants = (v.const_value for v in model.graph.initializers.values())
-        model.meta[_BYTES] = sum(tensor.nbytes for tensor in constants if tensor is not None)
-    return model.meta[_BYTES]
 
 
 class Folded(Derived):

@@ -6,17 +6,25 @@ of a stack, which their own operator computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.folding import lines
 from qcompile.analysis.rules.einsum import read_letters, weight_letters
 from qcompile.analysis.rules.linear import weight_of
+from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
+from qcompile.ir.tensors import Derived, read, release
 
-__all__ = ["Linear", "Lookup", "Stack", "read_site"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Linear", "Lookup", "Stack", "as_weight", "read_site", "weight_matrix"]
 
 
 @dataclass(frozen=True)
@@ -202,3 +210,33 @@ _READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup | Stack]] = 
     ("", "Conv"): _conv,
     ("", "Gather"): _gather,
 }
+
+
+def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
+    """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``.
+
+    The matrices of a stack stand one below the other. The result need not be contiguous.
+    """
+    import torch
+
+    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
+    count = math.prod(site.shape) // site.shape[axis]
+    if rows is not None and rows < count:
+        weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
+    else:
+        weight = np.moveaxis(read(tensor), axis, -1)
+    weight = weight.reshape(-1, weight.shape[-1])
+    if isinstance(tensor, Derived) and weight.dtype == np.float32:  # which may be written, so that torch takes it
+        return torch.from_numpy(weight)
+    copied = np.array(weight, np.float32)
+    del weight
+    release(tensor)
+    return torch.from_numpy(copied)
+
+
+def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
+    """What ``weight_matrix`` gives, in the shape and the type of the weight."""
+    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
+    shape = list(site.shape)
+    shape.append(shape.pop(axis))
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(shape), -1, axis), tensor.dtype.numpy())

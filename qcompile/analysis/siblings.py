@@ -1,10 +1,10 @@
-"""Groups: the sites that read one value, which share its basis and are predicted, transformed and assigned together."""
+"""Siblings: the sites that read one value, which share its basis and are transformed and assigned together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,18 +14,16 @@ from qcompile.analysis.axes import Ref
 from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, Route, experts_of
-from qcompile.choice.scoring import Probe, site_error
 from qcompile.errors import TargetError
-from qcompile.targets.registry import Scheme
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["Group", "cost_fraction", "groups_of", "routed", "routes_of", "site_errors"]
+__all__ = ["Siblings", "cost_fraction", "siblings_of", "routed", "routes_of"]
 
 
-@dataclass(eq=False)
-class Group:
+@dataclass(frozen=True, eq=False)
+class Siblings:
     """Sites that read one value, and therefore share its basis.
 
     Args:
@@ -37,8 +35,6 @@ class Group:
     value: ir.Value
     ref: Ref
     sites: list[Site]
-    probes: list[Probe] = field(default_factory=list)
-    alphas: list[float] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -61,17 +57,17 @@ class Group:
         return sum(2 * int(np.prod(site.shape)) for site in self.sites)
 
 
-def groups_of(sites: Sequence[Site]) -> list[Group]:
+def siblings_of(sites: Sequence[Site]) -> list[Siblings]:
     """Sites with a matrix or a stack of them by the value that they read.
 
     Embedding tables read none, kernels read many places at once, and a value has one basis: sites that read it along
     another axis than the first are in no group.
     """
-    found: dict[ir.Value, Group] = {}
+    found: dict[ir.Value, Siblings] = {}
     for site in sites:
         kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
         if site.input is not None and not kernel:
-            group = found.setdefault(site.input, Group(site.input, site.ref_in, []))
+            group = found.setdefault(site.input, Siblings(site.input, site.ref_in, []))
             if site.ref_in is group.ref:
                 group.sites.append(site)
     return list(found.values())
@@ -89,18 +85,14 @@ def routed(site: Site) -> Experts | None:
     return found if found is not None and found.route is not None else None
 
 
-def routes_of(group: Group) -> list[Route]:
+def routes_of(group: Siblings) -> list[Route]:
     """How the stacks of a group share the rows of its value; a body does not show that."""
     if group.nested:
         return []
     return list(dict.fromkeys(form.route for form in map(routed, group.sites) if form is not None))
 
 
-def cost_fraction(group: Group, transform: Transform) -> float:
+def cost_fraction(group: Siblings, transform: Transform) -> float:
     """Arithmetic of an online transform, relative to that of the sites that it serves."""
     return transform.flops / group.flops if group.flops else math.inf
 
-
-def site_errors(group: Group, scheme: Scheme, transform: Transform | None) -> list[float]:
-    """``t²`` of each site of a group."""
-    return [site_error(item, scheme, transform) for item in group.probes]

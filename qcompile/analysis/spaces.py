@@ -9,7 +9,6 @@ its own for that.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
+from qcompile.ir.graph import SMALL, bodies, is_float, label, static
 from qcompile.transforms.freedom import Freedom
 
-__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "analyze", "follows", "learn_sizes", "rule"]
-
-#: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
-SMALL = 4096
+__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
 
 Rule = Callable[["Analysis", ir.Node], None]
 RULES: dict[tuple[str, str], Rule] = {}
@@ -281,87 +278,6 @@ class Analysis:
                 for leaf in self.axes.leaves(ref):
                     uses[leaf.node].append((value, axis))
         return uses
-
-
-def bodies(node: ir.Node) -> list[ir.Graph]:
-    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
-    found = [attribute for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
-    return [attribute.as_graph() for attribute in found]
-
-
-def static(dim: object) -> int | None:
-    """A dimension as an integer, ``None`` if symbolic."""
-    return dim if isinstance(dim, int) else None
-
-
-def is_float(value: ir.Value) -> bool:
-    """Whether a value holds floating-point numbers."""
-    return value.dtype is not None and value.dtype.is_floating_point()
-
-
-def label(node: ir.Node) -> str:
-    """A node in a message: ``MatMul 'layers.0.q_proj'``."""
-    return f"{node.op_type} '{node.name or node.outputs[0].name}'"
-
-
-def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
-    """Run every node's rule, in order, over the main graph.
-
-    Args:
-        model: a graph with constants lifted to initializers and functions other than ours inlined.
-        join_norms: whether the axis behind a normalization is the same space as the axis before it (its scale
-            being folded away, they change basis together). Without it, each norm's output is a space of its own;
-            the passes that fold scales ask for that.
-    """
-    import qcompile.analysis.rules  # noqa: F401  (registers the rules)
-
-    analysis = Analysis(model, join_norms=join_norms)
-    for value in model.graph.inputs:
-        analysis.refs(value)
-    run(analysis, model.graph)
-    for value in model.graph.outputs:
-        analysis.axes.at = value
-        analysis.freeze([value], f"'{value.name}' is an output of the graph")
-    return analysis
-
-
-def learn_sizes(model: ir.Model) -> None:
-    """Write down the sizes of axes that the graph does not state but that follow from how its values are made.
-
-    Exporters that trace leave every dimension behind a Reshape open, heads and features included.
-    """
-    import qcompile.analysis.rules  # noqa: F401  (registers the rules)
-
-    for node in model.graph:
-        _learn_type(node)
-    values = [value for node in model.graph for value in node.outputs]
-    if all(value.shape is not None and None not in map(_stated, value.shape) for value in values):
-        return
-    analysis = analyze(model)
-    for value in values:
-        refs = analysis.refs_of.get(value)
-        if refs is not None and (value.shape is None or len(value.shape) == len(refs)):
-            old = value.shape if value.shape is not None else [None] * len(refs)
-            sizes = [analysis.axes.size(ref) for ref in refs]
-            value.shape = ir.Shape([dim if size is None else size for dim, size in zip(old, sizes, strict=True)])
-
-
-#: What makes numbers of another type than those that it reads.
-_OTHER_TYPE = re.compile("Cast|Shape|Size|NonZero|Arg|Is|Equal|Less|Greater|Not|Pow|Quantize|Integer|QLinear|OneHot")
-
-
-def _learn_type(node: ir.Node) -> None:
-    """The type of what an operator of onnxruntime makes, and of what follows: that of the numbers that it reads."""
-    kinds = {value.type for value in node.inputs if value is not None and is_float(value)}
-    known = (node.domain, node.op_type) in RULES and not _OTHER_TYPE.search(node.op_type) and not bodies(node)
-    for made in node.outputs if node.op_type == "Split" else node.outputs[:1]:
-        if made.type is None and len(kinds) == 1 and known:
-            made.type = next(iter(kinds))
-
-
-def _stated(dim: object) -> object:
-    """What a graph says of a dimension: a number, a name, or nothing."""
-    return getattr(dim, "value", dim)
 
 
 def run(analysis: Analysis, graph: ir.Graph) -> None:

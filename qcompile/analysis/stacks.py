@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Stack
 from qcompile.analysis.rules.einsum import read_letters
+from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
 
-__all__ = ["Experts", "Route", "experts_of", "rows_of"]
+__all__ = ["Experts", "Route", "experts_of", "is_stack", "rows_of"]
 
 #: The axis of a stack along which experts are looked up; it has no letter in the operator.
 _LOOKED_UP = "looked up"
@@ -217,3 +218,8 @@ def _terms(node: ir.Node) -> tuple[list[list[str]], list[str]]:
 
 def _refuse(node: ir.Node, reason: str) -> TargetError:
     return TargetError(f"the stack of '{node.name}' ({node.op_type}) has no product for each matrix: {reason}")
+
+
+def is_stack(site: Site) -> bool:
+    """Whether a site is a product with the matrices of a stack, or with what is looked up in one."""
+    return site.node.op_type in ("MatMul", "Einsum") and (len(site.shape) != 2 or site.node.op_type == "Einsum")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import InputError
-from qcompile.targets.registry import RUNTIMES, backend
+from qcompile.targets.registry import backend, runtimes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ class Artifact:
 
         Args:
             inputs: by name of the graph's inputs.
-            runtime: ``ort``, ``tvm`` or ``triton``; by default the one that it was made for.
+            runtime: ``ort``, ``tvm`` or ``triton``; by default the first that it was made for.
 
         Raises:
             InputError: if the artifact was not made for that runtime, or the inputs do not fit.
@@ -67,8 +67,9 @@ class Artifact:
 
     def load(self, runtime: str | None = None) -> Any:
         """The artifact as a function of named inputs, for many calls."""
-        if runtime is not None and runtime not in RUNTIMES:
-            raise InputError(f"unknown runtime '{runtime}'; there are {', '.join(RUNTIMES)}")
+        known = runtimes()
+        if runtime is not None and runtime not in known:
+            raise InputError(f"unknown runtime '{runtime}'; there are {', '.join(known)}")
         written = self.manifest["runtimes"]
         wanted = next(iter(written)) if runtime is None else runtime
         if wanted not in written:
@@ -77,7 +78,7 @@ class Artifact:
             )
         if "missing" in written[wanted]:
             raise InputError(f"'{self.folder}' has no files for runtime '{wanted}': {written[wanted]['missing']}")
-        return backend(RUNTIMES[wanted]).load(self.folder)
+        return backend(known[wanted]).load(self.folder)
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompile.analysis.spaces import is_float
+from qcompile.ir.graph import is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,37 +6,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qcompile.analysis.spaces import is_float
+from qcompile.ir.graph import is_float
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
     from qcompile.analysis.axes import Node
     from qcompile.analysis.spaces import Analysis, Site, Space
-    from qcompile.passes.pipeline import Declined
+    from qcompile.notes import Declined
     from qcompile.transforms import Transform
 
 __all__ = [
-    "bits_of",
-    "count_of",
-    "declined_entries",
-    "number",
-    "obstacles",
-    "site_entry",
-    "space_entries",
-    "ties",
-    "transform_name",
-]
-
-#: Significant digits of the measurements that are written down.
-DIGITS = 6
-
-
-def number(value: float | None) -> float | None:
-    """A measurement as it is written down: a few digits, ``None`` for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{DIGITS}g}")
-
+    "bits_of", "count_of", "declined_entries", "obstacles", "site_entry", "space_entries", "ties", "transform_name",
+]  # fmt: skip
 
 def count_of(site: Site) -> int:
     """Elements of a site's weight."""

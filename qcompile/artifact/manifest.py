@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.analysis.siblings import cost_fraction
+from qcompile.analysis.spaces import Analysis
 from qcompile.artifact.entries import (
     bits_of,
     count_of,
     declined_entries,
-    number,
     obstacles,
     site_entry,
     space_entries,
@@ -21,6 +22,9 @@ from qcompile.artifact.entries import (
 )
 from qcompile.artifact.pages import render_report, template
 from qcompile.choice.placement import total_transform
+from qcompile.ir.capture import Source
+from qcompile.passes.state import State
+from qcompile.run.compare import number
 
 if TYPE_CHECKING:
     from qcompile.analysis.spaces import Site
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
     from qcompile.checks.losses import Measured
     from qcompile.checks.sites import Checked
     from qcompile.choice.selection import Choice, Options
-    from qcompile.compiler import Rotated
     from qcompile.formats import Quantized
-    from qcompile.targets.registry import Lowered, Plan, Target
+    from qcompile.targets.plans import Plan
+    from qcompile.targets.registry import Lowered
+    from qcompile.targets.target import Target
 
-__all__ = ["REPORT", "build_manifest", "compile_report", "stored_bits", "write_report"]
+__all__ = ["REPORT", "Facts", "build_manifest", "compile_report", "stored_bits", "write_report"]
 
 REPORT = "report.html"
 
@@ -40,52 +45,70 @@ REPORT = "report.html"
 # -- the manifest ----------------------------------------------------------------------------------------------------
 
 
-def build_manifest(
-    rotated: Rotated,
-    sites: Sequence[Site],
-    chosen: Choice,
-    plans: Sequence[Plan],
-    lowered: Lowered,
-    runtimes: Mapping[str, Mapping[str, Any]],
-    options: Options,
-    target: Target,
-    equal: Equivalence,
-    checked: Checked | None,
-    measured: Measured,
-    folder: Path,
-) -> dict[str, Any]:
-    """Everything that is known about an export, as JSON that depends on nothing but model, options and seed.
+@dataclass(frozen=True)
+class Facts:
+    """What is known about an export.
 
     Args:
+        source: the graph as it came.
+        state: what was left alone, and notes of passes.
+        analysis: of the graph before it changed basis.
         sites: those that the target can quantize; the others appear as ``float``.
+        choice: schemes and transforms.
+        plans: how each site computes.
+        lowered: what the target's own backend made.
         runtimes: by runtime, its files, or why it has none; the target's own first.
+        options: what was asked for.
+        target: what for.
+        equivalence: of the rotated graph and its source.
+        measured: quantization error.
+        checked: implementation error, where it is known.
         folder: where the target's own files lie.
     """
+
+    source: Source
+    state: State
+    analysis: Analysis
+    sites: Sequence[Site]
+    choice: Choice
+    plans: Sequence[Plan]
+    lowered: Lowered
+    runtimes: Mapping[str, Mapping[str, Any]]
+    options: Options
+    target: Target
+    equivalence: Equivalence
+    measured: Measured
+    checked: Checked | None
+    folder: Path
+
+
+def build_manifest(facts: Facts) -> dict[str, Any]:
+    """Everything that is known about an export, as JSON that depends on nothing but model, options and seed."""
     from qcompile import __version__
 
-    prepared = rotated.prepared
+    chosen, lowered, checked, equal = facts.choice, facts.lowered, facts.checked, facts.equivalence
     return {
         "qcompile": __version__,
-        "source": {"path": prepared.source.path, "sha256": prepared.source.sha256},
-        "target": target.name,
-        "seed": options.seed,
-        "options": _options(options),
-        "spaces": space_entries(prepared.analysis, rotated.placement.offline),
-        "sites": _sites(rotated, chosen, plans, lowered),
-        "declined": declined_entries(prepared.state.declined) + _unrotated(rotated, sites, options),
-        "online_transforms": _online(rotated),
-        "candidates": {key: _numbers(errors) for key, errors in sorted(rotated.placement.errors.items())},
+        "source": {"path": facts.source.path, "sha256": facts.source.sha256},
+        "target": facts.target.name,
+        "seed": facts.options.seed,
+        "options": _options(facts.options),
+        "spaces": space_entries(facts.analysis, chosen.placement.offline),
+        "sites": _sites(facts),
+        "declined": declined_entries(facts.state.declined) + _unrotated(facts),
+        "online_transforms": _online(chosen),
+        "candidates": {key: _numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
             **({} if equal.in_double is None else {"rel_l2_in_float64": number(equal.in_double)}),
         },
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
-        "quantization": _quantization(sites, chosen, measured),
+        "quantization": _quantization(facts),
         "assignment": _assignment(chosen),
-        "bytes": {"source": prepared.source.bytes, "artifact": _bytes_in(folder, lowered)},
-        "runtimes": {name: dict(entry) for name, entry in runtimes.items()},
-        "bits_per_weight": number(_bits_per_weight(rotated, plans, lowered)),
-        "files": sorted({name for entry in runtimes.values() for name in entry.get("files", ())}),
+        "bytes": {"source": facts.source.bytes, "artifact": _bytes_in(facts.folder, lowered)},
+        "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
+        "bits_per_weight": number(_bits_per_weight(facts)),
+        "files": sorted({name for entry in facts.runtimes.values() for name in entry.get("files", ())}),
         "notes": dict(lowered.notes),
     }  # fmt: skip
 
@@ -105,15 +128,16 @@ def _options(options: Options) -> dict[str, Any]:
     }
 
 
-def _sites(rotated: Rotated, chosen: Choice, plans: Sequence[Plan], lowered: Lowered) -> list[dict[str, Any]]:
-    analysis, planned = rotated.prepared.analysis, {plan.site: plan for plan in plans}
-    tied, transforms = ties(analysis.sites), _transforms(rotated)
+def _sites(facts: Facts) -> list[dict[str, Any]]:
+    analysis, chosen, lowered = facts.analysis, facts.choice, facts.lowered
+    planned = {plan.site: plan for plan in facts.plans}
+    tied, transforms = ties(analysis.sites), _transforms(facts)
     entries = []
     for site in analysis.sites:
         entry = site_entry(analysis, site, chosen.ties.get(site.name, tied[site.name]))
         entry["transform_in"] = transforms.get(site.name, entry["transform_in"])
         entry["lowering"] = dict(lowered.sites.get(site.name, {}))
-        if (errors := rotated.prepared.state.notes.get("held_out", {}).get(site.name)) is not None:
+        if (errors := facts.state.notes.get("held_out", {}).get(site.name)) is not None:
             entry["held_out"] = _numbers(errors)
         entry |= _choice(site, chosen, planned.get(site.name), lowered)
         entries.append(entry)
@@ -136,45 +160,46 @@ def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> 
     }
 
 
-def _transforms(rotated: Rotated) -> dict[str, dict[str, Any]]:
+def _transforms(facts: Facts) -> dict[str, dict[str, Any]]:
     """By site, what its input goes through."""
-    found = {}
-    for group in rotated.groups:
-        total = total_transform(rotated.prepared.analysis, group, rotated.placement)
-        online = group.value.name in rotated.placement.online
+    found, placement = {}, facts.choice.placement
+    for group in facts.choice.siblings:
+        total = total_transform(facts.analysis, group, placement)
+        online = group.value.name in placement.online
         for site in group.sites:
             found[site.name] = {"kind": transform_name(total), "online": online}
     return found
 
 
-def _online(rotated: Rotated) -> list[dict[str, Any]]:
-    found = [(g.value.name, rotated.placement.online.get(g.value.name), g) for g in rotated.groups]
+def _online(chosen: Choice) -> list[dict[str, Any]]:
+    found = [(g.value.name, chosen.placement.online.get(g.value.name), g) for g in chosen.siblings]
     before_sites = [(name, t, cost_fraction(group, t)) for name, t, group in found if t is not None]
-    between = [(name, transform, cost) for name, (transform, cost) in rotated.placement.boundaries.items()]
+    between = [(name, transform, cost) for name, (transform, cost) in chosen.placement.boundaries.items()]
     return [
         {"value": name, "kind": transform_name(transform), "size": transform.size, "cost_fraction": number(cost)}
         for name, transform, cost in before_sites + between
     ]
 
 
-def _unrotated(rotated: Rotated, sites: Sequence[Site], options: Options) -> list[dict[str, str]]:
+def _unrotated(facts: Facts) -> list[dict[str, str]]:
     """Why sites read a plain basis: the graph forbids another, or none was predicted to help."""
-    entries = obstacles(rotated.prepared.analysis, sites)
-    blocked, transforms = {entry["site"] for entry in entries}, _transforms(rotated)
+    entries = obstacles(facts.analysis, facts.sites)
+    blocked, transforms = {entry["site"] for entry in entries}, _transforms(facts)
     reason = "none of the transforms that its space allows was predicted to lower the error enough"
-    reason = "no transforms were asked for" if options.transforms == "none" else reason
-    for site in sites:
+    reason = "no transforms were asked for" if facts.options.transforms == "none" else reason
+    for site in facts.sites:
         if transforms.get(site.name, {}).get("kind") != "none":
             continue
         if site.name not in blocked:
             entries.append({"site": site.name, "what": "rotating its input", "reason": reason})
-        elif site.input is not None and site.input.name in rotated.placement.errors:
+        elif site.input is not None and site.input.name in facts.choice.placement.errors:
             what, why = "an online transform of its input", "none was predicted to lower the error by what it costs"
             entries.append({"site": site.name, "what": what, "reason": why})
     return entries
 
 
-def _quantization(sites: Sequence[Site], chosen: Choice, measured: Measured) -> dict[str, Any]:
+def _quantization(facts: Facts) -> dict[str, Any]:
+    sites, chosen, measured = facts.sites, facts.choice, facts.measured
     terms = [chosen.alphas[s.name] * chosen.errors.get(s.name, 0.0) for s in sites if s.name in chosen.alphas]
     loss = _numbers(measured.loss)
     known = {"float", "quantized"} <= measured.loss.keys()
@@ -217,14 +242,14 @@ def _stored(plan: Plan, lowered: Lowered) -> float:
     return stored_bits(plan.weight) if known is None else 8 * known
 
 
-def _bits_per_weight(rotated: Rotated, plans: Sequence[Plan], lowered: Lowered) -> float:
+def _bits_per_weight(facts: Facts) -> float:
     """Stored bits of all site weights over their number; what is shared in one format counts once."""
-    planned = {plan.site: plan for plan in plans}
+    planned = {plan.site: plan for plan in facts.plans}
     bits, counts = {}, {}
-    for site in rotated.prepared.analysis.sites:
+    for site in facts.analysis.sites:
         plan = planned.get(site.name)
         key = (site.weight, plan.scheme.name if plan else "float")
-        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(plan, lowered)
+        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(plan, facts.lowered)
         counts[key] = count_of(site)
     return math.fsum(bits.values()) / max(sum(counts.values()), 1)
 

@@ -10,24 +10,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.folding import EAGER_BYTES, total_bytes
 from qcompile.errors import VerificationError
 from qcompile.ir.capture import Source
+from qcompile.ir.tensors import EAGER_BYTES, release, total_bytes
+from qcompile.run.compare import compare
 from qcompile.run.data import Data, accepted
 from qcompile.run.segments import Segments
-from qcompile.run.session import Session, compare, evaluate_double
+from qcompile.run.session import Session, evaluate_double
 
 if TYPE_CHECKING:
-    from qcompile.preparation import Prepared
-    from qcompile.statistics.calibration import Progress
+    from qcompile.notes import Progress
 
 __all__ = [
-    "Equivalence", "begin_equivalence", "begin_source", "by_position", "equivalence", "settle", "source_outputs",
-    "source_session",
+    "Equivalence", "Observed", "begin_equivalence", "begin_source", "by_position", "equivalence", "observe_source",
+    "settle", "source_session",
 ]  # fmt: skip
 
-#: Data, and what a model computes for some of its batches, by identity of the batch.
-Outputs = tuple[Data, dict[int, dict[str, np.ndarray]]]
+
+@dataclass(frozen=True)
+class Observed:
+    """Data that a source takes, and what it computes for the first batches, by identity of the batch."""
+
+    data: Data
+    outputs: Mapping[int, Mapping[str, np.ndarray]]
+
+    @property
+    def known(self) -> list[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]:
+        """The batches of which the outputs are known, with these."""
+        return [(batch, self.outputs[id(batch)]) for batch in self.data.batches if id(batch) in self.outputs]
+
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -62,20 +73,20 @@ def by_position(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[
     return dict(zip(names, values.values(), strict=True))
 
 
-def source_outputs(source: Source, data: Data, seed: int = 0) -> Outputs:
-    """The data that the source takes, and what it computes for the first batch, by identity of the batch."""
+def observe_source(source: Source, data: Data, seed: int = 0) -> Observed:
+    """Run the source on the first batch of the data, or of what it takes if the data is random."""
     return begin_source(source, data, seed)()
 
 
-def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Outputs]:
-    """``source_outputs`` in two parts: what is returned does the rest, and reads no tensor of the graph."""
+def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Observed]:
+    """``observe_source`` in two parts: what is returned does the rest, and reads no tensor of the graph."""
     large = total_bytes(source.model) >= EAGER_BYTES
     session = Segments(source.model) if large else source_session(source, optimize=False)
 
-    def run() -> Outputs:
+    def run() -> Observed:
         _ = session.inputs  # what cannot be loaded is not tried with other inputs
         taken, outputs = accepted(source.model, data, session.run, seed)
-        return taken, {id(taken.batches[0]): outputs}
+        return Observed(taken, {id(taken.batches[0]): outputs})
 
     return run if not large and _from_file(source) else _at_once(run)
 
@@ -87,29 +98,30 @@ def _at_once(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def equivalence(
-    prepared: Prepared, data: Data, progress: Progress | None = None, taps: Sequence[str] = ()
-) -> Equivalence:
-    """Compare the rewritten float graph with its source on the first input.
-
-    Args:
-        taps: names of values to keep from that run.
+    source: Source, model: ir.Model, observed: Observed, progress: Progress | None = None
+) -> Equivalence:  # fmt: skip
+    """Compare a rewritten float graph with its source on the first input.
 
     Raises:
         VerificationError: if they differ by more than rounding.
     """
-    if not prepared.outputs:
-        data, prepared.outputs = source_outputs(prepared.source, data)
-    return settle(prepared, data, begin_equivalence(prepared, data, progress, taps)())
+    return settle(source, model, observed, begin_equivalence(source, model, observed, progress)())
 
 
 def begin_equivalence(
-    prepared: Prepared, data: Data, progress: Progress | None = None, taps: Sequence[str] = ()
+    source: Source, model: ir.Model, observed: Observed, progress: Progress | None = None, taps: Sequence[str] = ()
 ) -> Callable[[], Equivalence]:
-    """``equivalence`` in parts, once ``prepared.outputs`` are known: what is returned runs it; then ``settle``."""
-    prepared.release_source()
-    large = total_bytes(prepared.model) >= EAGER_BYTES
-    rewritten = Segments(prepared.model, taps) if large else Session(prepared.model, taps, optimize=False)
-    wanted = _checked(prepared, data)
+    """``equivalence`` in parts: what is returned runs the graph; then ``settle``.
+
+    Args:
+        taps: names of values to keep from that run.
+    """
+    for value in source.model.graph.initializers.values():  # mapped again where something still needs them
+        if value.const_value is not None:
+            release(value.const_value)
+    large = total_bytes(model) >= EAGER_BYTES
+    rewritten = Segments(model, taps) if large else Session(model, taps, optimize=False)
+    wanted = observed.known
 
     def run() -> Equivalence:
         relative = absolute = 0.0
@@ -127,7 +139,7 @@ def begin_equivalence(
     return _at_once(run) if large else run
 
 
-def settle(prepared: Prepared, data: Data, found: Equivalence) -> Equivalence:
+def settle(source: Source, model: ir.Model, observed: Observed, found: Equivalence) -> Equivalence:
     """Refuse a rewritten graph that is another function.
 
     Some graphs amplify rounding beyond any tolerance: where they differ in float32, float64 decides.
@@ -135,11 +147,11 @@ def settle(prepared: Prepared, data: Data, found: Equivalence) -> Equivalence:
     Raises:
         VerificationError: if the graph and its source differ by more than rounding.
     """
-    allowed, in_double = _tolerance(prepared.model), None
+    allowed, in_double = _tolerance(model), None
     if found.rel_l2 <= allowed:
         return found
-    if total_bytes(prepared.model) < EAGER_BYTES and np.isfinite(found.rel_l2):
-        in_double = max(_in_double(prepared, batch) for batch, _ in _checked(prepared, data))
+    if total_bytes(model) < EAGER_BYTES and np.isfinite(found.rel_l2):
+        in_double = max(_in_double(source, model, batch) for batch, _ in observed.known)
     if in_double is None or not in_double <= allowed:
         also = "" if in_double is None else f", {in_double:.2e} in float64"
         raise VerificationError(
@@ -149,14 +161,9 @@ def settle(prepared: Prepared, data: Data, found: Equivalence) -> Equivalence:
     return replace(found, in_double=in_double)
 
 
-def _checked(prepared: Prepared, data: Data) -> list[tuple[Mapping[str, np.ndarray], dict[str, np.ndarray]]]:
-    """The batches of which the outputs of the source are known, with these."""
-    return [(batch, prepared.outputs[id(batch)]) for batch in data.batches if id(batch) in prepared.outputs]
-
-
-def _in_double(prepared: Prepared, batch: Mapping[str, np.ndarray]) -> float:
+def _in_double(source: Source, model: ir.Model, batch: Mapping[str, np.ndarray]) -> float:
     """Relative L2 between the rotated model and its source, both computed in float64."""
-    want, have = (evaluate_double(model, batch) for model in (prepared.source.model, prepared.model))
+    want, have = (evaluate_double(graph, batch) for graph in (source.model, model))
     return compare(want, by_position(list(want), have))[0]
 
 

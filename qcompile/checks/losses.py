@@ -1,31 +1,29 @@
 """Measures how far the quantized model is from its source.
 
 *Quantization error* compares the artifact's outputs with those of the float source. The other error, that of the
-implementation, is in ``oracle``.
+implementation, is in ``sites``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile.checks.equivalence import by_position, source_outputs, source_session
-from qcompile.errors import InputError
+from qcompile.analysis.spaces import Analysis
+from qcompile.checks.equivalence import Observed, by_position, source_session
+from qcompile.ir.capture import Source
+from qcompile.run.compare import compare
 from qcompile.run.data import Data
-from qcompile.run.session import compare
+from qcompile.run.session import Run
 from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss
 
 if TYPE_CHECKING:
-    from qcompile.preparation import Prepared
-    from qcompile.statistics.calibration import Progress
+    from qcompile.notes import Progress
 
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-
-__all__ = ["Measured", "measure", "quantized_loss", "verify"]
+__all__ = ["FloatModel", "Measured"]
 
 
 @dataclass(frozen=True)
@@ -47,72 +45,66 @@ class Measured:
     loss_error: float | None = None
 
 
-def measure(prepared: Prepared, run: Run, data: Data, progress: Progress | None = None) -> Measured:
-    """Compare an artifact with the float source."""
-    known = all(id(batch) in prepared.outputs for batch in data.batches)
-    reference = None if known else source_session(prepared.source)
-    logits = logit_outputs(prepared.model, prepared.analysis.sites)
-    names = [value.name for value in prepared.model.graph.outputs]
-    relative, divergences, losses = [], [], {"float": [], "quantized": []}
-    for done, batch in enumerate(data.batches):
-        want = by_position(names, reference.run(batch) if reference else prepared.outputs[id(batch)])
-        have = by_position(names, run(batch))
-        relative.append(compare(want, have)[0])
-        divergences.append(divergence(want, have, logits))
-        for name, outputs in (("float", want), ("quantized", have)):
-            losses[name] += _losses(batch, outputs, logits)
-        if progress is not None:
-            progress("measuring", done + 1, len(data.batches))
-    loss = {name: float(np.mean(values)) for name, values in losses.items() if values}
-    more = np.subtract(losses["quantized"], losses["float"])  # on each input: what is hard for both drops out
-    error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
-    return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches), error)
+@dataclass(frozen=True)
+class FloatModel:
+    """The float source that artifacts are measured against.
+
+    Args:
+        source: the captured model.
+        outputs: names of the graph's outputs, in order.
+        logits: those that are logits.
+        observed: what the source computes for some batches.
+    """
+
+    source: Source
+    outputs: Sequence[str]
+    logits: frozenset[str]
+    observed: Observed
+
+    @staticmethod
+    def of(source: Source, analysis: Analysis, observed: Observed) -> FloatModel:
+        """From the analysis of the rewritten graph."""
+        names = [value.name for value in analysis.model.graph.outputs]
+        return FloatModel(source, names, frozenset(logit_outputs(analysis.model, analysis.sites)), observed)
+
+    def measure(self, run: Run, data: Data, progress: Progress | None = None) -> Measured:
+        """Compare an artifact with the float source."""
+        known = self.observed.outputs
+        reference = None if all(id(batch) in known for batch in data.batches) else source_session(self.source)
+        relative, divergences, losses = [], [], {"float": [], "quantized": []}
+        for done, batch in enumerate(data.batches):
+            want = by_position(self.outputs, reference.run(batch) if reference else known[id(batch)])
+            have = by_position(self.outputs, run(batch))
+            relative.append(compare(want, have)[0])
+            divergences.append(divergence(want, have, self.logits))
+            for name, outputs in (("float", want), ("quantized", have)):
+                losses[name] += _losses(batch, outputs, self.logits)
+            if progress is not None:
+                progress("measuring", done + 1, len(data.batches))
+        loss = {name: float(np.mean(values)) for name, values in losses.items() if values}
+        more = np.subtract(losses["quantized"], losses["float"])  # on each input: what is hard for both drops out
+        error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
+        return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches), error)
+
+    def loss(self, run: Run, data: Data) -> float | None:
+        """The mean next-token loss of an artifact alone; ``None`` where the model predicts no tokens."""
+        outputs = ((batch, by_position(self.outputs, run(batch))) for batch in data.batches)
+        losses = [loss for batch, made in outputs for loss in _losses(batch, made, self.logits)]
+        return float(np.mean(losses)) if losses else None
 
 
-def quantized_loss(prepared: Prepared, run: Run, data: Data) -> float | None:
-    """The mean next-token loss of an artifact alone; ``None`` where the model predicts no tokens."""
-    logits = logit_outputs(prepared.model, prepared.analysis.sites)
-    names = [value.name for value in prepared.model.graph.outputs]
-    losses = [loss for batch in data.batches for loss in _losses(batch, by_position(names, run(batch)), logits)]
-    return float(np.mean(losses)) if losses else None
-
-
-def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: set[str]) -> list[float]:
+def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: Collection[str]) -> list[float]:
     """The next-token loss of one batch, or nothing."""
     tokens = _tokens(batch, outputs, logits)
     return [] if tokens is None else [next_token_loss(outputs[next(iter(logits))], tokens)]
 
 
-def _tokens(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: set[str]) -> np.ndarray | None:
+def _tokens(
+    batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: Collection[str]
+) -> np.ndarray | None:
     """The input whose next elements the logits predict: integers of the logits' leading shape."""
     if not logits:
         return None
     shape = outputs[next(iter(logits))].shape[:-1]
     found = [v for v in batch.values() if np.issubdtype(v.dtype, np.integer) and v.shape == shape and v.shape[-1] > 1]
     return found[0] if found else None
-
-
-def verify(
-    artifact_folder: str | Path, against: str | Path | None = None, inputs: str | Path | None = None
-) -> Measured:
-    """Measure an artifact against its source model again.
-
-    Args:
-        against: the source model; by default the path that the manifest names.
-        inputs: an ``.npz`` file to measure on; random inputs without it.
-
-    Raises:
-        InputError: if the source is missing or is not the one that the artifact was made from.
-    """
-    from qcompile.artifact.artifact import Artifact
-    from qcompile.preparation import prepare
-    from qcompile.run.data import load_data
-
-    artifact = Artifact.open(artifact_folder)
-    stated = artifact.manifest["source"]
-    prepared = prepare(against if against is not None else stated["path"])
-    if prepared.source.sha256 != stated["sha256"]:
-        raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
-    data, prepared.outputs = source_outputs(prepared.source, load_data(inputs, prepared.model))
-    return measure(prepared, artifact.load(), data)
-

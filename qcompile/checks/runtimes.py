@@ -23,13 +23,13 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.forms import Linear, read_site
-from qcompile.artifact.entries import number
 from qcompile.checks.sites import spread
-from qcompile.choice.scoring import quantize_rows
-from qcompile.formats import Format, Quantized, ScaleRule
+from qcompile.formats import Format, Quantized, ScaleRule, fake_quantize_rows
 from qcompile.ir.graph import add_initializer, append_node, tidy
-from qcompile.run.session import compare
-from qcompile.targets.registry import Plan, Target, backend
+from qcompile.run.compare import compare, number
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import backend
+from qcompile.targets.target import Target
 
 __all__ = [
     "Agreement", "Case", "agreement", "between_sites", "compare_sites", "linear_plans", "observe", "sites_alone",
@@ -275,5 +275,5 @@ def _picked(x: np.ndarray, site: Linear, fmt: Format, features: np.ndarray) -> n
 
     x = x if site.before is None else np.transpose(x, site.before)
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
-    read = quantize_rows(rows, fmt)[:, torch.from_numpy(features)].numpy().reshape(*x.shape[:-1], -1)
+    read = fake_quantize_rows(rows, fmt)[:, torch.from_numpy(features)].numpy().reshape(*x.shape[:-1], -1)
     return read if site.after is None else np.transpose(read, site.after)

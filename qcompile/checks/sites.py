@@ -16,11 +16,12 @@ import onnx_ir as ir
 from qcompile.analysis.folding import PIECE
 from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.stacks import Experts, experts_of
-from qcompile.choice.scoring import quantize_rows
 from qcompile.errors import TargetError
-from qcompile.formats import Format, Quantized, get_format
-from qcompile.run.session import Session, compare
-from qcompile.targets.registry import Lowered, Plan
+from qcompile.formats import Format, Quantized, fake_quantize_rows, get_format
+from qcompile.run.compare import compare
+from qcompile.run.session import Session
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Lowered
 
 __all__ = ["CHECKED_SITES", "Checked", "Sampled", "check_lowering", "sites_to_check", "spread"]
 
@@ -127,7 +128,7 @@ def _oracle(
 
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
     if activation is not None:
-        rows = quantize_rows(rows, activation)
+        rows = fake_quantize_rows(rows, activation)
     rows = rows.double()
     if site.experts is not None:
         pieces = site.experts.pieces(quantized)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
+from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.spaces import Site
-from qcompile.choice.scoring import weight_matrix
-from qcompile.targets.registry import Scheme
+from qcompile.targets.scheme import Scheme
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:

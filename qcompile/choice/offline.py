@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompile.analysis.axes import Axes, Mode, Node, Ref, Structure
-from qcompile.analysis.boundaries import Boundary, boundaries, components, minimum_cut
+from qcompile.analysis.boundaries import Boundary, boundaries
 from qcompile.analysis.folding import axis_transform
-from qcompile.analysis.siblings import Group
+from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import LEAST_GAIN, orthogonal_candidates
+from qcompile.choice.cuts import components, minimum_cut
 from qcompile.choice.online import Online
-from qcompile.choice.scoring import group_error
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Candidate:
     """
 
     transform: Transform
-    readers: Sequence[Group]
+    readers: Sequence[Siblings]
     error: float
     plain: float
     changed: float
 
 
-def place_offline(analysis: Analysis, groups: Sequence[Group], online: Online, placement: Placement) -> None:
+def place_offline(analysis: Analysis, groups: Sequence[Siblings], online: Online, placement: Placement) -> None:
     """Choose the spaces that change basis, and what boundaries become."""
     found = candidates_of(analysis, groups, online, placement)
     walls = boundaries(analysis)
@@ -83,7 +83,7 @@ def place_offline(analysis: Analysis, groups: Sequence[Group], online: Online, p
 
 
 def candidates_of(
-    analysis: Analysis, groups: Sequence[Group], online: Online, placement: Placement
+    analysis: Analysis, groups: Sequence[Siblings], online: Online, placement: Placement
 ) -> dict[Node, Candidate]:  # fmt: skip
     """By space, the transform that serves its readers best, if any does, in the basis of those chosen before."""
     names = {space.node: space.id for space in analysis.spaces}
@@ -106,8 +106,8 @@ def candidates_of(
     return found
 
 
-def _readers(analysis: Analysis, groups: Sequence[Group]) -> dict[Node, list[Group]]:
-    readers: dict[Node, list[Group]] = defaultdict(list)
+def _readers(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Node, list[Siblings]]:
+    readers: dict[Node, list[Siblings]] = defaultdict(list)
     for group in groups:
         for leaf in analysis.axes.leaves(group.ref):
             if leaf.node.size and leaf.node.size > 1 and leaf.mode is not Mode.PLAIN:
@@ -116,7 +116,7 @@ def _readers(analysis: Analysis, groups: Sequence[Group]) -> dict[Node, list[Gro
 
 
 def _compare(
-    analysis: Analysis, node: Node, readers: Sequence[Group], online: Online, seed: int,
+    analysis: Analysis, node: Node, readers: Sequence[Siblings], online: Online, seed: int,
     chosen: Mapping[Node, Transform],
 ) -> tuple[dict[str, float], dict[str, Transform]]:  # fmt: skip
     """The error of the readers under each candidate, and the candidates."""
@@ -124,7 +124,7 @@ def _compare(
     def error(chosen: Mapping[Node, Transform]) -> float:
         transforms = [axis_transform(analysis.axes, group.ref, chosen) for group in readers]
         return sum(
-            group_error(group.probes, group.alphas, online.scheme(group), transform)
+            online.probes[group].error(online.scheme(group), transform)
             for group, transform in zip(readers, transforms, strict=True)
         )
 
@@ -133,7 +133,7 @@ def _compare(
 
 
 def _counts(
-    analysis: Analysis, groups: Sequence[Group], found: Mapping[Node, Candidate]
+    analysis: Analysis, groups: Sequence[Siblings], found: Mapping[Node, Candidate]
 ) -> tuple[dict[Node, tuple[float, float]], list[tuple[Node, Node, float]]]:  # fmt: skip
     """With forced transforms: how many online ones a space saves, and the spaces that change together or not at all.
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import Node
 from qcompile.analysis.folding import axis_transform
-from qcompile.analysis.siblings import Group, cost_fraction
+from qcompile.analysis.siblings import Siblings, cost_fraction
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
-from qcompile.choice.scoring import group_error
-from qcompile.targets.registry import Scheme
+from qcompile.choice.scoring import Probes
+from qcompile.targets.scheme import Scheme
+from qcompile.transforms.composite import compose
 
 if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Online", "OnlineChoice", "compose", "features_last"]
+__all__ = ["Online", "OnlineChoice", "features_last"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Online:
     """Chooses for each group; ``place`` documents the parameters."""
 
     analysis: Analysis
-    scheme: Callable[[Group], Scheme]
+    probes: Mapping[Siblings, Probes]
+    scheme: Callable[[Siblings], Scheme]
     kind: str
     statistics: Mapping[str, Statistics]
     price: float
     seed: int
-    barred: set[Group]  # groups with a weight that is read in another basis too
+    barred: set[Siblings]  # groups with a weight that is read in another basis too
     _known: dict[tuple, OnlineChoice] = field(default_factory=dict)
 
     @property
@@ -56,7 +58,7 @@ class Online:
         """Whether every site is to see another basis, at whatever price."""
         return self.kind in ("hadamard", "block")
 
-    def best(self, group: Group, chosen: Mapping[Node, Transform]) -> OnlineChoice:
+    def best(self, group: Siblings, chosen: Mapping[Node, Transform]) -> OnlineChoice:
         """The choice for a group, where those spaces change basis."""
         key = group, *(chosen.get(leaf.node) for leaf in self.analysis.axes.leaves(group.ref))
         if key not in self._known:
@@ -64,10 +66,10 @@ class Online:
             self._known[key] = self._forced(group, offline) if self.forced else self._by_error(group, offline)
         return self._known[key]
 
-    def _able(self, group: Group) -> bool:
+    def _able(self, group: Siblings) -> bool:
         return group not in self.barred and features_last(self.analysis, group)
 
-    def _forced(self, group: Group, offline: Transform | None) -> OnlineChoice:
+    def _forced(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
         if offline is not None:
             return OnlineChoice(None, 0.0)
         if not self._able(group):
@@ -76,22 +78,22 @@ class Online:
         reason = not_worth(group.value, group.sites) if found else None
         return OnlineChoice(found[-1] if found and reason is None else None, 1.0, skipped=reason)
 
-    def _by_error(self, group: Group, offline: Transform | None) -> OnlineChoice:
+    def _by_error(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
         scheme = self.scheme(group)
-        base = group_error(group.probes, group.alphas, scheme, offline)
+        base = self.probes[group].error(scheme, offline)
         if scheme.weight is None or not self._able(group):
             return OnlineChoice(None, base)
         best, least, errors = None, base, {"none": 1.0}
         for name, transform in self._candidates(group, scheme, offline).items():
             total = transform if offline is None else compose(offline, transform)
-            error = group_error(group.probes, group.alphas, scheme, total)
+            error = self.probes[group].error(scheme, total)
             errors[name] = error / base if base else 1.0
             cost = error * (1 + self.price * cost_fraction(group, transform)) + LEAST_GAIN * base
             if cost < least or (self.kind == "wush" and best is None):
                 best, least = transform, cost
         return OnlineChoice(best, least, errors)
 
-    def _candidates(self, group: Group, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
+    def _candidates(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
         plain = self.kind != "wush" and offline is None
         found = orthogonal_candidates(group.width, scheme, "auto", self.seed) if plain else {}
         own, least = self.statistics.get(group.value.name), scheme.weight.group or group.width
@@ -101,16 +103,10 @@ class Online:
         return found
 
 
-def features_last(analysis: Analysis, group: Group) -> bool:
+def features_last(analysis: Analysis, group: Siblings) -> bool:
     """Whether the features of the value run fastest, which online transforms need: nothing but axes of one follow."""
     refs = list(analysis.refs(group.value))
     while len(refs) > 1 and analysis.axes.size(refs[-1]) == 1:
         refs.pop()
     return all(site.ref_in is refs[-1] for site in group.sites)
 
-
-def compose(first: Transform, second: Transform) -> Transform:
-    """The first, then the second."""
-    from qcompile.transforms import Compose
-
-    return Compose((first, second))

@@ -1,39 +1,20 @@
-"""Chooses transforms: offline for whole spaces where the freedom allows, online in front of sites where it pays.
-
-For every space with an orthogonal freedom the candidates are the identity, block-diagonal Hadamard matrices of the
-format's group and its multiples, and the full width; where any invertible matrix is allowed, also the closed form
-WUSH. What stays is decided by predicted error on the sites that read the space. In front of sites whose space cannot
-take a transform, the same candidates compete as online transforms, charged for their cost.
-"""
+"""The chosen transforms of a graph."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from qcompile.analysis.axes import Node
-from qcompile.analysis.boundaries import components
 from qcompile.analysis.folding import axis_transform
-from qcompile.analysis.siblings import Group
+from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.offline import place_offline
-from qcompile.choice.online import Online, compose, features_last
-from qcompile.choice.scoring import probe
-from qcompile.errors import InputError
-from qcompile.targets.registry import Scheme
+from qcompile.transforms.composite import compose
 
 if TYPE_CHECKING:
-    from qcompile.statistics.calibration import Progress, Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["KINDS", "Placement", "place", "total_transform"]
-
-#: What ``--transforms`` takes.
-KINDS = ("auto", "none", "hadamard", "block", "wush")
+__all__ = ["Placement", "total_transform"]
 
 
 @dataclass(frozen=True)
@@ -56,101 +37,7 @@ class Placement:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def place(
-    analysis: Analysis,
-    groups: Sequence[Group],
-    scheme: Callable[[Group], Scheme],
-    *,
-    kind: str = "auto",
-    statistics: Mapping[str, Statistics] | None = None,
-    alphas: Mapping[str, float] | None = None,
-    fits: bool = True,
-    price: float = 1.0,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Placement:
-    """Choose all transforms of a graph.
-
-    Args:
-        groups: the sites to be helped.
-        scheme: how the sites of a group will compute.
-        kind: one of ``KINDS``; ``hadamard`` forces full-width rotations wherever a space allows, and online in
-            front of the other sites; ``block`` the same with blocks of the format's group; ``wush`` is WUSH online.
-        statistics: by value name; without them the identity.
-        alphas: sensitivities by site name; without them all alike.
-        fits: whether transforms may be fitted to the statistics, and not only compared on them: what is fitted to
-            random inputs is worse than nothing on others. ``wush`` asks for it in any case.
-        price: an online transform that costs a fraction ``c`` of its sites' arithmetic must lower their error by a
-            factor of at least ``1 + price · c``.
-
-    Raises:
-        InputError: if ``kind`` is unknown.
-    """
-    if kind not in KINDS:
-        raise InputError(f"unknown transforms '{kind}'; there are {', '.join(KINDS)}")
-    for group in groups:
-        own = (statistics or {}).get(group.value.name)
-        group.probes = [probe(site, own) for site in group.sites]
-        group.alphas = [(alphas or {}).get(site.name, 1.0) for site in group.sites]
-    if kind == "none":
-        return Placement({}, {})
-    placement, partners = Placement({}, {}), _sharing(analysis, groups)
-    barred = {group for group in groups if partners[group] is None}
-    known = (statistics or {}) if fits or kind == "wush" else {}
-    online = Online(analysis, scheme, kind, known, price, seed, barred)
-    place_offline(analysis, groups, online, placement)
-    for done, group in enumerate(groups):
-        leader = partners[group]
-        if leader is not None and leader is not group:
-            _follow(group, leader, placement)
-        elif leader is not None:
-            _place_online(group, online, placement)
-        if progress is not None:
-            progress("choosing transforms", done + 1, len(groups))
-    return placement
-
-
-def _place_online(group: Group, online: Online, placement: Placement) -> None:
-    choice, name = online.best(group, placement.offline), group.value.name
-    if choice.errors:
-        placement.errors[name] = dict(choice.errors)
-    if choice.skipped is not None:
-        placement.skipped[name] = choice.skipped
-    elif choice.transform is not None:
-        placement.online[name] = choice.transform
-
-
-def _sharing(analysis: Analysis, groups: Sequence[Group]) -> dict[Group, Group | None]:
-    """For each group, the one that decides for it: groups that share a weight take one transform, or none.
-
-    ``None`` where a site outside of the groups, or one that cannot take an online transform, reads a shared weight, or
-    where the weight is an output of the graph.
-    """
-    readers: dict[ir.Value, list[Group | None]] = defaultdict(list)
-    of_site = {id(site): group for group in groups for site in group.sites}
-    for site in analysis.sites:
-        readers[site.weight] += [of_site.get(id(site)), *([None] if site.weight.is_graph_output() else [])]
-    pairs: list[tuple[Group, Group]] = []
-    spoiled: set[Group] = set()
-    for found in readers.values():
-        known = [group for group in found if group is not None]
-        pairs += zip(known, known[1:], strict=False)
-        if None in found or (len(set(known)) > 1 and not all(features_last(analysis, group) for group in known)):
-            spoiled.update(known)
-    decided = {group: None if group in spoiled else group for group in groups}
-    for component in components(pairs):
-        first = next(group for group in groups if group in component)
-        decided |= dict.fromkeys(component, None if component & spoiled else first)
-    return decided
-
-
-def _follow(group: Group, leader: Group, placement: Placement) -> None:
-    """Take the online transform of the group that shares a weight."""
-    if leader.value.name in placement.online:
-        placement.online[group.value.name] = placement.online[leader.value.name]
-
-
-def total_transform(analysis: Analysis, group: Group, placement: Placement) -> Transform | None:
+def total_transform(analysis: Analysis, group: Siblings, placement: Placement) -> Transform | None:
     """What the group's input goes through: offline, then online."""
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
     online = placement.online.get(group.value.name)

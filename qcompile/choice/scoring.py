@@ -6,19 +6,16 @@ on a sample of rows. Without statistics the second moment is the identity and ``
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from qcompile.analysis.folding import lines
-from qcompile.formats import Format, fake_quantize
-from qcompile.ir.graph import Derived, read, release
-from qcompile.targets.registry import Scheme
+from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.siblings import Siblings
+from qcompile.formats import fake_quantize, fake_quantize_rows
+from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
 
 if TYPE_CHECKING:
@@ -28,56 +25,11 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Probe", "as_weight", "probe", "quantize_rows", "site_error", "weight_matrix"]
+__all__ = ["Probe", "Probes", "probe", "probes_of", "site_error"]
 
 #: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
 ROWS = 256
 WEIGHT_ROWS = 32
-
-
-def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
-    """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``.
-
-    The matrices of a stack stand one below the other. The result need not be contiguous.
-    """
-    import torch
-
-    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
-    count = math.prod(site.shape) // site.shape[axis]
-    if rows is not None and rows < count:
-        weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
-    else:
-        weight = np.moveaxis(read(tensor), axis, -1)
-    weight = weight.reshape(-1, weight.shape[-1])
-    if isinstance(tensor, Derived) and weight.dtype == np.float32:  # which may be written, so that torch takes it
-        return torch.from_numpy(weight)
-    copied = np.array(weight, np.float32)
-    del weight
-    release(tensor)
-    return torch.from_numpy(copied)
-
-
-def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
-    """What ``weight_matrix`` gives, in the shape and the type of the weight."""
-    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
-    shape = list(site.shape)
-    shape.append(shape.pop(axis))
-    return np.ascontiguousarray(np.moveaxis(matrix.reshape(shape), -1, axis), tensor.dtype.numpy())
-
-
-def quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
-    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself.
-
-    A second-level scale is that of its row, so that a token's result does not depend on its neighbours.
-    """
-    import torch
-
-    if fmt.tensor_scale is None:
-        return fake_quantize(x, fmt)
-    target = fmt.targets[0] if fmt.targets else fmt.element.max
-    scale = x.abs().amax(-1, keepdim=True) / (target * fmt.tensor_scale)
-    scale = torch.where(scale > 0, scale, 1.0)
-    return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +74,35 @@ def _error(item: Probe, scheme: Scheme, transform: Transform | None) -> float:
     rounded = fake_quantize(weight, scheme.weight)
     if sample is None:
         return float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
-    seen = sample if scheme.activation is None else quantize_rows(sample, scheme.activation)
+    seen = sample if scheme.activation is None else fake_quantize_rows(sample, scheme.activation)
     exact = sample @ weight.T
     return float((seen @ rounded.T - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
 
 
-def group_error(items: Sequence[Probe], alphas: Sequence[float], scheme: Scheme, transform: Transform | None) -> float:
-    """``Σ α t²`` over sites that read one value."""
-    return sum(alpha * site_error(item, scheme, transform) for item, alpha in zip(items, alphas, strict=True))
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """What predictions for siblings are computed on: a probe of each site, and how much each matters."""
+
+    items: tuple[Probe, ...]
+    alphas: tuple[float, ...]
+
+    def errors(self, scheme: Scheme, transform: Transform | None = None) -> list[float]:
+        """``t²`` of each site under a scheme, with their input in the basis of ``transform``."""
+        return [site_error(item, scheme, transform) for item in self.items]
+
+    def error(self, scheme: Scheme, transform: Transform | None = None) -> float:
+        """``Σ α t²`` over the sites."""
+        return sum(alpha * error for alpha, error in zip(self.alphas, self.errors(scheme, transform), strict=True))
+
+
+def probes_of(
+    group: Siblings, statistics: Statistics | None = None, alphas: Mapping[str, float] | None = None
+) -> Probes:
+    """Probes of siblings.
+
+    Args:
+        statistics: of the value that they read; the identity without.
+        alphas: sensitivities by site name; without them all alike.
+    """
+    weights = tuple((alphas or {}).get(site.name, 1.0) for site in group.sites)
+    return Probes(tuple(probe(site, statistics) for site in group.sites), weights)

@@ -7,21 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompile.analysis.siblings import Group, groups_of, routes_of, site_errors
-from qcompile.analysis.spaces import Site
+import onnx_ir as ir
+
+from qcompile.analysis.edges import edge_sites
+from qcompile.analysis.siblings import Siblings, routes_of, siblings_of
+from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment, Option, assign
-from qcompile.choice.placement import KINDS, Placement, place, total_transform
-from qcompile.choice.scoring import probe, site_error
+from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.scoring import Probes, probe, probes_of, site_error
+from qcompile.choice.transforms import KINDS, place
 from qcompile.errors import InputError
-from qcompile.preparation import Prepared, edge_sites
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
 from qcompile.statistics.calibration import Statistics, collect
 from qcompile.statistics.sensitivity import sensitivities
-from qcompile.targets.registry import Scheme, Target
+from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
-    from qcompile.statistics.calibration import Progress
+    from qcompile.notes import Decline, Progress
 
 __all__ = ["Choice", "METHODS", "Options", "check_options", "choose"]
 
@@ -68,14 +72,29 @@ class Options:
 
 @dataclass
 class Choice:
-    """Schemes and transforms, and what they were predicted to do."""
+    """Schemes and transforms, what they were predicted to do, and on what.
 
-    schemes: dict[str, Scheme]
+    Args:
+        siblings: the sites by the value that they read.
+        tables: embedding tables, which read nothing.
+        statistics: of the values that sites read, by name; empty where nothing depended on them.
+        schemes: by site name.
+        placement: the transforms.
+        alphas: sensitivities by site name, where they were measured.
+        errors: predicted ``t²`` by site name.
+        assignment: how schemes were assigned, where there was a choice.
+        ties: by site name, the unit that got one scheme.
+    """
+
+    siblings: list[Siblings]
+    tables: list[Site]
+    statistics: dict[str, Statistics]
     placement: Placement
     alphas: dict[str, float]
-    errors: dict[str, float]
-    assignment: Assignment | None
-    ties: dict[str, str]
+    schemes: dict[str, Scheme] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    assignment: Assignment | None = None
+    ties: dict[str, str] = field(default_factory=dict)
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
@@ -108,47 +127,44 @@ def _has_cuda() -> bool:
 
 
 def choose(
-    prepared: Prepared,
-    sites: Sequence[Site],
-    target: Target,
-    schemes: Sequence[Scheme],
-    options: Options,
-    data: Data,
-    progress: Progress | None,
-) -> tuple[Choice, dict[str, Statistics], list[Group]]:
+    analysis: Analysis, sites: Sequence[Site], target: Target, schemes: Sequence[Scheme], options: Options, data: Data,
+    decline: Decline, progress: Progress | None = None,
+) -> Choice:  # fmt: skip
     """Choose a scheme and a transform for every site."""
-    edges = edge_sites(prepared, sites)
-    groups = groups_of(sites)
+    edges = edge_sites(analysis.model, sites)
+    groups = siblings_of(sites)
     tables = [site for site in sites if site.input is None]
     several = len(schemes) > 1 or bool(options.budget)
-    statistics = _statistics(prepared, groups, schemes, options, data, progress)
-    alphas = sensitivities(prepared.model, sites, data, seed=options.seed, progress=progress) if several else {}
+    statistics = _statistics(analysis.model, groups, schemes, options, data, decline, progress)
+    alphas = sensitivities(analysis.model, sites, data, seed=options.seed, progress=progress) if several else {}
     first = schemes[0]
     edge = target.scheme(target.edge)
     inner = [group for group in groups if several or not all(site.name in edges for site in group.sites)]
+    probes = {group: probes_of(group, statistics.get(group.value.name), alphas) for group in inner}
     placement = place(
-        prepared.analysis, inner, lambda _: first, kind=options.transforms, statistics=statistics,
-        alphas=alphas, fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
+        analysis, probes, lambda _: first, kind=options.transforms, statistics=statistics,
+        fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
     )  # fmt: skip
     if data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
-        prepared.state.decline("*", "fitting transforms to the inputs of sites", reason)
-    chosen = Choice({}, placement, alphas, {}, None, {})
+        decline("*", "fitting transforms to the inputs of sites", reason)
+    chosen = Choice(groups, tables, statistics, placement, alphas)
     if several:
-        _assign(prepared, groups, tables, schemes, target, options, chosen)
+        _assign(analysis, probes, schemes, target, options, chosen)
     else:
         for site in sites:
             chosen.schemes[site.name] = edge if site.name in edges else first
             if site.name in edges and edge.name != first.name:
                 reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
-                prepared.state.decline(site.name, f"the format {first.name}", reason)
-    _predict(prepared, groups, tables, chosen)
-    return chosen, statistics, groups
+                decline(site.name, f"the format {first.name}", reason)
+    probes |= {group: probes_of(group) for group in groups if group not in probes}
+    _predict(analysis, probes, chosen)
+    return chosen
 
 
 def _statistics(
-    prepared: Prepared, groups: Sequence[Group], schemes: Sequence[Scheme], options: Options, data: Data,
-    progress: Progress | None,
+    model: ir.Model, groups: Sequence[Siblings], schemes: Sequence[Scheme], options: Options, data: Data,
+    decline: Decline, progress: Progress | None,
 ) -> dict[str, Statistics]:  # fmt: skip
     """Statistics of all site inputs, unless nothing that was asked for depends on them."""
     needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
@@ -156,31 +172,28 @@ def _statistics(
         return {}
     seen = {group.value.name: group.axis for group in groups}
     routes = {group.value.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
-    found = collect(prepared.model, seen, data, routes=routes, progress=progress)
+    found = collect(model, seen, data, routes=routes, progress=progress)
     for group in (group for group in groups if group.value.name not in found):
         why = f"{data.about} never reaches it"
-        if group.nested and group.value.name not in visible(prepared.model, [group.value.name]):
+        if group.nested and group.value.name not in visible(model, [group.value.name]):
             why = "the body that it stands in may read another number of rows at every step"
         for site in group.sites:
-            prepared.state.decline(site.name, "calibrating it", why)
+            decline(site.name, "calibrating it", why)
     return found
 
 
 def _assign(
-    prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], schemes: Sequence[Scheme], target: Target,
+    analysis: Analysis, probes: Mapping[Siblings, Probes], schemes: Sequence[Scheme], target: Target,
     options: Options, chosen: Choice,
 ) -> None:  # fmt: skip
     """Give every group of siblings one scheme, so that the predicted loss is least within the budgets."""
     units: list[tuple[list[Site], list[Option]]] = []
-    for group in groups:
-        transform = total_transform(prepared.analysis, group, chosen.placement)
-        found = []
-        for scheme in schemes:
-            errors = site_errors(group, scheme, transform)
-            loss = sum(chosen.alphas[s.name] * e for s, e in zip(group.sites, errors, strict=True))
-            found.append(Option(scheme.name, loss, _cost(group.sites, scheme, target)))
+    for group, own in probes.items():
+        transform = total_transform(analysis, group, chosen.placement)
+        losses = [own.error(scheme, transform) for scheme in schemes]
+        found = [Option(s.name, e, _cost(group.sites, s, target)) for s, e in zip(schemes, losses, strict=True)]
         units.append((group.sites, found))
-    for site in tables:
+    for site in chosen.tables:
         own = probe(site, None)
         losses = [chosen.alphas[site.name] * site_error(own, Scheme(scheme.weight)) for scheme in schemes]
         found = [Option(s.name, loss, _cost([site], s, target)) for s, loss in zip(schemes, losses, strict=True)]
@@ -208,12 +221,10 @@ def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, fl
     return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
 
 
-def _predict(prepared: Prepared, groups: Sequence[Group], tables: Sequence[Site], chosen: Choice) -> None:
-    for group in groups:
-        transform = total_transform(prepared.analysis, group, chosen.placement)
-        for i, site in enumerate(group.sites):
-            if i >= len(group.probes):
-                group.probes.append(probe(site, None))
-            chosen.errors[site.name] = site_error(group.probes[i], chosen.schemes[site.name], transform)
-    for site in tables:
+def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice) -> None:
+    for group, own in probes.items():
+        transform = total_transform(analysis, group, chosen.placement)
+        for site, item in zip(group.sites, own.items, strict=True):
+            chosen.errors[site.name] = site_error(item, chosen.schemes[site.name], transform)
+    for site in chosen.tables:
         chosen.errors[site.name] = site_error(probe(site, None), Scheme(chosen.schemes[site.name].weight))

@@ -52,14 +52,6 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-class Runtime(StrEnum):
-    """What runs an artifact; the words of ``qcompile.targets.registry.RUNTIMES``."""
-
-    ort = "ort"
-    tvm = "tvm"
-    triton = "triton"
-
-
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file (external data beside it) or a .pt2 file.")]
 Folder = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The folder that an export wrote.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
@@ -127,17 +119,13 @@ def rotate(
     from qcompile.ir.files import refuse_existing, save_model
 
     refuse_existing(output)
-    from qcompile.checks.equivalence import equivalence
+    from qcompile.api import rotate as turn
     from qcompile.cli.tables import rotation_table
-    from qcompile.compiler import rotate as turn
-    from qcompile.run.data import load_data
 
     with Progress(quiet) as progress:
-        rotated = turn(model, transforms=transforms.value, seed=seed, progress=progress)
-        data = load_data(calibration, rotated.prepared.source.model, seed=seed, batches=1)
-        equal = equivalence(rotated.prepared, data, progress)
-        save_model(rotated.prepared.model, output)
-    say(rotation_table(rotated, equal, output), quiet=quiet)
+        rotated = turn(model, transforms=transforms.value, calibration=calibration, seed=seed, progress=progress)
+        save_model(rotated.model, output)
+    say(rotation_table(rotated, output), quiet=quiet)
 
 
 @app.command()
@@ -161,7 +149,7 @@ def run(
     artifact: Folder,
     inputs: Annotated[Path, typer.Option(help="An .npz file with arrays named as the model's inputs.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .npz file for the outputs.")],
-    runtime: Annotated[Runtime | None, typer.Option(help="By default the one that it was made for.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="ort, tvm or triton; by default what it was made for.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run an artifact once on named inputs."""
@@ -170,7 +158,7 @@ def run(
     from qcompile.ir.files import read_arrays, save_arrays
 
     opened = Artifact.open(artifact)
-    outputs = opened.run(read_arrays(inputs), runtime.value if runtime else None)
+    outputs = opened.run(read_arrays(inputs), runtime)
     save_arrays(outputs, output)
     say(arrays_table(outputs, output), quiet=quiet)
 
@@ -184,8 +172,8 @@ def verify(
 ) -> None:
     """Measure an artifact against the model that it was made from."""
     from qcompile.artifact.artifact import Artifact
-    from qcompile.checks.losses import verify as check
     from qcompile.cli.tables import measured_table
+    from qcompile.inspection import verify as check
 
     measured = check(artifact, against, evaluation)
     say(measured_table(measured, Artifact.open(artifact).manifest), quiet=quiet)

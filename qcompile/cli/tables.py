@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qcompile.artifact.artifact import Artifact
-    from qcompile.checks.equivalence import Equivalence
     from qcompile.checks.losses import Measured
-    from qcompile.compiler import Rotated
-    from qcompile.targets.registry import Target
+    from qcompile.stages import Rotated
+    from qcompile.targets.target import Target
 
 __all__ = [
     "arrays_table",
@@ -123,9 +122,9 @@ def _losses(losses: Mapping[str, float]) -> list[tuple[str, str]]:
 # -- the other commands ----------------------------------------------------------------------------------------------
 
 
-def rotation_table(rotated: Rotated, equal: Equivalence, output: Path) -> Table:
+def rotation_table(rotated: Rotated, output: Path) -> Table:
     """What ``rotate`` did."""
-    placement = rotated.placement
+    placement, equal = rotated.placement, rotated.equivalence
     sizes = Counter(f"{node.size}" for node in placement.offline)
     spaces = f"{len(placement.offline)}" + (f" (sizes: {_counts(sizes)})" if sizes else "")
     return _facts(str(output), [

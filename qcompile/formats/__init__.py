@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         decode,
         encode,
         fake_quantize,
+        fake_quantize_rows,
         quantize,
         round_to,
     )
@@ -38,6 +39,7 @@ _LAZY = {
     "decode": "quantizer",
     "encode": "quantizer",
     "fake_quantize": "quantizer",
+    "fake_quantize_rows": "quantizer",
     "pack": "packed",
     "quantize": "quantizer",
     "round_to": "quantizer",
@@ -61,6 +63,7 @@ __all__ = [
     "decode",
     "encode",
     "fake_quantize",
+    "fake_quantize_rows",
     "get_format",
     "pack",
     "quantize",

@@ -18,7 +18,9 @@ from qcompile.formats.rows import CHUNK, Rows
 from qcompile.formats.scales import Scales, divisor, group_scales
 from qcompile.formats.tensor_scale import default_tensor_scale
 
-__all__ = ["Quantized", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "quantize_rows", "round_to"]
+__all__ = [
+    "Quantized", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "quantize_rows", "round_to",
+]  # fmt: skip
 
 
 # ---- elementwise, scales given -----------------------------------------------------------------------------------
@@ -214,3 +216,16 @@ def _store(stored: Scales, local: Scales, part: slice) -> None:
     stored.scale[part] = local.scale
     if stored.zero_point is not None and local.zero_point is not None:
         stored.zero_point[part] = local.zero_point
+
+
+def fake_quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself.
+
+    A second-level scale is that of its row, so that a token's result does not depend on its neighbours.
+    """
+    if fmt.tensor_scale is None:
+        return fake_quantize(x, fmt)
+    target = fmt.targets[0] if fmt.targets else fmt.element.max
+    scale = x.abs().amax(-1, keepdim=True) / (target * fmt.tensor_scale)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
-from qcompile.ir.graph import check_graph, check_weights, initializers, open_dimensions, weights_of
+from qcompile.ir.graph import check_graph, open_dimensions
+from qcompile.ir.tensors import check_weights, initializers, weights_of
 from qcompile.ir.widen import computes_in_bfloat16, to_single
 
 if TYPE_CHECKING:

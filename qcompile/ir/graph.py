@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from threading import Lock, RLock
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,18 +11,12 @@ import onnx_ir as ir
 from qcompile.errors import InputError
 
 __all__ = [
-    "DOMAIN", "Derived", "add_function", "add_initializer", "append_node", "check_graph", "check_weights",
-    "distinguish", "ensure_function", "ensure_initializer", "initializers", "is_read", "name_outputs",
-    "open_dimensions", "opset", "read", "release", "tidy", "weights_of",
+    "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "ensure_initializer",
+    "is_float", "is_read", "label", "name_outputs", "open_dimensions", "static", "tidy",
 ]  # fmt: skip
 
-#: The domain of our own operators. Each is a function whose body is standard ONNX.
-DOMAIN = "qcompile"
-
-
-def opset(model: ir.Model) -> int:
-    """The version of the standard operators that the graph uses."""
-    return model.opset_imports.get("", 18)
+#: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
+SMALL = 4096
 
 
 class _Names:
@@ -66,61 +58,6 @@ def ensure_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Valu
     return found if found is not None else add_initializer(model, name, array)
 
 
-#: Held while a file is mapped for a tensor, or let go of: that may happen in several threads.
-_MAPPING = RLock()
-
-
-class Derived(ir.LazyTensor):
-    """A constant that is computed from another one when it is read.
-
-    Args:
-        source: the other one.
-        compute: makes the constant of it; called from any thread, so it reads with ``read``.
-        shape: of the result.
-        name: of the result.
-        keep: whether the result stays in memory; without, it is computed again at each read.
-        dtype: of the result, if it is not that of the source.
-    """
-
-    def __init__(
-        self, source: ir.TensorProtocol, compute: Callable[[ir.TensorProtocol], ir.TensorProtocol],
-        shape: ir.Shape, *, name: str | None, keep: bool = False, dtype: ir.DataType | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(partial(compute, source), dtype or source.dtype, shape, name=name, cache=keep)
-        self.source = source
-        self._computing = Lock()
-
-    def _evaluate(self) -> ir.TensorProtocol:
-        with self._computing:  # once, whoever asks
-            return super()._evaluate()
-
-
-def read(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The array of a tensor, also while other threads read or release it."""
-    if isinstance(tensor, Derived):
-        return tensor.numpy()
-    with _MAPPING:
-        return tensor.numpy()
-
-
-def release(tensor: ir.TensorProtocol) -> None:
-    """Let go of the pages of a memory-mapped tensor, so that large models stream through."""
-    while isinstance(tensor, Derived):
-        tensor = tensor.source
-    if isinstance(tensor, ir.ExternalTensor):
-        try:
-            with _MAPPING:
-                tensor.release()
-        except BufferError:  # an array over it is still in use somewhere; its pages stay until that is gone
-            return
-
-
-def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
-    """Constants by name, those of bodies among them."""
-    for graph in model.graphs():
-        yield from ((name, value) for name, value in graph.initializers.items() if value.const_value is not None)
-
-
 def check_graph(model: ir.Model, path: str) -> None:
     """Refuse graphs without outputs or sense.
 
@@ -131,43 +68,6 @@ def check_graph(model: ir.Model, path: str) -> None:
         raise InputError(f"'{path}' has no outputs")
     if (flaw := _flaw_of(model)) is not None:
         raise InputError(f"'{path}' {flaw}")
-
-
-def weights_of(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Constants of floating-point numbers by name."""
-    found = {name: value.const_value for name, value in initializers(model)}
-    return {name: tensor for name, tensor in found.items() if tensor.dtype.is_floating_point() and tensor.size}
-
-
-def check_weights(weights: Mapping[str, ir.TensorProtocol], path: str) -> bool:
-    """Refuse weights with NaN; returns whether none holds infinity.
-
-    It maps files by itself, so that others may read the same tensors meanwhile.
-
-    Raises:
-        InputError: naming the file and the weight.
-    """
-    found = {_is_finite(name, tensor, path) for name, tensor in weights.items()}
-    return False not in found
-
-
-def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
-    array = _mapped(tensor)
-    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(array.sum(dtype=np.float32)):
-            return True
-    wide = array.astype(np.float64)
-    if np.isnan(wide).any():
-        raise InputError(f"weight '{name}' of '{path}' holds NaN")
-    return bool(np.isfinite(wide).all())
-
-
-def _mapped(tensor: ir.TensorProtocol) -> np.ndarray:
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
-        return read(tensor)
-    dtype = tensor.dtype.numpy().newbyteorder("<") if tensor.dtype.bitwidth > 8 else tensor.dtype.numpy()
-    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, tensor.shape.numpy())
 
 
 def _flaw_of(model: ir.Model) -> str | None:
@@ -273,26 +173,32 @@ def append_node(
     return node
 
 
-def ensure_function(model: ir.Model, name: str, text: str) -> str:
-    """Register a function of our domain, written in ONNX's textual syntax, once.
-
-    Args:
-        model: the graph that will call it.
-        name: its operator type.
-        text: signature and body, without the domain and opset header, e.g.
-            ``"(x, scale) => (y) { y = Mul(x, scale) }"``.
-    """
-    import onnx.parser
-
-    if (DOMAIN, name, "") not in model.functions:
-        header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset(model)}]>'
-        proto = onnx.parser.parse_function(f"{header} {name} {text}")
-        add_function(model, ir.from_proto(proto))
-    return name
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
+    found = [attribute for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+    return [attribute.as_graph() for attribute in found]
 
 
-def add_function(model: ir.Model, function: ir.Function) -> None:
-    """Register a function and import its domain."""
-    model.functions[function.identifier()] = function
-    model.opset_imports.setdefault(function.domain, 1)
-    model.graph.opset_imports.setdefault(function.domain, 1)
+def static(dim: object) -> int | None:
+    """A dimension as an integer, ``None`` if symbolic."""
+    return dim if isinstance(dim, int) else None
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether a value holds floating-point numbers."""
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def label(node: ir.Node) -> str:
+    """A node in a message: ``MatMul 'layers.0.q_proj'``."""
+    return f"{node.op_type} '{node.name or node.outputs[0].name}'"
+
+
+def fingerprint(model: ir.Model) -> int:
+    """A number that changes with operators, what they read and make, and what is said of it; not with attributes."""
+    parts: list[object] = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
+    for node in model.graph.all_nodes():
+        parts += [node.domain, node.op_type, node.name, len(node.attributes)]
+        parts += [value.name if value is not None else None for value in node.inputs]
+        parts += [(value.name, str(value.type), str(value.shape)) for value in node.outputs]
+    return hash((*parts, *model.graph.initializers))

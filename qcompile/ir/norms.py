@@ -9,54 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.ir.graph import DOMAIN, add_initializer, append_node, ensure_function, ensure_initializer, is_read, opset
-from qcompile.passes.spelled_norms import find_norm
+from qcompile.ir.functions import DOMAIN, ensure_function, opset
+from qcompile.ir.graph import add_initializer, append_node, ensure_initializer
 
-__all__ = ["fuse_norm", "make_norm", "norm_operator", "split_skip"]
-
-
-def fuse_norm(model: ir.Model, node: ir.Node) -> None:
-    """Replace a norm that the node is the core of, with its scale, centering and shift, by one operator."""
-    found = find_norm(node)
-    size = found.x.shape[-1] if found is not None and found.x.shape is not None and len(found.x.shape) else None
-    if not isinstance(size, int):
-        return
-    scale, shift = (v if v is None else _vector(model, v, size) for v in (found.scale, found.shift))
-    if scale is None:
-        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, found.x.dtype.numpy()))
-    made = make_norm(
-        model, found.output.producer(), found.x, scale, shift, found.epsilon, centered=found.centered,
-        name=f"{node.name}_norm", like=found.output,
-    )  # fmt: skip
-    ir.convenience.replace_all_uses_with(found.output, made.outputs[0], replace_graph_outputs=True)
-
-
-def _vector(model: ir.Model, value: ir.Value, size: int) -> ir.Value:
-    """A constant without the axes of size one in front."""
-    if len(value.shape) == 1:
-        return value
-    return add_initializer(model, f"{value.name}_flat", value.const_value.numpy().reshape(size))
-
-
-#: onnxruntime's norms of a sum: whether they subtract the mean.
-_SKIPS = {"SkipLayerNormalization": True, "SkipSimplifiedLayerNormalization": False}
-
-
-def split_skip(model: ir.Model, node: ir.Node) -> None:
-    """Put onnxruntime's norm of a sum apart into the sum, which others may read, and the norm."""
-    if node.domain != "com.microsoft" or node.op_type not in _SKIPS or any(is_read(node, i) for i in (1, 2)):
-        return
-    centered = _SKIPS[node.op_type]
-    x, skip, scale, *rest = node.inputs
-    shift = rest.pop(0) if centered and rest else None
-    for name, term in zip(("sum", "bias"), (skip, *rest), strict=False):
-        if term is not None:
-            x = append_node(node, "Add", [x, term], name=f"{node.name}_{name}", like=x).outputs[0]
-    epsilon = node.attributes.get_float("epsilon", 1e-12)
-    made = make_norm(model, node, x, scale, shift, epsilon, centered=centered, name=f"{node.name}_norm", like=x)
-    for old, new in ((node.outputs[0], made.outputs[0]), *((value, x) for value in node.outputs[3:])):
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
+__all__ = ["make_norm", "norm_operator"]
 
 
 def norm_operator(model: ir.Model, *, centered: bool) -> tuple[str, str]:

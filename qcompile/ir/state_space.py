@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qcompile.errors import InputError
-from qcompile.ir.graph import DOMAIN, ensure_function
+from qcompile.ir.functions import DOMAIN, ensure_function
 
 __all__ = ["add_bodies", "selective_scan", "state_space_duality", "translations"]
 

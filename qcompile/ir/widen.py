@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.ir.graph import Derived, read
+from qcompile.ir.tensors import Derived, read
 
 __all__ = ["computes_in_bfloat16", "to_double", "to_single"]
 

@@ -14,10 +14,11 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Node, Structure
 from qcompile.analysis.folding import rewrite
-from qcompile.ir.graph import DOMAIN, append_node
+from qcompile.analysis.spaces import Analysis, Norm
+from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import append_node, label
 from qcompile.ir.norms import make_norm
-from qcompile.passes.pipeline import State
-from qcompile.analysis.spaces import Analysis, Norm, label
+from qcompile.passes.state import State
 
 __all__ = ["CenterNorms"]
 

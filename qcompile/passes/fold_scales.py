@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Node, Ref, Structure
 from qcompile.analysis.folding import change_axes
+from qcompile.analysis.spaces import Analysis, Norm, Scaling
+from qcompile.ir.graph import add_initializer, ensure_initializer, label
+from qcompile.passes.state import State
 from qcompile.transforms.freedom import Freedom
-from qcompile.ir.graph import add_initializer, ensure_initializer
-from qcompile.passes.pipeline import State
-from qcompile.analysis.spaces import Analysis, Norm, Scaling, label
 
 __all__ = ["FoldScales"]
 

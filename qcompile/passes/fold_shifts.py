@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.ir.graph import add_initializer, append_node
-from qcompile.passes.pipeline import State
-from qcompile.analysis.spaces import Norm, Site, is_float
+from qcompile.analysis.spaces import Norm, Site
+from qcompile.ir.graph import add_initializer, append_node, is_float
+from qcompile.passes.state import State
 
 __all__ = ["FoldShifts"]
 

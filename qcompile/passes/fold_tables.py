@@ -13,10 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.folding import rewrite
-from qcompile.ir.graph import add_initializer
-from qcompile.passes.pipeline import State
 from qcompile.analysis.rules.normalization import SCALED_NORMS
-from qcompile.analysis.spaces import is_float, label
+from qcompile.ir.graph import add_initializer, is_float, label
+from qcompile.passes.state import State
 
 __all__ = ["FoldTables"]
 

@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from qcompile.statistics.calibration import Statistics
-from qcompile.errors import InputError
-from qcompile.formats import Format, Quantized, quantize, search_scales
-from qcompile.analysis.siblings import Group, routed
-from qcompile.rounding.moments import Lesson, lesson_of
-from qcompile.passes.pipeline import State
-from qcompile.choice.scoring import weight_matrix
-from qcompile.choice.selection import METHODS
+from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, rows_of
-from qcompile.targets.registry import Plan, Scheme
+from qcompile.choice.selection import METHODS
+from qcompile.errors import InputError
+from qcompile.formats import Format, Quantized, quantize, search_scales
+from qcompile.passes.state import State
+from qcompile.rounding.moments import Lesson, lesson_of
 from qcompile.rounding.sequential import Walk
+from qcompile.statistics.calibration import Statistics
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
     import torch
 
-    from qcompile.statistics.calibration import Progress
+    from qcompile.notes import Progress
     from qcompile.run.data import Data
     from qcompile.transforms import Transform
 
@@ -50,7 +51,7 @@ class Quantize:
         device: where torch computes.
     """
 
-    groups: Sequence[tuple[Group, Transform | None]]
+    groups: Sequence[tuple[Siblings, Transform | None]]
     tables: Sequence[Site]
     schemes: Mapping[str, Scheme]
     statistics: Mapping[str, Statistics]
@@ -84,7 +85,7 @@ class Quantize:
         state.notes["plans"] = list(plans.values())
         return bool(plans)
 
-    def _lessons(self, state: State, plans: Mapping[str, Plan]) -> Iterator[tuple[Group, Teacher]]:
+    def _lessons(self, state: State, plans: Mapping[str, Plan]) -> Iterator[tuple[Siblings, Teacher]]:
         """Every group with what gives a lesson for it, by the format that its sites read their input in.
 
         Those that a walk passes come first, in the order of the graph: the sites of one are in ``plans`` when the next
@@ -107,12 +108,12 @@ class Quantize:
             if group not in done:
                 yield group, partial(self._static, group, transform) if group in known else lambda _: None
 
-    def _static(self, group: Group, transform: Transform | None, _: Format | None = None) -> Lesson:
+    def _static(self, group: Siblings, transform: Transform | None, _: Format | None = None) -> Lesson:
         """From the float graph alone."""
         return lesson_of(self.statistics[group.value.name], transform, self.device)
 
     def _round(
-        self, state: State, group: Group, site: Site, scheme: Scheme, teacher: Teacher
+        self, state: State, group: Siblings, site: Site, scheme: Scheme, teacher: Teacher
     ) -> Quantized | None:
         if scheme.weight is None:
             return None
@@ -140,7 +141,7 @@ class Quantize:
         return _to_cpu(nearest)
 
     def _experts(
-        self, state: State, group: Group, site: Site, form: Experts, weight: torch.Tensor, nearest: Quantized
+        self, state: State, group: Siblings, site: Site, form: Experts, weight: torch.Tensor, nearest: Quantized
     ) -> Quantized:
         """GPTQ for each matrix of a stack whose own rows suffice and say that it errs less on those held out."""
         result = replace(nearest, codes=nearest.codes.clone(), scales=nearest.scales.clone(),

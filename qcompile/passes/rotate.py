@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from qcompile.analysis.boundaries import boundaries
 from qcompile.analysis.folding import change_axes, fold
-from qcompile.ir.graph import DOMAIN, append_node, ensure_function, ensure_initializer
-from qcompile.analysis.siblings import Group
-from qcompile.passes.pipeline import State
+from qcompile.analysis.siblings import Siblings
+from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement
-from qcompile.analysis.spaces import Analysis, bodies
+from qcompile.ir.functions import DOMAIN, ensure_function
+from qcompile.ir.graph import append_node, bodies, ensure_initializer
+from qcompile.passes.state import State
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
@@ -33,7 +34,7 @@ class Rotate:
     """
 
     analysis: Analysis
-    groups: tuple[Group, ...]
+    groups: tuple[Siblings, ...]
     placement: Placement
     name: ClassVar[str] = "rotate"
 
@@ -67,7 +68,7 @@ class Rotate:
 
 
 def insert_online(
-    model: ir.Model, group: Group, transform: Transform, folded: set[tuple[ir.Value, int]]
+    model: ir.Model, group: Siblings, transform: Transform, folded: set[tuple[ir.Value, int]]
 ) -> ir.Value:
     """Put ``T`` between a value and its sites, and ``T⁻ᵀ`` into their weights along the axis that they read.
 
@@ -89,7 +90,7 @@ def insert_online(
     return made
 
 
-def _first_reader(group: Group) -> ir.Node:
+def _first_reader(group: Siblings) -> ir.Node:
     """The first operator of the value's own graph that is a site of the group or holds one in its bodies."""
     wanted = {site.node for site in group.sites}
     if all(node.graph is group.value.graph for node in wanted):

@@ -14,15 +14,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import Stack, read_site
-from qcompile.analysis.siblings import Group
+from qcompile.analysis.forms import Stack, as_weight, read_site
+from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
-from qcompile.choice.scoring import as_weight, quantize_rows
-from qcompile.ir.graph import read, release
+from qcompile.formats import fake_quantize_rows
+from qcompile.ir.tensors import read, release
 from qcompile.rounding.moments import Lesson
 from qcompile.run.segments import Part, parts, runner
 from qcompile.statistics.calibration import held_out_from, rows_of_value
-from qcompile.targets.registry import Plan
+from qcompile.targets.plans import Plan
 
 if TYPE_CHECKING:
     import onnx
@@ -50,7 +50,7 @@ class Walk:
     """
 
     def __init__(
-        self, model: ir.Model, groups: Sequence[Group], tables: Sequence[Site],
+        self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site],
         batches: Sequence[Mapping[str, np.ndarray]], plans: Mapping[str, Plan], device: str = "cpu",
     ) -> None:  # fmt: skip
         self._model, self._device = model, device
@@ -63,7 +63,7 @@ class Walk:
             for node in {operands.reader, operands.site.node}:
                 self._sites[node].append(operands)
         group_of = {site.node: group for group in groups for site in group.sites}
-        first: dict[Group, ir.Node] = {}
+        first: dict[Siblings, ir.Node] = {}
         for node in model.graph:
             if node in group_of:
                 first.setdefault(group_of[node], node)
@@ -71,7 +71,7 @@ class Walk:
         self._parts = list(parts(model.graph, self._stops.__contains__))
         self._readers = Counter(value.name for part in self._parts for value in part.reads)
 
-    def __iter__(self) -> Iterator[Group]:
+    def __iter__(self) -> Iterator[Siblings]:
         """Groups as they come.
 
         Raises:
@@ -97,7 +97,7 @@ class Walk:
         exact, seen, rows, learned = [], [], 0, 0
         for batch, quantized in zip(self._exact, self._quantized, strict=True):
             x, read_ = (rows_of_value(values[name], axis).to(self._device) for values in (batch, quantized))
-            read_ = read_ if activation is None else quantize_rows(read_, activation)
+            read_ = read_ if activation is None else fake_quantize_rows(read_, activation)
             stop = held_out_from(rows, len(x), len(x) * len(self._exact))
             moment = moment + (read_[:stop].T @ read_[:stop]).double()
             cross = cross + (x[:stop].T @ read_[:stop]).double()
@@ -153,7 +153,7 @@ class Walk:
         if not quantized or plan is None or plan.scheme.activation is None:
             return x
         moved = np.moveaxis(x, operands.axis, -1)
-        rows = quantize_rows(rows_of_value(x, operands.axis), plan.scheme.activation).numpy()
+        rows = fake_quantize_rows(rows_of_value(x, operands.axis), plan.scheme.activation).numpy()
         return np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), -1, operands.axis), x.dtype)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.spaces import SMALL
 from qcompile.errors import InputError, first_line
-from qcompile.ir.graph import release
+from qcompile.ir.graph import SMALL
+from qcompile.ir.tensors import release
 from qcompile.run.session import check_names
 
 if TYPE_CHECKING:

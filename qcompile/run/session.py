@@ -6,10 +6,9 @@ model, the artifact.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +17,17 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, runtime_message
-from qcompile.ir.graph import read
+from qcompile.ir.tensors import read
 from qcompile.ir.widen import to_double
 from qcompile.threads import threads
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Session", "check_names", "compare", "evaluate", "evaluate_double"]
+__all__ = ["Run", "Session", "check_names", "evaluate", "evaluate_double"]
+
+#: A graph as a function of named inputs.
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 #: Graphs with fewer bytes of constants are handed over in memory.
 INLINE_BYTES = 1 << 26
@@ -206,27 +208,3 @@ def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[s
         values = ReferenceEvaluator(ir.to_proto(wide)).run(names, feeds)
         return dict(zip(names, values, strict=True))
 
-
-def compare(
-    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
-) -> tuple[float, float]:
-    """(relative L2, largest absolute difference), the worst over the outputs that hold floating-point numbers."""
-    relative = absolute = 0.0
-    for name, want in reference.items():
-        if not np.issubdtype(want.dtype, np.floating):
-            continue
-        have, finite = other[name], np.isfinite(want)
-        if not (finite == np.isfinite(have)).all():
-            return float("inf"), float("inf")
-        if not finite.all():
-            want, have = want[finite], have[finite]
-        difference = np.subtract(want, have, dtype=np.float64).ravel()
-        norm, error = _length(want.ravel()), _length(difference)
-        relative = max(relative, error / norm if norm else error)
-        absolute = max(absolute, float(np.abs(difference, out=difference).max(initial=0.0)))
-    return relative, absolute
-
-
-def _length(vector: np.ndarray) -> float:
-    """The Euclidean norm in float64; not by BLAS, whose threads would wait actively while others want the cores."""
-    return math.sqrt(np.einsum("i,i->", vector, vector, dtype=np.float64))

@@ -12,8 +12,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.spaces import bodies
-from qcompile.ir.graph import add_initializer, append_node
+from qcompile.ir.graph import add_initializer, append_node, bodies
 
 __all__ = ["expose", "visible"]
 

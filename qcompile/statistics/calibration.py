@@ -7,7 +7,7 @@ and format is then computed (``G ↦ T G Tᵀ``), not run again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.stacks import Route
 from qcompile.errors import InputError
+from qcompile.notes import Progress
 from qcompile.run.data import Data
 from qcompile.run.session import Session
 from qcompile.run.taps import expose
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Routed", "Statistics", "collect", "held_out_from", "rows_of_value"]
-
-Progress = Callable[[str, int, int], None]
 
 #: Rows of each site input that are learned from; with a quarter of them, the shipped language model
 #: diverges 6 % more in NVFP4.

@@ -5,7 +5,7 @@ By the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metric is `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ from qcompile.run.data import Data
 from qcompile.run.session import Session
 
 if TYPE_CHECKING:
-    from qcompile.statistics.calibration import Progress
+    from qcompile.notes import Progress
 
 __all__ = ["divergence", "logit_outputs", "next_token_loss", "sensitivities"]
 
@@ -112,7 +112,7 @@ def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
     return {v.name for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
 
 
-def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: set[str]) -> float:
+def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: Collection[str]) -> float:
     """Mean KL divergence over logits, if there are any, else half the relative squared error of the outputs."""
     if logits:
         return float(np.mean([_kl(reference[name], moved[name]) for name in logits]))

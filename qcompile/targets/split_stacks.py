@@ -21,7 +21,7 @@ from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
 from qcompile.ir.graph import add_initializer, append_node, ensure_initializer
-from qcompile.targets.registry import Plan
+from qcompile.targets.plans import Plan
 
 __all__ = ["Unrolled", "unroll"]
 

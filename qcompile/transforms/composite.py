@@ -15,7 +15,7 @@ from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step, check_axis, embed, to_dtype
 from qcompile.transforms.transform import Transform
 
-__all__ = ["BlockDiagonal", "Compose", "DirectSum", "Kronecker"]
+__all__ = ["BlockDiagonal", "Compose", "DirectSum", "Kronecker", "compose"]
 
 
 def _stepwise(t: Transform) -> bool:
@@ -238,3 +238,8 @@ def _flattened(transform: Transform) -> list[Transform]:
     if not isinstance(transform, Compose):
         return [transform]
     return [leaf for part in transform.parts for leaf in _flattened(part)]
+
+
+def compose(first: Transform, second: Transform) -> Transform:
+    """The first, then the second."""
+    return Compose((first, second))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,21 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.analysis.axes import Axes, Node, Ref
-from qcompile.analysis.boundaries import Boundary, boundaries, minimum_cut
-from qcompile.analysis.siblings import Group, groups_of
+from qcompile.analysis.boundaries import Boundary, boundaries
+from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Analysis
+from qcompile.api import rotate
 from qcompile.choice import offline
 from qcompile.choice.candidates import LEAST_GAIN, orthogonal_candidates
+from qcompile.choice.cuts import minimum_cut
 from qcompile.choice.offline import Candidate
 from qcompile.choice.online import Online
-from qcompile.choice.placement import Placement, place
-from qcompile.choice.scoring import group_error
-from qcompile.compiler import rotate
+from qcompile.choice.placement import Placement
+from qcompile.choice.scoring import Probes, probes_of
+from qcompile.choice.transforms import place
+from qcompile.compiler import prepare
 from qcompile.ir.widen import to_double
-from qcompile.preparation import prepare
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate_double
-from qcompile.targets.registry import Scheme
+from qcompile.run.session import evaluate_double
+from qcompile.targets.scheme import Scheme
 from qcompile.transforms import Compose, Hadamard, Transform
 from qcompile.transforms.freedom import Freedom
 
@@ -142,11 +145,11 @@ def test_placement_is_the_best_of_all_labellings_and_online_transforms(parse, na
     for seed in range(4):
         spiky = {key: spikes(shape, seed) for key, shape in SHAPES.items()}
         analysis = prepare(parse(GRAPHS[name][0], opset=23, **spiky)).analysis
-        groups = groups_of(analysis.sites)
-        placement = place(analysis, groups, lambda _: scheme, price=price)
-        online = Online(analysis, lambda _: scheme, "auto", {}, price, 0, set())
-        found = offline.candidates_of(analysis, groups, online, Placement({}, {}))
-        costs = Costs(analysis, groups, found, scheme, price)
+        probes = {group: probes_of(group) for group in siblings_of(analysis.sites)}
+        placement = place(analysis, probes, lambda _: scheme, price=price)
+        online = Online(analysis, probes, lambda _: scheme, "auto", {}, price, 0, set())
+        found = offline.candidates_of(analysis, list(probes), online, Placement({}, {}))
+        costs = Costs(analysis, probes, found, scheme, price)
         subsets = [set(s) for n in range(len(found) + 1) for s in itertools.combinations(found, n)]
         best = min(map(costs.least, subsets))
         assert costs.of(set(placement.offline), placement) == pytest.approx(best)
@@ -170,16 +173,16 @@ class Costs:
     """What labels and online transforms cost, reckoned anew."""
 
     analysis: Analysis
-    groups: Sequence[Group]
+    groups: Mapping[Siblings, Probes]
     found: Mapping[Node, Candidate]
     scheme: Scheme
     price: float
 
-    def error(self, group: Group, *transforms: Transform | None) -> float:
+    def error(self, group: Siblings, *transforms: Transform | None) -> float:
         done = [transform for transform in transforms if transform is not None]
-        return group_error(group.probes, group.alphas, self.scheme, Compose(tuple(done)) if done else None)
+        return self.groups[group].error(self.scheme, Compose(tuple(done)) if done else None)
 
-    def reader(self, group: Group, changed: set[Node], transform: Transform | None) -> float:
+    def reader(self, group: Siblings, changed: set[Node], transform: Transform | None) -> float:
         node = self.analysis.axes.find(group.ref).node
         own = self.found[node].transform if node in changed else None
         if transform is None:

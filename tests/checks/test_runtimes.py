@@ -13,10 +13,10 @@ import torch
 
 from qcompile.checks.runtimes import agreement, between_sites, linear_plans, observe, picking, sites_alone, tapped
 from qcompile.choice.selection import Options
-from qcompile.compiler import lowered_to, plan
+from qcompile.compiler import plan
 from qcompile.formats import get_format
 from qcompile.run.data import example_inputs
-from qcompile.targets.registry import get_target
+from qcompile.targets.registry import get_target, lowered_to
 
 ZOO = Path(__file__).parents[2] / "examples" / "zoo"
 ROUNDING = 1e-6  # relative L2 of a float32 sum of a few hundred terms against another

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 
 import qcompile as qc
-from qcompile.run.session import compare, evaluate
-from qcompile.preparation import prepare
-from qcompile.analysis.spaces import analyze
+from qcompile.analysis.analyze import analyze
+from qcompile.compiler import prepare
+from qcompile.run.compare import compare
+from qcompile.run.session import evaluate
 
 #: Squeeze, ReduceSum and Pad have attributes where later versions have inputs; Softmax of 11 flattens.
 OLD = """<ir_version: 6, opset_import: ["" : %d]> g (float[n,1,32] x) => (float[n,64] y, float[n] z) {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.compiler import rotate
-from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate
+from qcompile.api import rotate
 from qcompile.passes.index import load_pass
-from qcompile.passes.pipeline import State
+from qcompile.passes.state import State
+from qcompile.run.compare import compare
+from qcompile.run.data import example_inputs
+from qcompile.run.session import evaluate
 
 #: What reads the lookup e [2,3,8] of the table t [9,8] and makes g, and whether the norm moves into the table.
 CASES = {

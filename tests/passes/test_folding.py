@@ -6,13 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.threads import threads
-from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate_double
 from qcompile.analysis.folding import Folded
-from qcompile.preparation import prepare
-from qcompile.transforms import Hadamard
+from qcompile.compiler import prepare
 from qcompile.ir.widen import to_double
+from qcompile.run.compare import compare
+from qcompile.run.data import example_inputs
+from qcompile.run.session import evaluate_double
+from qcompile.threads import threads
+from qcompile.transforms import Hadamard
 
 EMBED = "h0 = Gather(table, ids)\n"
 LAYER = """

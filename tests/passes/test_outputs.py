@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.compiler import rotate
+from qcompile.api import rotate
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate
+from qcompile.run.session import evaluate
 
 GRAPHS = {
     "a norm behind a lookup": """g (int64[2,5] ids) => (float[2,5,8] y) <float[8] s, float[8] b, float[20,8] w>

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-
-from qcompile.compiler import rotate
 from qcompile.passes.projections import split_projection
-from qcompile.preparation import prepare
+
+from qcompile.api import rotate
+from qcompile.compiler import prepare
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate
+from qcompile.run.session import evaluate
 
 SLICES = """q1 = Slice(r, zero, one, axis)
     k1 = Slice(r, one, two, axis)

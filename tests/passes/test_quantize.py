@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import qcompile as qc
-from qcompile.statistics.calibration import HELD_OUT, collect
 from qcompile.run.data import Data
+from qcompile.statistics.calibration import HELD_OUT, collect
 
 GRAPH = "g (float[n,64] x) => (float[n,48] y) <float[64,48] w> { a = Abs(x)\n y = MatMul(a, w) }"
 

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from qcompile.compiler import rotate
-from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate, evaluate_double
-from qcompile.analysis.siblings import groups_of
-from qcompile.passes.index import load_pass
-from qcompile.passes.pipeline import State
+from qcompile.analysis.analyze import analyze
+from qcompile.analysis.siblings import siblings_of
+from qcompile.api import rotate
 from qcompile.choice.placement import Placement
-from qcompile.analysis.spaces import analyze
-from qcompile.transforms import BlockDense, Hadamard
 from qcompile.ir.widen import to_double
+from qcompile.passes.index import load_pass
+from qcompile.passes.state import State
+from qcompile.run.compare import compare
+from qcompile.run.data import example_inputs
+from qcompile.run.session import evaluate, evaluate_double
+from qcompile.transforms import BlockDense, Hadamard
 
 SHARED = {
     "a layer that runs twice": """g (float[2,5,8] x) => (float[2,5,8] y) <float[8,8] w>
@@ -56,7 +57,7 @@ def test_transforms_of_one_form_but_other_steps_are_functions_of_their_own(parse
     analysis = analyze(wide)
     online = {"a": Hadamard(16, 0), "c": Hadamard(16, 0, "regular")}
     state = State(wide)
-    load_pass("rotate")(analysis, tuple(groups_of(analysis.sites)), Placement({}, online)).apply(state)
+    load_pass("rotate")(analysis, tuple(siblings_of(analysis.sites)), Placement({}, online)).apply(state)
     assert len([node for node in wide.graph if node.op_type.startswith("Transform")]) == 2
     assert compare(want, evaluate_double(wide, inputs))[0] < 1e-12
 
@@ -73,7 +74,7 @@ def test_an_expert_without_a_token_runs(parse, transform, chosen):
     want = evaluate(model, inputs)
     analysis = analyze(model)
     state = State(model)
-    load_pass("rotate")(analysis, tuple(groups_of(analysis.sites)), Placement({}, {"b": transform})).apply(state)
+    load_pass("rotate")(analysis, tuple(siblings_of(analysis.sites)), Placement({}, {"b": transform})).apply(state)
     got = evaluate(model, inputs)
     assert got["y"].shape == want["y"].shape
     assert compare(want, got)[0] < 1e-6

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from qcompile.analysis.siblings import groups_of
+from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Site
-from qcompile.choice.scoring import quantize_rows, weight_matrix
-from qcompile.compiler import lowered_to
-from qcompile.formats import get_format, quantize
-from qcompile.preparation import prepare, quantizable
+from qcompile.compiler import prepare
+from qcompile.formats import fake_quantize_rows, get_format, quantize
 from qcompile.rounding.sequential import Walk
 from qcompile.run.data import example_inputs
-from qcompile.targets.registry import Plan, Scheme, get_target
+from qcompile.targets.eligible import quantizable
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import get_target, lowered_to
+from qcompile.targets.scheme import Scheme
 
 GRAPHS = {
     "products": """g (int64[n,3] i, float[n,3,32] e) => (float[n,3,16] y)
@@ -63,8 +65,8 @@ def rows(array: np.ndarray, axis: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_what_sites_see(parse, name):
     prepared = prepare(parse(GRAPHS[name]))
-    model, sites = prepared.model, quantizable(prepared, get_target("reference"))
-    groups, tables = groups_of(sites), [site for site in sites if site.input is None]
+    model, sites = prepared.model, quantizable(prepared.analysis, get_target("reference"))[0]
+    groups, tables = siblings_of(sites), [site for site in sites if site.input is None]
     batches = [example_inputs(model, seed=seed, sizes={"n": 24}) for seed in (0, 1)]
     plans = {site.name: rounded(site, Scheme(SCHEME.weight)) for site in tables}
     walk = Walk(model, groups, tables, batches, plans)
@@ -83,7 +85,7 @@ def test_what_sites_see(parse, name):
         seen = [batch | run(batch) for batch in batches]
     for group, lesson in lessons.items():
         x = [rows(values[names[group]], group.axis) for values in exact]
-        y = [quantize_rows(rows(values[names[group]], group.axis), SCHEME.activation) for values in seen]
+        y = [fake_quantize_rows(rows(values[names[group]], group.axis), SCHEME.activation) for values in seen]
         stop = len(x[0]) - len(lesson.exact) // 2
         assert 0 < stop < len(x[0])
         for found, wanted in ((lesson.exact, x), (lesson.seen, y)):

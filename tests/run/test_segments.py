@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.compiler import rotate
+from qcompile.api import rotate
 from qcompile.errors import InputError
 from qcompile.run import segments
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.segments import Segments
-from qcompile.run.session import Session, compare
+from qcompile.run.session import Session
 
 ZOO = Path(__file__).parents[2] / "examples" / "zoo"
 

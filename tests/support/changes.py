@@ -10,14 +10,16 @@ import onnx.parser
 import onnx_ir as ir
 import torch
 
+from qcompile.analysis.analyze import analyze
 from qcompile.analysis.axes import Node
 from qcompile.analysis.folding import fold
-from qcompile.analysis.spaces import Analysis, analyze
+from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError
 from qcompile.ir.state_space import add_bodies
 from qcompile.ir.widen import to_double
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import Session, compare, evaluate_double
+from qcompile.run.session import Session, evaluate_double
 from qcompile.transforms import Compose, Dense, Diagonal, Permutation, Transform
 from qcompile.transforms.freedom import Freedom
 

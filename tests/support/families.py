@@ -189,7 +189,7 @@ FAMILIES = {
         ConvNeXt, {}, {(32, 48): 1, (48, 32): 1, (32, 24): 1}, **IMAGE,
         because={32: "Conv 'node_conv2d_1' multiplies along the axis"},
     ),
-    # Group norms on the stream of places; within the transformer block the last projection reads the mean as well.
+    # Siblings norms on the stream of places; within the transformer block the last projection reads the mean as well.
     "u-net with attention": Family(
         UNet, {64: 1, 8: 2}, {(32, 64): 1, (24, 64): 1, (48, 64): 1}, (PIXELS, torch.randn(2, 5, 24)),
         (ROWS, ROWS), because={8: "has statistics over it"},

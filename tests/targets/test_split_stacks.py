@@ -11,8 +11,9 @@ from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.stacks import experts_of
 from qcompile.compiler import Options, plan
 from qcompile.errors import TargetError
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate
+from qcompile.run.session import evaluate
 from qcompile.targets.split_stacks import unroll
 
 SCHEME = Options(target="reference", formats=["int4-g32"], transforms="none", method="rtn")

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.elementwise import is_one
 from qcompile.analysis.rules.linear import contract
-from qcompile.analysis.spaces import Analysis, label, rule
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["add_to_scores", "attend", "caches", "put_out_scores", "rotary_axis", "split_heads"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Ref
-from qcompile.analysis.spaces import Analysis, bodies, label, rule, run, static
+from qcompile.analysis.spaces import Analysis, rule, run
+from qcompile.ir.graph import bodies, label, static
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["if_", "loop", "scan"]

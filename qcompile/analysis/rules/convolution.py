@@ -7,7 +7,8 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.rules.elementwise import gate
 from qcompile.analysis.rules.linear import add_channel_bias, contract, is_weight
-from qcompile.analysis.spaces import Analysis, Site, label, rule, static
+from qcompile.analysis.spaces import Analysis, Site, rule
+from qcompile.ir.graph import label, static
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["conv"]

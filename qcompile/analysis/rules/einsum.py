@@ -10,7 +10,8 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.rules.elementwise import gate, is_one
 from qcompile.analysis.rules.linear import add_site, contract, weight_of
-from qcompile.analysis.spaces import Analysis, label, rule
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["read_letters", "weight_letters"]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Ref
-from qcompile.analysis.spaces import Analysis, Scaling, label, rule
-from qcompile.ir.graph import is_read
+from qcompile.analysis.spaces import Analysis, Scaling, rule
+from qcompile.ir.graph import is_read, label
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "product_of", "zero"]

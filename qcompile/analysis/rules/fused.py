@@ -9,7 +9,8 @@ from qcompile.analysis.rules.convolution import conv
 from qcompile.analysis.rules.elementwise import aligned, carry, is_one, zero
 from qcompile.analysis.rules.linear import add_channel_bias, contract, gemm, matmul
 from qcompile.analysis.rules.normalization import channel_parameters
-from qcompile.analysis.spaces import RULES, Analysis, Norm, Site, label, rule
+from qcompile.analysis.spaces import RULES, Analysis, Norm, Site, rule
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

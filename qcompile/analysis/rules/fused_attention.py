@@ -18,8 +18,8 @@ from qcompile.analysis.rules.attention import (
 )
 from qcompile.analysis.rules.elementwise import is_one
 from qcompile.analysis.rules.linear import add_channel_bias, contract, is_weight
-from qcompile.analysis.spaces import Analysis, Site, label, rule
-from qcompile.ir.graph import is_read
+from qcompile.analysis.spaces import Analysis, Site, rule
+from qcompile.ir.graph import is_read, label
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.rules.elementwise import is_one
 from qcompile.analysis.rules.shaping import dims
-from qcompile.analysis.spaces import Analysis, label, rule, static
-from qcompile.ir.graph import is_read
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import is_read, label, static
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

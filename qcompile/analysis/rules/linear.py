@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.elementwise import gate, is_one
-from qcompile.analysis.spaces import Analysis, Site, is_float, label, rule
+from qcompile.analysis.spaces import Analysis, Site, rule
+from qcompile.ir.graph import is_float, label
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["add_channel_bias", "add_site", "contract", "is_weight", "weight_of"]

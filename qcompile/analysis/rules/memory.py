@@ -8,7 +8,8 @@ from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.attention import split_heads
 from qcompile.analysis.rules.elementwise import carry, is_one
 from qcompile.analysis.rules.linear import add_channel_bias, contract
-from qcompile.analysis.spaces import Analysis, label, rule
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

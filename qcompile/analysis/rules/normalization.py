@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.elementwise import aligned, equal_numbers, is_one, zero
-from qcompile.analysis.spaces import Analysis, Norm, label, rule
-from qcompile.ir.graph import is_read, opset
+from qcompile.analysis.spaces import Analysis, Norm, rule
+from qcompile.ir.functions import opset
+from qcompile.ir.graph import is_read, label
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["SCALED_NORMS"]

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode
 from qcompile.analysis.rules.elementwise import is_one
-from qcompile.analysis.spaces import Analysis, label, rule
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.rules.linear import contract
-from qcompile.analysis.spaces import Analysis, label, rule
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

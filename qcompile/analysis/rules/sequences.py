@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Ref
-from qcompile.analysis.spaces import Analysis, label, rule, static
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label, static
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []

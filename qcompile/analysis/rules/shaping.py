@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.sizes import Dim, dims, size_of, take
-from qcompile.analysis.spaces import Analysis, label, rule, static
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.graph import label, static
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["reshape_axes"]

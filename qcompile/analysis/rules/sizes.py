@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Node, Ref
-from qcompile.analysis.spaces import SMALL, Analysis, follows
+from qcompile.analysis.spaces import Analysis, follows
+from qcompile.ir.graph import SMALL
 
 __all__ = ["Dim", "dims", "size_of", "take"]
 

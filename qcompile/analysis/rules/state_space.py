@@ -7,8 +7,9 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.rules.elementwise import carry
 from qcompile.analysis.rules.linear import contract
-from qcompile.analysis.spaces import Analysis, label, rule
-from qcompile.ir.graph import DOMAIN
+from qcompile.analysis.spaces import Analysis, rule
+from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import label
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["selective_scan", "state_space_duality"]

@@ -22,9 +22,12 @@ from qcompile.backends.gpu.objects import Objects
 from qcompile.backends.gpu.placing import place_sites, place_transforms
 from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
-from qcompile.ir.graph import DOMAIN, release
-from qcompile.targets.registry import Lowered, Plan, Target
+from qcompile.ir.functions import DOMAIN
+from qcompile.ir.tensors import release
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import unroll
+from qcompile.targets.target import Target
 
 __all__ = ["lower"]
 

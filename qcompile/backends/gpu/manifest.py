@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from qcompile.targets.registry import Target
+from qcompile.targets.target import Target
 
-__all__ = ["ARCHITECTURES", "BANDWIDTH", "EXTRA", "TARGETS"]
+__all__ = ["ARCHITECTURES", "BANDWIDTH", "EXTRA", "RUNTIME", "TARGETS"]
 
 EXTRA = "triton"
+
+#: What runs the artifacts, as manifests and the command line call it.
+RUNTIME = "triton"
 
 #: GPUs that a target is compiled for; weights are packed for the first. Targets of other backends that this one joins
 #: stand here too.

@@ -16,7 +16,7 @@ from qcompile.errors import TargetError
 from qcompile.formats import Element, Format, Kind, Quantized, ScaleRule, ScaleType
 from qcompile.formats.packing import pack_codes
 from qcompile.formats.rounding import decode_element
-from qcompile.targets.registry import Scheme
+from qcompile.targets.scheme import Scheme
 
 __all__ = ["describe", "pack", "pack_table", "pack_transform"]
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.forms import Linear, Lookup, read_site
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_reader
 from qcompile.backends.gpu.objects import Objects, label
 from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
 from qcompile.errors import InputError, TargetError
-from qcompile.ir.graph import DOMAIN, add_initializer, append_node
-from qcompile.analysis.forms import Linear, Lookup, read_site
-from qcompile.targets.registry import Plan, Scheme
+from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import add_initializer, append_node
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
 __all__ = ["place_sites", "place_transforms"]
 

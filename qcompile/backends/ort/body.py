@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.ir.graph import DOMAIN
+from qcompile.ir.functions import DOMAIN
 
 __all__ = ["Body"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.ir.graph import DOMAIN, add_function, add_initializer, append_node, opset
-from qcompile.targets.registry import Target
+from qcompile.ir.functions import DOMAIN, add_function, opset
+from qcompile.ir.graph import add_initializer, append_node
+from qcompile.targets.target import Target
 
 __all__ = ["Emitter", "Parts"]
 

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.forms import Linear, Lookup, Stack
 from qcompile.backends.ort.activations import quantize_function
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, wrap
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
 from qcompile.formats import Format
-from qcompile.analysis.forms import Linear, Lookup, Stack
-from qcompile.targets.registry import Plan, Scheme
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
 __all__ = ["emit_linear", "emit_lookup", "emit_stack", "takes", "takes_lookup"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.forms import Linear, Stack
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.analysis.forms import Linear, Stack
 
 __all__ = ["cast", "graph_type", "prepare", "resize", "wrap"]
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.forms import Linear
 from qcompile.backends.ort.body import Body
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import prepare, wrap
 from qcompile.backends.ort.scales import divisor, effective_scales
 from qcompile.formats import Format, Kind, Quantized, ScaleType
-from qcompile.analysis.forms import Linear
-from qcompile.targets.registry import Plan, Scheme
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
 __all__ = ["emit", "pack", "scale_function", "takes"]
 

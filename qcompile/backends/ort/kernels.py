@@ -11,13 +11,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
 from qcompile.backends.ort import emulation, integer, nbits
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.weights import packed_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
-from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
-from qcompile.targets.registry import Plan, Scheme
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
 __all__ = ["KERNELS", "Kernel", "choose"]
 

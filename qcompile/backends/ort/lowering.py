@@ -10,14 +10,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompile.analysis.forms import read_site
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.kernels import Kernel, choose
-from qcompile.threads import threads
 from qcompile.errors import InputError
-from qcompile.ir.graph import opset
-from qcompile.analysis.forms import read_site
-from qcompile.targets.registry import Lowered, Plan, Target
+from qcompile.ir.functions import opset
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import Unrolled, unroll
+from qcompile.targets.target import Target
+from qcompile.threads import threads
 
 __all__ = ["lower"]
 

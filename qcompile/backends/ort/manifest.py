@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from qcompile.targets.registry import Target
+from qcompile.targets.target import Target
 
-__all__ = ["EXTRA", "TARGETS"]
+__all__ = ["EXTRA", "RUNTIME", "TARGETS"]
 
 #: onnxruntime is a dependency of the core: nothing more to install.
 EXTRA = None
+
+#: What runs the artifacts, as manifests and the command line call it.
+RUNTIME = "ort"
 
 _GROUPS = (16, 32, 64, 128, 256)
 _FP8 = ("fp8-e4m3-channel/fp8-e4m3-channel", "fp8-e4m3-channel")

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.forms import Linear, Lookup
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cut, graph_type, prepare, wrap
 from qcompile.formats import Format, Kind, Quantized
 from qcompile.formats.layouts import to_matmulnbits
-from qcompile.analysis.forms import Linear, Lookup
-from qcompile.targets.registry import Plan, Scheme, Target
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
 
 __all__ = ["accuracy_level", "emit_linear", "emit_lookup", "pack", "takes"]
 

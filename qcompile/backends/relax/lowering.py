@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import TargetError
-from qcompile.targets.registry import Lowered, Plan, Target
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import unroll
+from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from qcompile.targets.registry import Target
+from qcompile.targets.target import Target
 
-__all__ = ["EXTRA", "TARGETS"]
+__all__ = ["EXTRA", "RUNTIME", "TARGETS"]
 
 EXTRA = "tvm"
+
+#: What runs the artifacts, as manifests and the command line call it.
+RUNTIME = "tvm"
 
 _GROUPS = (16, 32, 64, 128, 256)
 _INTEGERS = tuple(f"{kind}{bits}-g{group}" for bits in (4, 8) for kind in ("int", "uint") for group in _GROUPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from tvm import relax
 
+from qcompile.analysis.forms import Linear, Lookup, read_site
 from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder
 from qcompile.backends.relax.kernels.linear import linear
@@ -13,8 +14,7 @@ from qcompile.backends.relax.kernels.quantize import quantize_rows, supported
 from qcompile.backends.relax.weights import Layout, layout_of, pack_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Format
-from qcompile.analysis.forms import Linear, Lookup, read_site
-from qcompile.targets.registry import Plan
+from qcompile.targets.plans import Plan
 
 __all__ = ["check_plan", "lower_site"]
 

@@ -20,8 +20,8 @@ from qcompile.backends.relax.operators import OPERATORS
 from qcompile.backends.relax.operators.registry import refuse
 from qcompile.backends.relax.sites import check_plan, lower_site
 from qcompile.errors import InputError, QCompileError, TargetError
-from qcompile.ir.graph import opset
-from qcompile.targets.registry import Plan
+from qcompile.ir.functions import opset
+from qcompile.targets.plans import Plan
 
 __all__ = ["Translated", "translate"]
 

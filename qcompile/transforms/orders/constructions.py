@@ -5,15 +5,16 @@ Every function returns an int8 matrix of ±1 with ``H Hᵀ = n I``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 
 import numpy as np
 
 from qcompile.transforms.orders.finite_field import differences, prime_power, quadratic_character
 from qcompile.transforms.orders.sequences import GOETHALS_SEIDEL, T_SEQUENCES, TURYN_TYPE, WILLIAMSON
 
-__all__ = ["construct_primitive", "construction", "regular_square"]
+__all__ = ["bases", "construct_primitive", "construction", "regular_square"]
 
 
 _LARGEST = 4096  # a dense factor beyond this would cost more than the transform can be worth
@@ -42,9 +43,7 @@ def construction(n: int) -> str | None:
 
 def _is_miyamoto(q: int) -> bool:
     """Whether ``q ≡ 1 (mod 4)`` is a prime power and there is a matrix of order ``q - 1``."""
-    from qcompile.transforms.orders.orders import has_hadamard  # which asks here for smaller orders
-
-    return q % 4 == 1 and prime_power(q) is not None and has_hadamard(q - 1)
+    return q % 4 == 1 and prime_power(q) is not None and bases(q - 1) is not None
 
 
 def _t_times_williamson(n: int) -> tuple[int, int] | None:
@@ -153,14 +152,12 @@ def _miyamoto(n: int) -> np.ndarray:
     ``U`` and ``V`` are 4x4 arrays of blocks that never meet in one place; each pair becomes ``[[U + V, U - V], [U - V,
     U + V]]``, and a border of ones with signs makes the rows of different arrays orthogonal.
     """
-    from qcompile.transforms.orders.orders import hadamard_matrix
-
     q = n // 4
     half, chi = (q - 1) // 2, quadratic_character(q)
     squares, others, table = np.flatnonzero(chi == 1), np.flatnonzero(chi == -1), chi[differences(q)]
     core = [[-table[np.ix_(squares, squares)], table[np.ix_(squares, others)]],
             [table[np.ix_(others, squares)], table[np.ix_(others, others)]]]  # fmt: skip
-    k = hadamard_matrix(q - 1)
+    k = _product(q - 1)
     k = np.block([[k[:half, :half], k[:half, half:]], [-k[half:, :half], k[half:, half:]]])
     u = np.kron(np.eye(2, dtype=np.int8), np.block(core))
     v = np.block([[np.eye(q - 1, dtype=np.int8), k], [k.T, np.eye(q - 1, dtype=np.int8)]])
@@ -199,3 +196,33 @@ def regular_square(n: int) -> np.ndarray:
     projectors = h[:, :, None] * h[:, None, :]
     latin = (np.arange(n)[None, :] - np.arange(n)[:, None]) % n
     return projectors[latin].transpose(0, 2, 1, 3).reshape(n * n, n * n)
+
+
+@cache
+def bases(n: int) -> tuple[int, ...] | None:
+    """Orders above 2 whose product, times a power of two, is ``n``; the least sum, then the fewest."""
+    if n & (n - 1) == 0:
+        return ()
+    best: tuple[int, ...] | None = None
+    for d in _divisors_of_order_4k(n):
+        rest = bases(n // d) if construction(d) else None
+        if rest is not None and (not rest or d >= rest[0]):
+            best = min(filter(None, (best, (d, *rest))), key=lambda b: (_cost(n, b), len(b), b))
+    return best
+
+
+def _divisors_of_order_4k(n: int) -> list[int]:
+    return [d for d in range(12, n + 1, 4) if n % d == 0 and d & (d - 1)]
+
+
+def _cost(n: int, bases: tuple[int, ...]) -> int:
+    """Multiply-adds per element: a dense base costs its order, each factor 2 costs 2."""
+    return sum(bases) + 2 * int(math.log2(n // math.prod(bases)))
+
+
+def _product(n: int) -> np.ndarray:
+    """``H_n`` as the Kronecker product of its bases and of 2s: int8 ``[n, n]``."""
+    own = bases(n)
+    assert own is not None, f"no Hadamard matrix of order {n}"
+    twos = (2,) * round(math.log2(n // math.prod(own)))
+    return reduce(np.kron, map(construct_primitive, own + twos), np.ones((1, 1), dtype=np.int8))

@@ -13,35 +13,14 @@ from typing import Literal
 import numpy as np
 
 from qcompile.errors import InputError
-from qcompile.transforms.orders.constructions import construct_primitive, construction, regular_square
+from qcompile.transforms.orders.constructions import bases as known_bases
+from qcompile.transforms.orders.constructions import construct_primitive, regular_square
 
 __all__ = ["Variant", "hadamard_matrix", "hadamard_orders", "has_hadamard", "primitives"]
 
 Variant = Literal["default", "regular"]
 
 _REGULAR_4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=np.int8)
-
-
-@cache
-def _bases(n: int) -> tuple[int, ...] | None:
-    """Orders above 2 whose product, times a power of two, is ``n``; the least sum, then the fewest."""
-    if n & (n - 1) == 0:
-        return ()
-    best: tuple[int, ...] | None = None
-    for d in _divisors_of_order_4k(n):
-        rest = _bases(n // d) if construction(d) else None
-        if rest is not None and (not rest or d >= rest[0]):
-            best = min(filter(None, (best, (d, *rest))), key=lambda b: (_cost(n, b), len(b), b))
-    return best
-
-
-def _divisors_of_order_4k(n: int) -> list[int]:
-    return [d for d in range(12, n + 1, 4) if n % d == 0 and d & (d - 1)]
-
-
-def _cost(n: int, bases: tuple[int, ...]) -> int:
-    """Multiply-adds per element: a dense base costs its order, each factor 2 costs 2."""
-    return sum(bases) + 2 * int(math.log2(n // math.prod(bases)))
 
 
 @cache
@@ -53,11 +32,11 @@ def primitives(n: int, variant: Variant = "default") -> tuple[int, ...]:
     """
     root = math.isqrt(max(n, 0))
     if variant == "regular" and root * root == n and n > 0:
-        bases, small = _bases(root), 4
+        bases, small = known_bases(root), 4
         # a dense factor of order b²: beyond 64² it would cost more than the transform can be worth
         bases = None if bases is None or max(bases, default=0) > 64 else tuple(b * b for b in bases)
     elif variant == "default" and n > 0:
-        bases, small = _bases(n), 2
+        bases, small = known_bases(n), 2
     else:
         bases, small = None, 0
     if bases is None:

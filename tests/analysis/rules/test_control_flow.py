@@ -6,12 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.analysis.spaces import analyze
-from qcompile.compiler import rotate
+from qcompile.analysis.analyze import analyze
+from qcompile.api import rotate
+from qcompile.compiler import prepare
 from qcompile.errors import InputError
-from qcompile.preparation import prepare, quantizable
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate
+from qcompile.run.session import evaluate
+from qcompile.targets.eligible import quantizable
 from qcompile.targets.registry import get_target
 from qcompile.transforms.freedom import Freedom
 
@@ -199,8 +201,8 @@ def test_a_site_in_a_body_folds_and_is_quantized_where_the_target_can(graph):
     prepared = prepare(graph("a recurrent site"))
     inner = [site for site in prepared.analysis.sites if site.nested]
     assert [site.shape for site in inner] == [(8, 8)]
-    assert inner[0] in quantizable(prepared, get_target("cpu-int4"))
-    assert inner[0] not in quantizable(prepared, get_target("tvm-cpu"))
+    assert inner[0] in quantizable(prepared.analysis, get_target("cpu-int4"))[0]
+    assert inner[0] not in quantizable(prepared.analysis, get_target("tvm-cpu"))[0]
 
 
 def test_a_rotated_recurrence_runs_through_the_whole_pipeline(graph):

@@ -6,7 +6,7 @@ import pytest
 from cases import build
 from rule_tables import CASES
 
-from qcompile.analysis.spaces import analyze
+from qcompile.analysis.analyze import analyze
 from qcompile.transforms.freedom import Freedom
 
 NORMS = [case for case in CASES if case.name.endswith("with a shift") or "embedding with" in case.name]

@@ -11,7 +11,8 @@ import pytest
 from changes import TOLERANCE, basis_change, claimed, member
 from random_graphs import MIXED, SYMBOLS, Graph, grow
 
-from qcompile.analysis.spaces import Analysis, Space, analyze
+from qcompile.analysis.analyze import analyze
+from qcompile.analysis.spaces import Analysis, Space
 from qcompile.transforms.freedom import Freedom
 
 CHUNK = 20

@@ -16,12 +16,13 @@ from changes import TOLERANCE, evaluate_exactly, member
 from rule_tables import CASES
 
 from qcompile.analysis import folding
+from qcompile.analysis.analyze import analyze
 from qcompile.analysis.axes import Mode, Ref
-from qcompile.analysis.spaces import Analysis, analyze
+from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError
 from qcompile.ir.widen import to_double
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare
 from qcompile.transforms.freedom import Freedom
 
 #: One kind of matrix each; every freedom is a union of such kinds.

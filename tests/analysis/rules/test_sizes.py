@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from changes import basis_change, claimed
 
-from qcompile.analysis.spaces import analyze
+from qcompile.analysis.analyze import analyze
 
 #: A batched product as tf2onnx writes ``bthd,bshd->bhts``: batch and heads become one axis of computed length.
 EINSUM = """g (float[n,t,6] x) => (float[n,t,7] y)

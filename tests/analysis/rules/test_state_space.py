@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qcompile.analysis.analyze import analyze
 from qcompile.analysis.axes import Mode, Node, Ref
-from qcompile.analysis.spaces import analyze
 from qcompile.ir.state_space import add_bodies
 from qcompile.transforms.freedom import Freedom
 

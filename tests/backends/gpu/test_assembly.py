@@ -20,7 +20,7 @@ import json, re, sys
 import torch
 from qcompile.backends.gpu import aot, packing
 from qcompile.formats import get_format, quantize
-from qcompile.targets.registry import Scheme
+from qcompile.targets.scheme import Scheme
 
 arch, size, out, *schemes = sys.argv[1:]
 for name in schemes:

@@ -12,9 +12,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from qcompile.run.session import compare, evaluate
 from qcompile.formats import quantize
-from qcompile.targets.registry import Plan, Scheme
+from qcompile.run.compare import compare
+from qcompile.run.session import evaluate
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 

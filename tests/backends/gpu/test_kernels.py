@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qcompile.errors import TargetError
 from qcompile.formats import fake_quantize, get_format, quantize
-from qcompile.targets.registry import Scheme
+from qcompile.targets.scheme import Scheme
 from qcompile.transforms import BlockDiagonal, Compose, Hadamard, Kronecker, RandomOrthogonal, Transform
 
 pytest.importorskip("triton", reason="the kernels need triton")

@@ -14,17 +14,22 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from qcompile.analysis.analyze import analyze
+from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.siblings import siblings_of
 from qcompile.backends.gpu.manifest import ARCHITECTURES
-from qcompile.run.data import example_inputs
+from qcompile.compiler import prepare
 from qcompile.errors import InputError, TargetError
-from qcompile.run.session import compare, evaluate
 from qcompile.formats import quantize
-from qcompile.analysis.siblings import groups_of
 from qcompile.passes.rotate import insert_online
-from qcompile.preparation import Prepared, prepare, quantizable
-from qcompile.choice.scoring import weight_matrix
-from qcompile.analysis.spaces import analyze
-from qcompile.targets.registry import Plan, Scheme, get_target
+from qcompile.run.compare import compare
+from qcompile.run.data import example_inputs
+from qcompile.run.session import evaluate
+from qcompile.stages import Prepared
+from qcompile.targets.eligible import quantizable
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import get_target
+from qcompile.targets.scheme import Scheme
 from qcompile.transforms import BlockDiagonal, Compose, Dense, Diagonal, Hadamard, Kronecker, Permutation, Transform
 
 pytest.importorskip("triton", reason="the generated programs import triton")
@@ -42,7 +47,8 @@ def prepared(name: str) -> Prepared:
 def planned(model: Prepared, target: str) -> list[Plan]:
     """Every site in the target's default schemes, rounded to nearest."""
     chosen = get_target(target)
-    schemes = [(s, chosen.scheme(chosen.edge if s.input is None else chosen.default)) for s in quantizable(model)]
+    sites, _ = quantizable(model.analysis)
+    schemes = [(s, chosen.scheme(chosen.edge if s.input is None else chosen.default)) for s in sites]
     pairs = [(site, scheme) for site, scheme in schemes if scheme.weight is not None]
     return [Plan(site.name, scheme, quantize(weight_matrix(site).float(), scheme.weight)) for site, scheme in pairs]
 
@@ -136,7 +142,7 @@ TRANSFORMS: dict[str, Callable[[], Transform]] = {
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_online_transforms(kind: str, lower: Callable) -> None:
     model = build("g (float[batch,length,64] x) => (float z) { h = Exp(x) z = MatMul(h, w) }", w=weight(64, 24))
-    (group,) = groups_of(analyze(model).sites)
+    (group,) = siblings_of(analyze(model).sites)
     insert_online(model, group, TRANSFORMS[kind](), set())
     x = {"x": weight(2, 3, 64)}
     want = evaluate(model, x)

@@ -11,7 +11,8 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from qcompile.run.session import compare, evaluate
+from qcompile.run.compare import compare
+from qcompile.run.session import evaluate
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 

@@ -8,7 +8,7 @@ import torch
 
 from qcompile.errors import InputError, TargetError
 from qcompile.formats import get_format, quantize
-from qcompile.targets.registry import Scheme
+from qcompile.targets.scheme import Scheme
 from qcompile.transforms import BlockDiagonal, Hadamard, Permutation
 
 pytest.importorskip("triton", reason="the kernels need triton")

@@ -8,10 +8,10 @@ import pytest
 from families import load, stored
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
-from qcompile.compiler import Options, lowered_to, plan
+from qcompile.compiler import Options, plan
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare
-from qcompile.targets.registry import get_target
+from qcompile.targets.registry import get_target, lowered_to
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 

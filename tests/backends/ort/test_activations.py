@@ -11,8 +11,8 @@ import torch
 from qcompile.backends.ort.activations import quantize_function
 from qcompile.backends.ort.manifest import TARGETS
 from qcompile.formats import FORMATS, Format, fake_quantize, get_format, quantize
-from qcompile.ir.graph import DOMAIN
-from qcompile.targets.registry import Scheme
+from qcompile.ir.functions import DOMAIN
+from qcompile.targets.scheme import Scheme
 
 OF_TARGETS = sorted(
     {s.activation.name for t in TARGETS if t.schemes != ("*",) for s in map(Scheme.parse, t.schemes) if s.activation}

@@ -17,8 +17,10 @@ from qcompile.backends.ort.manifest import TARGETS
 from qcompile.backends.ort.runner import load
 from qcompile.errors import InputError, TargetError
 from qcompile.formats import fake_quantize, quantize
-from qcompile.ir.graph import DOMAIN
-from qcompile.targets.registry import Lowered, Plan, Scheme, get_target
+from qcompile.ir.functions import DOMAIN
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Lowered, get_target
+from qcompile.targets.scheme import Scheme
 
 ROUNDING = 2e-6  # relative L2 of a float32 product of a few hundred terms against float64
 LEVEL_4 = 1.5e-2  # of a product whose activation is rounded to int8 in blocks

@@ -11,14 +11,16 @@ import pytest
 from families import load, stored
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
-from qcompile.backends.ort import lowering, runner
-from qcompile.compiler import Options, export, plan, rotate
-from qcompile.run.data import example_inputs
-from qcompile.run.session import compare, evaluate
-from qcompile.preparation import prepare, quantizable
 from qcompile.analysis.forms import Stack, read_site
-from qcompile.targets.registry import get_target
+from qcompile.api import rotate
+from qcompile.backends.ort import lowering, runner
+from qcompile.compiler import Options, export, plan, prepare
 from qcompile.ir.widen import to_double
+from qcompile.run.compare import compare
+from qcompile.run.data import example_inputs
+from qcompile.run.session import evaluate
+from qcompile.targets.eligible import quantizable
+from qcompile.targets.registry import get_target
 
 
 def check(model: ir.Model, target: str, scheme: str, folder, **options) -> None:
@@ -90,8 +92,9 @@ def test_features_that_are_not_last_keep_their_stack(parse):
     prepared = prepare(parse(
         """g (float[2,32,3] x) => (float[4,2,48,3] y) <float[4,1,48,32] k> { y = MatMul(k, x) }"""
     ))  # fmt: skip
-    assert not quantizable(prepared)
-    assert [entry.reason for entry in prepared.state.declined] == [
+    chosen, declined = quantizable(prepared.analysis)
+    assert not chosen
+    assert [entry.reason for entry in declined] == [
         "the features that it reads are not along the last axis"
     ]
 
@@ -117,9 +120,9 @@ def test_the_kernels_of_onnxruntime_stand_in_bodies_as_well(tmp_path, name, targ
 
 def test_a_target_says_what_it_cannot_compute():
     prepared = prepare(body_model("branches"))
-    chosen = quantizable(prepared, get_target("tvm-cpu"))
+    chosen, declined = quantizable(prepared.analysis, get_target("tvm-cpu"))
     assert not any(site.nested for site in chosen)
-    (reason,) = {entry.reason for entry in prepared.state.declined}
+    (reason,) = {entry.reason for entry in declined}
     assert reason == "it stands in the body of another operator, where target 'tvm-cpu' computes with float weights"
 
 

@@ -23,9 +23,12 @@ import tvm
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load, rehearse
 from qcompile.errors import InputError, TargetError
-from qcompile.run.session import Session, compare
 from qcompile.formats import fake_quantize, quantize
-from qcompile.targets.registry import Lowered, Plan, Scheme, get_target
+from qcompile.run.compare import compare
+from qcompile.run.session import Session
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Lowered, get_target
+from qcompile.targets.scheme import Scheme
 
 ROUNDING = 2e-6  # relative L2 of a float32 product of a few hundred terms against float64
 AARCH64 = 183  # e_machine of the ELF header

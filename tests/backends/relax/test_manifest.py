@@ -10,7 +10,8 @@ import pytest
 from qcompile.backends.relax.manifest import TARGETS
 from qcompile.errors import MissingExtraError
 from qcompile.formats import Format
-from qcompile.targets.registry import Target, backend
+from qcompile.targets.registry import backend
+from qcompile.targets.target import Target
 
 SCALES_WITHIN_A_ROW = 1
 

@@ -13,7 +13,8 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[t
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load
 from qcompile.errors import TargetError
-from qcompile.run.session import Session, compare
+from qcompile.run.compare import compare
+from qcompile.run.session import Session
 from qcompile.targets.registry import get_target
 
 ROUNDING = 2e-6  # relative L2 of two float32 evaluations

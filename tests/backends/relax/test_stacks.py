@@ -10,10 +10,10 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[t
 
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load as load_library
-from qcompile.compiler import Options, export, lowered_to, plan
+from qcompile.compiler import Options, export, plan
+from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import compare
-from qcompile.targets.registry import get_target
+from qcompile.targets.registry import get_target, lowered_to
 
 ROUNDING = 2e-6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qcompile.backends.gpu.ops.call import Call
-from qcompile.ir.graph import DOMAIN
+from qcompile.ir.functions import DOMAIN
 
 __all__ = ["ROWS"]
 

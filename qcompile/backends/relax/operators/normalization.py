@@ -13,7 +13,7 @@ from qcompile.backends.relax.builder import Builder, Value
 from qcompile.backends.relax.kernels.rows import layer_norm, rms_norm
 from qcompile.backends.relax.operators.elementwise import binary
 from qcompile.backends.relax.operators.registry import operator, refuse
-from qcompile.ir.graph import DOMAIN
+from qcompile.ir.functions import DOMAIN
 
 __all__: list[str] = []
 

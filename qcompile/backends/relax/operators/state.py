@@ -7,7 +7,7 @@ import onnx_ir as ir
 from qcompile.backends.relax.builder import Builder, Value
 from qcompile.backends.relax.kernels.scan import selective_scan, state_space_duality
 from qcompile.backends.relax.operators.registry import operator
-from qcompile.ir.graph import DOMAIN
+from qcompile.ir.functions import DOMAIN
 
 __all__: list[str] = []
 

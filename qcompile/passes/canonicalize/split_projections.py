@@ -1,4 +1,4 @@
-"""Fused projections, cut before they are shaped into heads: queries, keys and values become axes of their own.
+"""Split projections: they are cut before they are shaped into heads: queries, keys and values become axes of their own.
 
 ``[…, 3·h·d]`` reshaped to ``[…, 3, h, d]`` and then cut along the 3 makes one axis ``d`` that all three share, rotary
 embedding and all. Cut first and reshaped each, the same elements have axes ``d`` of their own: V may change basis
@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.ir.graph import add_initializer, append_node
+from qcompile.passes.state import State
 
-__all__ = ["split_projection"]
+__all__ = ["SplitProjections"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,21 @@ class _Cut:
     dropped: bool = False
     order: tuple[int, ...] | None = None
 
+@dataclass(frozen=True)
+class SplitProjections:
+    """Cut fused projections before they are shaped into heads."""
 
-def split_projection(model: ir.Model, node: ir.Node) -> bool:
+    name: ClassVar[str] = "split-projections"
+
+    def apply(self, state: State) -> bool:
+        """Rewrites shapes and cuts of the main graph."""
+        changed = [node.graph is not None and _split_projection(state.model, node) for node in list(state.model.graph)]
+        if any(changed):
+            state.edited()
+        return any(changed)
+
+
+def _split_projection(model: ir.Model, node: ir.Node) -> bool:
     """Rewrite a Reshape of the last axis one of whose parts is cut up right away; whether it was one."""
     if node.op_type != "Reshape" or node.domain or not node.inputs[0].shape or not node.outputs[0].shape:
         return False  # a scalar has no last axis

@@ -1,0 +1,67 @@
+"""How far the runtimes of one artifact are from the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.checks.runtimes import compare_sites, linear_plans, tapped
+from qcompile.checks.sites import CHECKED_SITES, Checked
+from qcompile.errors import InputError
+from qcompile.run.compare import compare, number
+from qcompile.run.data import Data, accepted, load_data
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import backend, lowered_to, runtime_of
+from qcompile.targets.split_stacks import unroll
+from qcompile.targets.target import Target
+
+__all__ = ["compare_runtimes", "implementation_error"]
+
+
+def compare_runtimes(
+    model: ir.Model, plans: Sequence[Plan], target: Target, reference: Target, folder: Path,
+    runtimes: Mapping[str, dict[str, Any]], data: Data, tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Note how far each runtime is from the reference interpreter, on small random inputs.
+
+    On the first of the data where the model takes no random inputs. As a whole, and a sample of the sites on equal
+    values: where activations are quantized, that alone shows that nothing but rounding differs.
+
+    Args:
+        model: the planned graph before it was lowered.
+        reference: the target of the reference interpreter, with which its own runtime is not compared.
+        folder: of the artifact.
+        runtimes: the entries of the manifest, added to.
+        tell: called when a runtime is done.
+    """
+    model = model.clone()
+    plans = unroll(model, plans, routed=False).plans  # each matrix of a stack is a site to compare
+    sample = linear_plans(model, plans, CHECKED_SITES)
+    with lowered_to(reference, tapped(model, sample), plans) as run:
+        try:
+            small, outputs = accepted(model, load_data(None, model, batches=1), run)
+        except InputError:
+            small, outputs = accepted(model, data, run)
+    inputs = dict(small.batches[0])
+    values = inputs | outputs
+    want = {value.name: values[value.name] for value in model.graph.outputs}
+    for name in target.backends:
+        entry = runtimes[runtime_of(name)]
+        if name in reference.backends or "missing" in entry:
+            continue
+        rehearsed = backend(name).rehearse(folder)
+        if rehearsed is None:
+            entry["not_run"] = "compiled for another machine"
+            continue
+        have = rehearsed(inputs)
+        entry["rel_l2_to_reference"] = number(compare(want, dict(zip(want, have.values(), strict=True)))[0])
+        entry["sites"] = compare_sites(model, sample, values, target, name)
+        tell(f"checking {runtime_of(name)}")
+
+
+def implementation_error(runtime: Mapping[str, Any]) -> Checked | None:
+    """The implementation error of a runtime whose artifacts cannot be looked into."""
+    return Checked(runtime["sites"]["rel_l2"], runtime["sites"]["checked"]) if "sites" in runtime else None

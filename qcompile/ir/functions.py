@@ -1,0 +1,40 @@
+"""Functions of the domain ``qcompile``: operators of ours whose body is standard ONNX."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+__all__ = ["DOMAIN", "add_function", "ensure_function", "opset"]
+
+#: The domain of our own operators. Each is a function whose body is standard ONNX.
+DOMAIN = "qcompile"
+
+
+def opset(model: ir.Model) -> int:
+    """The version of the standard operators that the graph uses."""
+    return model.opset_imports.get("", 18)
+
+
+def ensure_function(model: ir.Model, name: str, text: str) -> str:
+    """Register a function of our domain, written in ONNX's textual syntax, once.
+
+    Args:
+        model: the graph that will call it.
+        name: its operator type.
+        text: signature and body, without the domain and opset header, e.g.
+            ``"(x, scale) => (y) { y = Mul(x, scale) }"``.
+    """
+    import onnx.parser
+
+    if (DOMAIN, name, "") not in model.functions:
+        header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset(model)}]>'
+        proto = onnx.parser.parse_function(f"{header} {name} {text}")
+        add_function(model, ir.from_proto(proto))
+    return name
+
+
+def add_function(model: ir.Model, function: ir.Function) -> None:
+    """Register a function and import its domain."""
+    model.functions[function.identifier()] = function
+    model.opset_imports.setdefault(function.domain, 1)
+    model.graph.opset_imports.setdefault(function.domain, 1)

@@ -1,0 +1,119 @@
+"""Constants: computed when read, mapped from files, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from threading import Lock, RLock
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import InputError
+
+__all__ = ["Derived", "EAGER_BYTES", "check_weights", "initializers", "read", "release", "total_bytes", "weights_of"]
+
+#: Below this many bytes of constants, folded ones are kept in memory.
+EAGER_BYTES = 4 << 30
+
+_BYTES = "qcompile.bytes"
+
+
+#: Held while a file is mapped for a tensor, or let go of: that may happen in several threads.
+_MAPPING = RLock()
+
+
+class Derived(ir.LazyTensor):
+    """A constant that is computed from another one when it is read.
+
+    Args:
+        source: the other one.
+        compute: makes the constant of it; called from any thread, so it reads with ``read``.
+        shape: of the result.
+        name: of the result.
+        keep: whether the result stays in memory; without, it is computed again at each read.
+        dtype: of the result, if it is not that of the source.
+    """
+
+    def __init__(
+        self, source: ir.TensorProtocol, compute: Callable[[ir.TensorProtocol], ir.TensorProtocol],
+        shape: ir.Shape, *, name: str | None, keep: bool = False, dtype: ir.DataType | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(partial(compute, source), dtype or source.dtype, shape, name=name, cache=keep)
+        self.source = source
+        self._computing = Lock()
+
+    def _evaluate(self) -> ir.TensorProtocol:
+        with self._computing:  # once, whoever asks
+            return super()._evaluate()
+
+
+def read(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The array of a tensor, also while other threads read or release it."""
+    if isinstance(tensor, Derived):
+        return tensor.numpy()
+    with _MAPPING:
+        return tensor.numpy()
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Let go of the pages of a memory-mapped tensor, so that large models stream through."""
+    while isinstance(tensor, Derived):
+        tensor = tensor.source
+    if isinstance(tensor, ir.ExternalTensor):
+        try:
+            with _MAPPING:
+                tensor.release()
+        except BufferError:  # an array over it is still in use somewhere; its pages stay until that is gone
+            return
+
+
+def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
+    """Constants by name, those of bodies among them."""
+    for graph in model.graphs():
+        yield from ((name, value) for name, value in graph.initializers.items() if value.const_value is not None)
+
+
+def weights_of(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Constants of floating-point numbers by name."""
+    found = {name: value.const_value for name, value in initializers(model)}
+    return {name: tensor for name, tensor in found.items() if tensor.dtype.is_floating_point() and tensor.size}
+
+
+def check_weights(weights: Mapping[str, ir.TensorProtocol], path: str) -> bool:
+    """Refuse weights with NaN; returns whether none holds infinity.
+
+    It maps files by itself, so that others may read the same tensors meanwhile.
+
+    Raises:
+        InputError: naming the file and the weight.
+    """
+    found = {_is_finite(name, tensor, path) for name, tensor in weights.items()}
+    return False not in found
+
+
+def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
+    array = _mapped(tensor)
+    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float32)):
+            return True
+    wide = array.astype(np.float64)
+    if np.isnan(wide).any():
+        raise InputError(f"weight '{name}' of '{path}' holds NaN")
+    return bool(np.isfinite(wide).all())
+
+
+def _mapped(tensor: ir.TensorProtocol) -> np.ndarray:
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+        return read(tensor)
+    dtype = tensor.dtype.numpy().newbyteorder("<") if tensor.dtype.bitwidth > 8 else tensor.dtype.numpy()
+    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, tensor.shape.numpy())
+
+
+def total_bytes(model: ir.Model) -> int:
+    """Bytes of all constants when first asked; passes keep their number about the same."""
+    if _BYTES not in model.meta:
+        constants = (v.const_value for v in model.graph.initializers.values())
+        model.meta[_BYTES] = sum(tensor.nbytes for tensor in constants if tensor is not None)
+    return model.meta[_BYTES]

@@ -1,0 +1,54 @@
+"""The order of the passes, with the reason of each place."""
+
+from __future__ import annotations
+
+from qcompile.passes.canonicalize.drop_identities import DropIdentities
+from qcompile.passes.canonicalize.fix_constants import FixConstants
+from qcompile.passes.canonicalize.fold_constants import FoldConstants
+from qcompile.passes.canonicalize.fuse_norms import FuseNorms
+from qcompile.passes.canonicalize.inline_functions import InlineFunctions
+from qcompile.passes.canonicalize.learn_sizes import LearnSizes
+from qcompile.passes.canonicalize.lift_constants import LiftConstants
+from qcompile.passes.canonicalize.modernize import Modernize
+from qcompile.passes.canonicalize.name_values import NameValues
+from qcompile.passes.canonicalize.split_norms import SplitNorms
+from qcompile.passes.canonicalize.split_projections import SplitProjections
+from qcompile.passes.center_norms import CenterNorms
+from qcompile.passes.fold_scales import FoldScales
+from qcompile.passes.fold_shifts import FoldShifts
+from qcompile.passes.fold_tables import FoldTables
+from qcompile.passes.insert_boundaries import InsertBoundaries
+from qcompile.passes.pipeline import Pipeline
+
+__all__ = ["CANONICALIZE", "PREPARE"]
+
+#: One spelling per idea, whatever exporter wrote the graph.
+CANONICALIZE = Pipeline(
+    (
+        FixConstants(),  # first: what a caller may replace is no constant to anything that follows
+        Modernize(),  # before inlining: functions of ours are written in newer operators
+        InlineFunctions(),  # bodies of functions hide constants and norms
+        LiftConstants(),  # folding reads initializers alone
+        FoldConstants(),  # what is left between weights and their readers would hide sites
+        DropIdentities(),  # folding leaves some
+        NameValues(),  # from here on, sites are told apart by their names
+        SplitNorms(),  # before sizes are learned: the rules have none for norms of sums that are read
+        LearnSizes(),  # norms and projections are recognized by sizes
+        FuseNorms(),  # on sizes; before projections, whose cuts are found behind norms
+        SplitProjections(),  # last: it reads the shapes that all others left
+    ),
+    "canonicalize",
+)
+
+#: From a captured graph to one whose freedoms are as large as they can be; its function stays the same.
+PREPARE = Pipeline(
+    (
+        CANONICALIZE,  # the others find what they look for under one name
+        FoldTables(),  # first of the folds: a norm right behind a table would become a scale and a shift
+        FoldShifts(),  # before scales: a shift behind a scale keeps it from being folded
+        FoldScales(),  # before centering: a norm is only free once its scale is gone
+        CenterNorms(),  # last of the folds: it needs every writer of the stream in view
+        InsertBoundaries(),  # once freedoms are final: where one is still missing, it may pay to part a space
+    ),
+    "prepare",
+)

@@ -1,0 +1,46 @@
+"""How far values are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = ["DIGITS", "compare", "number"]
+
+#: Significant digits of the measurements that are written down.
+DIGITS = 6
+
+
+
+def compare(
+    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> tuple[float, float]:
+    """(relative L2, largest absolute difference), the worst over the outputs that hold floating-point numbers."""
+    relative = absolute = 0.0
+    for name, want in reference.items():
+        if not np.issubdtype(want.dtype, np.floating):
+            continue
+        have, finite = other[name], np.isfinite(want)
+        if not (finite == np.isfinite(have)).all():
+            return float("inf"), float("inf")
+        if not finite.all():
+            want, have = want[finite], have[finite]
+        difference = np.subtract(want, have, dtype=np.float64).ravel()
+        norm, error = _length(want.ravel()), _length(difference)
+        relative = max(relative, error / norm if norm else error)
+        absolute = max(absolute, float(np.abs(difference, out=difference).max(initial=0.0)))
+    return relative, absolute
+
+
+def _length(vector: np.ndarray) -> float:
+    """The Euclidean norm in float64; not by BLAS, whose threads would wait actively while others want the cores."""
+    return math.sqrt(np.einsum("i,i->", vector, vector, dtype=np.float64))
+
+
+def number(value: float | None) -> float | None:
+    """A measurement as it is written down: a few digits, ``None`` for what is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{DIGITS}g}")

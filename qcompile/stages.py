@@ -1,0 +1,211 @@
+"""What is known after each stage of the pipeline: each is frozen and holds the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompile.analysis.siblings import Siblings
+from qcompile.analysis.spaces import Analysis, Site
+from qcompile.checks.equivalence import Equivalence, Observed
+from qcompile.checks.losses import FloatModel, Measured
+from qcompile.checks.sites import Checked, Sampled
+from qcompile.choice.placement import Placement
+from qcompile.choice.selection import Choice, Options
+from qcompile.ir.capture import Source
+from qcompile.notes import Progress
+from qcompile.passes.state import State
+from qcompile.run.data import Data
+from qcompile.targets.plans import Plan
+from qcompile.targets.registry import Backend, Lowered
+from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
+
+__all__ = ["Captured", "Chosen", "Compared", "Prepared", "Quantized", "Request", "Rotated", "Written", "float_model"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted, checked as far as that is possible without the model.
+
+    Args:
+        options: what the user asked for.
+        target: the target, for the machine that was asked for.
+        schemes: those to choose among.
+        lowering: the target's own backend.
+        progress: called with a step, how much of it is done, and how much there is.
+    """
+
+    options: Options
+    target: Target
+    schemes: Sequence[Scheme]
+    lowering: Backend
+    progress: Progress | None = None
+
+    def tell(self, step: str) -> None:
+        """Say that a step is done."""
+        if self.progress is not None:
+            self.progress(step, 1, 1)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as it came.
+
+    Args:
+        source: the graph, its file and its digest.
+        data: what to calibrate with; ``None`` where nothing is to be run.
+        seed: of random inputs.
+    """
+
+    source: Source
+    data: Data | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The graph in canonical form, its norms folded, analyzed; still the same function.
+
+    Args:
+        source: the graph as it came.
+        state: the graph, and what was left alone.
+        analysis: sites, spaces and freedoms.
+        observed: the data that the source takes, and what it computes; ``None`` where nothing is to be run.
+    """
+
+    source: Source
+    state: State
+    analysis: Analysis
+    observed: Observed | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The graph."""
+        return self.state.model
+
+    @property
+    def seen(self) -> Observed:
+        """What the source was seen to compute, where it was run."""
+        assert self.observed is not None, "the source was prepared without data"
+        return self.observed
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A scheme for every site, and a transform for every space and site that takes one.
+
+    Args:
+        prepared: the stage before.
+        request: what was asked for.
+        sites: those that the target can quantize.
+        choice: what was chosen, and what it was predicted to do.
+        held_out: the evaluation data, if there is any.
+        plain_loss: of plain rounding without transforms on that data.
+    """
+
+    prepared: Prepared
+    request: Request
+    sites: Sequence[Site]
+    choice: Choice
+    held_out: Data | None
+    plain_loss: float | None
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """The graph in its new basis; still the same function.
+
+    Args:
+        prepared: the graph, and what is known of it.
+        siblings: the sites that may have changed basis.
+        placement: by which transforms.
+        chosen: the choice that asked for it; ``None`` where nothing is to be quantized.
+        equivalence: how far it is from its source; ``None`` until it was checked.
+    """
+
+    prepared: Prepared
+    siblings: Sequence[Siblings]
+    placement: Placement
+    chosen: Chosen | None = None
+    equivalence: Equivalence | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The graph."""
+        return self.prepared.model
+
+    @property
+    def wanted(self) -> Chosen:
+        """The choice, where something is to be quantized."""
+        assert self.chosen is not None, "the graph was rotated alone"
+        return self.chosen
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Every weight rounded, and the rotated graph checked against its source.
+
+    Args:
+        rotated: the stage before, checked.
+        plans: how each site computes.
+        checks: the sites whose lowering will be checked, as they stand in the float graph.
+    """
+
+    rotated: Rotated
+    plans: Sequence[Plan]
+    checks: Sequence[Sampled]
+
+    @property
+    def chosen(self) -> Chosen:
+        """What was asked for and chosen."""
+        return self.rotated.wanted
+
+    @property
+    def equivalence(self) -> Equivalence:
+        """How far the rotated graph is from its source."""
+        assert self.rotated.equivalence is not None, "quantizing checks it"
+        return self.rotated.equivalence
+
+
+@dataclass(frozen=True)
+class Written:
+    """The target's files.
+
+    Args:
+        quantized: the stage before.
+        folder: where they are.
+        lowered: what the target's own backend made.
+        runtimes: by runtime, its files, or why it has none; the target's own first.
+        before: the planned graph as it was before it was lowered; ``None`` where no other runtime is compared with it.
+    """
+
+    quantized: Quantized
+    folder: Path
+    lowered: Lowered
+    runtimes: Mapping[str, dict[str, Any]]
+    before: ir.Model | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The artifact against the float model, and against the definition of its formats.
+
+    Args:
+        written: the stage before.
+        measured: quantization error.
+        checked: implementation error; ``None`` where it is not known.
+    """
+
+    written: Written
+    measured: Measured
+    checked: Checked | None
+
+
+def float_model(prepared: Prepared) -> FloatModel:
+    """What artifacts of a graph are measured against."""
+    return FloatModel.of(prepared.source, prepared.analysis, prepared.seen)

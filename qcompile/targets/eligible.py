@@ -1,0 +1,86 @@
+"""Which sites a target can quantize, and why not the others."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import onnx_ir as ir
+
+from qcompile.analysis.forms import read_site
+from qcompile.analysis.siblings import siblings_of
+from qcompile.analysis.spaces import Analysis, Site
+from qcompile.analysis.stacks import experts_of, is_stack
+from qcompile.errors import TargetError
+from qcompile.notes import Declined
+from qcompile.targets.target import Target
+
+__all__ = ["quantizable"]
+
+
+def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[Site], list[Declined]]:
+    """Sites that a target can quantize, or some target if none is named, and why not the others."""
+    chosen, declined = [], []
+    kinds: dict[ir.Value, set[str]] = defaultdict(set)
+    for site in analysis.sites:
+        kinds[site.weight].add(site.node.op_type)
+    shared = {weight for weight, found in kinds.items() if len(found) > 1}
+    readers = Counter(site.weight for site in analysis.sites)
+    several = {weight for weight, count in readers.items() if count > 1}
+    for site in analysis.sites:
+        reason = _unsupported(site, shared) or (target and _beyond(site, target)) or _entangled(analysis, site, several)
+        if reason is None:
+            chosen.append(site)
+        else:
+            declined.append(Declined(site.name, "quantizing its weight", reason))
+    grouped = {id(site) for group in siblings_of(chosen) for site in group.sites}
+    for site in chosen:
+        if site.input is not None and id(site) not in grouped:
+            reason = f"another site reads '{site.input.name}' along another axis"
+            declined.append(Declined(site.name, "quantizing its weight", reason))
+    return [site for site in chosen if site.input is None or id(site) in grouped], declined
+
+
+def _beyond(site: Site, target: Target) -> str | None:
+    """Why that target in particular cannot compute a site."""
+    if site.nested and not target.bodies:
+        return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
+    if is_stack(site) and target.stacks == "none":
+        return f"its weight is a stack of matrices, which target '{target.name}' does not compute"
+    if is_stack(site) and target.stacks == "matrices":
+        try:
+            experts_of(read_site(site.node))
+        except TargetError as error:
+            return str(error)
+    return None
+
+
+def _entangled(analysis: Analysis, site: Site, several: set[ir.Value]) -> str | None:
+    """Why the weight of a stack cannot be replaced by a packed one."""
+    if not is_stack(site):
+        return None
+    if analysis.refs(site.input)[-1] is not site.ref_in:
+        return "the features that it reads are not along the last axis"
+    return "several operators read its stack of weights" if site.weight in several else None
+
+
+def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
+    node = site.node
+    if site.weight in shared:
+        return "its weight is shared with an operator of another kind"
+    if site.input is not None and site.input.shape is None:
+        return f"the rank of '{site.input.name}', which it reads, is not known"
+    if is_stack(site):
+        return None
+    if node.op_type in ("MatMul", "Gemm") and node.domain == "":
+        if node.inputs[1] is not site.weight:
+            return "its weight is the left operand"
+        return "its first operand is transposed" if node.attributes.get_int("transA", 0) else None
+    if node.op_type == "Gather":
+        return None if site.axis_in == 0 else "the table is not looked up by rows"
+    if node.op_type == "Conv":
+        kernel = [int(n) for n in site.shape[2:]]
+        plain = all(n == 1 for n in kernel + list(node.attributes.get_ints("strides", [1])))
+        plain = plain and not any(node.attributes.get_ints("pads", [0]))
+        size = "x".join(map(str, kernel))
+        return None if plain else f"convolutions with a {size} kernel or stride keep their weights"
+    return f"{node.op_type} is not computed with quantized weights"

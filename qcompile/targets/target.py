@@ -1,0 +1,81 @@
+"""What a target is: data that each backend declares in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from qcompile.errors import TargetError
+from qcompile.targets.scheme import Scheme
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that a model can be exported to.
+
+    Args:
+        name: as on the command line.
+        summary: one line for ``qcompile targets``.
+        backends: the folders under ``backends`` that lower to it. The first makes the artifact what it is; further
+            ones add their files to the same folder, and where their extra is missing, the manifest says so.
+        schemes: names of the schemes that it can run; a name given without an activation format stands for the
+            first scheme with that weight format. ``("*",)`` means every format.
+        default: the scheme of sites when no formats are asked for.
+        edge: the scheme of sites at the edges of the model: embedding tables and what writes an output.
+        plain: the scheme whose rounding to nearest, without transforms, results are measured against; the default
+            scheme where none is named.
+        transform_price: by how much an online transform must lower the error of its sites, per fraction of their
+            arithmetic that it costs: 1 where it fuses with the quantization of activations, more where it is a pass
+            of its own over memory.
+        aliases: other names.
+        runs_here: whether an artifact runs on any machine at a useful speed; else its quality is measured on the
+            reference interpreter.
+        bandwidth: bytes of weights read in a second, for budgets of latency: an estimate; ``None`` without one.
+        stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
+            ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
+        bodies: whether it computes sites in the bodies of If, Loop and Scan.
+        options: constants that the backend's lowering reads.
+    """
+
+    name: str
+    summary: str
+    backends: tuple[str, ...]
+    schemes: tuple[str, ...]
+    default: str
+    edge: str = "float"
+    plain: str | None = None
+    transform_price: float = 1.0
+    aliases: tuple[str, ...] = ()
+    runs_here: bool = True
+    bandwidth: float | None = None
+    stacks: Literal["none", "matrices", "all"] = "none"
+    bodies: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def scheme(self, text: str) -> Scheme:
+        """The scheme that a name means on this target.
+
+        Raises:
+            TargetError: if the target cannot run it.
+            InputError: if there is no such format.
+        """
+        asked = Scheme.parse(text)
+        if text == "float" or "*" in self.schemes or asked.name in self.schemes:
+            return asked
+        for name in self.schemes:
+            if name.partition("/")[0] == text:
+                return Scheme.parse(name)
+        raise TargetError(f"target '{self.name}' cannot run format '{text}'; it runs {', '.join(self.schemes)}")
+
+    def on_machine(self, description: str) -> Target:
+        """The target for another machine, which its backend reads from ``options["machine"]``.
+
+        Raises:
+            TargetError: if the backend compiles for no machine in particular.
+        """
+        if "machine" not in self.options:
+            raise TargetError(f"target '{self.name}' is not compiled by TVM: --tvm-target means nothing for it")
+        return replace(self, runs_here=False, options={**self.options, "machine": description})
