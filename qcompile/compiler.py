@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.siblings import Siblings
-from qcompile.artifact.artifact import Artifact, atomic_folder, write_manifest
+from qcompile.artifact.artifact import Artifact, write_manifest
+from qcompile.artifact.folder import atomic_folder
 from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, begin_source, settle

@@ -54,8 +54,8 @@ LIMIT = 300
 SHIPPED = BACKENDS / "gpu" / "kernels"
 
 #: What this project depends on: no module may take such a name.
-DEPENDENCIES = {"jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich",
-                "safetensors", "scipy", "torch", "triton", "tvm", "typer"}  # fmt: skip
+DEPENDENCIES = {"filelock", "jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
+                "rich", "safetensors", "scipy", "torch", "triton", "tvm", "typer"}  # fmt: skip
 
 
 @cache

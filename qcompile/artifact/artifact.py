@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +14,7 @@ from qcompile.targets.registry import backend, runtimes
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Artifact", "atomic_folder", "is_artifact"]
+__all__ = ["Artifact", "is_artifact", "write_manifest"]
 
 MANIFEST = "manifest.json"
 
@@ -89,32 +85,3 @@ def is_artifact(path: str | Path) -> bool:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest.json``; the same content gives the same bytes."""
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that becomes it on success, and vanishes on failure.
-
-    Raises:
-        InputError: if ``target`` exists, or its parent cannot be written.
-    """
-    if target.exists():
-        raise InputError(f"'{target}' exists already: remove it or choose another folder with -o")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-        os.replace(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _sweep(target: Path) -> None:
-    """Remove temporary folders of exports to the same place whose process was killed."""
-    for left in target.parent.glob(f".{target.name}.*.*"):
-        pid = left.name.split(".")[-2]
-        if left.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
