@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from qcompile.ir.capture import Source, capture
     from qcompile.ir.state_space import selective_scan, state_space_duality
     from qcompile.passes.index import load_pass
-    from qcompile.passes.pipeline import Pass, Pipeline, State
+    from qcompile.passes.pipeline import Pass, Pipeline
+    from qcompile.passes.state import State
     from qcompile.targets.registry import get_target
     from qcompile.targets.target import Target
 
