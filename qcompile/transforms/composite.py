@@ -39,7 +39,7 @@ class BlockDiagonal(StepTransform):
             raise InputError(f"a block-diagonal transform needs at least one block, not {self.count}")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.block.size * self.count
 
     @property
@@ -85,7 +85,7 @@ class Kronecker(StepTransform):
     right: Transform
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.left.size * self.right.size
 
     @property
@@ -140,7 +140,7 @@ class DirectSum(StepTransform):
             raise InputError("a direct sum needs at least one part")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return sum(part.size for part in self.parts)
 
     @property
@@ -189,7 +189,7 @@ class Compose(StepTransform):
             raise InputError(f"cannot compose transforms of sizes {[part.size for part in self.parts]}")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.parts[0].size
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -49,19 +49,20 @@ def _inverse(matrices: torch.Tensor) -> torch.Tensor:
     return refined
 
 
+@dataclass(frozen=True, eq=False)
 class _Matrices(StepTransform):
     """What ``Dense`` and ``BlockDense`` share: the field ``matrices`` and everything computed from it."""
 
     matrices: torch.Tensor
 
     @cached_property
-    def group(self) -> Freedom:  # type: ignore[override]
+    def group(self) -> Freedom:
         return classify(self.matrices.view(-1, *self.matrices.shape[-2:]))
 
-    def inverse(self) -> Any:
+    def inverse(self) -> Self:
         return self.transpose() if self.orthogonal else type(self)(_inverse(self.matrices))
 
-    def transpose(self) -> Any:
+    def transpose(self) -> Self:
         return type(self)(self.matrices.mT)
 
     @property
@@ -89,7 +90,6 @@ class Dense(_Matrices):
     """
 
     kind: ClassVar[str] = "dense"
-    matrices: torch.Tensor
 
     def __post_init__(self) -> None:
         freeze(self, matrices=as_tensor(self.matrices))
@@ -97,7 +97,7 @@ class Dense(_Matrices):
             raise InputError(f"a dense transform needs a square matrix, not shape {list(self.matrices.shape)}")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.matrices.shape[0]
 
 
@@ -113,7 +113,6 @@ class BlockDense(_Matrices):
     """
 
     kind: ClassVar[str] = "block-dense"
-    matrices: torch.Tensor
 
     def __post_init__(self) -> None:
         freeze(self, matrices=as_tensor(self.matrices))
@@ -121,7 +120,7 @@ class BlockDense(_Matrices):
             raise InputError(f"blocks must have shape [count, b, b], not {list(self.matrices.shape)}")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.matrices.shape[0] * self.matrices.shape[1]
 
 

@@ -70,11 +70,11 @@ class Diagonal(StepTransform):
             raise InputError("a diagonal transform with a zero has no inverse")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.values.numel()
 
     @cached_property
-    def group(self) -> Freedom:  # type: ignore[override]
+    def group(self) -> Freedom:
         if (self.values == 1).all():
             return Freedom.NONE
         if (self.values.abs() == 1).all():
@@ -118,7 +118,7 @@ class Permutation(StepTransform):
             raise InputError(f"not a permutation of 0 … {self.size - 1}")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.indices.numel()
 
     @property
@@ -159,7 +159,7 @@ class Householder(StepTransform):
             raise InputError("a Householder reflection needs a vector that is not zero")
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.vector.numel()
 
     @property

@@ -73,7 +73,7 @@ class StepTransform(Transform):
 
     def _steps(self, x: torch.Tensor) -> list[Step]:
         """``torch_steps`` for a tensor, found once: one transform meets every weight of a space."""
-        known = self.__dict__.setdefault("_known_steps", {})
+        known: dict[tuple[torch.dtype, torch.device], list[Step]] = self.__dict__.setdefault("_known_steps", {})
         if (x.dtype, x.device) not in known:
             known[x.dtype, x.device] = self.torch_steps(x.dtype, x.device)
         return known[x.dtype, x.device]
@@ -104,7 +104,7 @@ class StepTransform(Transform):
         return tuple(v.numpy().tobytes() if isinstance(v, torch.Tensor) else v for v in values)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._key() == other._key()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash((type(self), self._key()))

@@ -125,6 +125,7 @@ def _step(x: torch.Tensor, step: Step, out: torch.Tensor | None) -> torch.Tensor
 def _matrix_step(x: torch.Tensor, m: torch.Tensor, inner: int, out: torch.Tensor | None) -> torch.Tensor:
     """``M`` along the middle of ``[-1, m, inner]``, as the kind of product that BLAS runs best."""
     n = m.shape[0]
+    shape: Sequence[int]
     if inner == 1:
         left, right, shape = x.view(-1, n), m.T, (-1, n)
     elif x.numel() == n * inner:

@@ -17,6 +17,8 @@ from qcompile.transforms.freedom import Freedom
 if TYPE_CHECKING:
     import torch
 
+    from qcompile.transforms.steps import Step
+
 __all__ = ["Transform"]
 
 
@@ -28,7 +30,14 @@ class Transform(ABC):
     """
 
     kind: ClassVar[str]
-    size: int
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    if TYPE_CHECKING:  # a field of some subclasses: a property that is really there would become its default
+
+        @property
+        @abstractmethod
+        def size(self) -> int:
+            """Elements along the axis."""
 
     @property
     @abstractmethod
@@ -66,7 +75,7 @@ class Transform(ABC):
         """Floating-point operations to apply it to one vector."""
 
     @abstractmethod
-    def factors(self) -> list[tuple[int, int, torch.Tensor | None]]:
+    def factors(self) -> list[Step]:
         """The matrix as a product of steps that a graph or a kernel can run, first applied first.
 
         Each step is ``(outer, inner, M)``: view the axis as ``[outer, m, inner]`` with ``M`` an ``m x m``
@@ -81,7 +90,7 @@ class Transform(ABC):
     def __str__(self) -> str:
         """``kind(size, field=value, …)`` on one line, without fields at their default; of tensors the shape."""
         parts = [str(self.size)]
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             text = _brief(getattr(self, field.name))
             if field.name != "size" and text != _brief(field.default):
                 parts.append(f"{field.name}={text}")

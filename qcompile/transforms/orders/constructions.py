@@ -93,7 +93,7 @@ def _paley_2(n: int) -> np.ndarray:
     return np.kron(conference, on) + np.kron(identity, off)
 
 
-def _circulant(row: Sequence[int]) -> np.ndarray:
+def _circulant(row: Sequence[int] | np.ndarray) -> np.ndarray:
     index = np.arange(len(row))
     return np.asarray(row, dtype=np.int8)[(index[None, :] - index[:, None]) % len(row)]
 
@@ -102,8 +102,9 @@ def _signs(text: str) -> list[int]:
     return ["-0+".index(c) - 1 for c in text]
 
 
-def _goethals_seidel(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """The Goethals-Seidel array; ``flip`` is the permutation x -> -x of the group that a, b, c, d live on."""
+def _goethals_seidel(blocks: Sequence[np.ndarray], flip: np.ndarray) -> np.ndarray:
+    """The Goethals-Seidel array; ``flip`` is the permutation x -> -x of the group that the four blocks live on."""
+    a, b, c, d = blocks
     br, cr, dr = b @ flip, c @ flip, d @ flip
     bt, ct, dt = b.T @ flip, c.T @ flip, d.T @ flip
     return np.block([[a, br, cr, dr], [-br, a, dt, -ct], [-cr, -dt, a, bt], [-dr, ct, -bt, a]]).astype(np.int8)
@@ -115,7 +116,7 @@ def _back_identity(n: int) -> np.ndarray:
 
 def _goethals_seidel_order(n: int) -> np.ndarray:
     blocks = [_circulant(_signs(row)) for row in GOETHALS_SEIDEL[n]]
-    return _goethals_seidel(*blocks, _back_identity(n // 4))
+    return _goethals_seidel(blocks, _back_identity(n // 4))
 
 
 def _t_sequences(t: int) -> list[np.ndarray]:
@@ -133,17 +134,19 @@ def _t_sequences(t: int) -> list[np.ndarray]:
 
 
 def _t_matrices(n: int) -> np.ndarray:
-    length, order_of_blocks = _t_times_williamson(n)
+    found = _t_times_williamson(n)
+    assert found is not None, f"no T-matrices of order {n}"
+    length, order_of_blocks = found
     x = [_circulant(row) for row in _t_sequences(length)]
     w = [_circulant(_signs(row)) for row in WILLIAMSON[order_of_blocks]]
     order = ((0, 1, 2, 3), (-1, 0, 3, -2), (-2, -3, 0, 1), (-3, 2, -1, 0))
     sign = ((1, 1, 1, 1), (-1, 1, 1, -1), (-1, -1, 1, 1), (-1, 1, -1, 1))
     blocks = [
-        sum(s * np.kron(t, w[abs(i)]) for s, t, i in zip(sg, x, idx, strict=True))
+        reduce(np.add, (s * np.kron(t, w[abs(i)]) for s, t, i in zip(sg, x, idx, strict=True)))
         for sg, idx in zip(sign, order, strict=False)
     ]
     flip = np.kron(_back_identity(len(x[0])), _back_identity(len(w[0])))
-    return _goethals_seidel(*blocks, flip)
+    return _goethals_seidel(blocks, flip)
 
 
 def _miyamoto(n: int) -> np.ndarray:
