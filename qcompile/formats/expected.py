@@ -124,8 +124,8 @@ def _scales_at(
     """Effective scale for a largest magnitude ``a`` with this sign."""
     amax = torch.from_numpy(a).float()
     if fmt.scale is ScaleType.E8M0:
-        second = default_tensor_scale(amax, fmt)
-        factor = 1.0 if second is None else float(second)
+        constant = default_tensor_scale(amax, fmt)
+        factor = 1.0 if constant is None else float(constant)
         return _power_of_two(_EXPONENT_RULES[fmt.rule](amax, fmt)).double().numpy() * factor
     second = _tensor_scales(fmt, source, tensor_scale, phase)
     if fmt.rule is ScaleRule.SIGNED_MAX:

@@ -171,9 +171,9 @@ def to_gguf(q: Quantized) -> Tensor:
         InputError: for any format that is not one of these.
     """
     fmt = q.format
-    _check_gguf(fmt)
-    codes, scales = q.codes.unflatten(-1, (-1, fmt.group)), scale_code(q.scales, fmt.scale).unsqueeze(-1)
-    if fmt.group == 16:
+    group = _gguf_group(fmt)
+    codes, scales = q.codes.unflatten(-1, (-1, group)), scale_code(q.scales, fmt.scale).unsqueeze(-1)
+    if group == 16:
         fill = -codes.shape[-2] % 4
         codes, scales = (torch.nn.functional.pad(t, (0, 0, 0, fill)).unflatten(-2, (-1, 4)) for t in (codes, scales))
         return torch.cat([scales.flatten(-2), _nibbles(codes).flatten(-2)], -1).flatten(-2)
@@ -187,9 +187,9 @@ def to_gguf(q: Quantized) -> Tensor:
 
 def from_gguf(blocks: Tensor, fmt: Format, shape: tuple[int, ...], tensor_scale: Tensor | None = None) -> Quantized:
     """The inverse of :func:`to_gguf` for a tensor of ``shape`` quantized along its last axis."""
-    _check_gguf(fmt)
-    groups = -(-shape[-1] // fmt.group)
-    if fmt.group == 16:
+    group = _gguf_group(fmt)
+    groups = -(-shape[-1] // group)
+    if group == 16:
         parts = blocks.unflatten(-1, (-1, 36))
         scales = parts[..., :4].flatten(-2)[..., :groups]
         codes = _from_nibbles(parts[..., 4:].unflatten(-1, (4, 8))).flatten(-3, -2)[..., :groups, :]
@@ -218,7 +218,8 @@ def _from_nibbles(packed: Tensor) -> Tensor:
     return torch.cat([packed & 15, packed >> 4], -1)
 
 
-def _check_gguf(fmt: Format) -> None:
+def _gguf_group(fmt: Format) -> int:
+    """Elements that share a scale; formats that GGUF does not know are refused."""
     element = fmt.element
     signed = element.kind is Kind.INTEGER and element.levels[0] < 0 and element.step == 1
     known = (
@@ -226,5 +227,6 @@ def _check_gguf(fmt: Format) -> None:
         element.name == "e2m1" and fmt.group == 32 and fmt.scale is ScaleType.E8M0 and fmt.rule.value != "four-thirds",
         element.name == "e2m1" and fmt.group == 16 and fmt.scale is ScaleType.E4M3,
     )
-    if not any(known):
+    if fmt.group is None or not any(known):
         raise InputError(f"GGUF has no block for {fmt.name}: it takes q4_0, q5_0, q8_0, mxfp4 and nvfp4")
+    return fmt.group

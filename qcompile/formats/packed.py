@@ -11,6 +11,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ __all__ = [
 
 
 class _Bytes:
-    """What all packed tensors share."""
+    """What all packed tensors share: they are dataclasses of tensors."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything stored."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return sum(value.nbytes for value in values if isinstance(value, Tensor | _Bytes))
 
 
@@ -140,7 +143,7 @@ def unpack(packed: AnyPacked) -> AnyQuantized:
 
 
 @pack.register
-def _(q: Quantized) -> Packed:
+def _pack_scalar(q: Quantized) -> Packed:
     bits = q.format.bits
     scales = scale_code(q.scales, q.format.scale)
     if q.format.rows > 1:
@@ -150,7 +153,7 @@ def _(q: Quantized) -> Packed:
 
 
 @unpack.register
-def _(packed: Packed) -> Quantized:
+def _unpack_scalar(packed: Packed) -> Quantized:
     fmt = packed.format
     size = packed.shape[packed.axis]
     lead = [n for i, n in enumerate(packed.shape) if i != packed.axis]
@@ -241,10 +244,10 @@ def _(packed: PackedTwinLog) -> TwinLogQuantized:
 
 @pack.register
 def _(q: TwoAxisQuantized) -> PackedTwoAxis:
-    return PackedTwoAxis(q.format, pack(q.inner), scale_code(q.second, q.format.second))
+    return PackedTwoAxis(q.format, _pack_scalar(q.inner), scale_code(q.second, q.format.second))
 
 
 @unpack.register
 def _(packed: PackedTwoAxis) -> TwoAxisQuantized:
     second = scale_from_code(packed.second, packed.format.second)
-    return TwoAxisQuantized(packed.format, unpack(packed.inner), second)
+    return TwoAxisQuantized(packed.format, _unpack_scalar(packed.inner), second)

@@ -8,6 +8,7 @@ that memory beyond input and output is a few chunks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -19,8 +20,26 @@ from qcompile.formats.scales import Scales, divisor, group_scales
 from qcompile.formats.tensor_scale import default_tensor_scale
 
 __all__ = [
-    "Quantized", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "quantize_rows", "round_to",
+    "Quantized", "Structured", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "quantize_rows",
+    "round_to",
 ]  # fmt: skip
+
+
+class Dequantizes(Protocol):
+    """A quantized tensor of any format."""
+
+    def dequantize(self) -> Tensor:
+        """The float32 values, in the original shape."""
+
+
+Q_co = TypeVar("Q_co", bound=Dequantizes, covariant=True)
+
+
+class Structured(Protocol[Q_co]):
+    """A format with a structure of its own, which brings its own encoder."""
+
+    def quantize(self, x: Tensor, axis: int = -1) -> Q_co:
+        """Round a tensor to the nearest values of the format."""
 
 
 # ---- elementwise, scales given -----------------------------------------------------------------------------------
@@ -114,13 +133,27 @@ def _rows_of(scales: Scales, part: slice, groups: int) -> tuple[Tensor, Tensor |
     return scale, scales.zero_point.reshape(-1, groups)[part].unsqueeze(-1)
 
 
+@overload
 def quantize(
     x: Tensor,
     fmt: Format,
     axis: int = -1,
     scales: Scales | None = None,
     tensor_scale: Tensor | float | None = None,
-) -> Quantized:
+) -> Quantized: ...
+
+
+@overload
+def quantize(x: Tensor, fmt: Structured[Q_co], axis: int = -1) -> Q_co: ...
+
+
+def quantize(
+    x: Tensor,
+    fmt: Format | Structured[Q_co],
+    axis: int = -1,
+    scales: Scales | None = None,
+    tensor_scale: Tensor | float | None = None,
+) -> Quantized | Q_co:
     """Round a tensor to the nearest values of a format.
 
     Args:
@@ -133,7 +166,7 @@ def quantize(
     Raises:
         InputError: if ``x`` has no axes, is not floating point, or ``scales`` has another shape.
     """
-    if not isinstance(fmt, Format):  # a format with a structure of its own brings its own encoder
+    if not isinstance(fmt, Format):
         return fmt.quantize(x, axis)
     view = Rows.of(x, fmt, axis)
     view.check(scales)
@@ -157,7 +190,7 @@ def quantize_rows(
 
 def fake_quantize(
     x: Tensor,
-    fmt: Format,
+    fmt: Format | Structured[Dequantizes],
     axis: int = -1,
     scales: Scales | None = None,
     tensor_scale: Tensor | float | None = None,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from qcompile.formats.elements import ELEMENTS
 from qcompile.formats.format import Format, ScaleRule, ScaleType
@@ -52,13 +53,13 @@ _MX_RULES = {
 
 def _grouped() -> Iterator[Format]:
     for family, (element, rule, zero_point, storage, source) in _GROUPED.items():
-        shared = {"rule": rule, "zero_point": zero_point, "source": source}
-        yield Format(f"{family}-channel", ELEMENTS[element], None, ScaleType.FP32, **shared)
+        made = partial(Format, rule=rule, zero_point=zero_point, source=source)
+        yield made(f"{family}-channel", ELEMENTS[element], None, ScaleType.FP32)
         for group in _GROUPS:
             name = f"{family}-g{group}"
-            yield Format(name, ELEMENTS[element], group, storage, **shared)
+            yield made(name, ELEMENTS[element], group, storage)
             for suffix, other in _STORAGE.items():
-                yield Format(name + suffix, ELEMENTS[element], group, other, **shared)
+                yield made(name + suffix, ELEMENTS[element], group, other)
 
 
 def _microscaling() -> Iterator[Format]:
@@ -69,12 +70,12 @@ def _microscaling() -> Iterator[Format]:
 
 def _two_level() -> Iterator[Format]:
     e2m1, e4m3, ue5m3 = ELEMENTS["e2m1"], ScaleType.E4M3, ScaleType.UE5M3
-    over = {"tensor_scale": 256.0, "targets": (6.0, 4.0), "source": _OVER}
+    over = partial(Format, tensor_scale=256.0, targets=(6.0, 4.0), source=_OVER)
     yield Format("nvfp4", e2m1, 16, e4m3, tensor_scale=448.0, source=_NVFP4)
-    yield Format("nvfp4-4over6", e2m1, 16, e4m3, **over)
-    yield Format("nvfp4-4over6-448", e2m1, 16, e4m3, **(over | {"tensor_scale": 448.0}))
+    yield over("nvfp4-4over6", e2m1, 16, e4m3)
+    yield over("nvfp4-4over6-448", e2m1, 16, e4m3, tensor_scale=448.0)
     yield Format("nvfp4-16x16", e2m1, 16, e4m3, tensor_scale=448.0, rows=16, source=_NVFP4)
-    yield Format("nvfp4-16x16-4over6", e2m1, 16, e4m3, rows=16, **over)
+    yield over("nvfp4-16x16-4over6", e2m1, 16, e4m3, rows=16)
     for group in _GROUPS:
         yield Format(f"e2m1-4over6-g{group}", e2m1, group, ScaleType.BF16, targets=(6.0, 4.0), source=_OVER)
     for group in (16, 32):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -92,10 +93,10 @@ class Rows:
         moved = moved_last(x, axis)
         lead, size = tuple(moved.shape[:-1]), moved.shape[-1]
         group = fmt.group or max(size, 1)
-        common = {"lead": lead, "axis": axis % x.dim(), "size": size, "group": group, "rows": fmt.rows}
+        rows = partial(Rows, lead=lead, axis=axis % x.dim(), size=size, group=group, rows=fmt.rows)
         if fmt.rows == 1 and columns is None and size and size % group == 0 and moved.is_contiguous():
-            return Rows(moved.reshape(-1, group), width=group, groups=1, **common)
-        return Rows(moved, width=size, groups=-(-size // group), columns=columns, **common)
+            return rows(moved.reshape(-1, group), width=group, groups=1)
+        return rows(moved, width=size, groups=-(-size // group), columns=columns)
 
     @property
     def count(self) -> int:

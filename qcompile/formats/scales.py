@@ -158,12 +158,12 @@ def group_scales(groups: Tensor, fmt: Format, tensor_scale: Tensor | None) -> Sc
 def _best_target(groups: Tensor, amax: Tensor, fmt: Format, tensor_scale: Tensor | None) -> Tensor:
     targets = fmt.targets or (fmt.element.max,)
     scales = [_absmax_scale(amax, target, fmt, tensor_scale) for target in targets]
-    best, best_error = scales[0], None
+    best = scales[0]
+    best_error: Tensor | None = None
     for scale in scales if len(scales) > 1 else ():
         error = _share_error(group_error(groups, Scales(scale, None, tensor_scale), fmt), fmt.rows)
-        keep = None if best_error is None else error < best_error
-        best = scale if keep is None else torch.where(keep, scale, best)
-        best_error = error if keep is None else torch.minimum(error, best_error)
+        best = scale if best_error is None else torch.where(error < best_error, scale, best)
+        best_error = error if best_error is None else torch.minimum(error, best_error)
     return best
 
 

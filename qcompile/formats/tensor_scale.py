@@ -17,7 +17,8 @@ def finite_amax(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return torch.zeros((), device=x.device)
     # Neither of the two copies whole tensors: aminmax would, if the strides were not those of a contiguous one.
-    x = x.permute(sorted(range(x.dim()), key=lambda axis: -x.stride(axis)))
+    strides = x.stride()
+    x = x.permute(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
     if x.is_contiguous():
         low, high = torch.aminmax(x)
         amax = torch.maximum(-low, high).float()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class Distribution:
     pdf: Callable[[Array], Array]
     low: float
     high: float
+    _table: tuple[Array, Array, Array] = field(init=False, repr=False)  # nodes, moments and density there
+    _total: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         nodes = self._nodes()
@@ -57,16 +59,16 @@ class Distribution:
     @property
     def variance(self) -> float:
         """The second moment about zero."""
-        return float(self._table[1][2, -1])  # type: ignore[attr-defined]
+        return float(self._table[1][2, -1])
 
     def density(self, x: Array) -> Array:
         """The density, zero outside the support."""
         inside = (x >= self.low) & (x <= self.high)
-        return np.where(inside, self.pdf(np.clip(x, self.low, self.high)), 0.0) / self._total  # type: ignore
+        return np.where(inside, self.pdf(np.clip(x, self.low, self.high)), 0.0) / self._total
 
     def moments(self, t: Array) -> Array:
         """``M_0, M_1, M_2`` at each ``t``, stacked first: ``[3, *t.shape]``."""
-        nodes, table, density = self._table  # type: ignore[attr-defined]
+        nodes, table, density = self._table
         t = np.clip(t, self.low, self.high)
         i = np.clip(np.searchsorted(nodes, t) - 1, 0, len(nodes) - 2)
         left, width = nodes[i], nodes[i + 1] - nodes[i]
@@ -81,11 +83,25 @@ class Distribution:
 
     def quantile(self, probability: Array) -> Array:
         """Where the cumulative probability reaches each value, to 1e-8 or so: linear between the table's nodes."""
-        nodes, table, _ = self._table  # type: ignore[attr-defined]
+        nodes, table, _ = self._table
         return np.interp(probability, table[0], nodes)
 
 
-def as_distribution(source: str | Distribution | Callable[[Array], Array] | Any) -> Distribution:
+@runtime_checkable
+class Frozen(Protocol):
+    """What is used of a frozen distribution of scipy."""
+
+    def pdf(self, x: Array) -> Array:
+        """The density."""
+
+    def ppf(self, q: float) -> float:
+        """The quantile of a probability."""
+
+    def isf(self, q: float) -> float:
+        """The quantile of what is left to one."""
+
+
+def as_distribution(source: str | Distribution | Frozen | Callable[[Array], Array]) -> Distribution:
     """A distribution from a name (any of ``scipy.stats``), a frozen scipy distribution or a density.
 
     Raises:
@@ -95,7 +111,7 @@ def as_distribution(source: str | Distribution | Callable[[Array], Array] | Any)
         return source
     if isinstance(source, str):
         return _named(source)
-    if hasattr(source, "ppf"):
+    if isinstance(source, Frozen):
         low, high = (float(source.ppf(q)) for q in (0.0, 1.0))
         tail = 1e-18
         low = low if np.isfinite(low) else float(source.ppf(tail))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from qcompile.errors import InputError
@@ -275,12 +275,12 @@ def _registry() -> list[VectorFormat]:
     found += [VectorFormat(f"higgs-p2-n{2**b}", 2, b, source=higgs) for b in (4, 6, 8)]
     found.append(VectorFormat("e8p", 8, 16, lattice="e8p", stretch=1 / 1.03, source="QuIP#, arXiv:2402.04396"))
     for bits in (1, 2, 3, 4):
-        shared = {"dimension": 1, "code_bits": bits, "group": None, "rotated": True}
-        found.append(VectorFormat(f"turboquant{bits}", source=turbo, **shared))
+        made = partial(VectorFormat, dimension=1, code_bits=bits, group=None, rotated=True)
+        found.append(made(f"turboquant{bits}", source=turbo))
         for correction in (Correction.LEAST_SQUARES, Correction.UNBIASED):
             name = {"least-squares": f"eden{bits}", "unbiased": f"eden{bits}-unbiased"}[correction.value]
             source = "EDEN, arXiv:2108.08842"
-            found.append(VectorFormat(name, correction=correction, source=source, **shared))
+            found.append(made(name, correction=correction, source=source))
     return found
 
 
