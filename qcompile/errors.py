@@ -7,7 +7,8 @@
     │   └── MissingExtraError     an optional dependency that the target needs is not installed
     └── VerificationError         a stage changed the function of the model by more than it may
 
-Anything else that escapes is a bug of ours, and the command line exits with 1.
+Anything else that escapes is a bug of ours, and the command line exits with 1; where a graph lacks what an earlier
+stage must have given it, that is an ``InternalError``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 __all__ = [
     "GraphError",
     "InputError",
+    "InternalError",
     "MissingExtraError",
     "QCompileError",
     "TargetError",
@@ -79,3 +81,7 @@ class MissingExtraError(TargetError):
 
 class VerificationError(QCompileError):
     """A stage that must keep the function of the model changed it."""
+
+
+class InternalError(Exception):
+    """A graph lacks what an earlier stage must have given it: a bug of ours, said in one sentence."""

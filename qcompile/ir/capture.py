@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
 from qcompile.ir.graph import check_graph, open_dimensions
+from qcompile.ir.required import constant
 from qcompile.ir.tensors import check_weights, initializers, weights_of
 from qcompile.ir.widen import computes_in_bfloat16, to_single
 
@@ -119,7 +120,7 @@ def _from_onnx(path: Path) -> Source:
         raise InputError(f"'{path}' is not a valid ONNX graph: {_root_cause(error)}") from error
     except (DecodeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"'{path}' is not a readable ONNX model: it is truncated or of another kind") from error
-    if model.graph is None or not len(model.graph) or not model.opset_imports:
+    if not len(model.graph) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
     files = [path, *_external_files(model, path)]
     check_graph(model, str(path))
@@ -160,7 +161,7 @@ def _external_files(model: ir.Model, path: Path) -> list[Path]:
 
     A model may name files of its own folder alone. Links are the user's own, and followed: downloads are kept so.
     """
-    files = {}
+    files: dict[Path, None] = {}
     for name, value in initializers(model):
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -224,6 +225,7 @@ def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: S
         program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False,
         custom_translation_table=translations(),
     )  # fmt: skip
+    assert exported is not None  # as it is for the older exporter alone
     add_bodies(exported.model)
     return _from_model(exported.model, path)
 
@@ -234,8 +236,8 @@ def _from_model(model: ir.Model, path: str) -> Source:
     digest, size = hashlib.sha256(), 0
     for name, value in initializers(model):
         digest.update(name.encode())
-        digest.update(value.const_value.tobytes())
-        size += value.const_value.nbytes
+        digest.update(constant(value).tobytes())
+        size += constant(value).nbytes
     for node in model.graph:
         digest.update(repr((node.op_type, [v.name if v else "" for v in node.inputs])).encode())
     return Source(model, path, digest.hexdigest, size, lambda: finite, _widen(model))

@@ -81,7 +81,7 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # any of the names might be that of its option
     _replace(path, buffer.getvalue())
 
 

@@ -29,7 +29,7 @@ def ensure_function(model: ir.Model, name: str, text: str) -> str:
     if (DOMAIN, name, "") not in model.functions:
         header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset(model)}]>'
         proto = onnx.parser.parse_function(f"{header} {name} {text}")
-        add_function(model, ir.from_proto(proto))
+        add_function(model, ir.serde.deserialize_function(proto))
     return name
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError
+from qcompile.ir.required import graph_of
 
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "ensure_initializer",
@@ -47,7 +49,8 @@ def add_initializer(model: ir.Model, name: str, array: np.ndarray | ir.TensorPro
     """A new constant; its name is made unique."""
     name = unique(model, name)
     tensor = ir.Tensor(np.asarray(array, order="C"), name=name) if isinstance(array, np.ndarray) else array
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape, dtype = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=dtype, const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
@@ -152,7 +155,7 @@ def append_node(
     before: ir.Node,
     op: str,
     inputs: Sequence[ir.Value | None],
-    attributes: dict | None = None,
+    attributes: Mapping[str, Any] | None = None,
     *,
     name: str,
     domain: str = "",
@@ -166,7 +169,7 @@ def append_node(
     node.outputs[0].name = name
     if like is not None:
         node.outputs[0].shape, node.outputs[0].type = like.shape, like.type
-    graph = before.graph
+    graph = graph_of(before)
     if graph in _Names.of:
         _Names.of[graph].made.add(name)
     (graph.insert_after if after else graph.insert_before)(before, node)

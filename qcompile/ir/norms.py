@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompile.ir.functions import DOMAIN, ensure_function, opset
 from qcompile.ir.graph import add_initializer, append_node, ensure_initializer
+from qcompile.ir.required import dtype_of, sizes_of
 
 __all__ = ["make_norm", "norm_operator"]
 
@@ -51,9 +52,11 @@ def make_norm(
     if not domain:
         inputs = [x, scale] + ([shift] if shift is not None else [])
         return append_node(before, op, inputs, {"axis": -1, "epsilon": epsilon}, name=name, like=like)
-    dtype = scale.dtype.numpy()
-    constant = ensure_initializer(model, f"epsilon_{epsilon:g}_{scale.dtype.name.lower()}", np.asarray(epsilon, dtype))
-    if centered and shift is None:
-        shift = add_initializer(model, f"{name}_shift", np.zeros(scale.shape.numpy(), dtype))
-    inputs = [x, scale, shift, constant] if centered else [x, scale, constant]
-    return append_node(before, op, inputs, name=name, domain=domain, like=like)
+    dtype = dtype_of(scale)
+    content = np.asarray(epsilon, dtype.numpy())
+    constant = ensure_initializer(model, f"epsilon_{epsilon:g}_{dtype.name.lower()}", content)
+    if not centered:
+        return append_node(before, op, [x, scale, constant], name=name, domain=domain, like=like)
+    if shift is None:
+        shift = add_initializer(model, f"{name}_shift", np.zeros(sizes_of(scale), dtype.numpy()))
+    return append_node(before, op, [x, scale, shift, constant], name=name, domain=domain, like=like)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompile.ir.graph import is_float
+from qcompile.ir.required import operand, optional
+
 __all__ = ["SpelledNorm", "find_norm"]
 
 
@@ -32,11 +35,10 @@ def find_norm(node: ir.Node) -> SpelledNorm | None:
 
 def _match_quotient(node: ir.Node) -> SpelledNorm | None:
     """The norm whose core the node is: what divides ``x`` by the root of its mean square over its last axis."""
-    for x, factor in _pairs(node):
+    for x, factor in _orders(node) if not node.domain and node.op_type in ("Mul", "Div") else ():
         divided = node.op_type == "Div"
         variance, scale = (_match_root(factor, divided=True), None) if divided else _match_scaled_root(factor, x)
-        squared = _mean_of(variance[0]) if variance is not None else None
-        if squared is not None and _root_of_square(squared, x):
+        if variance is not None and _root_of_square(_mean_of(variance[0]), x):
             inner = _centered(x)
             output, scale, shift = _match_affine(node.outputs[0], scale, inner is not None)
             return SpelledNorm(x if inner is None else inner, variance[1], output, scale, shift, inner is not None)
@@ -45,24 +47,25 @@ def _match_quotient(node: ir.Node) -> SpelledNorm | None:
 
 def _match_distributed(node: ir.Node) -> SpelledNorm | None:
     """The norm that the node is the last of: ``x·s + (β - mean(x)·s)``."""
-    if node.domain or node.op_type not in ("Add", "Sub") or None in node.inputs:
+    if node.domain or node.op_type not in ("Add", "Sub"):
         return None
     for scaled, rest in _orders(node):
         for x, s in _orders(_producer(scaled, "Mul")):
             root, scale = _match_scaled_root(s, x)
-            squared = _mean_of(root[0]) if root is not None else None
-            shift = _match_rest(rest, x, s, added=node.op_type == "Add") if squared is not None else None
-            if shift is not None and _centered_square(squared, x):
+            if root is None or not _centered_square(_mean_of(root[0]), x):
+                continue
+            shift = _match_rest(rest, x, s, added=node.op_type == "Add")
+            if shift is not None:
                 return SpelledNorm(x, root[1], node.outputs[0], scale, shift[0], centered=True)
     return None
 
 
 def _orders(node: ir.Node | None) -> list[tuple[ir.Value, ir.Value]]:
     """The operands of an operator, in both orders where they may be exchanged."""
-    if node is None or len(node.inputs) != 2 or None in node.inputs:
+    a, b = node.inputs if node is not None and len(node.inputs) == 2 else (None, None)
+    if node is None or a is None or b is None:
         return []
-    a, b = node.inputs
-    return [(a, b)] if node.op_type == "Sub" else [(a, b), (b, a)]
+    return [(a, b)] if node.op_type in ("Sub", "Div") else [(a, b), (b, a)]
 
 
 def _match_scaled_root(s: ir.Value, x: ir.Value) -> tuple[tuple[ir.Value, float] | None, ir.Value | None]:
@@ -86,7 +89,7 @@ def _match_rest(rest: ir.Value, x: ir.Value, s: ir.Value, *, added: bool) -> tup
     return None
 
 
-def _is_product(value: ir.Value, x: ir.Value, s: ir.Value, *, negative: bool) -> bool:
+def _is_product(value: ir.Value | None, x: ir.Value, s: ir.Value, *, negative: bool) -> bool:
     """Whether a value is ``mean(x)·s``, or its negative, wherever the sign stands."""
     if negative and (node := _producer(value, "Neg")) is not None:
         return _is_product(node.inputs[0], x, s, negative=False)
@@ -98,23 +101,17 @@ def _is_product(value: ir.Value, x: ir.Value, s: ir.Value, *, negative: bool) ->
     return False
 
 
-def _centered_square(squared: ir.Value, x: ir.Value) -> bool:
-    node = _uncast(squared).producer()
-    inner = _centered(node.inputs[0]) if node is not None and node.inputs and node.inputs[0] is not None else None
-    return inner is not None and _alike(inner, x) and _root_of_square(squared, node.inputs[0])
+def _centered_square(squared: ir.Value | None, x: ir.Value) -> bool:
+    """Whether a value is ``(x - mean(x))²``."""
+    node = _maker(squared)
+    difference = optional(node, 0) if node is not None else None
+    inner = _centered(difference)
+    return inner is not None and _alike(inner, x) and _root_of_square(squared, difference)
 
 
-def _pairs(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
-    if node.domain != "" or node.op_type not in ("Mul", "Div") or None in node.inputs:
-        return []
-    a, b = node.inputs
-    return [(a, b)] if node.op_type == "Div" else [(a, b), (b, a)]
-
-
-def _match_root(value: ir.Value, *, divided: bool) -> tuple[ir.Value, float] | None:
+def _match_root(value: ir.Value | None, *, divided: bool) -> tuple[ir.Value, float] | None:
     """``(mean square, ε)`` if ``value`` is the root of their sum (or its reciprocal, unless ``divided``)."""
-    value = _uncast(value)
-    producer = value.producer()
+    producer = _maker(value)
     if producer is None or producer.domain != "":
         return None
     if divided:
@@ -128,12 +125,11 @@ def _match_root(value: ir.Value, *, divided: bool) -> tuple[ir.Value, float] | N
     return None
 
 
-def _match_sum(value: ir.Value) -> tuple[ir.Value, float] | None:
-    add = _producer(value, "Add")
-    for mean, constant in ((0, 1), (1, 0)) if add is not None else ():
-        epsilon = _scalar(add.inputs[constant])
+def _match_sum(value: ir.Value | None) -> tuple[ir.Value, float] | None:
+    for mean, constant in _orders(_producer(value, "Add")):
+        epsilon = _scalar(constant)
         if epsilon is not None:
-            return add.inputs[mean], epsilon
+            return mean, epsilon
     return None
 
 
@@ -141,10 +137,9 @@ def _power(node: ir.Node) -> float | None:
     return _scalar(node.inputs[1]) if node.op_type == "Pow" else None
 
 
-def _root_of_square(value: ir.Value, x: ir.Value) -> bool:
+def _root_of_square(value: ir.Value | None, x: ir.Value | None) -> bool:
     """Whether a value is ``x²``."""
-    value = _uncast(value)
-    node = value.producer()
+    node = _maker(value)
     if node is None:
         return False
     if node.op_type == "Pow" and _scalar(node.inputs[1]) == 2.0:
@@ -152,11 +147,9 @@ def _root_of_square(value: ir.Value, x: ir.Value) -> bool:
     return node.op_type == "Mul" and _alike(node.inputs[0], x) and _alike(node.inputs[1], x)
 
 
-def _centered(value: ir.Value) -> ir.Value | None:
+def _centered(value: ir.Value | None) -> ir.Value | None:
     """``x`` if the value is ``x - mean(x)``."""
-    node = _producer(value, "Sub")
-    source = _mean_of(node.inputs[1]) if node is not None else None
-    return node.inputs[0] if source is not None and _alike(source, node.inputs[0]) else None
+    return next((x for x, mean in _orders(_producer(value, "Sub")) if _alike(_mean_of(mean), x)), None)
 
 
 def _match_affine(
@@ -184,29 +177,36 @@ def _constant_operand(value: ir.Value, op: str) -> tuple[ir.Value, ir.Value | No
 
 def _is_vector(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether a value is a constant along the last axis of ``x`` alone."""
-    if value is None or value.const_value is None or x.shape is None or not 0 < len(value.shape) <= len(x.shape):
+    if value is None or value.const_value is None or value.shape is None or x.shape is None:
+        return False
+    if not 0 < len(value.shape) <= len(x.shape):
         return False
     return value.shape[-1] == x.shape[-1] == value.const_value.size
 
 
 def _producer(value: ir.Value | None, op: str) -> ir.Node | None:
-    node = _uncast(value).producer() if value is not None else None
+    node = _maker(value)
     return node if node is not None and node.op_type == op and node.domain == "" else None
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    """The operator that makes a value, before casts."""
+    return _uncast(value).producer() if value is not None else None
 
 
 def _uncast(value: ir.Value) -> ir.Value:
     """The value before casts between floating-point types."""
     node = value.producer()
-    while node is not None and node.op_type == "Cast" and node.inputs[0].dtype is not None and (
-        node.inputs[0].dtype.is_floating_point() and value.dtype is not None and value.dtype.is_floating_point()
-    ):  # fmt: skip
-        value = node.inputs[0]
-        node = value.producer()
+    while node is not None and node.op_type == "Cast" and is_float(value):
+        source = operand(node, 0)
+        if not is_float(source):
+            break
+        value, node = source, source.producer()
     return value
 
 
-def _alike(a: ir.Value, b: ir.Value) -> bool:
-    return _uncast(a) is _uncast(b)
+def _alike(a: ir.Value | None, b: ir.Value | None) -> bool:
+    return a is not None and b is not None and _uncast(a) is _uncast(b)
 
 
 def _scalar(value: ir.Value | None) -> float | None:
@@ -215,9 +215,9 @@ def _scalar(value: ir.Value | None) -> float | None:
     return float(value.const_value.numpy().reshape(-1)[0])
 
 
-def _mean_of(value: ir.Value) -> ir.Value | None:
+def _mean_of(value: ir.Value | None) -> ir.Value | None:
     """What a value is the mean of, over the last axis, which stays as an axis of size one."""
-    node = _uncast(value).producer()
+    node = _maker(value)
     if node is None or node.domain:
         return None
     source = node.inputs[0]

@@ -242,11 +242,11 @@ _BODIES = {
 _TRANSLATED = {"selective_scan": "SelectiveScan", "state_space_duality": "StateSpaceDuality"}
 
 
-def translations() -> dict[Callable, Callable]:
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The ``custom_translation_table`` for ``torch.onnx.export``; give its result to ``add_bodies``."""
     from onnxscript.values import Op, Opset
 
-    def translation(op: Op) -> Callable:
+    def translation(op: Op) -> Callable[..., Any]:
         def translate(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
             return op(u, delta, A, B, C, D)
 

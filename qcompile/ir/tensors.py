@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError
+from qcompile.ir.required import constant
 
 __all__ = ["Derived", "EAGER_BYTES", "check_weights", "initializers", "read", "release", "total_bytes", "weights_of"]
 
@@ -37,9 +38,10 @@ class Derived(ir.LazyTensor):
 
     def __init__(
         self, source: ir.TensorProtocol, compute: Callable[[ir.TensorProtocol], ir.TensorProtocol],
-        shape: ir.Shape, *, name: str | None, keep: bool = False, dtype: ir.DataType | None = None,
+        shape: ir.ShapeProtocol, *, name: str | None, keep: bool = False, dtype: ir.DataType | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(partial(compute, source), dtype or source.dtype, shape, name=name, cache=keep)
+        made = partial(compute, source)
+        super().__init__(made, dtype or source.dtype, ir.Shape(shape.numpy()), name=name, cache=keep)
         self.source = source
         self._computing = Lock()
 
@@ -76,7 +78,7 @@ def initializers(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
 
 def weights_of(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     """Constants of floating-point numbers by name."""
-    found = {name: value.const_value for name, value in initializers(model)}
+    found = {name: constant(value) for name, value in initializers(model)}
     return {name: tensor for name, tensor in found.items() if tensor.dtype.is_floating_point() and tensor.size}
 
 

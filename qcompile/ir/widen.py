@@ -70,7 +70,7 @@ class _Widening:
                 keep=self.wide == ir.DataType.DOUBLE,
             )  # fmt: skip
 
-    def _tensor(self, tensor: ir.TensorProtocol) -> ir.Tensor:
+    def _tensor(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return ir.tensor(read(tensor).astype(self.wide.numpy()))
 
     def _attributes(self, node: ir.Node, opsets: Mapping[str, int]) -> None:
