@@ -28,7 +28,7 @@ FLOORS = {
     "statistics": 5,
     "targets": 4,
     "analysis": 3, "run": 3,
-    "formats": 1,
+    "shapes": 1, "formats": 1,
     "transforms": 0, "ir": 0,
     "errors": -1, "threads": -1, "notes": -1,
 }  # fmt: skip

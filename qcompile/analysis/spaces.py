@@ -37,14 +37,14 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     return register
 
 
-#: Operators on shape tensors: what their entries stand for.
-SIZES: dict[str, Callable[[Analysis, ir.Node], np.ndarray | None]] = {}
+#: Operators on shape tensors: a function that remembers what their entries stand for.
+SIZES: dict[str, Rule] = {}
 
 
-def follows(*ops: str) -> Callable:
+def follows(*ops: str) -> Callable[[Rule], Rule]:
     """Register a function as what follows sizes through those operators, once their rule has run."""
 
-    def register(function: Callable) -> Callable:
+    def register(function: Rule) -> Rule:
         SIZES.update(dict.fromkeys(ops, function))
         return function
 
@@ -297,9 +297,8 @@ def _apply(analysis: Analysis, node: ir.Node) -> None:
         found(analysis, node)
     for output in node.outputs:
         _check_shape(analysis, output)
-    sizes = SIZES[node.op_type](analysis, node) if not node.domain and node.op_type in SIZES else None
-    if sizes is not None:
-        analysis.dims_of[node.outputs[0]] = sizes
+    if not node.domain and node.op_type in SIZES:
+        SIZES[node.op_type](analysis, node)
 
 
 def _check_shape(analysis: Analysis, value: ir.Value) -> None:

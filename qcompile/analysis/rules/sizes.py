@@ -6,11 +6,10 @@ them, a batch times its heads. What cannot be followed is ``None``.
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +17,10 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Node, Ref
 from qcompile.analysis.spaces import Analysis, follows
 from qcompile.ir.graph import SMALL
+from qcompile.shapes.arithmetic import OPERATORS, Arithmetic
+from qcompile.shapes.evaluate import TABLE, evaluate, measured
 
-__all__ = ["Dim", "dims", "size_of", "take"]
+__all__ = ["Dim", "arithmetic", "dims", "size_of", "take"]
 
 Dim = int | Ref | None
 
@@ -48,20 +49,35 @@ def _known(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
     return None if array is None or value.dtype not in _INTEGERS else array.astype(object)
 
 
-def _numbers_of(analysis: Analysis, node: ir.Node, index: int, attribute: str = "") -> list[int] | None:
-    """An operand that is read as numbers, or the attribute that it was in older opsets."""
-    if attribute in node.attributes:
-        return list(node.attributes.get_ints(attribute))
-    known = _known(analysis, node.inputs[index]) if index < len(node.inputs) else None
-    found = None if known is None else known.reshape(-1).tolist()
-    return found if found is not None and all(isinstance(item, int) for item in found) else None
-
-
-def _sizes(analysis: Analysis, value: ir.Value) -> list[int] | None:
-    """The shape of a tensor if all of it is known and it is small."""
-    refs = analysis.refs(value)
+def _open(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
+    """The entries of a small integer tensor of which none can be followed: those beside them still can."""
+    refs = None if value is None or value.dtype not in _INTEGERS else analysis.refs(value)
     sizes = [None] if refs is None else [analysis.axes.size(ref) for ref in refs]
-    return None if None in sizes or math.prod(sizes) > SMALL else sizes
+    return None if None in sizes or math.prod(sizes) > SMALL else np.full(sizes, None)
+
+
+@follows(*TABLE)
+def _follow(analysis: Analysis, node: ir.Node) -> None:
+    """Remember what the entries of an operator's outputs stand for, so long as they are integers."""
+    made = _measured(analysis, node) if node.op_type in ("Shape", "Size") else _computed(analysis, node)
+    for value, array in zip(node.outputs, made or ()):
+        if not any(isinstance(item, float) for item in array.flat):
+            analysis.dims_of[value] = array
+
+
+def _measured(analysis: Analysis, node: ir.Node) -> list[np.ndarray] | None:
+    refs = analysis.refs(node.inputs[0])
+    if refs is None:
+        return None
+    return [measured(node, len(refs), lambda axis: size_of(analysis, refs[axis]), arithmetic(analysis))]
+
+
+def _computed(analysis: Analysis, node: ir.Node) -> list[np.ndarray] | None:
+    operands = [_known(analysis, value) for value in node.inputs]
+    if all(operand is None for operand in operands):
+        return None
+    filled = [_open(analysis, v) if array is None else array for v, array in zip(node.inputs, operands, strict=True)]
+    return evaluate(node, filled, arithmetic(analysis), SMALL)
 
 
 def take(analysis: Analysis, factors: list[Ref], dim: Ref, *, back: bool, reason: str) -> list[Ref] | None:
@@ -98,11 +114,15 @@ def _parts(analysis: Analysis, dim: Ref) -> tuple[int, list[Node]]:
 # -- arithmetic ----------------------------------------------------------------------------------------------------
 
 
+def arithmetic(analysis: Analysis) -> Arithmetic:
+    """Arithmetic of sizes; an operator that is not followed leaves an entry open, and not the entries beside it."""
+    own = {op: partial(function, analysis) for op, function in _FOLLOWED.items()}
+    return Arithmetic(dict.fromkeys(OPERATORS, lambda *_: None) | own)
+
+
 def _equal(analysis: Analysis, a: Dim, b: Dim) -> bool | None:
     """Whether two sizes are equal, ``None`` if that depends on the input; no length is negative."""
     numbers = [isinstance(side, int) for side in (a, b)]
-    if all(numbers):
-        return a == b
     if any(numbers):
         return False if None not in (a, b) and (a if numbers[0] else b) < 0 else None
     if a is None or b is None:
@@ -112,8 +132,6 @@ def _equal(analysis: Analysis, a: Dim, b: Dim) -> bool | None:
 
 
 def _times(analysis: Analysis, a: Dim, b: Dim) -> Dim:
-    if isinstance(a, int) and isinstance(b, int):
-        return a * b
     if 1 in (a, b):
         return b if a == 1 else a
     if None in (a, b) or any(isinstance(side, int) and side < 1 for side in (a, b)):
@@ -122,10 +140,8 @@ def _times(analysis: Analysis, a: Dim, b: Dim) -> Dim:
 
 
 def _divided(analysis: Analysis, a: Dim, b: Dim) -> Dim:
-    if not isinstance(b, int) or a is None or b < 1:
+    if not isinstance(a, Ref) or not isinstance(b, int) or b < 1:
         return None
-    if isinstance(a, int):
-        return a // b if a >= 0 else None
     number, dynamic = _parts(analysis, a)
     if number % b:
         return None
@@ -134,154 +150,20 @@ def _divided(analysis: Analysis, a: Dim, b: Dim) -> Dim:
 
 def _largest(analysis: Analysis, a: Dim, b: Dim) -> Dim:
     """The larger one: what broadcasting makes of two sizes."""
-    if isinstance(a, int) and isinstance(b, int):
-        return max(a, b)
     if 1 in (a, b):
         return b if a == 1 else a
     return a if _equal(analysis, a, b) else None
 
 
-def _remainder(a: int, b: int) -> int | None:
-    return a % b if b else None
+def _shifted(analysis: Analysis, a: Dim, b: Dim) -> Dim:
+    """A sum or difference; a zero on the right changes nothing."""
+    return a if b == 0 else None
 
 
-def _numbers(function: Callable[[int, int], int | None]) -> Callable[[Analysis, Dim, Dim], Dim]:
-    """An operation on numbers alone, of which a zero on the right changes nothing."""
-
-    def apply(_: Analysis, a: Dim, b: Dim) -> Dim:
-        if isinstance(a, int) and isinstance(b, int):
-            return function(a, b)
-        return a if b == 0 and function is not _remainder else None
-
-    return apply
+def _cast(analysis: Analysis, dim: Dim, dtype: ir.DataType) -> Dim:
+    return dim if dtype in (ir.DataType.INT64, ir.DataType.INT32) else None
 
 
-def _truth(analysis: Analysis, a: Dim, b: Dim) -> Dim:
-    found = _equal(analysis, a, b)
-    return None if found is None else int(found)
-
-
-_PAIRS: dict[str, Callable[[Analysis, Dim, Dim], Dim]] = {
-    "Mul": _times, "Div": _divided, "Max": _largest, "Add": _numbers(operator.add), "Sub": _numbers(operator.sub),
-    "Mod": _numbers(_remainder), "Equal": _truth,
+_FOLLOWED: dict[str, Callable[..., Dim]] = {
+    "Mul": _times, "Div": _divided, "Max": _largest, "Add": _shifted, "Sub": _shifted, "Equal": _equal, "Cast": _cast,
 }  # fmt: skip
-
-
-@follows(*_PAIRS)
-def _by_pairs(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    operands = [_known(analysis, value) for value in node.inputs]
-    if len(operands) != 2 or any(operand is None for operand in operands):
-        return operands[0] if len(operands) == 1 else None
-    return _each(lambda a, b: _PAIRS[node.op_type](analysis, a, b), *operands)
-
-
-def _each(function: Callable[..., Dim], *operands: np.ndarray) -> np.ndarray:
-    return np.asarray(np.frompyfunc(function, len(operands), 1)(*operands), object)
-
-
-@follows("Where")
-def _chosen(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    operands = [_known(analysis, value) for value in node.inputs]
-    if any(operand is None for operand in operands):
-        return None
-    return _each(lambda choice, a, b: None if choice is None else (a if choice else b), *operands)
-
-
-@follows("ReduceProd")
-def _multiplied(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    known, shape = _known(analysis, node.inputs[0]), _sizes(analysis, node.outputs[0])
-    if known is None or shape is None or math.prod(shape) != 1:
-        return None
-    total: Dim = 1
-    for dim in known.reshape(-1):
-        total = _times(analysis, total, dim)
-    return _array([total]).reshape(shape)
-
-
-# -- views ---------------------------------------------------------------------------------------------------------
-
-
-def _array(dims: Sequence[Dim]) -> np.ndarray:
-    array = np.empty(len(dims), object)
-    array[:] = dims
-    return array
-
-
-@follows("Shape")
-def _shape(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    refs = analysis.refs(node.inputs[0])
-    if refs is None:
-        return None
-    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(refs))
-    return _array([size_of(analysis, ref) for ref in refs][start:end])
-
-
-@follows("Size")
-def _size(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    refs = analysis.refs(node.inputs[0])
-    return None if refs is None else _array([size_of(analysis, analysis.axes.product(refs))]).reshape(())
-
-
-@follows("Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity")
-def _reshaped(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    """The same entries, so long as they are integers."""
-    made, known, shape = node.outputs[0].dtype, _known(analysis, node.inputs[0]), _sizes(analysis, node.outputs[0])
-    kept = made == node.inputs[0].dtype or made in (ir.DataType.INT64, ir.DataType.INT32)
-    fits = kept and known is not None and shape is not None and known.size == math.prod(shape)
-    return known.reshape(shape) if fits else None
-
-
-@follows("Transpose")
-def _moved(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    known = _known(analysis, node.inputs[0])
-    return None if known is None else known.transpose(node.attributes.get_ints("perm", None))
-
-
-@follows("Gather")
-def _gathered(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    known, picked = analysis.dims_of.get(node.inputs[0]), analysis.constant(node.inputs[1])
-    axis = node.attributes.get_int("axis", 0)
-    return None if known is None or picked is None else np.asarray(np.take(known, picked, axis), object)
-
-
-@follows("Slice")
-def _cut(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    known = _known(analysis, node.inputs[0])
-    names = ("starts", "ends", "axes", "steps")
-    bounds = [_numbers_of(analysis, node, i, name) for i, name in enumerate(names, 1)]
-    given = [index < len(node.inputs) and node.inputs[index] is not None for index in (3, 4)]
-    if known is None or None in bounds[:2] or any(g and b is None for g, b in zip(given, bounds[2:], strict=True)):
-        return None
-    starts, ends = bounds[:2]
-    axes, steps = bounds[2] or range(len(starts)), bounds[3] or [1] * len(starts)
-    cuts = [slice(None)] * known.ndim
-    for axis, *bound in zip(axes, starts, ends, steps, strict=True):
-        cuts[axis] = slice(*bound)
-    return known[tuple(cuts)]
-
-
-@follows("Split")
-def _parts_of(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    known, shapes = analysis.dims_of.get(node.inputs[0]), [_sizes(analysis, value) for value in node.outputs]
-    if known is None or known.ndim != 1 or None in shapes or sum(map(math.prod, shapes)) != known.size:
-        return None
-    parts = np.split(known, list(itertools.accumulate(map(math.prod, shapes)))[:-1])
-    analysis.dims_of.update(zip(node.outputs, parts, strict=True))
-    return parts[0]
-
-
-@follows("Concat")
-def _joined(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    parts, shapes = ([of(analysis, value) for value in node.inputs] for of in (_known, _sizes))
-    if None in shapes or all(part is None for part in parts):
-        return None
-    filled = [np.full(shape, None) if part is None else part for part, shape in zip(parts, shapes, strict=True)]
-    return np.concatenate(filled, node.attributes.get_int("axis"))
-
-
-@follows("ConstantOfShape")
-def _filled(analysis: Analysis, node: ir.Node) -> np.ndarray | None:
-    shape, value = _sizes(analysis, node.outputs[0]), node.attributes.get_tensor("value", None)
-    if shape is None or value is None or value.dtype not in _INTEGERS:
-        return None
-    return np.full(shape, int(value.numpy().reshape(-1)[0]), object)

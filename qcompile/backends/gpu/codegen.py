@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
@@ -13,8 +12,9 @@ from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.ops import TABLE
 from qcompile.backends.gpu.ops.call import Call, refuse
 from qcompile.backends.gpu.precision import HALVES, narrows
-from qcompile.backends.gpu.symbols import ARITHMETIC, host_array
+from qcompile.backends.gpu.symbols import ARITHMETIC
 from qcompile.backends.gpu.values import Values
+from qcompile.shapes.evaluate import measured
 
 __all__ = ["Program"]
 
@@ -71,26 +71,19 @@ class Program(Values):
             node.outputs[0].const_value = ir.convenience.get_const_tensor(node.outputs[0])
             self.know(node.outputs[0])
             return True
-        if (node.op_type, node.domain) in (("Shape", ""), ("Size", "")):
-            results = [self._shape(node)]
-        else:
-            results = host.evaluate(node, [None if value is None else self.hosts.get(value) for value in node.inputs])
-        if results is None or any(array is None for array in results):
+        results = host.evaluate(node, [None if value is None else self.hosts.get(value) for value in node.inputs])
+        if results is None and (node.op_type, node.domain) in (("Shape", ""), ("Size", "")):
+            results = self._shape(node)
+        if results is None:
             return False
         self.hosts |= dict(zip(node.outputs, results))
         return True
 
-    def _shape(self, node: ir.Node) -> np.ndarray | None:
+    def _shape(self, node: ir.Node) -> list[np.ndarray] | None:
         value = node.inputs[0]
-        part = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", None))
-        if value in self.hosts:
-            return host_array(np.array(self.hosts[value].shape, object))[part]
         if value.shape is None:
             return None
-        sizes = [self.size(value, axis) for axis in range(len(value.shape))[part]]
-        if node.op_type == "Size":
-            return host_array(np.array(reduce(ARITHMETIC["Mul"], sizes, 1), object))
-        return np.array([*sizes, None], object)[:-1]
+        return [measured(node, len(value.shape), lambda axis: self.size(value, axis), ARITHMETIC)]
 
     # ---- everything else -----------------------------------------------------------------------------------------
 

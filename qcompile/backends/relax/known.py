@@ -1,7 +1,6 @@
-"""Arithmetic on what is known while compiling: constants, and integers made of the sizes of dynamic axes.
+"""What TVM can tell about sizes: integers, and expressions of those of dynamic axes.
 
-A known value is a NumPy array. One of dtype ``object`` holds Python integers and TVM expressions of sizes, so that
-``Shape``, ``Gather``, ``Concat`` and the like need no code of their own: NumPy does them.
+A value that is known while compiling is a NumPy array. One of dtype ``object`` holds Python integers and expressions.
 """
 
 from __future__ import annotations
@@ -11,16 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import tvm
 from tvm import tirx
 
-__all__ = ["Undecided", "expression", "prove", "quotient", "same", "simplify", "tidy"]
+from qcompile.shapes.arithmetic import Undecided
+
+__all__ = ["Size", "expression", "holds", "is_float", "prove", "quotient", "same", "simplify", "tidy"]
 
 Size = Any  # int or tirx.Expr
-
-
-class Undecided(Exception):
-    """A question about sizes whose answer depends on them."""
 
 
 _ANALYZER = tvm.sym.Analyzer()
@@ -49,17 +47,25 @@ def expression(size: Size) -> tirx.Expr:
     return size if isinstance(size, tirx.Expr) else tirx.const(int(size), "int64")
 
 
-def prove(condition: Any) -> bool:
+def is_float(size: Size) -> bool:
+    """Whether a size was cast to a float."""
+    return isinstance(size, tirx.Expr) and "float" in str(size.ty.dtype)
+
+
+def holds(condition: tirx.Expr) -> bool:
+    """Whether a condition is known to hold for all sizes."""
+    return _ANALYZER.can_prove(condition)
+
+
+def prove(condition: tirx.Expr) -> bool:
     """Whether a condition holds or fails for all sizes.
 
     Raises:
         Undecided: if that depends.
     """
-    if isinstance(condition, bool | np.bool_ | int):
-        return bool(condition)
-    if _ANALYZER.can_prove(condition):
+    if holds(condition):
         return True
-    if _ANALYZER.can_prove(tirx.Not(condition)):
+    if holds(tirx.Not(condition)):
         return False
     raise Undecided
 
@@ -98,15 +104,12 @@ def _factors(sizes: Sequence[Size]) -> tuple[int, list[Size]]:
     return count, symbols
 
 
-def tidy(array: np.ndarray) -> np.ndarray:
-    """Simplified; a plain int64 array where nothing symbolic is left."""
-    if array.dtype != object:
-        return array
-    flat = [simplify(v) if not isinstance(v, float) else v for v in array.reshape(-1)]
-    if all(isinstance(v, bool) for v in flat) and flat:
-        return np.array(flat, bool).reshape(array.shape)
-    if all(isinstance(v, int) for v in flat):
-        return np.array(flat, np.int64).reshape(array.shape)
+def tidy(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
+    """Simplified; an array of that type where nothing symbolic is left."""
+    flat = [simplify(v) if isinstance(v, tirx.Expr) else v for v in array.flat]
     out = np.empty(len(flat), object)
     out[:] = flat
+    if not any(isinstance(v, tirx.Expr) for v in flat):
+        stated = np.int64 if dtype is None else dtype.numpy()
+        out = out.astype(bool if dtype is None and all(isinstance(v, bool) for v in flat) else stated)
     return out.reshape(array.shape)

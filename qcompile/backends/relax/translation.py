@@ -124,7 +124,8 @@ def _lower(g: Builder, node: ir.Node, planned: Mapping[ir.Node, Plan], sites: di
     if inputs and all(value is None or isinstance(value, np.ndarray) for value in inputs):
         result = fold(node, inputs)
         if result is not None:
-            g.set(node.outputs[0], result)
+            for value, array in zip(node.outputs, result, strict=True):
+                g.set(value, array)
             return
     try:
         results = OPERATORS[node.domain, node.op_type](g, node, *inputs)

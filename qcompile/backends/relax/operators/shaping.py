@@ -10,6 +10,7 @@ from tvm import relax, tirx
 
 from qcompile.backends.relax import known
 from qcompile.backends.relax.builder import Builder, Value
+from qcompile.backends.relax.folds import measure
 from qcompile.backends.relax.operators.registry import operator, refuse
 
 __all__ = ["axes_of", "join", "sizes_of"]
@@ -28,22 +29,9 @@ def axes_of(g: Builder, node: ir.Node, value: Value | None, rank: int) -> list[i
     return [int(axis) % rank for axis in given]
 
 
-@operator("Shape")
-def _shape(g: Builder, node: ir.Node, x: Value) -> np.ndarray:
-    shape = list(x.shape) if isinstance(x, np.ndarray) else g.shape(x)
-    part = shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(shape))]
-    return _known(part)
-
-
-@operator("Size")
-def _size(g: Builder, node: ir.Node, x: Value) -> np.ndarray:
-    return known.tidy(np.array(known.product(g.shape(g.tensor(x))), object))
-
-
-def _known(sizes: list[Any]) -> np.ndarray:
-    array = np.empty(len(sizes), object)
-    array[:] = sizes
-    return known.tidy(array)
+@operator("Shape", "Size")
+def _shape(g: Builder, node: ir.Node, x: relax.Expr) -> np.ndarray:
+    return measure(node, g.shape(x))
 
 
 @operator("Reshape")
@@ -185,17 +173,9 @@ def _clamped(value: Any, size: Any, low: Any, high: Any) -> Any:
         return high
     if isinstance(value, int) and value == 0:
         return value
-    if known.same(value, high) or _below(value, high):
+    if known.same(value, high) or known.holds(tirx.LE(known.expression(value), known.expression(high))):
         return value
     return known.simplify(tirx.min(known.expression(value), known.expression(high)))
-
-
-def _below(value: Any, high: Any) -> bool:
-    """Whether a bound is known to lie within the axis."""
-    try:
-        return known.prove(tirx.LE(known.expression(value), known.expression(high)))
-    except known.Undecided:
-        return False
 
 
 @operator("Expand")
