@@ -7,12 +7,9 @@ program's dtype.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
-if TYPE_CHECKING:
-    from qcompile.backends.gpu.codegen import Program
+from qcompile.backends.gpu.program import Program
 
 __all__ = ["FLOATS", "HALVES", "narrows"]
 

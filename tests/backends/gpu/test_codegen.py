@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -96,3 +97,16 @@ def test_positions_stay_float32_in_bfloat16(lower: Callable) -> None:
     ids = rng.integers(0, 100, (1, 600))
     want, have = run({"ids": ids})["y"], narrow({"ids": ids})["y"]
     assert np.abs(want - have).max() < 0.05  # cosines of positions rounded to bfloat16 would be anything
+
+
+def test_the_protocol_names_all_that_rows_use_of_a_program_and_nothing_else() -> None:
+    from qcompile.backends.gpu import precision, program
+    from qcompile.backends.gpu.codegen import Program
+
+    folder = Path(precision.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in (folder / "precision.py", *folder.glob("ops/*.py"))]
+    attributes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in attributes if ast.unparse(node.value) in ("program", "c.program", "self.program")}
+    own = vars(program.Program)
+    assert used == {*own["__annotations__"], *(name for name in own if not name.startswith("_"))}
+    assert {name for name in used if callable(own.get(name))} <= {*dir(Program)}

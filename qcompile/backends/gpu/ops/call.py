@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.backends.gpu.program import Program
 from qcompile.backends.gpu.symbols import Symbol, text_of, texts_of
 from qcompile.errors import TargetError
-
-if TYPE_CHECKING:
-    from qcompile.backends.gpu.codegen import Program
 
 __all__ = ["Call", "refuse"]
 
