@@ -184,6 +184,10 @@ def _step(i: int, outer: int, inner: int, matrix: np.ndarray, size: int) -> tupl
         return [f"r{i} = Constant <value = int64[2] {{-1, {size}}}> ()", f"w{i} = Reshape({source}, r{i})",
                 f"{result} = Mul(w{i}, m{i})"], matrix  # fmt: skip
     width = matrix.shape[-1]
+    if matrix.ndim == 3 and inner > 1:  # one matrix per block, along a slow part of it
+        sizes = f"{{-1, {outer}, {width}, {inner}}}"
+        return [f"r{i} = Constant <value = int64[4] {sizes}> ()", f"w{i} = Reshape({source}, r{i})",
+                f"{result} = MatMul(m{i}, w{i})"], matrix  # fmt: skip
     if matrix.ndim == 3:  # one matrix per block: batched over blocks, rows of the input in each batch
         return [f"r{i} = Constant <value = int64[3] {{-1, {outer}, {width}}}> ()", f"w{i} = Reshape({source}, r{i})",
                 f"a{i} = Transpose <perm = [1, 0, 2]> (w{i})", f"b{i} = MatMul(a{i}, m{i})",

@@ -16,7 +16,7 @@ from qcompile.passes.state import State
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate, evaluate_double
-from qcompile.transforms import BlockDense, Hadamard
+from qcompile.transforms import BlockDense, Hadamard, Kronecker
 
 SHARED = {
     "a layer that runs twice": """g (float[2,5,8] x) => (float[2,5,8] y) <float[8,8] w>
@@ -62,9 +62,16 @@ def test_transforms_of_one_form_but_other_steps_are_functions_of_their_own(parse
     assert compare(want, evaluate_double(wide, inputs))[0] < 1e-12
 
 
-@pytest.mark.parametrize("transform", [Hadamard(24, 0), BlockDense(torch.eye(8).repeat(3, 1, 1) * 2)], ids=type)
+STACKED = {
+    "two factors": Hadamard(24, 0),
+    "a stack": BlockDense(torch.eye(8).repeat(3, 1, 1) * 2),
+    "a stack along the slow half": Kronecker(BlockDense(torch.eye(3) + torch.arange(2).view(2, 1, 1)), Hadamard(4)),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
 @pytest.mark.parametrize("chosen", [True, False])
-def test_an_expert_without_a_token_runs(parse, transform, chosen):
+def test_an_expert_without_a_token_runs(parse, name, chosen):
     """onnxruntime refuses products of stacks without rows, or ends the process with them."""
     model = parse(
         """g (float[n,24] x, bool[n] mine) => (float[k,5] y) <float[24,5] w>
@@ -74,7 +81,7 @@ def test_an_expert_without_a_token_runs(parse, transform, chosen):
     want = evaluate(model, inputs)
     analysis = analyze(model)
     state = State(model)
-    load_pass("rotate")(analysis, tuple(siblings_of(analysis.sites)), Placement({}, {"b": transform})).apply(state)
+    load_pass("rotate")(analysis, tuple(siblings_of(analysis.sites)), Placement({}, {"b": STACKED[name]})).apply(state)
     got = evaluate(model, inputs)
     assert got["y"].shape == want["y"].shape
     assert compare(want, got)[0] < 1e-6

@@ -125,7 +125,7 @@ def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:
         raise TargetError("gpu: a transform without steps needs no kernel")
     tensors: dict[str, np.ndarray] = {}
     described = []
-    for i, (outer, inner, m) in enumerate(steps):
+    for i, (outer, inner, m) in enumerate(map(_in_a_row, steps)):
         integer = np.issubdtype(m.dtype, np.integer)
         kind = {1: "permutation" if integer else "diagonal", 2: "matrix", 3: "blocks"}[m.ndim]
         tensors[f"m{i}"] = np.ascontiguousarray(m.astype(np.int32 if integer else np.float32))
@@ -134,3 +134,9 @@ def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:
     size = m.size if m.ndim == 1 else outer * m.shape[-1] * inner
     fused, plan = plan_transform(steps, size)
     return tensors | fused, {"kind": "transform", "size": size, "steps": described, "plan": plan}
+
+
+def _in_a_row(step: tuple[int, int, np.ndarray]) -> tuple[int, int, np.ndarray]:
+    """The step with blocks of consecutive features, which are all that the kernels have."""
+    outer, inner, m = step
+    return (outer, 1, np.kron(m, np.eye(inner, dtype=m.dtype))) if m.ndim == 3 and inner > 1 else step

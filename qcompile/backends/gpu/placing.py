@@ -48,11 +48,8 @@ def _steps(node: ir.Node) -> list[tuple[int, int, np.ndarray]]:
         matrix = value.const_value.numpy()
         found = _FORM.fullmatch(form)
         outer, inner = (1, 1) if matrix.ndim == 1 else (int(found[1]), int(found[2]))
-        if matrix.ndim == 3:
-            matrix = matrix.transpose(0, 2, 1)
-        elif matrix.ndim == 2 and inner == 1:
-            matrix = matrix.T
-        steps.append((outer, inner, matrix))
+        turned = matrix.ndim > 1 and inner == 1
+        steps.append((outer, inner, matrix.swapaxes(-1, -2) if turned else matrix))
     return steps
 
 

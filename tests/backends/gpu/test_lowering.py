@@ -30,7 +30,17 @@ from qcompile.targets.eligible import quantizable
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
-from qcompile.transforms import BlockDiagonal, Compose, Dense, Diagonal, Hadamard, Kronecker, Permutation, Transform
+from qcompile.transforms import (
+    BlockDense,
+    BlockDiagonal,
+    Compose,
+    Dense,
+    Diagonal,
+    Hadamard,
+    Kronecker,
+    Permutation,
+    Transform,
+)
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 
@@ -134,6 +144,7 @@ TRANSFORMS: dict[str, Callable[[], Transform]] = {
     "hadamard": lambda: Hadamard(64),
     "blocks": lambda: BlockDiagonal(Hadamard(16), 4),
     "kronecker": lambda: Kronecker(Hadamard(4), Dense(torch.from_numpy(weight(16, 16)).double())),
+    "stack along the slow half": lambda: Kronecker(BlockDense(torch.eye(4).repeat(2, 1, 1) + 1), Hadamard(8)),
     "signs": lambda: Compose((Diagonal(torch.tensor([1.0, -1.0] * 32).double()), Hadamard(64))),
     "order": lambda: Permutation(torch.randperm(64, generator=torch.Generator().manual_seed(0))),
 }
