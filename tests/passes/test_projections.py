@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from qcompile.passes.projections import split_projection
 
 from qcompile.api import rotate
 from qcompile.compiler import prepare
+from qcompile.passes.canonicalize.split_projections import SplitProjections
+from qcompile.passes.state import State
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate
@@ -152,4 +153,4 @@ def test_a_scalar_has_nothing_to_cut(parse):
             y = Reshape(n, s) }""",
         s=[1, 1],
     )
-    assert not any(split_projection(model, node) for node in model.graph)
+    assert not SplitProjections().apply(State(model))
