@@ -10,63 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.shapes.arithmetic import FLOATS, Arithmetic, Scalar, Undecided, as_array, is_number, settled
+from qcompile.shapes.arithmetic import Arithmetic, Scalar, Undecided, as_array, is_number, settled
+from qcompile.shapes.call import Call, from_front, integers
 
 __all__ = ["TABLE", "evaluate", "measured"]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A node, and how to compute it.
-
-    Args:
-        node: the operator with its attributes.
-        arithmetic: of the entries.
-        largest: how many entries a result may have.
-    """
-
-    node: ir.Node
-    arithmetic: Arithmetic
-    largest: int
-
-    def int(self, name: str, default: int) -> int:
-        """An attribute."""
-        return self.node.attributes.get_int(name, default)
-
-    def listed(self, name: str, operand: np.ndarray | None) -> list[int] | None:
-        """Numbers that older operators have as an attribute and newer ones read; ``None`` where neither is given."""
-        if name in self.node.attributes:
-            return list(self.node.attributes.get_ints(name))
-        return None if operand is None else _integers(operand)
-
-    def real(self, *arrays: np.ndarray) -> bool:
-        """Whether the entries are floats.
-
-        Raises:
-            Undecided: if neither the graph nor a number says it.
-        """
-        if self.node.outputs[0].dtype is not None:
-            return self.node.outputs[0].dtype in FLOATS
-        numbers = [item for array in arrays for item in array.flat if is_number(item)]
-        if not numbers and any(array.size for array in arrays):
-            raise Undecided
-        return any(isinstance(item, float) for item in numbers)
-
-    def reserve(self, sizes: Sequence[int]) -> None:
-        """Refuse a result that is too large before it is made."""
-        if math.prod(sizes) > self.largest:
-            raise Undecided
-
-    def apply(self, op: str, *arrays: np.ndarray) -> np.ndarray:
-        """An elementwise operator of the arithmetic."""
-        self.reserve(np.broadcast_shapes(*(array.shape for array in arrays)))
-        return self.arithmetic[op](*arrays)
 
 
 def evaluate(
@@ -93,8 +45,8 @@ def evaluate(
         results = [settled(as_array(array), value.dtype) for value, array in zip(node.outputs, arrays, strict=True)]
     except Undecided:
         return None
-    except (ArithmeticError, IndexError, ValueError):  # a division by zero, an axis that is not there: no valid graph
-        return None  # in a branch that is never taken it does no harm, so it is not refused here
+    except (ArithmeticError, IndexError, ValueError):
+        return None  # a division by zero, an axis that is not there: in a branch that is never taken they do no harm
     return results if all(array.size <= largest for array in results) else None
 
 
@@ -112,27 +64,10 @@ def _vector(items: Sequence[Scalar]) -> np.ndarray:
     return array
 
 
-def _integers(array: np.ndarray) -> list[int]:
-    """Entries that say where others go."""
-    items = list(array.flat)
-    if not all(isinstance(item, int) for item in items):
-        raise Undecided
-    return items
-
-
-def _axis(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
-    if not -rank <= axis < rank:
-        raise IndexError
-    return axis % rank
-
-
 # ---- rows: each takes the call and its operands ------------------------------------------------------------------
 
 
 def _elementwise(c: Call, *arrays: np.ndarray) -> np.ndarray:
-    if "axis" in c.node.attributes:  # where the second operand starts, before operators broadcast as NumPy does
-        raise Undecided
     return c.apply(c.node.op_type, *arrays)
 
 
@@ -153,7 +88,7 @@ def _cast(c: Call, x: np.ndarray) -> np.ndarray:
 
 
 def _gather(c: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    places = np.array(_integers(indices), np.int64).reshape(indices.shape)
+    places = np.array(integers(indices), np.int64).reshape(indices.shape)
     return x.take(places, c.int("axis", 0))
 
 
@@ -196,7 +131,7 @@ def _reshape(c: Call, x: np.ndarray, shape: np.ndarray | None = None) -> np.ndar
 
 def _flatten(c: Call, x: np.ndarray) -> np.ndarray:
     axis = c.int("axis", 1)
-    front = x.shape[: axis if axis == x.ndim else _axis(axis, x.ndim)]
+    front = x.shape[: axis if axis == x.ndim else from_front(axis, x.ndim)]
     return x.reshape(math.prod(front), math.prod(x.shape[len(front) :]))
 
 
@@ -220,13 +155,13 @@ def _split(c: Call, x: np.ndarray, split: np.ndarray | None = None) -> list[np.n
 
 
 def _expand(c: Call, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    sizes = np.broadcast_shapes(x.shape, tuple(_integers(shape)))
+    sizes = np.broadcast_shapes(x.shape, tuple(integers(shape)))
     c.reserve(sizes)
     return np.broadcast_to(x, sizes)
 
 
 def _constant_of_shape(c: Call, shape: np.ndarray) -> np.ndarray:
-    sizes, value = _integers(shape), c.node.attributes.get_tensor("value")
+    sizes, value = integers(shape), c.node.attributes.get_tensor("value")
     c.reserve(sizes)
     return np.full(sizes, 0.0 if value is None else value.numpy().astype(object).item(), object)
 
@@ -244,7 +179,7 @@ def _reduce(op: str, empty: int | None = None) -> Callable[..., np.ndarray]:
     """The row that joins entries by an operator, of which ``empty`` is the neutral element."""
 
     def row(c: Call, x: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
-        gone = [_axis(axis, x.ndim) for axis in c.listed("axes", axes) or ()]
+        gone = [from_front(axis, x.ndim) for axis in c.listed("axes", axes) or ()]
         if not gone and not c.int("noop_with_empty_axes", 0):
             gone = list(range(x.ndim))
         rest = [size for axis, size in enumerate(x.shape) if axis not in gone]
@@ -259,7 +194,7 @@ def _reduce(op: str, empty: int | None = None) -> Callable[..., np.ndarray]:
 
 
 def _one_hot(c: Call, indices: np.ndarray, depth: np.ndarray, values: np.ndarray) -> np.ndarray:
-    (count,), places = _integers(depth), np.array(_integers(indices), np.int64).reshape(indices.shape)
+    (count,), places = integers(depth), np.array(integers(indices), np.int64).reshape(indices.shape)
     c.reserve([count, places.size])
     hit = np.arange(count) == np.where(places < 0, places + count, places)[..., None]
     return np.where(np.moveaxis(hit, -1, c.int("axis", -1)), values[1:], values[:1])
