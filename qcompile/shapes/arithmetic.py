@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["FLOATS", "OPERATORS", "Arithmetic", "Scalar", "Undecided", "as_array", "is_number", "settled"]
+__all__ = [
+    "FLOATS", "INTEGERS", "OPERATORS", "Arithmetic", "Scalar", "Undecided", "as_array", "is_number", "settled",
+]  # fmt: skip
 
 #: A Python number, or a scalar of the user's own.
 Scalar = Any

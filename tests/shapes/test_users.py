@@ -175,6 +175,13 @@ def test_conditions_within_conditions(outer: str, inner: str) -> None:
             assert user.value(text, numbers) == computed(expression, NUMBERS, numbers)
 
 
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_tvm_is_asked_for_no_division_by_zero(op: str) -> None:
+    user = expressions()
+    with pytest.raises(Undecided):
+        computed((op, "a", 0), user.arithmetic, {"a": user.variable("a")})
+
+
 @pytest.mark.parametrize("name", USERS)
 def test_quotients_of_products(name: str) -> None:
     """A batch times its heads may be taken apart again, and nothing else."""

@@ -15,13 +15,16 @@ from qcompile.shapes.evaluate import evaluate, measured
 __all__ = ["fold", "measure"]
 
 #: Arrays of more elements are computed by the artifact.
-LIMIT = 4096
+_LARGEST = 4096
+
+#: Floats that hold every size: float16 ends at 65504, and is exact up to 2048.
+_EXACT = ("float32", "float64")
 
 
 def fold(node: ir.Node, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:
     """The results of an operator on known values, or ``None`` where it is left to the artifact."""
     operands = [None if array is None else array.astype(object) for array in inputs]
-    results = evaluate(node, operands, ARITHMETIC, LIMIT)
+    results = evaluate(node, operands, ARITHMETIC, _LARGEST)
     if results is None:
         return None
     return [known.tidy(array, value.dtype) for array, value in zip(results, node.outputs, strict=True)]
@@ -46,6 +49,17 @@ def _integers(function: Callable[[tirx.Expr, tirx.Expr], Scalar]) -> Callable[[S
     return apply
 
 
+def _divided(function: Callable[[tirx.Expr, tirx.Expr], Scalar]) -> Callable[[Scalar, Scalar], Scalar]:
+    """An operator that divides: TVM stops at a zero."""
+
+    def apply(a: tirx.Expr, b: tirx.Expr) -> Scalar:
+        if known.holds(tirx.EQ(b, known.expression(0))):
+            raise Undecided
+        return function(a, b)
+
+    return _integers(apply)
+
+
 def _divide(a: tirx.Expr, b: tirx.Expr) -> Scalar:
     """The quotient towards zero; that of sizes is also the one towards -∞, of which TVM can prove more."""
     if known.holds(a >= 0) and known.holds(b > 0):
@@ -54,12 +68,12 @@ def _divide(a: tirx.Expr, b: tirx.Expr) -> Scalar:
 
 
 def _cast(size: Scalar, dtype: ir.DataType) -> Scalar:
-    """A size as another integer is the same; as a float it is one that still shows the size."""
+    """A size as another integer is the same; as a float it is one that still shows the size, for ``Range`` and back."""
     if not known.is_float(size) and dtype in INTEGERS:
         return size
     if not known.is_float(size) and dtype in FLOATS:
         return tirx.Cast(str(dtype.numpy()), known.expression(size))
-    if isinstance(size, tirx.Cast) and dtype in INTEGERS:
+    if isinstance(size, tirx.Cast) and dtype in INTEGERS and str(size.ty.dtype) in _EXACT:
         return size.value
     raise Undecided
 
@@ -69,9 +83,9 @@ ARITHMETIC = Arithmetic({
     "Add": _integers(lambda a, b: a + b),
     "Sub": _integers(lambda a, b: a - b),
     "Mul": _integers(lambda a, b: a * b),
-    "Div": _integers(_divide),
-    "Mod": _integers(tirx.floormod),
-    "Fmod": _integers(tirx.truncmod),
+    "Div": _divided(_divide),
+    "Mod": _divided(tirx.floormod),
+    "Fmod": _divided(tirx.truncmod),
     "Max": _integers(tirx.max),
     "Min": _integers(tirx.min),
     "Neg": _integers(lambda a: -a),

@@ -20,7 +20,6 @@ __all__ = ["Size", "expression", "holds", "is_float", "prove", "quotient", "same
 
 Size = Any  # int or tirx.Expr
 
-
 _ANALYZER = tvm.sym.Analyzer()
 
 
