@@ -56,7 +56,7 @@ def _head() -> list[str]:
     return [
         "# Commutation rules",
         "",
-        "What each operator does to the axes of what it reads. Made by `python docs/list_rules.py`; "
+        "The operators that have a rule, and how each treats the axes of what it reads. Made by `python docs/list_rules.py`; "
         "`tests/analysis/rules` holds the analysis to every line.",
         "An operator that is not here takes all freedom from what it reads and writes, and is named in the report.",
         "",
@@ -90,7 +90,7 @@ def _cases() -> list[str]:
     from rule_tables import CASES
 
     lines = [
-        "## What is tested",
+        "## Tested cases",
         "",
         "The freedom of each axis of `h`; `x*y` are factors of an axis and `x¦y` its segments.",
         "",

@@ -89,7 +89,7 @@ def rotate(
 
     Args:
         model: as for ``capture``.
-        transforms: one of ``placement.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
+        transforms: one of ``choice.transforms.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
         calibration: data to check on; random inputs without it.
         seed: of random signs and inputs.
 

@@ -50,7 +50,7 @@ class Options:
             ``latency`` (milliseconds in which the target reads all weights once, an estimate).
         calibration: an ``.npz`` file or a folder of them; without it random inputs.
         formats: names of the schemes to choose among; the target's default without them.
-        transforms: one of ``placement.KINDS``.
+        transforms: one of ``transforms.KINDS``.
         method: one of ``METHODS``.
         seed: of everything random.
         device: where torch computes: ``cpu`` or ``cuda``.

@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 class Transforms(StrEnum):
-    """How transforms are chosen; the words of ``qcompile.choice.placement.KINDS``."""
+    """How transforms are chosen; the words of ``qcompile.choice.transforms.KINDS``."""
 
     auto = "auto"
     none = "none"

@@ -24,7 +24,7 @@ SEGMENT_BYTES = 512 << 20
 
 
 class Segments:
-    """A graph as a sequence of smaller ones, with the interface of ``evaluate.Session``.
+    """A graph as a sequence of smaller ones, with the interface of ``session.Session``.
 
     Args:
         model: its weights are read when their segment runs, and let go of afterwards.

@@ -95,7 +95,7 @@ def collect(
 
     Returns:
         by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
-        and one in a body that cannot be seen from outside (``tapping``).
+        and one in a body that cannot be seen from outside (``run.taps``).
 
     Raises:
         InputError: if a value is NaN or infinite on that data.

@@ -114,7 +114,7 @@ def lp_norm(analysis: Analysis, node: ir.Node) -> None:
 
 @rule("Hardmax")
 def hardmax(analysis: Analysis, node: ir.Node) -> None:
-    """Of equal elements the first is taken: places have a meaning. Before opset 13 on all axes from the one given."""
+    """The first of equal elements is taken: places have a meaning. Before opset 13 on all axes from the one given."""
     refs = analysis.refs(node.inputs[0])
     default = -1 if opset(analysis.model) >= 13 else 1
     axis = node.attributes.get_int("axis", default) % len(refs)
