@@ -56,8 +56,8 @@ def _head() -> list[str]:
     return [
         "# Commutation rules",
         "",
-        "The operators that have a rule, and how each treats the axes of what it reads. Made by `python docs/list_rules.py`; "
-        "`tests/analysis/rules` holds the analysis to every line.",
+        "The operators that have a rule, and how each treats the axes of what it reads. Made by "
+        "`python docs/list_rules.py`; `tests/analysis/rules` holds the analysis to every line.",
         "An operator that is not here takes all freedom from what it reads and writes, and is named in the report.",
         "",
     ]

@@ -1,7 +1,7 @@
 """Breaks the rules one call at a time and sees whether the cases notice.
 
-Each call in ``qcompile/analysis/rules`` that constrains, joins or freezes axes is left out in turn, or leaves the next larger
-group; each operator's rule is replaced by one that passes every axis on. A mutant is killed when a case in
+Each call in ``qcompile/analysis/rules`` that constrains, joins or freezes axes is left out in turn, or leaves the next
+larger group; each operator's rule is replaced by one that passes every axis on. A mutant is killed when a case in
 ``tests/support/*_cases.py`` no longer has the freedom that it states, or loses its output under members of what is
 claimed. What survives is printed, but for the calls that ``EQUIVALENT`` names with the reason.
 

@@ -1,7 +1,7 @@
 """What rounding can learn of the input of some sites: GPTQ where it holds on rows that it has not seen.
 
 Sites are rounded one after the other, each for the input that it will really get: quantized, and computed by sites
-that are quantized already (``sequential``). With ``x`` what the float graph reads and ``x̂`` what the quantized one does,
+that are quantized already (``sequential``). With ``x`` as the float graph reads it and ``x̂`` as the quantized one does,
 GPTQ works on ``E[x̂ x̂ᵀ]`` and on a weight that is moved towards the one which makes ``x`` of ``x̂``, as GPTAQ does (Li et
 al., 2025, arXiv:2504.02692).
 """
