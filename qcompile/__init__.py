@@ -1,4 +1,4 @@
-"""qcompile: finds the basis changes that a network's graph allows, and quantizes it for a target with them.
+"""qcompile finds the basis changes that a network's graph allows, and uses them to quantize it for a target.
 
     import qcompile as qc
 

@@ -26,7 +26,7 @@ __all__ = ["default_folder", "export", "rotate"]
 
 
 def default_folder(model: Any, target: str) -> Path:
-    """Where an artifact goes by default: ``NAME.TARGET`` in the current folder, after the file or the class."""
+    """The folder of an artifact by default: ``NAME.TARGET`` in the current one, named after the file or the class."""
     if isinstance(model, str | Path):
         name = Path(model).stem
     else:
@@ -56,21 +56,21 @@ def export(
     Args:
         model: what ``capture`` takes or returns: a path, a module with ``example_inputs=``, an exported program.
         target: a name that ``qcompile targets`` lists.
-        folder: where the artifact goes; it must not exist. By default ``default_folder``.
+        folder: the new folder of the artifact; it must not exist. By default ``default_folder``.
         budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
-        calibration: an ``.npz`` file, or a folder of them, with arrays named as the inputs; random inputs without.
+        calibration: an ``.npz`` file, or a folder of them, with arrays named like the inputs; else random inputs.
         evaluation: an ``.npz`` file to measure the loss on.
-        formats: the formats to choose among; the target's default without.
+        formats: the formats to choose among; by default the target's own.
         transforms: ``auto``, ``none``, ``hadamard``, ``block`` or ``wush``.
         method: ``gptq``, ``search`` or ``rtn``.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
-        progress: called with a step, how much of it is done, and how much there is.
-        capture_options: those of ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``.
+        progress: called with a step, the part of it that is done, and the whole.
+        capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``.
 
     Raises:
-        QCompileError: if it cannot be done; nothing is written then.
+        QCompileError: if it cannot be done. Nothing is written then.
     """
     options = Options(
         target=target, budget=dict(budget or {}), calibration=calibration, evaluation=evaluation,

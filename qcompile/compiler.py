@@ -1,4 +1,4 @@
-"""The pipeline: capture, prepare, choose, rotate, quantize, lower, measure, write; ``export`` reads as it runs."""
+"""The stages: capture, prepare, choose, rotate, quantize, lower, measure, write; ``export`` reads as it runs."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def export(
     Args:
         model: as for ``capture``.
         options: what is wanted.
-        folder: where the artifact goes; it must not exist.
-        progress: called with a step, how much of it is done, and how much there is.
+        folder: the new folder of the artifact; it must not exist.
+        progress: called with a step, the part of it that is done, and the whole.
 
     Raises:
-        QCompileError: if anything about the request cannot be done; nothing is written then.
+        QCompileError: if anything about the request cannot be done. Nothing is written then.
     """
     request = _request(options, progress)
     check_options(options, request.target, request.schemes)
@@ -102,10 +102,11 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
 
 
 def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:
-    """Bring a graph into the form that choices are made on; its function stays the same.
+    """Bring a graph into the form on which choices are made; it stays the same function.
 
     Args:
-        model: a stage, or what ``capture`` takes. The data of a stage runs through its source meanwhile.
+        model: a captured model, or anything that ``capture`` takes. If it was captured with data, its source runs on
+            them meanwhile.
     """
     captured = model if isinstance(model, Captured) else Captured(begin_capture(model, **capture_options))
     if captured.data is None:
@@ -150,7 +151,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
 
 
 def refuse_infinite(prepared: Prepared) -> None:
-    """Refuse weights with infinity, of which no scale can be made.
+    """Refuse weights that hold infinity: they have no scale.
 
     Raises:
         InputError: naming the weight.
@@ -186,7 +187,7 @@ def _rotate(chosen: Chosen) -> Rotated:
 def turn(
     prepared: Prepared, siblings: Sequence[Siblings], placement: Placement, progress: Progress | None = None
 ) -> None:
-    """Put transforms into a prepared graph: what meets a constant folds, the others stay."""
+    """Put transforms into a prepared graph: those that meet a constant fold into it, the others stay as nodes."""
     Rotate(prepared.analysis, tuple(siblings), placement).apply(prepared.state)
     if progress is not None:
         progress("rotate", 1, 1)

@@ -29,13 +29,13 @@ __all__ = [
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """What a library's exception says, as a part of one sentence of ours."""
+    """The message of a library's exception, short enough to be a part of one sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:most]
 
 
 def runtime_message(error: BaseException) -> str:
-    """What onnxruntime says, without its codes and the places in its own source."""
+    """The message of an exception of onnxruntime, without its codes and the places in its own source."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error, 2000))
     failed = r"^Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
     text = re.sub(failed, r"\1 '\2': ", text)

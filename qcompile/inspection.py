@@ -1,4 +1,4 @@
-"""What can be asked of a model or an artifact that is there: ``qcompile inspect`` and ``qcompile verify``."""
+"""Questions to a model or an artifact that is there: ``qcompile inspect`` and ``qcompile verify``."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def inspect(model: Any, progress: Progress | None = None, **capture_options: Any
     """Spaces, sites and reasons of a model or an artifact, with the keys of a manifest.
 
     Args:
-        model: what ``capture`` takes, or the folder of an artifact.
-        progress: called with a step, how much of it is done, and how much there is.
-        capture_options: those of ``capture``.
+        model: anything that ``capture`` takes, or the folder of an artifact.
+        progress: called with a step, the part of it that is done, and the whole.
+        capture_options: as for ``capture``.
 
     Raises:
         QCompileError: if it cannot be read.
@@ -49,13 +49,13 @@ def inspect(model: Any, progress: Progress | None = None, **capture_options: Any
 
 
 def inspect_artifact(folder: str | Path) -> dict[str, Any]:
-    """The part of an artifact's manifest that the inspection of a model has too."""
+    """The keys of an artifact's manifest that the inspection of a model has too."""
     manifest = Artifact.open(folder).manifest
     return {key: manifest[key] for key in SHARED if key in manifest}
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:
-    """The same for a model that has been captured and analyzed."""
+    """Spaces, sites and reasons of a prepared model, with the keys of a manifest."""
     from qcompile import __version__
 
     analysis = prepared.analysis
@@ -118,7 +118,7 @@ def verify(
         inputs: an ``.npz`` file to measure on; random inputs without it.
 
     Raises:
-        InputError: if the source is missing or is not the one that the artifact was made from.
+        InputError: if the source is missing, or if the artifact was made from another one.
     """
     artifact = Artifact.open(artifact_folder)
     stated = artifact.manifest["source"]

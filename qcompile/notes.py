@@ -1,4 +1,4 @@
-"""What the steps of an export tell: how far they are, and what they left alone."""
+"""Notes that the steps of an export leave: their progress, and everything that they left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known after each stage of the pipeline: each is frozen and holds the one before it."""
+"""The results of the stages. Each is frozen and holds the one before it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["Captured", "Chosen", "Compared", "Prepared", "Quantized", "Request",
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted, checked as far as that is possible without the model.
+    """The wish of the user, checked as far as that is possible without the model.
 
     Args:
-        options: what the user asked for.
+        options: as the user gave them.
         target: the target, for the machine that was asked for.
-        schemes: those to choose among.
+        schemes: the candidates for each site.
         lowering: the target's own backend.
-        progress: called with a step, how much of it is done, and how much there is.
+        progress: called with a step, the part of it that is done, and the whole.
     """
 
     options: Options
@@ -47,7 +47,7 @@ class Request:
     progress: Progress | None = None
 
     def tell(self, step: str) -> None:
-        """Say that a step is done."""
+        """Report that a step is done."""
         if self.progress is not None:
             self.progress(step, 1, 1)
 
@@ -58,7 +58,7 @@ class Captured:
 
     Args:
         source: the graph, its file and its digest.
-        data: what to calibrate with; ``None`` where nothing is to be run.
+        data: calibration data; ``None`` if nothing is to be run.
         seed: of random inputs.
     """
 
@@ -69,13 +69,13 @@ class Captured:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The graph in canonical form, its norms folded, analyzed; still the same function.
+    """The graph in canonical form, with its norms folded, and its analysis; still the same function.
 
     Args:
         source: the graph as it came.
-        state: the graph, and what was left alone.
+        state: the graph, and everything that was left alone.
         analysis: sites, spaces and freedoms.
-        observed: the data that the source takes, and what it computes; ``None`` where nothing is to be run.
+        observed: the data that the source takes, and its outputs; ``None`` if nothing is to be run.
     """
 
     source: Source
@@ -90,7 +90,7 @@ class Prepared:
 
     @property
     def seen(self) -> Observed:
-        """What the source was seen to compute, where it was run."""
+        """The outputs of the source, if it was run."""
         assert self.observed is not None, "the source was prepared without data"
         return self.observed
 
@@ -102,10 +102,10 @@ class Chosen:
     Args:
         prepared: the stage before.
         request: what was asked for.
-        sites: those that the target can quantize.
-        choice: what was chosen, and what it was predicted to do.
+        sites: the sites that the target can quantize.
+        choice: schemes and transforms, with their predicted errors.
         held_out: the evaluation data, if there is any.
-        plain_loss: of plain rounding without transforms on that data.
+        plain_loss: the loss of plain rounding without transforms on that data.
     """
 
     prepared: Prepared
@@ -121,11 +121,11 @@ class Rotated:
     """The graph in its new basis; still the same function.
 
     Args:
-        prepared: the graph, and what is known of it.
+        prepared: the graph and its analysis.
         siblings: the sites that may have changed basis.
-        placement: by which transforms.
-        chosen: the choice that asked for it; ``None`` where nothing is to be quantized.
-        equivalence: how far it is from its source; ``None`` until it was checked.
+        placement: the transforms.
+        chosen: the stage before; ``None`` if nothing is to be quantized.
+        equivalence: the distance from the source; ``None`` until it has been checked.
     """
 
     prepared: Prepared
@@ -141,7 +141,7 @@ class Rotated:
 
     @property
     def wanted(self) -> Chosen:
-        """The choice, where something is to be quantized."""
+        """The choice, if something is to be quantized."""
         assert self.chosen is not None, "the graph was rotated alone"
         return self.chosen
 
@@ -162,12 +162,12 @@ class Quantized:
 
     @property
     def chosen(self) -> Chosen:
-        """What was asked for and chosen."""
+        """The stage in which schemes and transforms were chosen."""
         return self.rotated.wanted
 
     @property
     def equivalence(self) -> Equivalence:
-        """How far the rotated graph is from its source."""
+        """The distance of the rotated graph from its source."""
         assert self.rotated.equivalence is not None, "quantizing checks it"
         return self.rotated.equivalence
 
@@ -178,10 +178,10 @@ class Written:
 
     Args:
         quantized: the stage before.
-        folder: where they are.
-        lowered: what the target's own backend made.
-        runtimes: by runtime, its files, or why it has none; the target's own first.
-        before: the planned graph as it was before it was lowered; ``None`` where no other runtime is compared with it.
+        folder: the folder that holds them.
+        lowered: the result of the target's own backend.
+        runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
+        before: the planned graph before it was lowered; ``None`` if no other runtime is compared with it.
     """
 
     quantized: Quantized
@@ -198,7 +198,7 @@ class Compared:
     Args:
         written: the stage before.
         measured: quantization error.
-        checked: implementation error; ``None`` where it is not known.
+        checked: implementation error; ``None`` if it is not known.
     """
 
     written: Written
@@ -207,5 +207,5 @@ class Compared:
 
 
 def float_model(prepared: Prepared) -> FloatModel:
-    """What artifacts of a graph are measured against."""
+    """The float model, against which artifacts of a graph are measured."""
     return FloatModel.of(prepared.source, prepared.analysis, prepared.seen)

@@ -1,4 +1,4 @@
-"""Threads for what runs outside of Python's lock: onnxruntime, NumPy and torch on large arrays."""
+"""Threads for work outside of Python's lock: onnxruntime, NumPy and torch on large arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SWITCH_SECONDS = 0.0002
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
-    """So many threads beside the caller; all work that they were given is done at the end.
+    """A number of threads beside the caller; at the end all work that they were given is done.
 
-    In each of them, and meanwhile in the caller, torch computes with one thread: where its teams outnumber the cores,
-    they wait for each other actively, which can take a minute. Python's lock changes hands sooner than usual: what runs
-    outside of it needs it often, and briefly.
+    In each of them, and meanwhile in the caller, torch computes with one thread: teams of threads that outnumber the
+    cores wait for each other actively, which can take a minute. Python's lock changes hands sooner than usual, because
+    work outside of it needs it often, and briefly.
     """
     import torch
 
@@ -35,7 +35,7 @@ def threads(count: int) -> Iterator[Executor]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """torch computes with one thread: on little at a time a team gains nothing, and waits actively for each member."""
+    """Let torch compute with one thread: on small work a team gains nothing, and waits actively for each member."""
     import torch
 
     own = torch.get_num_threads()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,36 @@ SHIPPED = BACKENDS / "gpu" / "kernels"
 #: What this project depends on: no module may take such a name.
 DEPENDENCIES = {"filelock", "jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
                 "rich", "safetensors", "scipy", "torch", "triton", "tvm", "typer"}  # fmt: skip
+
+
+#: Names that several modules have, by the reason. Whatever is the same thing may be called the same.
+SHARED_NAMES = {
+    "every backend has them": "lowering manifest runner weights",
+    "families of operators, in the rules and in the tables of backends": (
+        "attention elementwise indexing normalization reductions shaping state_space"
+    ),
+    "one computation, as it is defined and as kernels of a backend": (
+        "linear matmul norms packing quantize rotary rotate rounding rows scales scan transform"
+    ),
+    "other things under one name: to get names of their own": (
+        "forms fused operands planes registry sequences sites state tables"
+    ),
+}
+
+#: Files with docstrings that begin in an order that makes readers stumble. To become none; those of kernels and of the
+#: runtime are copied into artifacts, whose bytes change with them.
+STUMBLING = {
+    "qcompile/backends/gpu/kernels/activation_type.py",
+    "qcompile/backends/gpu/kernels/rounding.py",
+    "qcompile/backends/gpu/ops/call.py",
+    "qcompile/backends/gpu/runtime/__init__.py",
+    "qcompile/backends/relax/known.py",
+    "qcompile/passes/pipeline.py",
+    "qcompile/passes/state.py",
+}
+
+#: A docstring names what it describes, or says what to do; it does not begin with a clause about it.
+FIRST_WORDS = re.compile(r"(What|That|Those|Of)\b")
 
 
 @cache
@@ -174,6 +205,32 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     documented = ast.get_docstring(ast.parse(path.read_text()))
     assert documented, f"{name_of(path)} has no docstring"
     assert documented.splitlines()[0].strip()
+
+
+def stumbling(path: Path) -> list[str]:
+    """Docstrings of a module, its public classes and functions that begin with one of the words."""
+    tree = ast.parse(path.read_text())
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    public = (node for node in ast.walk(tree) if isinstance(node, kinds) and not node.name.startswith("_"))
+    documented = [ast.get_docstring(node) or "" for node in (tree, *public)]
+    return [text.partition("\n")[0] for text in documented if FIRST_WORDS.match(text)]
+
+
+@pytest.mark.parametrize("path", modules().values(), ids=name_of)
+def test_docstrings_begin_with_what_they_describe(path: Path) -> None:
+    found = stumbling(path)
+    if name_of(path) in STUMBLING:
+        assert found, f"take {name_of(path)} off the list"
+    else:
+        assert found == []
+
+
+def test_modules_have_names_of_their_own() -> None:
+    count = Counter(path.stem for path in modules().values() if path.stem != "__init__")
+    shared = {name for name, times in count.items() if times > 1}
+    listed = {name for names in SHARED_NAMES.values() for name in names.split()}
+    assert shared - listed == set(), "two modules have one name: rename one, or say why not"
+    assert listed - shared == set(), "take them off the list"
 
 
 @pytest.mark.parametrize("path", modules().values(), ids=name_of)

@@ -33,7 +33,7 @@ class Mode(enum.Enum):
 
 
 class Structure(enum.Enum):
-    """What a node is made of."""
+    """The parts that a node is made of."""
 
     LEAF = "leaf"
     PRODUCT = "product"  # row-major: the last factor runs fastest

@@ -235,7 +235,7 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
 
 
 def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
-    """What ``weight_matrix`` gives, in the shape and the type of the weight."""
+    """A result of ``weight_matrix`` in the shape and the type of the weight."""
     tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
     shape = list(site.shape)
     shape.append(shape.pop(axis))

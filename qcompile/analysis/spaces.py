@@ -139,7 +139,7 @@ class Space:
 
     @property
     def limits(self) -> list[Limit]:
-        """What took freedom away, in the order in which it was met."""
+        """The reasons why freedom was lost, in the order in which they were met."""
         return self.node.limits
 
 

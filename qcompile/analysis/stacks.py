@@ -88,7 +88,7 @@ class Experts:
 
     @property
     def indices(self) -> ir.Value | None:
-        """What looks experts up."""
+        """The indices by which experts are looked up."""
         return None if self.site.reader is self.site.node else self.site.reader.inputs[1]
 
     def size(self, letters: Sequence[str]) -> list[Any]:
@@ -161,7 +161,7 @@ def rows_of(q: Quantized, rows: np.ndarray) -> Quantized:
 
 
 def experts_of(site: Stack) -> Experts:
-    """That form of a site.
+    """A site in the form of products of rows with matrices.
 
     Raises:
         TargetError: if its operator is no product of rows with matrices, one or each with its own.

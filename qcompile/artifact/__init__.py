@@ -1,1 +1,1 @@
-"""What an export writes, and what is shown of it."""
+"""The files of an export, and the pages that show them."""

@@ -24,7 +24,7 @@ class Artifact:
     """An exported model.
 
     Args:
-        folder: where it lies.
+        folder: the folder that holds it.
         manifest: the content of its ``manifest.json``.
     """
 
@@ -36,7 +36,7 @@ class Artifact:
         """Read an artifact.
 
         Raises:
-            InputError: if the folder is none.
+            InputError: if the folder holds no artifact.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
@@ -50,11 +50,11 @@ class Artifact:
         return Artifact(Path(folder), manifest)
 
     def run(self, inputs: Mapping[str, np.ndarray], runtime: str | None = None) -> dict[str, np.ndarray]:
-        """Run it once on named inputs.
+        """Run the artifact once on named inputs.
 
         Args:
             inputs: by name of the graph's inputs.
-            runtime: ``ort``, ``tvm`` or ``triton``; by default the first that it was made for.
+            runtime: ``ort``, ``tvm`` or ``triton``; by default the first one that it was made for.
 
         Raises:
             InputError: if the artifact was not made for that runtime, or the inputs do not fit.

@@ -1,8 +1,8 @@
 """The graph as a drawing: every operator has a layer and a place in it, every edge the space that it carries.
 
-Layers are longest paths from the inputs. Within a layer, operators stand as near as possible to the mean of what
-they read, then of what reads them (one sweep down, one up, one down). Computing shapes and masks is kept apart, on
-the right, so that what carries features can be followed.
+An operator's layer is the length of the longest path from the inputs. Within a layer, operators stand as near as
+possible to the mean place of their inputs, then of their readers (one sweep down, one up, one down). The computation of
+shapes and masks is kept apart, on the right, so that the path of the features can be followed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def drawing(analysis: Analysis, found: Mapping[str, Any]) -> dict[str, Any]:
     """Operators and edges with their places.
 
     Args:
-        found: what ``inspect`` says of the graph: spaces are referred to by their index in ``found["spaces"]``.
+        found: the result of ``inspect``. Spaces are referred to by their index in ``found["spaces"]``.
 
     Returns:
         ``nodes``: ``{op, name, shape, layer, x, spaces, main, aux, kind}``; ``edges``: ``[from, to, value, space]``;
@@ -60,7 +60,7 @@ def drawing(analysis: Analysis, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reads(node: ir.Node) -> Iterable[ir.Value]:
-    """What a node reads, the insides of its subgraphs included."""
+    """The values that a node reads, those within its subgraphs included."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         for graph in _graphs(attribute):

@@ -1,4 +1,4 @@
-"""Spaces, sites and reasons as plain data: what manifests and ``qcompile inspect`` have in common."""
+"""Spaces, sites and reasons as plain data, for manifests and for ``qcompile inspect``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = [
 ]  # fmt: skip
 
 def count_of(site: Site) -> int:
-    """Elements of a site's weight."""
+    """The number of elements of a site's weight."""
     return math.prod(site.shape)
 
 
 def bits_of(site: Site) -> int:
-    """Bits of one element of a site's weight as the graph holds it."""
+    """The bits of one element of a site's weight, as the graph holds it."""
     return site.weight.dtype.bitwidth if site.weight.dtype is not None else 32
 
 
@@ -62,7 +62,7 @@ def _kronecker(transform: Any) -> str:
 
 
 def space_entries(analysis: Analysis, offline: Mapping[Node, Transform] | None = None) -> list[dict[str, Any]]:
-    """Every space that holds floating-point values or touches a site, with the transform that it was given."""
+    """Every space that holds floating-point values or touches a site, with its transform."""
     numeric = _numeric_nodes(analysis)
     shown = [s for s in analysis.spaces if s.readers or s.writers or s.node in numeric]
     return [_space(space, (offline or {}).get(space.node)) for space in shown]
@@ -90,7 +90,7 @@ def _space(space: Space, transform: Transform | None) -> dict[str, Any]:
 
 
 def site_entry(analysis: Analysis, site: Site, tie: str | None) -> dict[str, Any]:
-    """A site as it stands in the float graph; an export overwrites what it has chosen."""
+    """A site as it stands in the float graph; an export overwrites the entries that it has chosen."""
     return {
         "name": site.name,
         "op": site.node.op_type,
@@ -121,7 +121,7 @@ def ties(sites: Iterable[Site]) -> dict[str, str]:
 
 
 def declined_entries(declined: Iterable[Declined]) -> list[dict[str, str]]:
-    """What was left alone, and why."""
+    """Everything that was left alone, with the reasons."""
     return [{"site": entry.site, "what": entry.what, "reason": entry.reason} for entry in declined]
 
 

@@ -47,23 +47,23 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about an export.
+    """All facts about an export.
 
     Args:
         source: the graph as it came.
-        state: what was left alone, and notes of passes.
-        analysis: of the graph before it changed basis.
-        sites: those that the target can quantize; the others appear as ``float``.
+        state: everything that was left alone, and notes of passes.
+        analysis: the analysis of the graph before it changed basis.
+        sites: the sites that the target can quantize; the others appear as ``float``.
         choice: schemes and transforms.
         plans: how each site computes.
-        lowered: what the target's own backend made.
-        runtimes: by runtime, its files, or why it has none; the target's own first.
-        options: what was asked for.
-        target: what for.
-        equivalence: of the rotated graph and its source.
+        lowered: the result of the target's own backend.
+        runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
+        options: as the user gave them.
+        target: the target.
+        equivalence: the distance of the rotated graph from its source.
         measured: quantization error.
-        checked: implementation error, where it is known.
-        folder: where the target's own files lie.
+        checked: implementation error, if it is known.
+        folder: the folder that holds the target's own files.
     """
 
     source: Source
@@ -83,7 +83,7 @@ class Facts:
 
 
 def build_manifest(facts: Facts) -> dict[str, Any]:
-    """Everything that is known about an export, as JSON that depends on nothing but model, options and seed."""
+    """All facts about an export as JSON, which depends on nothing but model, options and seed."""
     from qcompile import __version__
 
     chosen, lowered, checked, equal = facts.choice, facts.lowered, facts.checked, facts.equivalence
@@ -229,7 +229,7 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def stored_bits(weight: Quantized) -> float:
-    """Bits that a quantized weight takes: codes, scales, zero points and the second-level scale."""
+    """The bits that a quantized weight takes: codes, scales, zero points and the second-level scale."""
     fmt = weight.format
     bits = weight.codes.numel() * fmt.bits + weight.scales.numel() * fmt.scale.bits / fmt.rows
     bits += weight.zero_points.numel() * fmt.bits if weight.zero_points is not None else 0
@@ -262,7 +262,7 @@ def _bytes_in(folder: Path, lowered: Lowered) -> int:
 
 
 def compile_report() -> None:
-    """Get the page that ``write_report`` fills ready; it would else do so itself."""
+    """Compile the page that ``write_report`` fills, ahead of time."""
     template(REPORT)
 
 

@@ -38,8 +38,8 @@ def render_inspection(found: Mapping[str, Any], graph: Mapping[str, Any]) -> str
     """The drawing of a graph with its spaces, sites and reasons as HTML.
 
     Args:
-        found: what ``inspect`` returns.
-        graph: what ``drawing`` returns.
+        found: the result of ``inspect``.
+        graph: the result of ``drawing``.
     """
     return template("inspect.html").render(found=found, graph=graph)
 
@@ -61,12 +61,12 @@ def template(name: str) -> jinja2.Template:
 
 
 def format_name(site: Mapping[str, Any]) -> str:
-    """``nvfp4/nvfp4``, ``int4-g32``, ``float``."""
+    """The formats of a site in a word: ``nvfp4/nvfp4``, ``int4-g32``, ``float``."""
     return site["format"] + (f"/{site['activation']}" if site["activation"] else "")
 
 
 def human_bytes(count: float) -> str:
-    """``9.2 MB``."""
+    """A number of bytes for people: ``9.2 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"

@@ -137,7 +137,7 @@ def between_sites(
 def compare_sites(
     model: ir.Model, plans: Sequence[Plan], values: Mapping[str, np.ndarray], target: Target, name: str
 ) -> dict[str, Any]:
-    """What the manifest says of a runtime's sites, each on its own.
+    """An entry of the manifest on a runtime's sites, each on its own.
 
     Args: as for ``sites_alone``, and the backend.
     """
@@ -151,7 +151,7 @@ def compare_sites(
 
 
 def observe(case: Case, target: Target, name: str) -> Mapping[str, np.ndarray] | None:
-    """What a case gives in one backend; ``None`` where it compiles for another machine."""
+    """The outputs of a case in one backend; ``None`` if it compiles for another machine."""
     lowering = backend(name)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         lowering.lower(case.model.clone(), case.plans, target, Path(folder))
@@ -270,7 +270,7 @@ def picking(fmt: Format, features: np.ndarray, size: int) -> Quantized:
 
 
 def _picked(x: np.ndarray, site: Linear, fmt: Format, features: np.ndarray) -> np.ndarray:
-    """What the format's definition makes of the input, at those features."""
+    """The input as the format's definition quantizes it, at those features."""
     import torch
 
     x = x if site.before is None else np.transpose(x, site.before)

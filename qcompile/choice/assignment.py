@@ -25,7 +25,7 @@ _SLACK = 1e-12  # relative: a budget equal to a sum of costs is met in spite of 
 
 @dataclass(frozen=True)
 class Option:
-    """What a site may be given.
+    """A choice for a site.
 
     Args:
         name: of the choice, unique per site; tied sites are matched by it.

@@ -37,7 +37,7 @@ def minimum_cut(costs: Mapping[Node, tuple[float, float]], edges: Sequence[tuple
 
 
 def components(pairs: Sequence[tuple[Hashable, Hashable]]) -> Iterable[set[Any]]:
-    """What the pairs join."""
+    """The sets that the pairs join."""
     if not pairs:
         return ()
     import networkx as nx

@@ -158,7 +158,7 @@ def _cheapest(problem: Problem) -> list[int]:
 
 
 def _scale(problem: Problem) -> np.ndarray:
-    """What makes costs of different budgets comparable: the budget, or its dearest item where that is more."""
+    """A unit that makes costs of different budgets comparable: the budget, or its dearest item where that is more."""
     dearest = np.array([np.abs(cost).max(0) for cost in problem.costs]).max(0, initial=np.finfo(float).tiny)
     return np.maximum(problem.limits, dearest)
 

@@ -187,7 +187,7 @@ def _price_of(
 
 
 def _between(axes: Axes, wall: Boundary, offline: Mapping[Node, Transform]) -> Transform | None:
-    """What takes the basis before a boundary to the one behind it, ``None`` if they are the same."""
+    """The transform from the basis before a boundary to the one behind it, ``None`` if they are the same."""
     from qcompile.transforms import Compose
 
     before, after = (axis_transform(axes, side, offline) for side in (wall.before, wall.after))

@@ -24,7 +24,7 @@ __all__ = ["Online", "OnlineChoice", "features_last"]
 
 @dataclass(frozen=True)
 class OnlineChoice:
-    """What is best in front of the sites of a group.
+    """The best transform in front of the sites of a group.
 
     Args:
         transform: ``None`` for nothing.

@@ -38,7 +38,7 @@ class Placement:
 
 
 def total_transform(analysis: Analysis, group: Siblings, placement: Placement) -> Transform | None:
-    """What the group's input goes through: offline, then online."""
+    """The transform of the group's input: offline, then online."""
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
     online = placement.online.get(group.value.name)
     if offline is None or online is None:

@@ -81,7 +81,7 @@ def _error(item: Probe, scheme: Scheme, transform: Transform | None) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """What predictions for siblings are computed on: a probe of each site, and how much each matters."""
+    """The basis of predictions for siblings: a probe of each site, and how much each matters."""
 
     items: tuple[Probe, ...]
     alphas: tuple[float, ...]

@@ -42,7 +42,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may ask of an export.
+    """The wishes that a user may have of an export.
 
     Args:
         target: name of the target.
@@ -210,7 +210,7 @@ def _assign(
 
 
 def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, float]:
-    """What sites take of each budget; an embedding table is looked up, which takes no time to speak of."""
+    """The cost of sites in each budget; an embedding table is looked up, which takes no time to speak of."""
     bits = stored = 0.0
     for site in sites:
         count = int(site.weight.const_value.size)

@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 class Transforms(StrEnum):
-    """How transforms are chosen; the words of ``qcompile.choice.transforms.KINDS``."""
+    """Ways to choose transforms; the words of ``qcompile.choice.transforms.KINDS``."""
 
     auto = "auto"
     none = "none"
@@ -38,7 +38,7 @@ class Transforms(StrEnum):
 
 
 class Method(StrEnum):
-    """How weights are rounded; the words of the pass ``quantize``."""
+    """Ways to round weights; the words of the pass ``quantize``."""
 
     gptq = "gptq"
     search = "search"
@@ -46,7 +46,7 @@ class Method(StrEnum):
 
 
 class Device(StrEnum):
-    """Where torch computes."""
+    """Devices on which torch computes."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -198,10 +198,10 @@ def passes() -> None:
 
 
 def main() -> None:
-    """The console script.
+    """Run the command line, and exit.
 
-    It ends without tearing the interpreter down, which takes torch most of a second, and it collects garbage in
-    larger portions: a graph is a great many small objects, of which few are garbage.
+    The process ends without tearing the interpreter down, which takes torch most of a second. Garbage is collected in
+    larger portions than usual: a graph consists of very many small objects, and few of them are garbage.
     """
     gc.set_threshold(100_000, 20, 100)
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it tells which values have no type: runtimes infer it

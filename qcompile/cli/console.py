@@ -1,4 +1,4 @@
-"""What the commands share: errors as exit statuses, progress bars, tables, and the syntax of options."""
+"""Parts that the commands share: errors as exit statuses, progress bars, tables, and the syntax of options."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 class CommandGroup(TyperGroup):
-    """Says each mistake of the user in one sentence and exits with 2; everything else keeps its traceback."""
+    """Commands that answer a mistake of the user with one sentence and status 2; other errors keep their traceback."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
-        """Run a command; without ``standalone_mode`` errors reach the caller."""
+        """Run a command. Without ``standalone_mode``, errors reach the caller."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **kwargs)
         try:
@@ -46,7 +46,7 @@ class CommandGroup(TyperGroup):
 
 
 def mistake(error: Exception) -> str | None:
-    """What the user did wrong, in one sentence; ``None`` if it is not the user's doing."""
+    """The mistake of the user in one sentence; ``None`` for any other error."""
     if isinstance(error, QCompileError):
         return " ".join(str(error).split())
     if hasattr(error, "format_message"):  # usage errors of the parser
@@ -78,7 +78,7 @@ def say(*things: Any, quiet: bool = False) -> None:
 
 
 class Progress:
-    """Bars on the standard error, one per step; called with a step, how much of it is done, and how much there is."""
+    """Bars on the standard error, one for each step; called with a step, the part of it that is done, and the whole."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet or not sys.stderr.isatty()
@@ -101,7 +101,7 @@ class Progress:
             self._bars.stop()
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        """Show how far a step is."""
+        """Show the progress of a step."""
         if self._bars is not None:
             if step not in self._steps:
                 self._steps[step] = self._bars.add_task(step, total=total)
@@ -112,12 +112,12 @@ class Progress:
 
 
 def names(given: Sequence[str] | None) -> list[str]:
-    """``a,b`` and repeated options as one list."""
+    """The names of ``a,b`` and of repeated options, as one list."""
     return [name for text in given or () for name in (part.strip() for part in text.split(",")) if name]
 
 
 def budgets(given: Sequence[str] | None) -> dict[str, float]:
-    """``bits=4.25,bytes=80M`` as numbers by unit.
+    """The budgets of ``bits=4.25,bytes=80M``, as numbers by unit.
 
     Raises:
         InputError: if it is not of that form.

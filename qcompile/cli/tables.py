@@ -56,7 +56,7 @@ def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def artifact_tables(artifact: Artifact) -> list[Any]:
-    """What an export made: sizes, formats, errors, and where the report is."""
+    """The result of an export: sizes, formats, errors, and the path of the report."""
     m = artifact.manifest
     report = ("report", str(artifact.folder / "report.html"))
     return [_facts(str(artifact.folder), [*_sizes(m), *_choices(m), *_errors(m), report])]
@@ -110,7 +110,7 @@ def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _losses(losses: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Each loss in nats, and how far it is above float."""
+    """Each loss in nats, and its distance above float."""
     base = losses.get("float")
     rows = []
     for name, value in named_losses(losses):
@@ -123,7 +123,7 @@ def _losses(losses: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def rotation_table(rotated: Rotated, output: Path) -> Table:
-    """What ``rotate`` did."""
+    """The result of ``qcompile rotate``."""
     placement, equal = rotated.placement, rotated.equivalence
     sizes = Counter(f"{node.size}" for node in placement.offline)
     spaces = f"{len(placement.offline)}" + (f" (sizes: {_counts(sizes)})" if sizes else "")
@@ -146,7 +146,7 @@ def arrays_table(arrays: Mapping[str, np.ndarray], output: Path) -> Table:
 
 
 def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:
-    """How far an artifact is from its source, beside what its manifest says; the inputs may be others."""
+    """The distance of an artifact from its source, beside that in its manifest, which may be of other inputs."""
     rows = [("relative L2", scientific(measured.rel_l2)), ("divergence", f"{scientific(measured.divergence)} nats")]
     rows += [(f"loss, {name}", said) for name, said in _losses(measured.loss)]
     q = stated["quantization"]
@@ -178,7 +178,7 @@ def passes_table(found: Mapping[str, type[Any]]) -> Table:
 
 
 def inspection_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Spaces, sites and reasons; repeated blocks of a network are shown as one row each."""
+    """Three tables: spaces, sites and reasons."""
     return [_spaces(found["spaces"]), _sites(found["sites"]), _declined(found["declined"])]
 
 

@@ -1,4 +1,4 @@
-"""What a number format is: data, read by one encoder, one packer and every backend.
+"""The number format: data, read by one encoder, one packer and every backend.
 
 A format stores a tensor as element codes, in groups along one axis that share a scale. ``x ≈ tensor_scale ·
 scale[group] · element[code]`` (minus the zero point, for integer elements that have one).

@@ -32,7 +32,7 @@ __all__ = [
 
 
 class _Bytes:
-    """What all packed tensors share: they are dataclasses of tensors."""
+    """The common part of all packed tensors, which are dataclasses of tensors."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 

@@ -25,7 +25,7 @@ _LARGEST = {
 
 @dataclass(frozen=True)
 class Scales:
-    """What a format stores beside the element codes.
+    """The numbers that a format stores beside the element codes.
 
     Args:
         scale: float32 values of the stored, rounded scales, ``[..., groups]``.

@@ -74,7 +74,7 @@ def check_graph(model: ir.Model, path: str) -> None:
 
 
 def _flaw_of(model: ir.Model) -> str | None:
-    """What makes a graph unusable: a value that nothing makes, or outputs of one name."""
+    """The flaw that makes a graph unusable: a value that nothing makes, or outputs of one name."""
     names = [value.name for value in model.graph.outputs]
     for name in names:
         if names.count(name) > 1:

@@ -216,7 +216,7 @@ def _scalar(value: ir.Value | None) -> float | None:
 
 
 def _mean_of(value: ir.Value | None) -> ir.Value | None:
-    """What a value is the mean of, over the last axis, which stays as an axis of size one."""
+    """The value of which another is the mean over the last axis, which stays as an axis of size one."""
     node = _maker(value)
     if node is None or node.domain:
         return None

@@ -258,7 +258,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _schema(op: str) -> onnx.defs.OpSchema:
-    """What the exporter must know of an operator: the names of its inputs, all of one type."""
+    """The schema of an operator for the exporter: the names of its inputs, all of one type."""
     parameter = onnx.defs.OpSchema.FormalParameter
     signature = _BODIES[op].split("=>")[0].strip(" ()").split(", ")
     floats = [f"tensor({name})" for name in ("float16", "bfloat16", "float", "double")]

@@ -1,4 +1,4 @@
-"""What rounding can learn of the input of some sites: GPTQ where it holds on rows that it has not seen.
+"""Lessons that rounding learns from the input of some sites: GPTQ where it holds on rows that it has not seen.
 
 Sites are rounded one after the other, each for the input that it will really get: quantized, and computed by sites
 that are quantized already (``sequential``). With ``x`` as the float graph reads it and ``x̂`` as the quantized one does,
@@ -75,7 +75,7 @@ class Lesson:
         return SHIFT * torch.linalg.solve(damped, self.cross - self.moment, left=False).float()
 
     def learn(self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None) -> GPTQResult:
-        """What GPTQ makes of a weight ``[out, in]``; a second-level scale may be given."""
+        """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given."""
         goal = weight if self._shift is None else weight + weight @ self._shift
         return gptq(goal, self._factor, fmt, scales="search", tensor_scale=tensor_scale)
 

@@ -86,7 +86,7 @@ class Walk:
                 yield group
 
     def lesson(self, activation: Format | None) -> Lesson:
-        """What the group at which the walk stands reads, where its sites read it in that format."""
+        """A lesson from the input of the group at which the walk stands, as sites read it in that format."""
         if activation not in self._known:
             self._known[activation] = self._lesson(activation)
         return self._known[activation]
@@ -158,7 +158,7 @@ class Walk:
 
 
 class _Operands:
-    """What a site reads, under names of its own."""
+    """The values that a site reads, under names of its own."""
 
     def __init__(self, site: Site) -> None:
         self.site, form = site, read_site(site.node)

@@ -1,4 +1,4 @@
-"""How far values are apart."""
+"""Distances between values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIGITS = 6
 def compare(
     reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> tuple[float, float]:
-    """(relative L2, largest absolute difference), the worst over the outputs that hold floating-point numbers."""
+    """Relative L2 and largest absolute difference, the worst over the outputs that hold floating-point numbers."""
     relative = absolute = 0.0
     for name, want in reference.items():
         if not np.issubdtype(want.dtype, np.floating):
@@ -40,7 +40,7 @@ def _length(vector: np.ndarray) -> float:
 
 
 def number(value: float | None) -> float | None:
-    """A measurement as it is written down: a few digits, ``None`` for what is not finite."""
+    """A measurement as it is written down: a few digits; ``None`` for infinity and NaN."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{DIGITS}g}")

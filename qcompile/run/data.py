@@ -1,4 +1,4 @@
-"""Data: what a model is run on, from ``.npz`` files or drawn at random where there are none."""
+"""Data to run a model on, from ``.npz`` files or drawn at random where there are none."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Data:
 
     @property
     def about(self) -> str:
-        """What it is, in a message."""
+        """The data in words, for messages."""
         return "random data, drawn because no calibration data was given," if self.random else "the data"
 
     def first(self, count: int) -> Data:
-        """The first batches alone."""
+        """The same with the first batches alone."""
         return Data(self.batches[:count], self.random)
 
 
@@ -128,7 +128,7 @@ def _drawn(model: ir.Model, seed: int, batches: int, draw: Draw = DRAWS[0]) -> D
 def accepted(
     model: ir.Model, data: Data, run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], seed: int = 0
 ) -> tuple[Data, Mapping[str, np.ndarray]]:
-    """Data that a model takes, and what it makes of the first batch.
+    """Data that a model takes, and its outputs for the first batch.
 
     Random inputs that it refuses, or answers with nothing but NaN, are drawn again in other ways: a mask may be all
     set or all clear, a length may have to be a multiple of something.

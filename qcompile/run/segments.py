@@ -1,4 +1,4 @@
-"""Runs a graph whose weights do not fit into memory: a few nodes at a time, each run with its own weights alone."""
+"""Graphs whose weights do not fit into memory: they run a few nodes at a time, each part with its own weights alone."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ class Part:
         self.made: set[ir.Value] = set()
 
     def add(self, node: ir.Node) -> None:
-        """One more node at the end."""
+        """Put one more node at the end."""
         self.nodes.append(node)
         self.reads |= {value: None for value in _reads(node) if value not in self.made}
         self.made.update(node.outputs)
 
     @property
     def constants(self) -> dict[str, ir.TensorProtocol]:
-        """Those that it reads, by name."""
+        """The constants that it reads, by name."""
         return {value.name: value.const_value for value in self.reads if value.const_value is not None}
 
 
 def parts(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> Iterator[Part]:
-    """All nodes in order; a new part begins with each node of which ``starts`` says so."""
+    """All nodes in order, in parts; ``starts`` says of a node whether a new part begins with it."""
     part = Part()
     for node in graph:
         if starts(node) and part.nodes:
@@ -115,7 +115,7 @@ class _Fills:
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads: its inputs, and what its bodies capture from outside."""
+    """The values that a node reads: its inputs, and those that its bodies capture from outside."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         bodies: Sequence[ir.Graph] = ()
@@ -135,10 +135,10 @@ def runner(
     """Some nodes of a graph as a function of all that they read.
 
     Args:
-        feeds: what it will be called with: arrays of these types and shapes.
-        made: names of what it returns.
-        constants: names of those that never change; small ones, such as sizes, are made part of the graph.
-        varying: names of the arrays whose shape may be another one of the same rank.
+        feeds: its arguments will have the types and shapes of these arrays.
+        made: names of its results.
+        constants: names of arguments that never change; small ones, such as sizes, become part of the graph.
+        varying: names of arguments whose shape may be another one of the same rank.
     """
     import onnx
     import onnxruntime as ort

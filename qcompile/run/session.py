@@ -1,4 +1,4 @@
-"""Runs graphs: onnxruntime for speed, in float32 or, for checks, in float64.
+"""Graphs in onnxruntime, in float32 or, for checks, in float64.
 
 Every stage of the pipeline is an ordinary ONNX graph, so one executor serves them all: the source, the rotated
 model, the artifact.
@@ -41,7 +41,7 @@ CRASHING = ["MatmulTransposeFusion"]
 
 
 class Session:
-    """One graph, loaded when it is first used.
+    """A graph that is loaded when it is first used.
 
     Args:
         model: a graph, or the path of a file.
@@ -80,12 +80,12 @@ class Session:
 
     @cached_property
     def inputs(self) -> list[str]:
-        """Names of what ``run`` takes."""
+        """Names of the arguments of ``run``."""
         return [value.name for value in self._session.get_inputs() if value.name not in self._weights]
 
     @cached_property
     def outputs(self) -> list[str]:
-        """Names of what ``run`` gives, taps included."""
+        """Names of the results of ``run``, taps included."""
         return [value.name for value in self._session.get_outputs()]
 
     def _hand_over(self, model: ir.Model, options: ort.SessionOptions, optimize: bool) -> bytes | str:

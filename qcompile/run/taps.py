@@ -1,8 +1,8 @@
 """Values within the bodies of If, Loop and Scan as outputs of the graph, so that calibration sees them.
 
 A value leaves a body as rows ``[-1, features]``: from a Loop or Scan as one more scan output, from a branch as one more
-output, to which the other branch adds no rows. What a body makes of a number of rows that changes from step to step
-cannot be stacked, and is left out.
+output, to which the other branch adds no rows. Values whose number of rows changes from step to step cannot be stacked,
+and are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def expose(model: ir.Model, inner: Mapping[str, int]) -> tuple[ir.Model, dict[st
 
 
 def visible(model: ir.Model, names: Collection[str]) -> dict[str, tuple[ir.Value, ir.Graph]]:
-    """Those of some values within bodies that can be seen from outside, with the body."""
+    """The values of those names that can be seen from outside the bodies in which they stand, with the bodies."""
     owners, found = _owners(model), {}
     counted = {str(dim.value) for value in model.graph.inputs for dim in value.shape or () if not isinstance(dim, int)}
     for body in owners:
@@ -109,7 +109,7 @@ def _nothing(model: ir.Model, branch: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _extend_axes(scan: ir.Node) -> None:
-    """What a Scan says of each of its scan outputs, it says of the new one too."""
+    """Extend the attributes that a Scan has for each of its scan outputs by the new one."""
     for name in ("scan_output_axes", "scan_output_directions"):
         if name in scan.attributes:
             scan.attributes[name] = ir.AttrInt64s(name, [*scan.attributes.get_ints(name), 0])

@@ -1,1 +1,1 @@
-"""What data teaches: second moments and samples of inputs, and how much each site matters."""
+"""Lessons from data: second moments and samples of inputs, and how much each site matters."""

@@ -50,7 +50,7 @@ class Routed:
     owners: np.ndarray
 
     def of(self, expert: int) -> Statistics | None:
-        """What one expert saw; ``None`` for nothing."""
+        """The statistics of the rows that one expert saw; ``None`` if it saw none."""
         own = self.rows[(self.owners == expert).any(1)]
         if not len(own):
             return None
@@ -62,7 +62,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of one site input of ``size`` features.
+    """The statistics of one site input of ``size`` features.
 
     Args:
         second_moment: ``E[x xᵀ]``, ``[size, size]`` float64.
@@ -173,7 +173,7 @@ class _Collected:
         return True
 
     def statistics(self) -> Statistics:
-        """What is known after the last row."""
+        """The result after the last row."""
         import torch
 
         sample, held_out = (torch.cat(parts).numpy() for parts in (self.sample, self.held_out))
@@ -183,7 +183,7 @@ class _Collected:
 
 
 def _spread(x: torch.Tensor, count: int) -> torch.Tensor:
-    """That many rows, but at least one if there is any, evenly spread."""
+    """A number of rows, but at least one if there is any, evenly spread."""
     import torch
 
     return x[torch.linspace(0, len(x) - 1, min(max(1, count), len(x))).long()]

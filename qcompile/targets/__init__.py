@@ -1,1 +1,1 @@
-"""What a backend is handed: targets, schemes, and the plan of each site."""
+"""The words that backends and the core share: targets, schemes, and the plan of each site."""

@@ -1,4 +1,4 @@
-"""Which sites a target can quantize, and why not the others."""
+"""The sites that a target can quantize, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["quantizable"]
 
 
 def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[Site], list[Declined]]:
-    """Sites that a target can quantize, or some target if none is named, and why not the others."""
+    """The sites that a target can quantize (or some target, if none is named), and the reasons against the others."""
     chosen, declined = [], []
     kinds: dict[ir.Value, set[str]] = defaultdict(set)
     for site in analysis.sites:

@@ -1,9 +1,8 @@
-"""Targets: what a runtime can compute, as data that each backend declares in its folder.
+"""The targets and backends that are there, found by looking into the folder ``backends``.
 
 A backend is a package ``qcompile.backends.NAME`` with three modules: ``manifest`` (``TARGETS``, a tuple of
-``Target``, ``RUNTIME``, the name of what runs its artifacts, and ``EXTRA``, the optional dependency that it needs or
-``None``), ``lowering`` (``lower``), and ``runner`` (``load``). The core finds them by looking into the folder; it
-imports none.
+``Target``; ``RUNTIME``, the name of the program that runs its artifacts; ``EXTRA``, the optional dependency that it
+needs, or ``None``), ``lowering`` (``lower``), and ``runner`` (``load``). The core imports none by name.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ __all__ = ["Backend", "Lowered", "backend", "get_target", "lowered_to", "runtime
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a backend made of a graph.
+    """The result of lowering a graph.
 
     Args:
         files: names of the files in the artifact's folder.
-        sites: by site, what the backend chose: for example ``{"accuracy_level": 4}``. ``rounds_input_to`` names the
+        sites: by site, the choices of the backend, for example ``{"accuracy_level": 4}``. ``rounds_input_to`` names the
             format to which its kernel rounds the site's input by itself, though the scheme keeps activations;
-            ``stored_bytes`` is what its weight takes, where that is more than the format needs.
+            ``stored_bytes`` is the size of its weight, where that is more than the format needs.
         notes: further entries of the manifest.
     """
 
@@ -60,7 +59,7 @@ class Backend(Protocol):
         """The artifact as a function of named inputs."""
 
     def rehearse(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
-        """As ``load``, for one small input, on any machine; ``load`` itself where a runner has nothing else.
+        """The same for one small input, on any machine; ``load`` itself if a runner has nothing else.
 
         ``None`` for an artifact that was compiled for another machine.
         """
@@ -94,7 +93,7 @@ def runtime_of(name: str) -> str:
 
 
 def runtimes() -> dict[str, str]:
-    """Which backend runs an artifact under which name of a runtime."""
+    """The backend of each runtime, by the name of the runtime."""
     return {runtime_of(name): name for name in _backends()}
 
 

@@ -39,7 +39,7 @@ class Unrolled:
     parts: Mapping[str, Sequence[str]]
 
     def joined(self, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """What a backend says of its sites, with the matrices of a stack as one again."""
+        """The notes of a backend on its sites, with the matrices of a stack as one again."""
         owners = {part: stack for stack, parts in self.parts.items() for part in parts}
         found = {name: notes for name, notes in sites.items() if name not in owners}
         for stack, parts in self.parts.items():

@@ -1,4 +1,4 @@
-"""What a target is: data that each backend declares in its folder."""
+"""The target: data that each backend declares in its folder."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ __all__ = ["Target"]
 
 @dataclass(frozen=True)
 class Target:
-    """Something that a model can be exported to.
+    """A destination of exports.
 
     Args:
         name: as on the command line.
         summary: one line for ``qcompile targets``.
-        backends: the folders under ``backends`` that lower to it. The first makes the artifact what it is; further
-            ones add their files to the same folder, and where their extra is missing, the manifest says so.
-        schemes: names of the schemes that it can run; a name given without an activation format stands for the
-            first scheme with that weight format. ``("*",)`` means every format.
+        backends: the folders under ``backends`` that lower to it. The first makes the artifact; further ones add their
+            files to the same folder. If the extra of one is missing, the manifest says so.
+        schemes: names of the schemes that it can run. A user who names a weight format alone gets the first scheme
+            with that weight format. ``("*",)`` means every format.
         default: the scheme of sites when no formats are asked for.
-        edge: the scheme of sites at the edges of the model: embedding tables and what writes an output.
-        plain: the scheme whose rounding to nearest, without transforms, results are measured against; the default
-            scheme where none is named.
-        transform_price: by how much an online transform must lower the error of its sites, per fraction of their
-            arithmetic that it costs: 1 where it fuses with the quantization of activations, more where it is a pass
-            of its own over memory.
+        edge: the scheme of sites at the edges of the model: embedding tables, and sites that write an output.
+        plain: the scheme of the yardstick, rounding to nearest without transforms; ``default`` if none is named.
+        transform_price: the gain in error that an online transform must bring, per fraction of its sites' arithmetic
+            that it costs: 1 if it fuses with the quantization of activations, more if it is a pass of its own over
+            memory.
         aliases: other names.
-        runs_here: whether an artifact runs on any machine at a useful speed; else its quality is measured on the
+        runs_here: whether an artifact runs on any machine at a useful speed; otherwise its quality is measured on the
             reference interpreter.
-        bandwidth: bytes of weights read in a second, for budgets of latency: an estimate; ``None`` without one.
+        bandwidth: bytes of weights read in a second, an estimate for budgets of latency; ``None`` without one.
         stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
             ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
         bodies: whether it computes sites in the bodies of If, Loop and Scan.

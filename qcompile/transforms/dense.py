@@ -51,7 +51,7 @@ def _inverse(matrices: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Matrices(StepTransform):
-    """What ``Dense`` and ``BlockDense`` share: the field ``matrices`` and everything computed from it."""
+    """The common part of ``Dense`` and ``BlockDense``: the field ``matrices`` and everything computed from it."""
 
     matrices: torch.Tensor
 

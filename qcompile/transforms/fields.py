@@ -1,4 +1,4 @@
-"""What every transform shares: tensors as dataclass fields, their JSON form, and joins of groups."""
+"""The common part of all transforms: tensors as dataclass fields, their JSON form, and joins of groups."""
 
 from __future__ import annotations
 

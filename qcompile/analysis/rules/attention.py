@@ -74,7 +74,7 @@ def caches(
 
 
 def add_to_scores(analysis: Analysis, node: ir.Node, bias: ir.Value | None, batch: Ref, heads: Ref) -> None:
-    """What is added to (or masks) the scores ``[batch, heads, queries, keys]``; the first two axes follow it."""
+    """A bias is added to (or masks) the scores ``[batch, heads, queries, keys]``; the first two axes follow it."""
     refs = analysis.refs(bias)
     if refs is None:
         return

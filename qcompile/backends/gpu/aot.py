@@ -47,7 +47,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a configuration: the binary, its assembly by stage, and its resources."""
+    """A compiled configuration: the binary, its assembly by stage, and its resources."""
 
     config: Config
     binary: bytes

@@ -1,4 +1,4 @@
-"""What a program refers to by name besides plain weights: packed weights, transforms, activation formats."""
+"""Objects that a program refers to by name besides plain weights: packed weights, transforms, activation formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels use to edit the graph: new nodes before a site, constants and quantized inputs shared between sites."""
+"""The tool by which kernels edit the graph: new nodes before a site, constants and quantized inputs shared by sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every kernel for a linear site has around its product: axes, type, padding before; scale, bias, axes after."""
+"""The frame of every product of a linear site: axes, type and padding before it; scale, bias and axes after it."""
 
 from __future__ import annotations
 

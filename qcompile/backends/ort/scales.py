@@ -34,7 +34,7 @@ def effective_scales(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.
 
 
 def divisor(body: Body, scale: ir.Value, fmt: Format) -> ir.Value:
-    """What to divide by: never zero. The quotient may then be anything; it is multiplied by a scale of zero."""
+    """A divisor that is never zero. For zero the quotient may be anything; it is multiplied by a scale of zero."""
     if fmt.rule is ScaleRule.SIGNED_MAX:  # scales of either sign
         return body.Where(body.Equal(scale, body.constant(0.0)), body.constant(np.inf), scale)
     return body.Max(scale, body.constant(_TINY))

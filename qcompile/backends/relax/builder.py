@@ -56,7 +56,7 @@ class Builder:
         self._values[value] = result
 
     def get(self, value: ir.Value | None) -> Value | None:
-        """What a value of the graph is; constants of some size become parameters at their first use."""
+        """The expression of a value of the graph; constants of some size become parameters at their first use."""
         if value is None:
             return None
         if value not in self._values:
@@ -77,7 +77,7 @@ class Builder:
 
     @property
     def arguments(self) -> list[relax.Var]:
-        """Of all parameters, in order."""
+        """The variables of all parameters, in order."""
         return list(self._arguments.values())
 
     def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:

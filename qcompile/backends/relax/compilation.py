@@ -21,7 +21,7 @@ _ALL = 100
 
 @dataclass(frozen=True)
 class Machine:
-    """What is compiled for.
+    """The machine to compile for.
 
     Args:
         target: TVM's.

@@ -51,7 +51,7 @@ class FamilyFormat:
         return max(member.bits_per_weight(axis_size) for member in self.members)
 
     def error_bound(self) -> float:
-        """That of the worst member, in units of its effective scale; a searched scale may clip."""
+        """The bound of the worst member, in units of its effective scale; a searched scale may clip."""
         return max(self._bound(member) for member in self.members)
 
     def _bound(self, member: Format) -> float:

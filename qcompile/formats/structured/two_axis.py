@@ -97,7 +97,7 @@ def _parts(moved: Tensor) -> list[slice]:
 
 
 def level_deviations(x: Tensor, iterations: int) -> Tensor:
-    """What to divide the columns of ``[..., columns]`` by, so that both axes have level standard deviations.
+    """Divisors of the columns of ``[..., columns]`` that give both axes level standard deviations.
 
     Of all iterates the one with the least imbalance counts (the ratio of the largest to the smallest deviation, over
     both axes); broken or constant columns keep a scale of one.
@@ -122,7 +122,7 @@ def level_deviations(x: Tensor, iterations: int) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor | None:
-    """What to divide by so that squares fit float32; None where they do as they are, and all values are finite."""
+    """A divisor with which squares fit float32; None where they do as they are, and all values are finite."""
     from qcompile.formats.tensor_scale import finite_amax
 
     amax = finite_amax(x)

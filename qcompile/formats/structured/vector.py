@@ -232,7 +232,7 @@ class VectorQuantized:
 
 
 def _root_mean_square(rows: Tensor, counts: Tensor) -> Tensor:
-    """Of each group, in float64 where the squares leave the range of float32."""
+    """The root mean square of each group, in float64 where the squares leave the range of float32."""
     rms = (rows.square().sum(-1) / counts).sqrt()
     if not ((rms > 1e-15) & (rms < 1e15)).all():
         rms = (rows.double().square().sum(-1) / counts).sqrt().float()

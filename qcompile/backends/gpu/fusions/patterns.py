@@ -1,4 +1,4 @@
-"""What the fusions need to look at a graph and to edit it."""
+"""Helpers with which the fusions look at a graph and edit it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _ROWS = 192  # rows of a job
 
 @dataclass(frozen=True)
 class Product:
-    """What a kernel is compiled for: ``a [batch, m, k]``, ``b [batch, k, n]``, ``c [batch, m, n]``.
+    """The product that a kernel is compiled for: ``a [batch, m, k]``, ``b [batch, k, n]``, ``c [batch, m, n]``.
 
     Args:
         k, n: sizes, or ``None`` where dynamic.

@@ -110,7 +110,7 @@ def _ceil(wide: tirx.Expr) -> tirx.Expr:
 
 
 def row_target(fmt: Format) -> float:
-    """What a row's largest magnitude is divided by for its second-level scale."""
+    """The divisor of a row's largest magnitude for its second-level scale."""
     return (fmt.targets[0] if fmt.targets else fmt.element.max) * fmt.tensor_scale
 
 
