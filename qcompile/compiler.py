@@ -24,6 +24,7 @@ from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Options, check_options
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.ir.capture import begin_capture
+from qcompile.ir.graph import name_of
 from qcompile.notes import Progress
 from qcompile.passes.pipeline import Pass
 from qcompile.passes.pipelines import PREPARE
@@ -33,7 +34,7 @@ from qcompile.passes.state import State
 from qcompile.run.data import Data, load_data
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import drop_plans, planned
 from qcompile.targets.registry import backend, get_target, lowered_to, runtime_of
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import threads
@@ -72,14 +73,15 @@ def export(
     return Artifact.open(folder)
 
 
-def plan(model: Any, options: Options) -> tuple[ir.Model, Sequence[Plan]]:
-    """The graph that an export would lower and the plans of its sites, for comparisons of backends.
+def plan(model: Any, options: Options) -> ir.Model:
+    """The planned graph that an export would lower, for comparisons of backends.
 
     Args: as for ``export``, whose checks are left out.
     """
     request = _request(options)
-    chosen = _choose(prepare(_capture(model, request)), request)
-    return chosen.prepared.model, _round(_rotate(chosen))
+    rotated = _rotate(_choose(prepare(_capture(model, request)), request))
+    _round(rotated)
+    return rotated.model
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
@@ -164,14 +166,16 @@ def refuse_infinite(prepared: Prepared) -> None:
 def _plain_loss(prepared: Prepared, request: Request, choice: selection.Choice, held_out: Data) -> float | None:
     """Measure the loss of plain rounding to nearest without transforms: what the work is compared with.
 
-    Sites that got the target's default scheme get the scheme that the target names for this, the others theirs.
+    Sites that got the target's default scheme get the scheme that the target names for this, the others theirs. They
+    are sites of the prepared graph, which is planned for as long as it takes to clone it.
     """
-    target, state = request.target, State(prepared.model.clone())
+    target, model = request.target, prepared.model
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn").apply(state)
-    plans = [plan for plan in state.notes["plans"] if plan.scheme.weight is not None]
-    with lowered_to(target if target.runs_here else get_target(REFERENCE), state.model, plans) as run:
+    Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn").apply(State(model))
+    rounded = model.clone()
+    drop_plans(model)
+    with lowered_to(target if target.runs_here else get_target(REFERENCE), rounded) as run:
         loss = float_model(prepared).loss(run, held_out)
     request.tell("measuring plain rounding")
     return loss
@@ -197,24 +201,25 @@ def _quantize(rotated: Rotated) -> Quantized:
     """Round the weights, and check meanwhile that the rotated graph is still the same function."""
     prepared, chosen = rotated.prepared, rotated.wanted
     schemes, given = chosen.choice.schemes, prepared.seen.data.batches[0]
-    planned = [site.name for site in chosen.sites if schemes[site.name].weight is not None]
-    checks = sites_to_check(prepared.model, planned)
+    checks = sites_to_check([site for site in chosen.sites if schemes[site.name].weight is not None])
     taps = list(dict.fromkeys(name for site in checks for name in site.reads if name not in given))
     progress = chosen.request.progress
     begin = partial(begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps)
     if chosen.request.options.method == "gptq":  # which uses all cores
         equal = begin()()
-        plans = _round(rotated)
+        _round(rotated)
     else:
         with threads(1) as beside:
             checking = beside.submit(begin())
-            plans = _round(rotated)
+            _round(rotated)
         equal = checking.result()
     equal = settle(prepared.source, prepared.model, prepared.seen, equal)
+    plans = {name_of(node): found for node, found in planned(prepared.model)}
     return Quantized(replace(rotated, equivalence=equal), plans, checks)
 
 
-def _round(rotated: Rotated) -> list[Plan]:
+def _round(rotated: Rotated) -> None:
+    """Round the weights and plan their sites."""
     prepared, chosen = rotated.prepared, rotated.wanted
     choice, options, data = chosen.choice, chosen.request.options, prepared.seen.data
     pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
@@ -224,20 +229,19 @@ def _round(rotated: Rotated) -> list[Plan]:
     ).apply(prepared.state)
     if options.method == "gptq" and not learned:
         prepared.state.decline("*", "GPTQ", "there is no calibration data, so weights are rounded to nearest")
-    return [plan for plan in prepared.state.notes["plans"] if plan.scheme.weight is not None]
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:
     """Write the target's files, and those of its other backends; what lacks an extra is said."""
     request, model = quantized.chosen.request, quantized.rotated.model
-    target, plans = request.target, quantized.plans
+    target = request.target
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
-    lowered = request.lowering.lower(model, plans, target, folder)
+    lowered = request.lowering.lower(model, target, folder)
     runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}
     for name in target.backends[1:]:
         runtime = runtime_of(name)
         try:
-            further = backend(name).lower(before.clone(), plans, target, folder)
+            further = backend(name).lower(before.clone(), target, folder)
         except MissingExtraError as error:
             runtimes[runtime] = {"missing": str(error)}
         else:
@@ -261,7 +265,7 @@ def _measure(written: Written) -> Compared:
         if target.runs_here:
             measured = yardstick.measure(request.lowering.load(written.folder), sample, request.progress)
         else:
-            with lowered_to(get_target(REFERENCE), written.before.clone(), quantized.plans) as run:
+            with lowered_to(get_target(REFERENCE), written.before.clone()) as run:
                 measured = yardstick.measure(run, sample, request.progress)
     checked = None if checking is None else checking.result()
     plain = quantized.chosen.plain_loss
@@ -272,8 +276,7 @@ def _measure(written: Written) -> Compared:
             prepared.state.decline("*", "doing better than plain rounding", reason)
     if written.before is not None:
         compare_runtimes(
-            written.before, quantized.plans, target, get_target(REFERENCE), written.folder, written.runtimes, data,
-            request.tell,
+            written.before, target, get_target(REFERENCE), written.folder, written.runtimes, data, request.tell,
         )  # fmt: skip
         checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
     return Compared(written, measured, checked)

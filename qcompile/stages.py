@@ -151,13 +151,13 @@ class Quantized:
     """Every weight rounded, and the rotated graph checked against its source.
 
     Args:
-        rotated: the stage before, checked.
-        plans: how each site computes.
+        rotated: the stage before, checked; its graph is planned until it is lowered.
+        plans: what that graph says, by name of the site: lowering replaces the operators that have the plans.
         checks: the sites whose lowering will be checked, as they stand in the float graph.
     """
 
     rotated: Rotated
-    plans: Sequence[Plan]
+    plans: Mapping[str, Plan]
     checks: Sequence[Sampled]
 
     @property

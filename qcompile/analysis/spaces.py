@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
-from qcompile.ir.graph import SMALL, bodies, is_float, label, static
+from qcompile.ir.graph import SMALL, bodies, is_float, label, name_of, static
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
@@ -76,7 +76,7 @@ class Site:
     @property
     def name(self) -> str:
         """The operator's name."""
-        return self.node.name or self.node.outputs[0].name or "?"
+        return name_of(self.node)
 
     @property
     def shape(self) -> tuple[int, ...]:

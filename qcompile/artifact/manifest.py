@@ -55,7 +55,7 @@ class Facts:
         analysis: the analysis of the graph before it changed basis.
         sites: the sites that the target can quantize; the others appear as ``float``.
         choice: schemes and transforms.
-        plans: how each site computes.
+        plans: how each site that is quantized computes, by name.
         lowered: the result of the target's own backend.
         runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
         options: as the user gave them.
@@ -71,7 +71,7 @@ class Facts:
     analysis: Analysis
     sites: Sequence[Site]
     choice: Choice
-    plans: Sequence[Plan]
+    plans: Mapping[str, Plan]
     lowered: Lowered
     runtimes: Mapping[str, Mapping[str, Any]]
     options: Options
@@ -130,7 +130,6 @@ def _options(options: Options) -> dict[str, Any]:
 
 def _sites(facts: Facts) -> list[dict[str, Any]]:
     analysis, chosen, lowered = facts.analysis, facts.choice, facts.lowered
-    planned = {plan.site: plan for plan in facts.plans}
     tied, transforms = ties(analysis.sites), _transforms(facts)
     entries = []
     for site in analysis.sites:
@@ -139,7 +138,7 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
         entry["lowering"] = dict(lowered.sites.get(site.name, {}))
         if (errors := facts.state.notes.get("held_out", {}).get(site.name)) is not None:
             entry["held_out"] = _numbers(errors)
-        entry |= _choice(site, chosen, planned.get(site.name), lowered)
+        entry |= _choice(site, chosen, facts.plans.get(site.name), lowered)
         entries.append(entry)
     return entries
 
@@ -149,14 +148,14 @@ def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> 
     alpha, t2 = chosen.alphas.get(site.name), chosen.errors.get(site.name)
     delta = None if alpha is None or t2 is None else alpha * t2
     predicted = {"alpha": number(alpha), "t2": number(t2), "predicted_delta": number(delta)}
-    if plan is None or plan.weight is None:
+    if plan is None:
         return predicted
     scheme = plan.scheme
     return predicted | {
         "format": scheme.weight.name,
         "activation": scheme.activation.name if scheme.activation else None,
         "bits": scheme.bits,
-        "bits_per_weight": number(_stored(plan, lowered) / max(count_of(site), 1)),
+        "bits_per_weight": number(_stored(site, plan, lowered) / max(count_of(site), 1)),
     }
 
 
@@ -236,20 +235,19 @@ def stored_bits(weight: Quantized) -> float:
     return bits + (32 if weight.tensor_scale is not None else 0)
 
 
-def _stored(plan: Plan, lowered: Lowered) -> float:
+def _stored(site: Site, plan: Plan, lowered: Lowered) -> float:
     """Bits that a lowered weight takes: as the backend says, or as the format needs."""
-    known = lowered.sites.get(plan.site, {}).get("stored_bytes")
+    known = lowered.sites.get(site.name, {}).get("stored_bytes")
     return stored_bits(plan.weight) if known is None else 8 * known
 
 
 def _bits_per_weight(facts: Facts) -> float:
     """Stored bits of all site weights over their number; what is shared in one format counts once."""
-    planned = {plan.site: plan for plan in facts.plans}
     bits, counts = {}, {}
     for site in facts.analysis.sites:
-        plan = planned.get(site.name)
+        plan = facts.plans.get(site.name)
         key = (site.weight, plan.scheme.name if plan else "float")
-        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(plan, facts.lowered)
+        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(site, plan, facts.lowered)
         counts[key] = count_of(site)
     return math.fsum(bits.values()) / max(sum(counts.values()), 1)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.checks.runtimes import compare_sites, linear_plans, tapped
+from qcompile.checks.runtimes import compare_sites, tapped
 from qcompile.checks.sites import CHECKED_SITES, Checked
 from qcompile.errors import InputError
 from qcompile.run.compare import compare, number
 from qcompile.run.data import Data, accepted, load_data
-from qcompile.targets.plans import Plan
 from qcompile.targets.registry import backend, lowered_to, runtime_of
 from qcompile.targets.split_stacks import unroll
 from qcompile.targets.target import Target
@@ -22,8 +21,8 @@ __all__ = ["compare_runtimes", "implementation_error"]
 
 
 def compare_runtimes(
-    model: ir.Model, plans: Sequence[Plan], target: Target, reference: Target, folder: Path,
-    runtimes: Mapping[str, dict[str, Any]], data: Data, tell: Callable[[str], None],
+    model: ir.Model, target: Target, reference: Target, folder: Path, runtimes: Mapping[str, dict[str, Any]],
+    data: Data, tell: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Note how far each runtime is from the reference interpreter, on small random inputs.
 
@@ -38,9 +37,8 @@ def compare_runtimes(
         tell: called when a runtime is done.
     """
     model = model.clone()
-    plans = unroll(model, plans, routed=False).plans  # each matrix of a stack is a site to compare
-    sample = linear_plans(model, plans, CHECKED_SITES)
-    with lowered_to(reference, tapped(model, sample), plans) as run:
+    unroll(model, routed=False)  # each matrix of a stack is a site to compare
+    with lowered_to(reference, tapped(model, CHECKED_SITES)) as run:
         try:
             small, outputs = accepted(model, load_data(None, model, batches=1), run)
         except InputError:
@@ -58,7 +56,7 @@ def compare_runtimes(
             continue
         have = rehearsed(inputs)
         entry["rel_l2_to_reference"] = number(compare(want, dict(zip(want, have.values(), strict=True)))[0])
-        entry["sites"] = compare_sites(model, sample, values, target, name)
+        entry["sites"] = compare_sites(model, values, target, name)
         tell(f"checking {runtime_of(name)}")
 
 

@@ -23,17 +23,16 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.forms import Linear, read_site
-from qcompile.checks.sites import spread
+from qcompile.checks.sites import CHECKED_SITES, spread
 from qcompile.formats import Format, Quantized, ScaleRule, fake_quantize_rows
 from qcompile.ir.graph import add_initializer, append_node, tidy
 from qcompile.run.compare import compare, number
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import Plan, give_plan, planned
 from qcompile.targets.registry import backend
 from qcompile.targets.target import Target
 
 __all__ = [
-    "Agreement", "Case", "agreement", "between_sites", "compare_sites", "linear_plans", "observe", "sites_alone",
-    "tapped",
+    "Agreement", "Case", "agreement", "between_sites", "compare_sites", "observe", "sites_alone", "tapped",
 ]  # fmt: skip
 
 #: Relatively, levels are further apart than this, and float32 reads the same code and scale as closer than this.
@@ -48,15 +47,13 @@ class Case:
     """A graph whose values are forced.
 
     Args:
-        model: the graph, its shapes fixed.
-        plans: of its sites, ours included.
+        model: the planned graph, its shapes fixed, with sites of ours.
         inputs: of the graph.
         results: what sites and the graph should give, by name of the output.
         codes: the values that the quantized inputs of sites should stand for, by name of the output.
     """
 
     model: ir.Model
-    plans: list[Plan]
     inputs: dict[str, np.ndarray]
     results: dict[str, np.ndarray]
     codes: dict[str, np.ndarray]
@@ -79,17 +76,15 @@ class Agreement:
     differing: int
 
 
-def linear_plans(model: ir.Model, plans: Sequence[Plan], count: int | None = None) -> list[Plan]:
-    """The plans of linear sites, or that many of them, spread over the graph."""
-    found = [plan for plan, _ in _linears(model, plans)]
-    return spread(found, count or len(found))
+def tapped(model: ir.Model, count: int | None = None) -> ir.Model:
+    """A copy of a planned graph that also returns what its linear sites read and write, for the reference to run.
 
-
-def tapped(model: ir.Model, plans: Sequence[Plan]) -> ir.Model:
-    """A copy of a planned graph that also returns what its linear sites read and write, for the reference to run."""
+    Args:
+        count: of so many of them, spread over the graph; of all without it.
+    """
     model = model.clone()
     outputs, initializers = model.graph.outputs, model.graph.initializers
-    for _, site in _linears(model, plans):
+    for _, site in _linears(model, count):
         for value in (site.x, site.node.outputs[0]):
             if value not in outputs and value.producer() is not None and value.name not in initializers:
                 outputs.append(value)
@@ -97,18 +92,18 @@ def tapped(model: ir.Model, plans: Sequence[Plan]) -> ir.Model:
 
 
 def sites_alone(
-    model: ir.Model, plans: Sequence[Plan], values: Mapping[str, np.ndarray], features: int | None = None
+    model: ir.Model, values: Mapping[str, np.ndarray], features: int | None = None, count: int | None = None
 ) -> Case:
     """The linear sites of a planned graph, each on its own.
 
     Args:
         model: the graph before it is lowered.
-        plans: of the sites that are wanted; tables are left out.
         values: of the graph's inputs, and what the reference gives for ``tapped``.
         features: of how many features of each value the codes are compared; of all without it.
+        count: how many sites are taken, spread over the graph; all without it.
     """
     model = model.clone()
-    sites = _linears(model, plans)
+    sites = _linears(model, count)
     results = [site.node.outputs[0] for _, site in sites]
     given = _force(model, [site.x for _, site in sites], values)
     model.graph.inputs[:] = [value for value, _ in given]
@@ -116,32 +111,28 @@ def sites_alone(
     return _finish(model, sites, given, values, {}, features)
 
 
-def between_sites(
-    model: ir.Model, plans: Sequence[Plan], values: Mapping[str, np.ndarray], features: int | None = None
-) -> Case:
+def between_sites(model: ir.Model, values: Mapping[str, np.ndarray], features: int | None = None) -> Case:
     """A planned graph in which every reader of a linear site's result gets what the reference computed.
 
-    Args: as for ``sites_alone``; all plans of the graph, tables included.
+    Args: as for ``sites_alone``.
     """
     model = model.clone()
-    sites, graph = _linears(model, plans), model.graph
+    sites, graph = _linears(model), model.graph
     own = {v.name: values[v.name] for v in graph.inputs if v.name not in graph.initializers}
     _fix(model, own)
     results = [site.node.outputs[0] for _, site in sites]
     given = _force(model, results, values)
     graph.inputs.extend(value for value, _ in given)
     graph.outputs.extend(value for value in results if value not in graph.outputs)
-    return _finish(model, sites, given, values, own, features, [p for p in plans if p.weight is not None])
+    return _finish(model, sites, given, values, own, features)
 
 
-def compare_sites(
-    model: ir.Model, plans: Sequence[Plan], values: Mapping[str, np.ndarray], target: Target, name: str
-) -> dict[str, Any]:
-    """An entry of the manifest on a runtime's sites, each on its own.
+def compare_sites(model: ir.Model, values: Mapping[str, np.ndarray], target: Target, name: str) -> dict[str, Any]:
+    """An entry of the manifest on a sample of a runtime's sites, each on its own.
 
     Args: as for ``sites_alone``, and the backend.
     """
-    case = sites_alone(model, plans, values, FEATURES)
+    case = sites_alone(model, values, FEATURES, CHECKED_SITES)
     quick = replace(target, options={**target.options, "ahead": False})
     found = agreement(case, observe(case, quick, name))
     return {
@@ -154,7 +145,7 @@ def observe(case: Case, target: Target, name: str) -> Mapping[str, np.ndarray] |
     """The outputs of a case in one backend; ``None`` if it compiles for another machine."""
     lowering = backend(name)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        lowering.lower(case.model.clone(), case.plans, target, Path(folder))
+        lowering.lower(case.model.clone(), target, Path(folder))
         run = lowering.rehearse(Path(folder))
         return None if run is None else run(case.inputs)
 
@@ -171,11 +162,11 @@ def agreement(case: Case, outputs: Mapping[str, np.ndarray]) -> Agreement:
 # -- cutting -----------------------------------------------------------------------------------------------------------
 
 
-def _linears(model: ir.Model, plans: Sequence[Plan]) -> list[tuple[Plan, Linear]]:
-    nodes = {node.name or node.outputs[0].name: node for node in model.graph}
-    here = [plan for plan in plans if plan.weight is not None and plan.site in nodes]  # none within a body
-    found = [(plan, read_site(nodes[plan.site])) for plan in here]
-    return [(plan, site) for plan, site in found if isinstance(site, Linear)]
+def _linears(model: ir.Model, count: int | None = None) -> list[tuple[Plan, Linear]]:
+    """Linear sites with their plans, none within a body; all, or that many of them, spread over the graph."""
+    here = [(plan, read_site(node)) for node, plan in planned(model) if node.graph is model.graph]
+    found = [(plan, site) for plan, site in here if isinstance(site, Linear)]
+    return spread(found, count or len(found))
 
 
 def _fix(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> None:
@@ -211,10 +202,8 @@ def _force(
 def _finish(
     model: ir.Model, sites: Sequence[tuple[Plan, Linear]], given: Sequence[tuple[ir.Value, np.ndarray]],
     values: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], features: int | None,
-    plans: Sequence[Plan] = (),
 ) -> Case:  # fmt: skip
     """The case: with a site of ours for every quantized value, and without what nothing reads."""
-    plans = list(plans) or [plan for plan, _ in sites]
     results = {value.name: values[value.name] for value in model.graph.outputs}
     codes: dict[str, np.ndarray] = {}
     seen = set()
@@ -223,18 +212,17 @@ def _finish(
         if fmt is None or (site.x, fmt) in seen:
             continue
         seen.add((site.x, fmt))
-        probe, picked = _probe(model, plan, site, f"codes_{len(codes)}", features)
-        plans.append(probe)
-        codes[probe.site] = _picked(values[site.x.name], site, fmt, picked)
+        name = f"codes_{len(codes)}"
+        codes[name] = _picked(values[site.x.name], site, fmt, _add_probe(model, plan, site, name, features))
     tidy(model)
-    return Case(model, plans, {**inputs, **{value.name: array for value, array in given}}, results, codes)
+    return Case(model, {**inputs, **{value.name: array for value, array in given}}, results, codes)
 
 
 # -- codes -------------------------------------------------------------------------------------------------------------
 
 
-def _probe(model: ir.Model, plan: Plan, site: Linear, name: str, features: int | None) -> tuple[Plan, np.ndarray]:
-    """A site beside another, in the same scheme and of the same form, that picks features; and which."""
+def _add_probe(model: ir.Model, plan: Plan, site: Linear, name: str, features: int | None) -> np.ndarray:
+    """Put a site beside another, in the same scheme and of the same form, that picks features; returns which."""
     size = plan.weight.shape[1]
     picked = np.unique(np.linspace(0, size - 1, min(size, features or size)).round().astype(int))
     node, left = site.node, site.node.inputs[0] is site.weight
@@ -247,7 +235,8 @@ def _probe(model: ir.Model, plan: Plan, site: Linear, name: str, features: int |
     made = append_node(node, node.op_type, [weight, x] if left else [x, weight], kept, name=name, after=True)
     made.outputs[0].type = node.outputs[0].type
     model.graph.outputs.append(made.outputs[0])
-    return Plan(name, plan.scheme, picking(plan.scheme.weight, picked, size)), picked
+    give_plan(made, Plan(plan.scheme, picking(plan.scheme.weight, picked, size)))
+    return picked
 
 
 def picking(fmt: Format, features: np.ndarray, size: int) -> Quantized:

@@ -15,9 +15,11 @@ import onnx_ir as ir
 
 from qcompile.analysis.folding import PIECE
 from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Format, Quantized, fake_quantize_rows, get_format
+from qcompile.ir.graph import name_of
 from qcompile.run.compare import compare
 from qcompile.run.session import Session
 from qcompile.targets.plans import Plan
@@ -56,10 +58,10 @@ class Sampled:
         return (self.read,) if self.indices is None else (self.read, self.indices)
 
 
-def sites_to_check(model: ir.Model, names: Sequence[str]) -> list[Sampled]:
+def sites_to_check(sites: Sequence[Site]) -> list[Sampled]:
     """A sample of sites that will be quantized, spread over the graph; to be taken before the graph is lowered."""
-    nodes = {node.name: node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Einsum")}
-    sampled = (_sampled(nodes[name]) for name in names if name in nodes)
+    nodes = [site.node for site in sites if site.node.op_type in ("MatMul", "Gemm", "Einsum") and not site.nested]
+    sampled = map(_sampled, nodes)
     return spread([site for site in sampled if site is not None], CHECKED_SITES)
 
 
@@ -81,22 +83,22 @@ def _sampled(node: ir.Node) -> Sampled | None:
         if chosen is not None and chosen.const_value is not None:
             return None
         name = None if chosen is None else chosen.name
-        return Sampled(node.name, site.x.name, node.outputs[0].name, experts=form, indices=name)
+        return Sampled(name_of(node), site.x.name, node.outputs[0].name, experts=form, indices=name)
     bias = None if site.bias is None else site.bias.const_value
     if node.inputs[1] is not site.weight or site.before is not None or (site.bias is not None and bias is None):
         return None
-    return Sampled(node.name, site.x.name, node.outputs[0].name, site.alpha, site.beta, bias)
+    return Sampled(name_of(node), site.x.name, node.outputs[0].name, site.alpha, site.beta, bias)
 
 
 def check_lowering(
-    sites: Sequence[Sampled], plans: Sequence[Plan], lowered_as: Lowered, model: ir.Model,
+    sites: Sequence[Sampled], plans: Mapping[str, Plan], lowered_as: Lowered, model: ir.Model,
     inputs: Mapping[str, np.ndarray],
 ) -> Checked:  # fmt: skip
     """Compare lowered sites with the oracle, each by itself on the input that it gets in the float model.
 
     Args:
         sites: what they compute.
-        plans: how they were quantized.
+        plans: how they were quantized, by name.
         lowered_as: what the backend says of them.
         model: the lowered graph.
         inputs: what the sites read, by name.
@@ -111,10 +113,9 @@ def check_lowering(
     graph = ir.convenience.extract(model.graph, reads, [site.written for site in sites])
     alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     results = Session(alone).run({name: inputs[name] for name in reads})
-    by_site = {plan.site: plan for plan in plans}
     worst = 0.0
     for site in sites:
-        plan, rounded = by_site[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
+        plan, rounded = plans[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
         activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
         want = _oracle(site, plan.weight, activation, *(inputs[name] for name in site.reads))
         worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])

@@ -14,7 +14,7 @@ from qcompile.ir.required import graph_of
 
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "ensure_initializer",
-    "is_float", "is_read", "label", "name_outputs", "open_dimensions", "static", "tidy",
+    "is_float", "is_read", "label", "name_of", "name_outputs", "open_dimensions", "static", "tidy",
 ]  # fmt: skip
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
@@ -192,9 +192,14 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
 
 
+def name_of(node: ir.Node) -> str:
+    """The name of an operator, or of its first output where it has none."""
+    return node.name or node.outputs[0].name or "?"
+
+
 def label(node: ir.Node) -> str:
     """A node in a message: ``MatMul 'layers.0.q_proj'``."""
-    return f"{node.op_type} '{node.name or node.outputs[0].name}'"
+    return f"{node.op_type} '{name_of(node)}'"
 
 
 def fingerprint(model: ir.Model) -> int:

@@ -1,4 +1,4 @@
-"""Quantize: round every planned weight to its format, in the basis that it has been brought to."""
+"""Quantize: round every weight to its format, in the basis that it has been brought to, and plan its site."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qcompile.passes.state import State
 from qcompile.rounding.moments import Lesson, lesson_of
 from qcompile.rounding.sequential import Walk
 from qcompile.statistics.calibration import Statistics
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ Teacher = Callable[[Format | None], Lesson | None]
 
 @dataclass(frozen=True)
 class Quantize:
-    """Round the weights of sites.
+    """Round the weights of sites, and plan them.
 
     Args:
-        groups: sites by the value that they read, with the total transform of that value.
+        groups: sites of the graph by the value that they read, with the total transform of that value.
         tables: embedding tables, which read nothing.
         schemes: by site name.
         statistics: of the untransformed inputs, by value name.
@@ -62,40 +62,44 @@ class Quantize:
     name: ClassVar[str] = "quantize"
 
     def apply(self, state: State) -> bool:
-        """Leaves ``plans`` in ``state.notes``, and ``held_out``: how GPTQ compares with rounding, by site.
+        """Plan every site whose scheme has a format for its weight; no other operator keeps a plan.
 
-        The graph keeps its weights until it is lowered.
+        Sites keep their float weights until they are lowered; what the graph says of them is the name of their scheme.
+        So another run on the same state, which rounds again, makes the same plans and changes nothing. ``held_out`` in
+        ``state.notes`` is how GPTQ compares with rounding to nearest, by site.
+
+        Returns:
+            whether the names of schemes in the graph changed.
         """
         if self.method not in METHODS:
             raise InputError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
-        plans: dict[str, Plan] = {}
+        before = _scheme_names(state)
+        drop_plans(state.model)  # the walk takes a site without a plan for one that computes with its float weight
         for site in self.tables:
             scheme = self.schemes[site.name]
-            rounded = None if scheme.weight is None else quantize(weight_matrix(site), scheme.weight)
-            plans[site.name] = Plan(site.name, scheme, rounded)
-        for done, (group, lesson) in enumerate(self._lessons(state, plans)):
+            if scheme.weight is not None:
+                give_plan(site.node, Plan(scheme, quantize(weight_matrix(site), scheme.weight)))
+        for done, (group, lesson) in enumerate(self._lessons(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
-                rounded = self._round(state, group, site, scheme, lesson)
-                if rounded is not None and rounded.format != scheme.weight:
-                    scheme = replace(scheme, weight=rounded.format)
-                plans[site.name] = Plan(site.name, scheme, rounded)
+                if scheme.weight is not None:
+                    rounded = self._round(state, group, site, scheme, lesson)
+                    give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
-        state.notes["plans"] = list(plans.values())
-        return bool(plans)
+        return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
 
-    def _lessons(self, state: State, plans: Mapping[str, Plan]) -> Iterator[tuple[Siblings, Teacher]]:
+    def _lessons(self, state: State) -> Iterator[tuple[Siblings, Teacher]]:
         """Every group with what gives a lesson for it, by the format that its sites read their input in.
 
-        Those that a walk passes come first, in the order of the graph: the sites of one are in ``plans`` when the next
+        Those that a walk passes come first, in the order of the graph: the sites of one are planned when the next
         comes.
         """
         known = [] if self.method == "rtn" else [g for g, _ in self.groups if g.value.name in self.statistics]
         walk = None
         if self.method == "gptq" and self.data is not None and known:
             count = max(found.batches for found in self.statistics.values())
-            walk = Walk(state.model, known, self.tables, self.data.batches[:count], plans, self.device)
+            walk = Walk(state.model, known, self.tables, self.data.batches[:count], self.device)
         done = set()
         try:
             for group in walk or ():
@@ -112,11 +116,7 @@ class Quantize:
         """From the float graph alone."""
         return lesson_of(self.statistics[group.value.name], transform, self.device)
 
-    def _round(
-        self, state: State, group: Siblings, site: Site, scheme: Scheme, teacher: Teacher
-    ) -> Quantized | None:
-        if scheme.weight is None:
-            return None
+    def _round(self, state: State, group: Siblings, site: Site, scheme: Scheme, teacher: Teacher) -> Quantized:
         lesson = teacher(scheme.activation)
         unusable = None if lesson is None else lesson.unusable
         usable = lesson is not None and unusable is None
@@ -171,6 +171,11 @@ class Quantize:
             reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less"
             state.decline(site.name, "GPTQ of every matrix", f"{reason} for {worse} of its {count} matrices")
         return result
+
+
+def _scheme_names(state: State) -> list[str | None]:
+    """Names of schemes that the graph has, operator by operator."""
+    return [node.metadata_props.get(SCHEME) for node in state.model.graph.all_nodes()]
 
 
 def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized, lesson: Lesson) -> Quantized:

@@ -22,7 +22,7 @@ from qcompile.ir.tensors import read, release
 from qcompile.rounding.moments import Lesson
 from qcompile.run.segments import Part, parts, runner
 from qcompile.statistics.calibration import held_out_from, rows_of_value
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import plan_of
 
 if TYPE_CHECKING:
     import onnx
@@ -44,19 +44,17 @@ class Walk:
         model: the float graph in its new basis.
         groups: the sites; those of which none stands in the graph itself are passed over.
         tables: embedding tables.
-        batches: calibration data.
-        plans: how sites are quantized, by name; those of a group are looked for when the walk goes on.
+        batches: calibration data. Sites compute as they are planned when the walk goes on behind them.
         device: where torch computes.
     """
 
     def __init__(
         self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site],
-        batches: Sequence[Mapping[str, np.ndarray]], plans: Mapping[str, Plan], device: str = "cpu",
+        batches: Sequence[Mapping[str, np.ndarray]], device: str = "cpu",
     ) -> None:  # fmt: skip
         self._model, self._device = model, device
         self._exact: list[Batch] = [dict(batch) for batch in batches]
         self._quantized: list[Batch] = [dict(batch) for batch in batches]
-        self._plans = plans
         sites = [*(site for group in groups for site in group.sites), *tables]
         self._sites: dict[ir.Node, list[_Operands]] = defaultdict(list)
         for operands in (_Operands(site) for site in sites if site.node.graph is model.graph):
@@ -118,7 +116,7 @@ class Walk:
         rounded = weights | {
             operands.weight_name: as_weight(operands.site, plan.weight.dequantize().numpy())
             for operands in readers
-            if (plan := self._plans.get(operands.site.name)) is not None and plan.weight is not None
+            if (plan := plan_of(operands.site.node)) is not None
         }
         made = [value.name for node in part.nodes for value in node.outputs if self._readers[value.name]]
         run = None
@@ -149,7 +147,7 @@ class Walk:
 
     def _read(self, operands: _Operands, batch: Batch, *, quantized: bool) -> np.ndarray:
         """The input of a site."""
-        x, plan = batch[operands.x.name], self._plans.get(operands.site.name)
+        x, plan = batch[operands.x.name], plan_of(operands.site.node)
         if not quantized or plan is None or plan.scheme.activation is None:
             return x
         moved = np.moveaxis(x, operands.axis, -1)

@@ -1,26 +1,58 @@
-"""The plan of each site: what quantization decided, as backends read it."""
+"""The plan of a site: what quantization decided, kept on the operator itself, where backends read it.
+
+A plan stands in ``meta`` of its node, which clones share and files do not hold. The name of its scheme stands in the
+node's metadata besides, which printed and saved graphs show. Lowering replaces planned operators, so that artifacts
+have neither.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from qcompile.formats.quantizer import Quantized
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["Plan"]
+__all__ = ["PLAN", "SCHEME", "Plan", "drop_plans", "give_plan", "plan_of", "planned"]
+
+#: Where a node's plan stands in its ``meta``, and the name of the plan's scheme in its ``metadata_props``.
+PLAN, SCHEME = "qcompile.plan", "qcompile.scheme"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One site, ready to be lowered.
+    """One site, ready to be lowered; a site that keeps its weight has none.
 
     Args:
-        site: the name of its operator in the graph.
         scheme: how it computes.
         weight: the quantized weight as ``[out, in]`` with groups along ``in``; for an embedding table
-            ``[rows, features]`` with groups along the features. ``None`` where the weight stays as it is.
+            ``[rows, features]`` with groups along the features.
     """
 
-    site: str
     scheme: Scheme
-    weight: Quantized | None
+    weight: Quantized
+
+
+def give_plan(node: ir.Node, plan: Plan) -> None:
+    """Plan an operator, in place of an earlier plan."""
+    node.meta[PLAN] = plan
+    node.metadata_props[SCHEME] = plan.scheme.name
+
+
+def plan_of(node: ir.Node) -> Plan | None:
+    """The plan of an operator; ``None`` where it computes as it stands."""
+    return node.meta.get(PLAN)
+
+
+def planned(model: ir.Model) -> list[tuple[ir.Node, Plan]]:
+    """Planned operators with their plans, in the order of the graph, those in bodies included."""
+    found = ((node, plan_of(node)) for node in model.graph.all_nodes())
+    return [(node, plan) for node, plan in found if plan is not None]
+
+
+def drop_plans(model: ir.Model) -> None:
+    """Let every operator compute as it stands; names of schemes go too, though they came with a file."""
+    for node in model.graph.all_nodes():
+        node.meta.pop(PLAN, None)
+        node.metadata_props.pop(SCHEME, None)

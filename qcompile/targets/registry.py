@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qcompile.errors import InputError, MissingExtraError, TargetError
 from qcompile.run.session import Run
-from qcompile.targets.plans import Plan
 from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
@@ -52,8 +51,11 @@ class Lowered:
 class Backend(Protocol):
     """The functions that a backend provides, gathered from its modules."""
 
-    def lower(self, model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:
-        """Write the artifact's files for a graph whose sites are planned into ``folder``; may edit ``model``."""
+    def lower(self, model: ir.Model, target: Target, folder: Path) -> Lowered:
+        """Write the artifact's files for a graph whose sites are planned into ``folder``; may edit ``model``.
+
+        The sites are those of ``plans.planned``, and ``Lowered.sites`` has them by ``ir.graph.name_of``.
+        """
 
     def load(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """The artifact as a function of named inputs."""
@@ -130,9 +132,9 @@ def backend(name: str) -> Backend:
 
 
 @contextmanager
-def lowered_to(target: Target, model: ir.Model, plans: Sequence[Plan]) -> Iterator[Run]:
-    """A planned graph as a function of named inputs, lowered in a temporary folder."""
+def lowered_to(target: Target, model: ir.Model) -> Iterator[Run]:
+    """A planned graph as a function of named inputs, lowered in a temporary folder; it may be edited."""
     lowering = backend(target.backends[0])
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        lowering.lower(model, plans, target, Path(folder))
+        lowering.lower(model, target, Path(folder))
         yield lowering.load(Path(folder))

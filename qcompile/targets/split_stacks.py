@@ -20,8 +20,8 @@ from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
-from qcompile.ir.graph import add_initializer, append_node, ensure_initializer
-from qcompile.targets.plans import Plan
+from qcompile.ir.graph import add_initializer, append_node, ensure_initializer, name_of
+from qcompile.targets.plans import Plan, give_plan, planned
 
 __all__ = ["Unrolled", "unroll"]
 
@@ -31,11 +31,9 @@ class Unrolled:
     """A graph without stacks.
 
     Args:
-        plans: of all sites, those of single matrices among them.
-        parts: by name of a stack's operator, the names of the sites that took its place.
+        parts: by name of a stack's operator, the names of the planned sites that took its place.
     """
 
-    plans: list[Plan]
     parts: Mapping[str, Sequence[str]]
 
     def joined(self, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -49,24 +47,20 @@ class Unrolled:
         return found
 
 
-def unroll(model: ir.Model, plans: Sequence[Plan], *, routed: bool) -> Unrolled:
+def unroll(model: ir.Model, *, routed: bool) -> Unrolled:
     """Rewrite the planned stacks of a graph that have the form of ``Experts``; others stay as they are.
 
     Args:
         model: the graph; it is edited.
-        plans: of its sites.
         routed: whether rows may be gathered by what they chose: the runtime has sizes that depend on data.
     """
-    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
-    parts: dict[str, list[Plan]] = {}
+    parts: dict[str, Sequence[str]] = {}
     shared: dict[tuple, Any] = {}
-    for node in [node for node in model.graph.all_nodes() if node.name in wanted]:
+    for node, plan in planned(model):
         site = read_site(node)
         if isinstance(site, Stack) and (form := _form(site)) is not None:
-            parts[node.name] = _Rewriter(model, form, wanted[node.name], shared).rewrite(routed)
-    kept = [plan for plan in plans if plan.site not in parts]
-    own = [plan for found in parts.values() for plan in found]
-    return Unrolled(kept + own, {stack: [plan.site for plan in found] for stack, found in parts.items()})
+            parts[name_of(node)] = _Rewriter(model, form, plan, shared).rewrite(routed)
+    return Unrolled(parts)
 
 
 def _form(site: Stack) -> Experts | None:
@@ -81,13 +75,13 @@ class _Rewriter:
 
     def __init__(self, model: ir.Model, form: Experts, plan: Plan, shared: dict[tuple, Any]) -> None:
         self.model, self.form, self.plan, self.shared = model, form, plan, shared
-        self.node, self.dtype = form.site.node, form.site.weight.dtype
+        self.node, self.name, self.dtype = form.site.node, name_of(form.site.node), form.site.weight.dtype
         self.width = math.prod(form.size(form.free))
-        self.made: list[Plan] = []
+        self.made: list[str] = []
         self.body: ir.Graph | None = None  # where operators go, else in front of the site
 
-    def rewrite(self, routed: bool) -> list[Plan]:
-        """The plans of the new sites."""
+    def rewrite(self, routed: bool) -> list[str]:
+        """Put the new sites into the graph, each with its matrix as its plan; returns their names."""
         form, node = self.form, self.node
         if form.indices is None:
             result, letters = self._batched()
@@ -115,7 +109,7 @@ class _Rewriter:
     ) -> Any:  # fmt: skip
         """One operator; its outputs have one shape."""
         number = self.shared["number"] = self.shared.get("number", 0) + 1
-        name = f"{self.node.name}/{op}_{number}"
+        name = f"{self.name}/{op}_{number}"
         if self.body is None:
             made = append_node(self.node, op, inputs, attributes, name=name, outputs=outputs).outputs
         else:
@@ -154,7 +148,8 @@ class _Rewriter:
         tensor = ir.LazyTensor(content, dtype=self.dtype, shape=ir.Shape(q.shape[::-1]), name=name)
         weight = add_initializer(self.model, name, tensor)
         y = self._op("MatMul", [x, weight], [*x.shape[:-1], q.shape[0]])
-        self.made.append(Plan(y.producer().name, self.plan.scheme, q))
+        give_plan(y.producer(), Plan(self.plan.scheme, q))
+        self.made.append(y.producer().name)
         return y
 
     def _each(self, parts: Sequence[ir.Value]) -> list[ir.Value]:
@@ -226,13 +221,13 @@ class _Rewriter:
         lead, places, rows, counts = self._shared("routes", *key, make=lambda: self._routes(letters, size))
         there = self._op("Greater", [self._op("Size", [places], [], ir.DataType.INT64), self._ints(0)], [1],
                          ir.DataType.BOOL)  # fmt: skip
-        self.body = ir.Graph((), (), nodes=(), name=f"{self.node.name}/experts")
+        self.body = ir.Graph((), (), nodes=(), name=f"{self.name}/experts")
         parts = self._op("Split", [rows, counts], [None, size], outputs=form.count, axis=0)
         made = self._each([parts] if form.count == 1 else parts)
         self.body.outputs.append(self._op("Concat", made, [None, self.width], axis=0))
         products = self.body
-        self.body = ir.Graph((), (), nodes=(), name=f"{self.node.name}/nothing")
-        empty = add_initializer(self.model, f"{self.node.name}/empty", np.zeros((0, self.width), self.dtype.numpy()))
+        self.body = ir.Graph((), (), nodes=(), name=f"{self.name}/nothing")
+        empty = add_initializer(self.model, f"{self.name}/empty", np.zeros((0, self.width), self.dtype.numpy()))
         self.body.outputs.append(self._op("Identity", [empty], [0, self.width]))
         nothing, self.body = self.body, None
         joined = self._op("If", [there], [None, self.width], then_branch=products, else_branch=nothing)

@@ -22,9 +22,11 @@ from qcompile.backends.gpu.objects import Objects
 from qcompile.backends.gpu.placing import place_sites, place_transforms
 from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
+from qcompile.errors import InputError
 from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import name_of
 from qcompile.ir.tensors import release
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import planned
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import unroll
 from qcompile.targets.target import Target
@@ -36,29 +38,28 @@ _COPIED = ("kernels", "runtime")
 _KEPT = ("RMSNorm", "LayerNorm", "SelectiveScan", "StateSpaceDuality")
 
 
-def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:
+def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     """Translate a graph and write the program.
 
     Args:
         model: the graph; it is edited.
-        plans: one for each site that is quantized; those without a weight are left alone.
         target: whose architectures the weights are packed and the kernels are compiled for.
         folder: exists; gets ``model.py``, ``weights.safetensors``, ``layout.json`` and the folders ``kernels``,
             ``runtime`` and ``cubins``.
 
     Raises:
-        InputError: if a plan names no node.
+        InputError: if two sites are the same operator on the same values.
         MissingExtraError: without triton.
         TargetError: if triton is too old, an operator has no row in the lowering table, or a format no kernel.
     """
     check_triton()
     arches = ARCHITECTURES[target.name]
-    unrolled = unroll(model, plans, routed=False)  # a CUDA graph holds no sizes that depend on data
+    unrolled = unroll(model, routed=False)  # a CUDA graph holds no sizes that depend on data
     _prepare(model)
     objects = Objects(Names())
     place_transforms(model, objects)
     _inline(model)
-    sites = unrolled.joined(place_sites(model, unrolled.plans, objects, arches[0]))
+    sites = unrolled.joined(place_sites(model, objects, arches[0]))
     fuse(model)
     program = Program(model, objects.names)
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"
@@ -90,10 +91,13 @@ def _files(folder: Path) -> tuple[str, ...]:
 
 
 def _prepare(model: ir.Model) -> None:
+    sites = planned(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.shape is None for node in model.graph for value in node.outputs):
         common.ShapeInferencePass()(model)
     common.CommonSubexpressionEliminationPass()(model)
+    if lost := sorted(name_of(node) for node, _ in sites if node.graph is None):  # merged with an equal operator
+        raise InputError(f"lowering: the graph has no site named {', '.join(lost)}")
 
 
 def _inline(model: ir.Model) -> None:

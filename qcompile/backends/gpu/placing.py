@@ -14,10 +14,10 @@ from qcompile.analysis.forms import Linear, Lookup, read_site
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_reader
 from qcompile.backends.gpu.objects import Objects, label
 from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
-from qcompile.errors import InputError, TargetError
+from qcompile.errors import TargetError
 from qcompile.ir.functions import DOMAIN
-from qcompile.ir.graph import add_initializer, append_node
-from qcompile.targets.plans import Plan
+from qcompile.ir.graph import add_initializer, append_node, name_of
+from qcompile.targets.plans import Plan, planned
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["place_sites", "place_transforms"]
@@ -60,37 +60,29 @@ def _steps(node: ir.Node) -> list[tuple[int, int, np.ndarray]]:
 class _Placed:
     """A site on its way into the graph."""
 
+    name: str
     plan: Plan
     site: Linear | Lookup
 
 
-def place_sites(model: ir.Model, plans: Sequence[Plan], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
+def place_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
     """Every planned site becomes a node of ours, siblings with one input and scheme together.
 
     Returns:
         by site, what was chosen for it.
 
     Raises:
-        InputError: if a plan names no node.
         TargetError: if a site or its format has no kernel.
     """
-    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
-    planned = [node for node in model.graph.all_nodes() if _name(node) in wanted]
-    found = [_Placed(wanted.pop(_name(node)), read_site(node)) for node in planned]
-    if wanted:
-        raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
+    found = [_Placed(name_of(node), plan, read_site(node)) for node, plan in planned(model)]
     notes: dict[str, dict[str, Any]] = {}
     tables = {id(p.site.weight): None for p in found if isinstance(p.site, Lookup)}
     for placed in found:
         if isinstance(placed.site, Lookup):
-            notes[placed.plan.site] = _place_table(placed, objects, tables)
+            notes[placed.name] = _place_table(placed, objects, tables)
     for group in _siblings([p for p in found if isinstance(p.site, Linear)]):
         notes |= _place_linears(model, group, objects, arch)
-    return {placed.plan.site: notes[placed.plan.site] for placed in found}
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or node.outputs[0].name or ""
+    return {placed.name: notes[placed.name] for placed in found}
 
 
 def _place_table(placed: _Placed, objects: Objects, tables: dict[int, str | None]) -> dict[str, Any]:
@@ -130,7 +122,7 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
         _stand_in(model, placed.site, result)
     about: dict[str, Any] = {"kernel": f"Linear ({meta['layout']}), {scheme.name}"}
     about |= {"packed_with": len(group) - 1} if len(group) > 1 else {}
-    return {placed.plan.site: dict(about) for placed in group}
+    return {placed.name: dict(about) for placed in group}
 
 
 def _permuted(before: ir.Node, x: ir.Value, order: tuple[int, ...]) -> ir.Value:
@@ -182,7 +174,7 @@ def _joined_bias(model: ir.Model, group: list[_Placed], name: str) -> ir.Value |
     for placed in group:
         size, bias = placed.plan.weight.shape[0], placed.site.bias
         if bias is not None and bias.const_value is None:
-            raise TargetError(f"triton: site '{placed.plan.site}' cannot be lowered: its bias is not constant")
+            raise TargetError(f"triton: site '{placed.name}' cannot be lowered: its bias is not constant")
         content = np.zeros(size, np.float32) if bias is None else bias.const_value.numpy().astype(np.float32)
         parts.append(np.broadcast_to(content.reshape(-1) * (placed.site.beta / placed.site.alpha), (size,)))
     return add_initializer(model, f"{name}.bias", np.concatenate(parts).astype(np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
-from qcompile.targets.plans import Plan
+from qcompile.ir.graph import name_of
+from qcompile.targets.plans import Plan, planned
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import Unrolled, unroll
 from qcompile.targets.target import Target
@@ -31,47 +32,39 @@ _OLDEST = 13  # axes of Squeeze, Unsqueeze and ReduceSum became inputs
 _FUNCTIONS = 8  # the version of the file format that holds functions
 
 
-def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:
+def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     """Rewrite each planned site in place and save the graph.
 
     Args:
         model: the graph; it is edited.
-        plans: one for each site that is quantized; those without a weight are left alone.
         target: whose ``options["kernels"]`` name the kernels that may be used, in order of preference.
         folder: exists; gets ``model.onnx`` and, if the weights are large, ``model.onnx.data``.
 
     Raises:
-        InputError: if a plan names no node, or the graph's operators are older than version 13.
+        InputError: if the graph's operators are older than version 13.
         TargetError: if no kernel of the target computes a site.
     """
     kernels = target.options["kernels"]
-    for node, plan in _match(model, plans):  # all, before any edit
-        choose(node, plan, kernels)
-    unrolled = unroll(model, plans, routed=True) if target.options.get("unrolls") else Unrolled(plans, {})
-    planned = _match(model, unrolled.plans)
-    kernels = [choose(node, plan, kernels) for node, plan in planned]
+    _check(model, kernels)
+    unrolled = unroll(model, routed=True) if target.options.get("unrolls") else Unrolled({})
+    sites = planned(model)
+    chosen = [choose(node, plan, kernels) for node, plan in sites]
     emitter = Emitter(model, target)
     with threads(os.cpu_count() or 1) as beside:
-        packed = [beside.submit(kernel.pack, plan.weight) for (_, plan), kernel in zip(planned, kernels, strict=True)]
-        work = zip(planned, kernels, packed, strict=True)
-        sites = {plan.site: _lower_site(emitter, node, plan, kernel, parts) for (node, plan), kernel, parts in work}
+        packed = [beside.submit(kernel.pack, plan.weight) for (_, plan), kernel in zip(sites, chosen, strict=True)]
+        work = zip(sites, chosen, packed, strict=True)
+        said = {name_of(node): _lower_site(emitter, node, plan, kernel, parts) for (node, plan), kernel, parts in work}
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
-    return Lowered(_save(model, folder), unrolled.joined(sites))
+    return Lowered(_save(model, folder), unrolled.joined(said))
 
 
-def _match(model: ir.Model, plans: Sequence[Plan]) -> list[tuple[ir.Node, Plan]]:
-    """Nodes with their plans, in the order of the graph, those of bodies included."""
-    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
-    found = [(node, wanted.pop(_name(node))) for node in model.graph.all_nodes() if _name(node) in wanted]
-    if wanted:
-        raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
-    if found and opset(model) < _OLDEST:
+def _check(model: ir.Model, kernels: tuple[str, ...]) -> None:
+    """Refuse what cannot be lowered, before any edit."""
+    sites = planned(model)
+    if sites and opset(model) < _OLDEST:
         raise InputError(f"lowering: the graph uses operators of version {opset(model)}; {_OLDEST} or later is needed")
-    return found
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or node.outputs[0].name or ""
+    for node, plan in sites:
+        choose(node, plan, kernels)
 
 
 def _lower_site(

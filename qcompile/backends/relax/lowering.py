@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import TargetError
-from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import unroll
 from qcompile.targets.target import Target
@@ -35,18 +33,16 @@ def check_version() -> None:
         raise TargetError(f"TVM {tvm.__version__} is installed; {'.'.join(map(str, OLDEST))} or newer is needed")
 
 
-def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) -> Lowered:
+def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     """Compile a graph.
 
     Args:
         model: the graph; it is edited.
-        plans: one for each site that is quantized.
         target: ``options["kind"]`` is ``cpu`` (without it too) or ``cuda``; ``options["machine"]`` describes another
             machine.
         folder: exists; gets a library (objects for another machine), parameters, and a description of both.
 
     Raises:
-        InputError: if a plan names no node.
         TargetError: if an operator or format cannot be lowered, or TVM does not fit.
     """
     check_version()
@@ -54,8 +50,8 @@ def lower(model: ir.Model, plans: Sequence[Plan], target: Target, folder: Path) 
     from qcompile.backends.relax.translation import translate
 
     where = machine(target.options.get("machine"), target.options.get("kind", "cpu"))
-    unrolled = unroll(model, plans, routed=False)  # TVM has no sizes that depend on data
-    translated = translate(model, unrolled.plans, where.lanes)
+    unrolled = unroll(model, routed=False)  # TVM has no sizes that depend on data
+    translated = translate(model, where.lanes)
     executable = build(translated.module, where)
     files, notes = _write(executable, translated, where, folder)
     sites = unrolled.joined({site: {"kernel": how} for site, how in translated.sites.items()})

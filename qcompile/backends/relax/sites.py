@@ -14,6 +14,7 @@ from qcompile.backends.relax.kernels.quantize import quantize_rows, supported
 from qcompile.backends.relax.weights import Layout, layout_of, pack_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Format
+from qcompile.ir.graph import name_of
 from qcompile.targets.plans import Plan
 
 __all__ = ["check_plan", "lower_site"]
@@ -31,7 +32,7 @@ def check_plan(node: ir.Node, plan: Plan) -> None:
         activation is None or isinstance(activation, Format) and supported(activation)
     )
     if not taken:
-        raise TargetError(f"TVM: no kernel for site '{plan.site}' in format '{plan.scheme.name}'")
+        raise TargetError(f"TVM: no kernel for site '{name_of(node)}' in format '{plan.scheme.name}'")
 
 
 def lower_site(g: Builder, node: ir.Node, plan: Plan) -> tuple[relax.Expr, str]:

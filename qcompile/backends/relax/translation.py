@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from qcompile.backends.relax.kernels.lanes import Lanes
 from qcompile.backends.relax.operators import OPERATORS
 from qcompile.backends.relax.operators.registry import refuse
 from qcompile.backends.relax.sites import check_plan, lower_site
-from qcompile.errors import InputError, QCompileError, TargetError
+from qcompile.errors import QCompileError, TargetError
 from qcompile.ir.functions import opset
-from qcompile.targets.plans import Plan
+from qcompile.ir.graph import name_of
+from qcompile.targets.plans import plan_of
 
 __all__ = ["Translated", "translate"]
 
@@ -44,18 +45,16 @@ class Translated:
     sites: Mapping[str, str]
 
 
-def translate(model: ir.Model, plans: Sequence[Plan], lanes: Lanes) -> Translated:
+def translate(model: ir.Model, lanes: Lanes) -> Translated:
     """The module for a graph; functions that no operator is registered for are inlined.
 
     Raises:
-        InputError: if a plan names no node.
         TargetError: for an operator or format without a lowering; the node is named.
     """
     common.InlinePass(lambda function: (function.domain, function.name) not in OPERATORS)(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
-    planned = _match(model, plans)
-    _check(model, planned)
+    _check(model)
     g = Builder(lanes, opset(model))
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     variables = [_input(g, value) for value in inputs]
@@ -63,33 +62,21 @@ def translate(model: ir.Model, plans: Sequence[Plan], lanes: Lanes) -> Translate
     with g.block.function("main"):
         with g.block.dataflow():
             for node in model.graph:
-                _lower(g, node, planned, sites)
+                _lower(g, node, sites)
             outputs = [g.block.emit_output(g.tensor(g.get(value))) for value in model.graph.outputs]
         g.block.emit_func_output(relax.Tuple(outputs), [*variables, *g.arguments])
     described = [_describe(value, variable) for value, variable in zip(inputs, variables, strict=True)]
     return Translated(g.block.get(), described, [v.name for v in model.graph.outputs], g.parameters, sites)
 
 
-def _match(model: ir.Model, plans: Sequence[Plan]) -> dict[ir.Node, Plan]:
-    wanted = {plan.site: plan for plan in plans if plan.weight is not None}
-    found = {node: wanted.pop(_name(node)) for node in model.graph if _name(node) in wanted}
-    if wanted:
-        raise InputError(f"lowering: the graph has no site named {', '.join(sorted(wanted))}")
-    return found
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or node.outputs[0].name or ""
-
-
-def _check(model: ir.Model, planned: Mapping[ir.Node, Plan]) -> None:
-    """Everything that can be refused without the sizes, before any work."""
+def _check(model: ir.Model) -> None:
+    """Refuse what can be refused without the sizes, before any work: operators with bodies as well."""
     for node in model.graph:
-        if node in planned:
-            check_plan(node, planned[node])
+        if (plan := plan_of(node)) is not None:
+            check_plan(node, plan)
         elif (node.domain, node.op_type) not in OPERATORS:
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            raise TargetError(f"TVM: operator {name} of node '{_name(node)}' cannot be lowered: it is not supported")
+            raise TargetError(f"TVM: operator {name} of node '{name_of(node)}' cannot be lowered: it is not supported")
 
 
 def _input(g: Builder, value: ir.Value) -> relax.Var:
@@ -114,10 +101,10 @@ def _describe(value: ir.Value, variable: relax.Var) -> dict[str, Any]:
     return {"name": value.name, "dtype": Builder.dtype(variable), "shape": shape}
 
 
-def _lower(g: Builder, node: ir.Node, planned: Mapping[ir.Node, Plan], sites: dict[str, str]) -> None:
-    """One node. What TVM itself finds wrong is said with the node's name."""
-    if node in planned:
-        result, sites[planned[node].site] = lower_site(g, node, planned[node])
+def _lower(g: Builder, node: ir.Node, sites: dict[str, str]) -> None:
+    """Translate one node. TVM's own errors are raised with the node's name."""
+    if (plan := plan_of(node)) is not None:
+        result, sites[name_of(node)] = lower_site(g, node, plan)
         g.set(node.outputs[0], result)
         return
     inputs = [g.get(value) for value in node.inputs]
@@ -134,7 +121,7 @@ def _lower(g: Builder, node: ir.Node, planned: Mapping[ir.Node, Plan], sites: di
     except Exception as error:  # TVM's errors have many types
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise TargetError(
-            f"TVM: operator {node.op_type} of node '{_name(node)}' cannot be lowered: {reason}"
+            f"TVM: operator {node.op_type} of node '{name_of(node)}' cannot be lowered: {reason}"
         ) from error
     made = results if isinstance(results, list) else [results]
     if any(value.uses() or value.is_graph_output() for value in node.outputs[len(made) :]):
