@@ -14,6 +14,7 @@ shares with the sites that read the same value. No backend knows of it.
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,9 +164,15 @@ def agreement(case: Case, outputs: Mapping[str, np.ndarray]) -> Agreement:
 
 
 def _linears(model: ir.Model, count: int | None = None) -> list[tuple[Plan, Linear]]:
-    """Linear sites with their plans, none within a body; all, or that many of them, spread over the graph."""
-    here = [(plan, read_site(node)) for node, plan in planned(model) if node.graph is model.graph]
-    found = [(plan, site) for plan, site in here if isinstance(site, Linear)]
+    """Linear sites with their plans, none within a body; all, or that many of them, spread over the graph.
+
+    Those that read one value come together, wherever they stand: an even spread then takes few of them twice.
+    """
+    readers: dict[ir.Value, list[tuple[Plan, Linear]]] = defaultdict(list)
+    for node, plan in planned(model):
+        if node.graph is model.graph and isinstance(site := read_site(node), Linear):
+            readers[site.x].append((plan, site))
+    found = [pair for pairs in readers.values() for pair in pairs]
     return spread(found, count or len(found))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcompile.checks.runtimes import agreement, between_sites, linear_plans, observe, picking, sites_alone, tapped
+from qcompile.checks.runtimes import agreement, between_sites, observe, picking, sites_alone, tapped
 from qcompile.choice.selection import Options
 from qcompile.compiler import plan
 from qcompile.formats import get_format
@@ -31,10 +31,10 @@ RUNTIMES = {
 @cache
 def planned(name: str, scheme: str):
     """A shipped model, planned, and what the reference interpreter gives for every site."""
-    model, plans = plan(ZOO / f"{name}.onnx", Options("reference", formats=(scheme,), method="rtn"))
+    model = plan(ZOO / f"{name}.onnx", Options("reference", formats=(scheme,), method="rtn"))
     inputs = example_inputs(model, sizes={"batch": 1, "length": 6})
-    with lowered_to(get_target("reference"), tapped(model, plans), plans) as run:
-        return model, plans, inputs | run(inputs)
+    with lowered_to(get_target("reference"), tapped(model)) as run:
+        return model, inputs | run(inputs)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -47,8 +47,8 @@ def test_the_shipped_models_have_equal_codes(shipped: str, cut, runtime: str) ->
     backend, name, package = RUNTIMES[runtime]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    model, plans, values = planned(shipped, "nvfp4/nvfp4")
-    case = cut(model, linear_plans(model, plans, 8) if cut is sites_alone else plans, values)
+    model, values = planned(shipped, "nvfp4/nvfp4")
+    case = cut(model, values, **({"count": 8} if cut is sites_alone else {}))
     target = get_target(name)
     quick = replace(target, options={**target.options, "ahead": False})
     found = agreement(case, observe(case, quick, backend))
@@ -58,8 +58,8 @@ def test_the_shipped_models_have_equal_codes(shipped: str, cut, runtime: str) ->
 
 
 def test_a_wrong_code_is_noticed() -> None:
-    model, plans, values = planned("language_model", "nvfp4/nvfp4")
-    case = sites_alone(model, linear_plans(model, plans, 2), values)
+    model, values = planned("language_model", "nvfp4/nvfp4")
+    case = sites_alone(model, values, count=2)
     outputs = dict(case.results | case.codes)
     assert agreement(case, outputs).differing == 0
     name = next(iter(case.codes))
@@ -72,8 +72,8 @@ def test_a_wrong_code_is_noticed() -> None:
 
 def test_other_inputs_give_other_codes() -> None:
     """The codes are those of the values that were given, not a constant of the graph."""
-    model, plans, values = planned("language_model", "nvfp4/nvfp4")
-    case = sites_alone(model, linear_plans(model, plans, 2), values, features=16)
+    model, values = planned("language_model", "nvfp4/nvfp4")
+    case = sites_alone(model, values, features=16, count=2)
     name = next(iter(case.inputs))
     moved = replace(case, inputs=case.inputs | {name: case.inputs[name] * 1.5})
     found = agreement(moved, observe(moved, get_target("reference"), "ort"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -14,7 +17,7 @@ from qcompile.formats import fake_quantize_rows, get_format, quantize
 from qcompile.rounding.sequential import Walk
 from qcompile.run.data import example_inputs
 from qcompile.targets.eligible import quantizable
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import Plan, give_plan
 from qcompile.targets.registry import get_target, lowered_to
 from qcompile.targets.scheme import Scheme
 
@@ -52,9 +55,17 @@ GRAPHS = {
 SCHEME = Scheme(get_format("int4-g32"), get_format("int8-g32"))
 
 
-def rounded(site: Site, scheme: Scheme) -> Plan:
-    """To nearest."""
-    return Plan(site.name, scheme, quantize(weight_matrix(site), scheme.weight))
+def plan_nearest(site: Site, scheme: Scheme) -> None:
+    """Plan a site with its weight rounded to nearest."""
+    give_plan(site.node, Plan(scheme, quantize(weight_matrix(site), scheme.weight)))
+
+
+def observed(model: ir.Model, batches: list[dict], names: Iterable[str]) -> list[dict]:
+    """What the reference gives for values of a graph, as it is planned."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs.extend(values[name] for name in names if name in values)
+    with lowered_to(get_target("reference"), model) as run:
+        return [batch | run(batch) for batch in batches]
 
 
 def rows(array: np.ndarray, axis: int) -> torch.Tensor:
@@ -68,21 +79,18 @@ def test_what_sites_see(parse, name):
     model, sites = prepared.model, quantizable(prepared.analysis, get_target("reference"))[0]
     groups, tables = siblings_of(sites), [site for site in sites if site.input is None]
     batches = [example_inputs(model, seed=seed, sizes={"n": 24}) for seed in (0, 1)]
-    plans = {site.name: rounded(site, Scheme(SCHEME.weight)) for site in tables}
-    walk = Walk(model, groups, tables, batches, plans)
+    unplanned = model.clone()
+    for site in tables:
+        plan_nearest(site, Scheme(SCHEME.weight))
+    walk = Walk(model, groups, tables, batches)
     lessons = {}
     for group in walk:
         lessons[group] = walk.lesson(SCHEME.activation)
-        plans |= {site.name: rounded(site, SCHEME) for site in group.sites}
+        for site in group.sites:
+            plan_nearest(site, SCHEME)
     assert list(lessons) == [group for group in groups if not any(site.nested for site in group.sites)]
     names = {group: group.value.name for group in lessons}
-    tapped = model.clone()
-    values = {value.name: value for node in tapped.graph for value in node.outputs}
-    tapped.graph.outputs.extend(values[name] for name in names.values() if name in values)
-    with lowered_to(get_target("reference"), tapped.clone(), []) as run:
-        exact = [batch | run(batch) for batch in batches]
-    with lowered_to(get_target("reference"), tapped, list(plans.values())) as run:
-        seen = [batch | run(batch) for batch in batches]
+    exact, seen = (observed(graph, batches, names.values()) for graph in (unplanned, model.clone()))
     for group, lesson in lessons.items():
         x = [rows(values[names[group]], group.axis) for values in exact]
         y = [fake_quantize_rows(rows(values[names[group]], group.axis), SCHEME.activation) for values in seen]

@@ -14,6 +14,7 @@ from qcompile.errors import TargetError
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate
+from qcompile.targets.plans import planned
 from qcompile.targets.split_stacks import unroll
 
 SCHEME = Options(target="reference", formats=["int4-g32"], transforms="none", method="rtn")
@@ -27,14 +28,15 @@ def stacks_of(model: ir.Model) -> list[Stack]:
 @pytest.mark.parametrize("routed", [True, False])
 @pytest.mark.parametrize("name", STACKS)
 def test_the_graph_computes_the_same(name, routed):
-    model, plans = plan(stack_model(name), SCHEME)
+    model = plan(stack_model(name), SCHEME)
     inputs, changed = example_inputs(model), model.clone()
-    changed_plans = unroll(changed, plans, routed=routed).plans
+    parts = unroll(changed, routed=routed).parts
     assert not stacks_of(changed)
     assert compare(evaluate(model, inputs), evaluate(changed, inputs))[0] < 1e-6
-    nodes = {node.name: node for node in changed.graph.all_nodes()}
-    for item in changed_plans:  # each plan holds the matrix that its operator reads
-        exact = nodes[item.site].inputs[1].const_value.numpy().T
+    sites = dict(planned(changed))
+    assert {node.name for node in sites} >= {part for found in parts.values() for part in found}
+    for node, item in sites.items():  # each plan holds the matrix that its operator reads
+        exact = node.inputs[1].const_value.numpy().T
         assert np.abs(item.weight.dequantize().numpy() - exact).max() < 0.4 * np.abs(exact).max()
 
 
@@ -90,7 +92,7 @@ def test_rows_reach_the_experts_that_own_them(name):
 @pytest.mark.parametrize("routed", [True, False])
 @pytest.mark.parametrize("tokens", [0, 1, 5])
 def test_any_number_of_rows_and_indices_from_the_end(parse, routed, tokens):
-    model, plans = plan(parse(
+    model = plan(parse(
         """g (float[t,32] x, int64[t,2] i) => (float[t,2,48] y) <float[4,32,48] k, float[4,48,48] l> {
             w = Gather<axis=0>(k, i)
             g = Einsum<equation="td,tkdf->tkf">(x, w)
@@ -98,7 +100,7 @@ def test_any_number_of_rows_and_indices_from_the_end(parse, routed, tokens):
             y = Einsum<equation="tkf,tkfe->tke">(g, v) }"""
     ), SCHEME)  # fmt: skip
     changed, rng = model.clone(), np.random.default_rng(0)
-    unrolled = unroll(changed, plans, routed=routed)
+    unrolled = unroll(changed, routed=routed)
     assert sorted(map(len, unrolled.parts.values())) == ([4, 4] if routed else [1, 1])
     x, i = rng.standard_normal((tokens, 32)).astype(np.float32), rng.integers(-4, 4, (tokens, 2))
     have = evaluate(changed, {"x": x, "i": i})["y"]
@@ -108,7 +110,7 @@ def test_any_number_of_rows_and_indices_from_the_end(parse, routed, tokens):
 
 
 def test_siblings_share_the_routes(parse):
-    model, plans = plan(parse(
+    model = plan(parse(
         """g (float[t,32] x, int64[t,2] i) => (float[t,2,48] y) <float[4,32,48] k, float[4,32,48] l> {
             w = Gather<axis=0>(k, i)
             g = Einsum<equation="td,tkdf->tkf">(x, w)
@@ -116,7 +118,7 @@ def test_siblings_share_the_routes(parse):
             u = Einsum<equation="td,tkdf->tkf">(x, v)
             y = Mul(g, u) }"""
     ), SCHEME)  # fmt: skip
-    unroll(model, plans, routed=True)
+    unroll(model, routed=True)
     assert sum(node.op_type == "NonZero" for node in model.graph) == 1
     assert not any(node.op_type in ("MatMul", "Split") for node in model.graph)  # one value for each expert: in bodies
 

@@ -30,14 +30,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 @pytest.fixture
 def lower(tmp_path: Path, compiled: list) -> Callable[..., tuple[Run, str]]:
-    """Lower a graph: its program as a function, and the source."""
+    """Lower a planned graph: its program as a function, and the source."""
     from qcompile.backends.gpu import lowering, runner
     from qcompile.targets.registry import get_target
 
-    def make(model: ir.Model, plans: list = (), target: str = "hopper-int4", dtype: str = "float32") -> tuple[Run, str]:
+    def make(model: ir.Model, target: str = "hopper-int4", dtype: str = "float32") -> tuple[Run, str]:
         folder = tmp_path / f"artifact{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        lowering.lower(model, list(plans), get_target(target), folder)
+        lowering.lower(model, get_target(target), folder)
         return runner.load(folder, dtype=dtype), (folder / "model.py").read_text()
 
     return make

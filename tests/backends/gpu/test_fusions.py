@@ -10,13 +10,10 @@ import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import pytest
-import torch
+from planning import node_named, plan_site
 
-from qcompile.formats import quantize
 from qcompile.run.compare import compare
 from qcompile.run.session import evaluate
-from qcompile.targets.plans import Plan
-from qcompile.targets.scheme import Scheme
 
 pytest.importorskip("triton", reason="the generated programs import triton")
 
@@ -36,14 +33,12 @@ def weight(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def plan(model: ir.Model, site: str, scheme: str) -> Plan:
-    """A MatMul's weight, rounded to nearest."""
-    node = next(node for node in model.graph if node.name == site)
-    parsed = Scheme.parse(scheme)
-    return Plan(site, parsed, quantize(torch.from_numpy(node.inputs[1].const_value.numpy().T.copy()), parsed.weight))
+def plan_product(model: ir.Model, site: str, scheme: str) -> None:
+    """Plan a MatMul, its weight rounded to nearest."""
+    plan_site(model, site, node_named(model, site).inputs[1].const_value.numpy().T, scheme)
 
 
-def check(lower: Callable, model: ir.Model, plans: list[Plan], inputs: dict, target: str, most: float) -> str:
+def check(lower: Callable, model: ir.Model, inputs: dict, target: str, most: float) -> str:
     """The program against the reference target's emulation; returns its source."""
     import tempfile
     from pathlib import Path
@@ -52,9 +47,9 @@ def check(lower: Callable, model: ir.Model, plans: list[Plan], inputs: dict, tar
     from qcompile.backends.ort.runner import load
     from qcompile.targets.registry import get_target
 
-    run, source = lower(model.clone(), plans, target)
+    run, source = lower(model.clone(), target)
     with tempfile.TemporaryDirectory() as folder:
-        reference.lower(model.clone(), plans, get_target("reference"), Path(folder))
+        reference.lower(model.clone(), get_target("reference"), Path(folder))
         want = load(Path(folder))(inputs)
     assert compare(want, run(inputs))[0] < most
     return source
@@ -73,8 +68,9 @@ def block() -> ir.Model:
 
 def test_siblings_are_one_product_with_one_bias(lower: Callable) -> None:
     model = block()
-    plans = [plan(model, name, "int4-g32") for name in ("a", "b", "y")]
-    source = check(lower, model, plans, {"x": weight(2, 3, 64)}, "hopper-int4", 2e-6)
+    for name in ("a", "b", "y"):
+        plan_product(model, name, "int4-g32")
+    source = check(lower, model, {"x": weight(2, 3, 64)}, "hopper-int4", 2e-6)
     assert "self.wa_wb = kernels.Linear" in source
     assert "= self.wa_wb.split(self.wa_wb(" in source
     assert 'kernels.gate(a, c, "silu")' in source
@@ -85,16 +81,18 @@ def test_a_weight_that_two_layers_share_is_stored_once(lower: Callable) -> None:
     model = build(
         "g (float[N,64] x) => (float y) { h = MatMul(x, w) e = Exp(h) y = MatMul(e, w) }", w=weight(64, 64) / 9
     )
-    plans = [plan(model, name, "int4-g32") for name in ("h", "y")]
-    source = check(lower, model, plans, {"x": weight(5, 64)}, "hopper-int4", 2e-6)
+    for name in ("h", "y"):
+        plan_product(model, name, "int4-g32")
+    source = check(lower, model, {"x": weight(5, 64)}, "hopper-int4", 2e-6)
     assert source.count("kernels.Linear(") == 1
     assert source.count("self.w(") == 2
 
 
 def test_norm_and_gate_take_in_the_quantization_that_follows(lower: Callable) -> None:
     model = block()
-    plans = [plan(model, name, "mxfp4-even/mxfp4-even") for name in ("a", "b", "y")]
-    source = check(lower, model, plans, {"x": weight(2, 3, 64)}, "mi350-mxfp4", 1e-5)
+    for name in ("a", "b", "y"):
+        plan_product(model, name, "mxfp4-even/mxfp4-even")
+    source = check(lower, model, {"x": weight(2, 3, 64)}, "mi350-mxfp4", 1e-5)
     assert "quantize_activation" not in source
     assert "n = kernels.rms_norm(x" in source
     assert source.count("activation=self.as_mxfp4_even") == 2
@@ -103,8 +101,9 @@ def test_norm_and_gate_take_in_the_quantization_that_follows(lower: Callable) ->
 def test_siblings_in_other_formats_stay_apart_but_share_the_quantized_input(lower: Callable) -> None:
     model = build("g (float[N,64] x) => (float y, float z) { h = Exp(x) y = MatMul(h, wa) z = MatMul(h, wb) }",
                   wa=weight(64, 32), wb=weight(64, 32))  # fmt: skip
-    plans = [plan(model, "y", "int4-g32/int8-channel"), plan(model, "z", "mxfp4/int8-channel")]
-    source = check(lower, model, plans, {"x": weight(5, 64)}, "hopper-w4a8", 2e-6)
+    plan_product(model, "y", "int4-g32/int8-channel")
+    plan_product(model, "z", "mxfp4/int8-channel")
+    source = check(lower, model, {"x": weight(5, 64)}, "hopper-w4a8", 2e-6)
     assert source.count("kernels.quantize_activation(") == 1
     assert source.count("kernels.Linear(") == 2
 

@@ -13,6 +13,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 import torch
+from planning import plan_site
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.forms import weight_matrix
@@ -20,14 +21,13 @@ from qcompile.analysis.siblings import siblings_of
 from qcompile.backends.gpu.manifest import ARCHITECTURES
 from qcompile.compiler import prepare
 from qcompile.errors import InputError, TargetError
-from qcompile.formats import quantize
 from qcompile.passes.rotate import insert_online
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate
 from qcompile.stages import Prepared
 from qcompile.targets.eligible import quantizable
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import planned
 from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms import (
@@ -54,35 +54,35 @@ def prepared(name: str) -> Prepared:
     return prepare(ZOO / f"{name}.onnx")
 
 
-def planned(model: Prepared, target: str) -> list[Plan]:
-    """Every site in the target's default schemes, rounded to nearest."""
-    chosen = get_target(target)
-    sites, _ = quantizable(model.analysis)
-    schemes = [(s, chosen.scheme(chosen.edge if s.input is None else chosen.default)) for s in sites]
-    pairs = [(site, scheme) for site, scheme in schemes if scheme.weight is not None]
-    return [Plan(site.name, scheme, quantize(weight_matrix(site).float(), scheme.weight)) for site, scheme in pairs]
+def planned_for(model: Prepared, target: str) -> ir.Model:
+    """A copy with every site in the target's default schemes, rounded to nearest."""
+    graph, chosen = model.model.clone(), get_target(target)
+    for site in quantizable(model.analysis)[0]:
+        scheme = chosen.scheme(chosen.edge if site.input is None else chosen.default)
+        plan_site(graph, site.name, weight_matrix(site).float().numpy(), scheme)
+    return graph
 
 
-def emulated(model: ir.Model, plans: list[Plan], folder: Path) -> Callable:
+def emulated(model: ir.Model, folder: Path) -> Callable:
     """The reference target in onnxruntime."""
     from qcompile.backends.ort import lowering, runner
 
     folder.mkdir()
-    lowering.lower(model.clone(), plans, get_target("reference"), folder)
+    lowering.lower(model.clone(), get_target("reference"), folder)
     return runner.load(folder)
 
 
 @pytest.mark.parametrize("target", ["hopper-int4", "hopper-fp4", "blackwell-fp4"])
 @pytest.mark.parametrize("name", ["language_model", "dit", "mamba"])
 def test_shipped_models(name: str, target: str, lower: Callable, tmp_path: Path) -> None:
-    model = prepared(name)
-    plans = planned(model, target)
-    inputs = example_inputs(model.model, sizes={"batch": 1, "length": 4})  # small: no code lies on a border of two
-    want = emulated(model.model, plans, tmp_path / "reference")(inputs)
-    run, source = lower(model.model.clone(), plans, target)
+    model = planned_for(prepared(name), target)
+    sites = len(planned(model))
+    inputs = example_inputs(model, sizes={"batch": 1, "length": 4})  # small: no code lies on a border of two
+    want = emulated(model, tmp_path / "reference")(inputs)
+    run, source = lower(model, target)
     assert compare(want, run(inputs))[0] < ROUNDING
     assert "CAPTURES" not in source  # nothing waits for the GPU
-    assert source.count("kernels.Linear(") < len(plans)
+    assert source.count("kernels.Linear(") < sites
 
 
 # ---- single sites ------------------------------------------------------------------------------------------------
@@ -99,12 +99,6 @@ def build(graph: str, version: int = 18, **constants: np.ndarray) -> ir.Model:
 
 def weight(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-def plan(site: str, scheme: str, rows: np.ndarray) -> Plan:
-    """A weight ``[out, in]``, rounded to nearest."""
-    parsed = Scheme.parse(scheme)
-    return Plan(site, parsed, quantize(torch.tensor(np.ascontiguousarray(rows)), parsed.weight))
 
 
 SITES = {
@@ -124,20 +118,20 @@ def test_sites(name: str, scheme: str, lower: Callable, tmp_path: Path) -> None:
     inputs, body, shape, given, rows = SITES[name]
     model = build(f"g ({inputs}) => (float z) {{ {body} }}", w=weight(*shape), b=weight(24))
     site = next(node.name for node in model.graph if node.op_type != "Add")
-    plans = [plan(site, scheme, rows(model.graph.initializers["w"].const_value.numpy()))]
+    plan_site(model, site, rows(model.graph.initializers["w"].const_value.numpy()), scheme)
     x = {"x": weight(*given)}
-    want = emulated(model, plans, tmp_path / "reference")(x)
-    run, _ = lower(model, plans, "hopper-fp4" if "fp4" in scheme else "hopper-int4")
+    want = emulated(model, tmp_path / "reference")(x)
+    run, _ = lower(model, "hopper-fp4" if "fp4" in scheme else "hopper-int4")
     assert compare(want, run(x))[0] < ROUNDING
 
 
 @pytest.mark.parametrize("scheme", ["int8-g32", "mxfp8-e4m3"])
 def test_tables(scheme: str, lower: Callable, tmp_path: Path) -> None:
     model = build("g (int64[batch,length] i) => (float[batch,length,40] z) { z = Gather(w, i) }", w=weight(50, 40))
-    plans = [plan("z", scheme, weight(50, 40))]
+    plan_site(model, "z", weight(50, 40), scheme)
     ids = {"i": RNG.integers(0, 50, (2, 3))}
-    run, _ = lower(model.clone(), plans)
-    assert compare(emulated(model, plans, tmp_path / "reference")(ids), run(ids))[0] < 1e-7
+    run, _ = lower(model.clone())
+    assert compare(emulated(model, tmp_path / "reference")(ids), run(ids))[0] < 1e-7
 
 
 TRANSFORMS: dict[str, Callable[[], Transform]] = {
@@ -172,7 +166,7 @@ def test_the_same_bytes_for_the_same_plans(compiled: list, tmp_path: Path) -> No
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-        said = lower_to(model.model.clone(), planned(model, "hopper-int4"), get_target("hopper-int4"), folder)
+        said = lower_to(planned_for(model, "hopper-int4"), get_target("hopper-int4"), folder)
     written = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders]
     assert written[0] == written[1]
     assert {str(name) for name in written[0]} == set(said.files)
@@ -183,7 +177,8 @@ def test_the_manifest_says_what_is_only_compiled(compiled: list, tmp_path: Path)
     from qcompile.backends.gpu.lowering import lower as lower_to
 
     model = build("g (float[n,32] x) => (float z) { z = MatMul(x, w) }", w=weight(32, 16))
-    said = lower_to(model, [plan("z", "mxfp4/mxfp4", weight(16, 32))], get_target("blackwell-mxfp4"), tmp_path)
+    plan_site(model, "z", weight(16, 32), "mxfp4/mxfp4")
+    said = lower_to(model, get_target("blackwell-mxfp4"), tmp_path)
     assert said.notes["compiled_for"] == ["sm_100", "sm_103", "sm_120"]
     assert said.notes["roofline_us"]["estimate"] is True
     assert said.notes["cuda_graphs"] is True
@@ -191,16 +186,20 @@ def test_the_manifest_says_what_is_only_compiled(compiled: list, tmp_path: Path)
     assert said.sites["z"]["kernel"].startswith("Linear (")
 
 
-def test_a_plan_without_a_site_is_refused(lower: Callable) -> None:
-    model = build("g (float[n,32] x) => (float z) { z = MatMul(x, w) }", w=weight(32, 16))
-    with pytest.raises(InputError, match="no site named nowhere"):
-        lower(model, [plan("nowhere", "int4-g32", weight(16, 32))])
+def test_a_site_that_equals_another_is_refused(lower: Callable) -> None:
+    """One of the two goes before sites are placed, and its plan with it."""
+    model = build("g (float[n,32] x) => (float z, float y) { z = MatMul(x, w) y = MatMul(x, w) }", w=weight(32, 16))
+    for name in ("z", "y"):
+        plan_site(model, name, weight(16, 32), "int4-g32")
+    with pytest.raises(InputError, match="no site named y"):
+        lower(model)
 
 
 def test_a_format_without_a_kernel_is_refused(lower: Callable) -> None:
     model = build("g (float[n,32] x) => (float z) { z = MatMul(x, w) }", w=weight(32, 16))
+    plan_site(model, "z", weight(16, 32), "int3-g32")
     with pytest.raises(TargetError, match="no kernel decodes a weight in 'int3-g32'"):
-        lower(model, [plan("z", "int3-g32", weight(16, 32))])
+        lower(model)
 
 
 @pytest.mark.slow
@@ -217,7 +216,8 @@ def test_kernels_are_compiled_ahead(target: str, scheme: str, tmp_path: Path) ->
     from qcompile.backends.gpu.lowering import lower as lower_to
 
     model = build("g (float[n,128] x) => (float z) { z = MatMul(x, w) }", w=weight(128, 64))
-    said = lower_to(model, [plan("z", scheme, weight(64, 128))], get_target(target), tmp_path)
+    plan_site(model, "z", weight(64, 128), scheme)
+    said = lower_to(model, get_target(target), tmp_path)
     binaries = [name for name in said.files if name.endswith((".cubin", ".hsaco"))]
     assert {Path(name).parent.name for name in binaries} == set(ARCHITECTURES[target])
     assert all((tmp_path / name).read_bytes()[:4] == b"\x7fELF" for name in binaries)

@@ -31,7 +31,7 @@ def folder_of(body: str, folder: Path) -> Path:
     from qcompile.targets.registry import get_target
 
     folder.mkdir()
-    lower(build(body), [], get_target("hopper-int4"), folder)
+    lower(build(body), get_target("hopper-int4"), folder)
     return folder
 
 

@@ -20,11 +20,11 @@ ROUNDING = 5e-6
 
 def check(model, target: str, lower: Callable, **options) -> str:
     """The program computes what the reference does; returns its source."""
-    graph, plans = plan(model, Options(target=target, **options))
+    graph = plan(model, Options(target=target, **options))
     inputs = example_inputs(graph, sizes={"batch": 1, "length": 3})
-    with lowered_to(get_target("reference"), graph.clone(), plans) as run:
+    with lowered_to(get_target("reference"), graph.clone()) as run:
         want = run(inputs)
-    program, source = lower(graph, plans, target)
+    program, source = lower(graph, target)
     assert compare(want, program(inputs))[0] < ROUNDING
     return source
 

@@ -11,16 +11,16 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from planning import plan_site
 
 from qcompile.backends.ort import lowering
 from qcompile.backends.ort.manifest import TARGETS
 from qcompile.backends.ort.runner import load
 from qcompile.errors import InputError, TargetError
-from qcompile.formats import fake_quantize, quantize
+from qcompile.formats import fake_quantize
 from qcompile.ir.functions import DOMAIN
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Lowered, get_target
-from qcompile.targets.scheme import Scheme
 
 ROUNDING = 2e-6  # relative L2 of a float32 product of a few hundred terms against float64
 LEVEL_4 = 1.5e-2  # of a product whose activation is rounded to int8 in blocks
@@ -49,11 +49,6 @@ def build(
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def planned(site: str, weight: np.ndarray, scheme: Scheme) -> Plan:
-    """A plan for a weight ``[out, in]``, rounded to nearest."""
-    return Plan(site, scheme, quantize(torch.tensor(weight.astype(np.float32)), scheme.weight))
-
-
 def product(x: np.ndarray, plan: Plan) -> np.ndarray:
     """What a linear site should compute, in float64: every row of ``x`` is quantized on its own."""
     rows = torch.tensor(x.astype(np.float32)).reshape(-1, x.shape[-1])
@@ -76,10 +71,10 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def lower(tmp_path: Path) -> Callable[..., tuple[Run, Lowered, ir.Model]]:
-    """Lower a model: the runner, what the backend said, and the graph on disk."""
+    """Lower a planned model: the runner, what the backend said, and the graph on disk."""
 
-    def make(model: ir.Model, plans: list[Plan], target: str) -> tuple[Run, Lowered, ir.Model]:
-        said = lowering.lower(model, plans, get_target(target), tmp_path)
+    def make(model: ir.Model, target: str) -> tuple[Run, Lowered, ir.Model]:
+        said = lowering.lower(model, get_target(target), tmp_path)
         return load(tmp_path), said, ir.load(tmp_path / "model.onnx")
 
     return make
@@ -105,9 +100,9 @@ def target_of(scheme: str) -> str:
 @pytest.mark.parametrize("size", [96, 100])  # 100: groups that do not divide, codes that do not fill a byte
 def test_emulated_product_is_exact(name: str, size: int, rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng, size)
-    plan = planned("site", weight, get_target("reference").scheme(name))
+    plan = plan_site(model, "site", weight, get_target("reference").scheme(name))
     x = rng.standard_normal((2, 5, size)).astype(np.float32)
-    run, _, _ = lower(model, [plan], target_of(name))
+    run, _, _ = lower(model, target_of(name))
     have = run({"x": x})["y"]
     if "4over6" in name:  # where both targets err alike, either may be taken
         assert np.median(np.abs(have - product(x, plan))) < 1e-5
@@ -121,7 +116,8 @@ def test_emulated_product_is_exact(name: str, size: int, rng: np.random.Generato
 def test_no_rows_give_no_rows(name: str, rng: np.random.Generator, lower: Callable) -> None:
     """An expert may get no token: onnxruntime does not reduce what is empty."""
     model, weight = linear(rng)
-    run, _, _ = lower(model, [planned("site", weight, get_target("reference").scheme(name))], target_of(name))
+    plan_site(model, "site", weight, get_target("reference").scheme(name))
+    run, _, _ = lower(model, target_of(name))
     assert run({"x": np.zeros((2, 0, 96), np.float32)})["y"].shape == (2, 0, 40)
 
 
@@ -131,9 +127,9 @@ def test_no_rows_give_no_rows(name: str, rng: np.random.Generator, lower: Callab
 @pytest.mark.parametrize("size", [256, 200])
 def test_matmulnbits(name: str, size: int, rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng, size)
-    plan = planned("site", weight, Scheme.parse(name))
+    plan = plan_site(model, "site", weight, name)
     x = rng.standard_normal((1, 3, size)).astype(np.float32)
-    run, said, graph = lower(model, [plan], "cpu-int4")
+    run, said, graph = lower(model, "cpu-int4")
     node = next(node for node in graph.graph if node.op_type == "MatMulNBits")
     assert (node.name, node.outputs[0].name) == ("site", "y")
     assert said.sites["site"]["accuracy_level"] == node.attributes["accuracy_level"].value == 4
@@ -147,8 +143,8 @@ def test_matmulnbits_in_float(level: int, rng: np.random.Generator, tmp_path: Pa
     model, weight = linear(rng)
     target = get_target("cpu-int4")
     target = replace(target, options={**target.options, "accuracy_level": level})
-    plan = planned("site", weight, Scheme.parse("int4-g32"))
-    said = lowering.lower(model, [plan], target, tmp_path)
+    plan = plan_site(model, "site", weight, "int4-g32")
+    said = lowering.lower(model, target, tmp_path)
     x = rng.standard_normal((1, 3, 96)).astype(np.float32)
     assert error(load(tmp_path)({"x": x})["y"], product(x, plan)) < ROUNDING
     assert said.sites["site"]["accuracy_level"] == level
@@ -159,7 +155,8 @@ def test_eight_bits_stay_at_level_four(rng: np.random.Generator, tmp_path: Path)
 
     model, weight = linear(rng)
     target = replace(get_target("cpu-int4"), options={"kernels": ("nbits",), "accuracy_level": 0})
-    said = lowering.lower(model, [planned("site", weight, Scheme.parse("int8-g32"))], target, tmp_path)
+    plan_site(model, "site", weight, "int8-g32")
+    said = lowering.lower(model, target, tmp_path)
     assert said.sites["site"]["accuracy_level"] == 4
     assert "int8 activations" in said.sites["site"]["why"]
 
@@ -199,9 +196,9 @@ def graphs(
 )
 def test_every_spelling(spelling: str, target: str, scheme: str, rng: np.random.Generator, lower: Callable) -> None:
     model, weight, meaning, shape = graphs(rng)[spelling]
-    plan = planned("site", weight, get_target(target).scheme(scheme))
+    plan = plan_site(model, "site", weight, get_target(target).scheme(scheme))
     x = rng.standard_normal(shape).astype(np.float32)
-    run, _, graph = lower(model, [plan], target)
+    run, _, graph = lower(model, target)
     assert error(run({"x": x})["y"], meaning(x, plan)) < (LEVEL_4 if target == "cpu-int4" else ROUNDING)
     assert "w" not in graph.graph.initializers
 
@@ -212,9 +209,9 @@ def test_every_spelling(spelling: str, target: str, scheme: str, rng: np.random.
 )
 def test_every_opset(opset: int, scheme: str, rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng, 100, opset=opset)
-    plan = planned("site", weight, Scheme.parse(scheme))
+    plan = plan_site(model, "site", weight, scheme)
     x = rng.standard_normal((2, 3, 100)).astype(np.float32)
-    assert error(lower(model, [plan], target_of(scheme))[0]({"x": x})["y"], product(x, plan)) < ROUNDING
+    assert error(lower(model, target_of(scheme))[0]({"x": x})["y"], product(x, plan)) < ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -224,9 +221,9 @@ def test_half_precision_graphs(target: str, scheme: str, rng: np.random.Generato
     weight = rng.standard_normal((64, 32)).astype(np.float16)
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="site")
     model = build([node], {"x": (TensorProto.FLOAT16, ["n", 64])}, "y", {"w": weight}, dtype=TensorProto.FLOAT16)
-    plan = planned("site", weight.T, get_target(target).scheme(scheme))
+    plan = plan_site(model, "site", weight.T, get_target(target).scheme(scheme))
     x = rng.standard_normal((5, 64)).astype(np.float16)
-    have = lower(model, [plan], target)[0]({"x": x})["y"]
+    have = lower(model, target)[0]({"x": x})["y"]
     assert have.dtype == np.float16
     assert error(have, product(x, plan)) < (LEVEL_4 if target == "cpu-int4" else 2e-3)
 
@@ -260,9 +257,9 @@ def test_tied_tables_are_exact_and_stored_once(
     model, table = tied(rng, size)
     model.graph.outputs.append(model.graph.node(0).outputs[0])
     scheme = get_target(target).scheme(scheme)
-    plans = [planned(name, table, scheme) for name in ("embed", "head")]
+    plans = [plan_site(model, name, table, scheme) for name in ("embed", "head")]
     ids = rng.integers(0, 50, (2, 7))
-    run, _, graph = lower(model, plans, target)
+    run, _, graph = lower(model, target)
     out = run({"ids": ids})
     assert np.array_equal(out["x"], plans[0].weight.dequantize().numpy()[ids])
     assert error(out["y"], product(out["x"], plans[1])) < (LEVEL_4 if target == "cpu-int4" else ROUNDING)
@@ -280,10 +277,9 @@ def test_siblings_share_one_quantization(rng: np.random.Generator, lower: Callab
     nodes = [helper.make_node("MatMul", ["x", name], [f"y{name}"], name=name) for name in weights]
     nodes.append(helper.make_node("Sum", [f"y{name}" for name in weights], ["y"]))
     model = build(nodes, {"x": (TensorProto.FLOAT, ["n", 64])}, "y", weights)
-    scheme = Scheme.parse("nvfp4/nvfp4")
-    plans = [planned(name, array.T, scheme) for name, array in weights.items()]
+    plans = [plan_site(model, name, array.T, "nvfp4/nvfp4") for name, array in reversed(weights.items())]
     x = rng.standard_normal((4, 64)).astype(np.float32)
-    run, _, graph = lower(model, plans[::-1], "blackwell-fp4")
+    run, _, graph = lower(model, "blackwell-fp4")
     kinds = [node.op_type for node in graph.graph if node.domain == DOMAIN]
     assert kinds == ["QuantizeNVFP4", "LinearNVFP4", "LinearNVFP4", "LinearNVFP4"]
     assert error(run({"x": x})["y"], sum(product(x, plan) for plan in plans)) < ROUNDING
@@ -296,15 +292,16 @@ def test_the_file_is_as_small_as_the_format(
     target: str, scheme: str, rng: np.random.Generator, lower: Callable, tmp_path: Path
 ) -> None:
     model, weight = linear(rng, 512, 512)
-    plan = planned("site", weight, Scheme.parse(scheme))
-    lower(model, [plan], target)
+    plan = plan_site(model, "site", weight, scheme)
+    lower(model, target)
     bits = plan.weight.format.bits_per_weight(512) + (16 / 32 if target == "cpu-int4" else 0)  # its scales are float32
     assert (tmp_path / "model.onnx").stat().st_size < 512 * 512 * bits / 8 + 12_000
 
 
 def test_a_float_product_per_row_whatever_the_batch(rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng)
-    run, _, _ = lower(model, [planned("site", weight, Scheme.parse("int8-channel/int8-channel"))], "cpu-int8")
+    plan_site(model, "site", weight, "int8-channel/int8-channel")
+    run, _, _ = lower(model, "cpu-int8")
     x = rng.standard_normal((1, 4, 96)).astype(np.float32)
     other = np.concatenate([x, 100 * x], 1)
     assert np.array_equal(run({"x": other})["y"][:, :4], run({"x": x})["y"])
@@ -320,8 +317,9 @@ def test_the_same_bytes_twice(inline: int, tmp_path: Path, monkeypatch: pytest.M
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
         model, table = tied(np.random.default_rng(0))
-        plans = [planned(name, table, Scheme.parse("nvfp4-4over6/nvfp4-4over6")) for name in ("embed", "head")]
-        said = lowering.lower(model, plans, get_target("blackwell-fp4"), folder)
+        for name in ("embed", "head"):
+            plan_site(model, name, table, "nvfp4-4over6/nvfp4-4over6")
+        said = lowering.lower(model, get_target("blackwell-fp4"), folder)
         assert said.files == (("model.onnx",) if inline else ("model.onnx", "model.onnx.data"))
         assert {path.name for path in folder.iterdir()} == set(said.files)
         written.append([(folder / name).read_bytes() for name in said.files])
@@ -331,17 +329,32 @@ def test_the_same_bytes_twice(inline: int, tmp_path: Path, monkeypatch: pytest.M
 
 def test_packed_weights_at_run_time_change_nothing(rng: np.random.Generator, lower: Callable, tmp_path: Path) -> None:
     model, weight = linear(rng)
-    run, _, _ = lower(model, [planned("site", weight, Scheme.parse("nvfp4/nvfp4"))], "blackwell-fp4")
+    plan_site(model, "site", weight, "nvfp4/nvfp4")
+    run, _, _ = lower(model, "blackwell-fp4")
     x = rng.standard_normal((1, 4, 96)).astype(np.float32)
     assert np.allclose(run({"x": x})["y"], load(tmp_path, keep_packed=True)({"x": x})["y"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_site_without_a_weight_is_left_alone(rng: np.random.Generator, lower: Callable) -> None:
+def test_a_site_without_a_plan_is_left_alone(rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng)
     x = rng.standard_normal((1, 4, 96)).astype(np.float32)
-    run, said, _ = lower(model, [Plan("site", Scheme(), None)], "blackwell-fp4")
+    run, said, _ = lower(model, "blackwell-fp4")
     assert error(run({"x": x})["y"], x.astype(np.float64) @ weight.T) < ROUNDING
     assert not said.sites
+
+
+@pytest.mark.parametrize("target", ["cpu-int4", "reference"])
+def test_sites_without_a_name_are_told_apart(target: str, rng: np.random.Generator, lower: Callable) -> None:
+    """They go by the names of their results."""
+    weights = [rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2)]
+    nodes = [helper.make_node("MatMul", ["x", "v"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    model = build(nodes, {"x": (TensorProto.FLOAT, ["n", 64])}, "y", dict(zip("vw", weights, strict=True)))
+    first, second = (plan_site(model, name, array.T, "int4-g32") for name, array in zip("hy", weights, strict=True))
+    x = rng.standard_normal((4, 64)).astype(np.float32)
+    run, said, _ = lower(model, target)
+    assert list(said.sites) == ["h", "y"]
+    bound = 2 * LEVEL_4 if target == "cpu-int4" else ROUNDING
+    assert error(run({"x": x})["y"], product(product(x, first), second)) < bound
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
@@ -351,9 +364,9 @@ def test_refuses_an_operator_before_any_edit(rng: np.random.Generator, tmp_path:
     kernel = rng.standard_normal((8, 16, 3, 3)).astype(np.float32)
     nodes = [helper.make_node("Conv", ["x", "k"], ["z"], name="conv")]
     model = build(nodes, {"x": (TensorProto.FLOAT, ["n", 16, 8, 8])}, "z", {"k": kernel})
-    plan = planned("conv", kernel[:, :, 0, 0], Scheme.parse("nvfp4/nvfp4"))
+    plan_site(model, "conv", kernel[:, :, 0, 0], "nvfp4/nvfp4")
     with pytest.raises(TargetError, match="'conv' .Conv. cannot be lowered: it has a kernel larger than 1"):
-        lowering.lower(model, [plan], get_target("blackwell-fp4"), tmp_path)
+        lowering.lower(model, get_target("blackwell-fp4"), tmp_path)
     assert [node.op_type for node in model.graph] == ["Conv"]
     assert not list(tmp_path.iterdir())
 
@@ -365,27 +378,22 @@ def test_refuses_a_scheme_that_no_kernel_computes(
     target: str, scheme: str, rng: np.random.Generator, tmp_path: Path
 ) -> None:
     model, weight = linear(rng)
+    plan_site(model, "site", weight, scheme)
     with pytest.raises(TargetError, match="no kernel for site 'site'"):
-        lowering.lower(model, [planned("site", weight, Scheme.parse(scheme))], get_target(target), tmp_path)
-
-
-def test_refuses_a_site_that_is_not_there(rng: np.random.Generator, tmp_path: Path) -> None:
-    model, weight = linear(rng)
-    with pytest.raises(InputError, match="no site named elsewhere"):
-        lowering.lower(
-            model, [planned("elsewhere", weight, Scheme.parse("nvfp4"))], get_target("blackwell-fp4"), tmp_path
-        )
+        lowering.lower(model, get_target(target), tmp_path)
 
 
 def test_refuses_old_operators(rng: np.random.Generator, tmp_path: Path) -> None:
     model, weight = linear(rng, opset=11)
+    plan_site(model, "site", weight, "nvfp4")
     with pytest.raises(InputError, match="13 or later"):
-        lowering.lower(model, [planned("site", weight, Scheme.parse("nvfp4"))], get_target("blackwell-fp4"), tmp_path)
+        lowering.lower(model, get_target("blackwell-fp4"), tmp_path)
 
 
 def test_runner_errors(rng: np.random.Generator, lower: Callable, tmp_path: Path) -> None:
     model, weight = linear(rng)
-    run, _, _ = lower(model, [planned("site", weight, Scheme.parse("nvfp4"))], "blackwell-fp4")
+    plan_site(model, "site", weight, "nvfp4")
+    run, _, _ = lower(model, "blackwell-fp4")
     with pytest.raises(InputError, match="lacks x"):
         run({})
     with pytest.raises(InputError, match="cannot run"):

@@ -20,23 +20,24 @@ from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate
 from qcompile.targets.eligible import quantizable
+from qcompile.targets.plans import planned
 from qcompile.targets.registry import get_target
 
 
 def check(model: ir.Model, target: str, scheme: str, folder, **options) -> None:
     """The lowered graph is the rotated one with every planned weight read back from its format."""
-    graph, plans = plan(model, Options(target=target, formats=[scheme]))
+    graph = plan(model, Options(target=target, formats=[scheme]))
     inputs = example_inputs(graph)
     exact, weights = graph.clone(), {site.name: site for site in prepare(model).analysis.sites}
-    for item in plans:
-        site = weights[item.site]
+    for node, item in planned(graph):
+        site = weights[node.name]
         value = exact.graph.initializers[site.weight.name]
         axis = site.axis_out if site.input is None else site.axis_in
         shape = [dim for i, dim in enumerate(site.shape) if i != axis]
         array = np.moveaxis(item.weight.dequantize().numpy().reshape(*shape, site.shape[axis]), -1, axis)
         value.const_value = ir.tensor(np.ascontiguousarray(array))
     found = get_target(target)
-    lowering.lower(graph, plans, replace(found, options={**found.options, **options}), folder)
+    lowering.lower(graph, replace(found, options={**found.options, **options}), folder)
     run = runner.load(folder)
     assert compare(evaluate(exact, inputs), run(inputs))[0] < 1e-6
     assert not {site.weight.name for site in weights.values()} & set(graph.graph.initializers)

@@ -7,7 +7,6 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from planning import plan_site
+from stack_cases import body_model
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
 
@@ -23,12 +24,11 @@ import tvm
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load, rehearse
 from qcompile.errors import InputError, TargetError
-from qcompile.formats import fake_quantize, quantize
+from qcompile.formats import fake_quantize
 from qcompile.run.compare import compare
 from qcompile.run.session import Session
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Lowered, get_target
-from qcompile.targets.scheme import Scheme
 
 ROUNDING = 2e-6  # relative L2 of a float32 product of a few hundred terms against float64
 AARCH64 = 183  # e_machine of the ELF header
@@ -38,19 +38,13 @@ Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 @pytest.fixture
 def lower(tmp_path: Path) -> Callable[..., tuple[Run, Lowered]]:
-    """Lower a model and load what was written."""
+    """Lower a planned model and load what was written."""
 
-    def make(model: ir.Model, plans: list[Plan] | None = None, target: str = "tvm-cpu") -> tuple[Run, Lowered]:
-        said = lowering.lower(model, plans or [], get_target(target), tmp_path)
+    def make(model: ir.Model, target: str = "tvm-cpu") -> tuple[Run, Lowered]:
+        said = lowering.lower(model, get_target(target), tmp_path)
         return load(tmp_path), said
 
     return make
-
-
-def planned(site: str, weight: np.ndarray, scheme: str) -> Plan:
-    """A plan for a weight ``[out, in]``, rounded to nearest."""
-    parsed = Scheme.parse(scheme)
-    return Plan(site, parsed, quantize(torch.tensor(np.ascontiguousarray(weight)), parsed.weight))
 
 
 def product(x: np.ndarray, plan: Plan) -> np.ndarray:
@@ -89,9 +83,9 @@ def test_sites_in_every_format_at_any_shape(parse: Callable, lower: Callable, rn
     model = parse(f"g (float[B, L, 100] x) => ({outputs}) <{declared}> {{ {body} }}")
     for i, node in enumerate(model.graph):
         node.name = f"site{i}"
-    plans = [planned(f"site{i}", content(model, f"w{i}").T, scheme) for i, scheme in enumerate(SCHEMES)]
-    run, said = lower(model, plans)
-    assert set(said.sites) == {plan.site for plan in plans}
+    plans = [plan_site(model, f"site{i}", content(model, f"w{i}").T, scheme) for i, scheme in enumerate(SCHEMES)]
+    run, said = lower(model)
+    assert set(said.sites) == {f"site{i}" for i in range(count)}
     for batch, length in ((1, 1), (2, 5), (3, 7)):
         x = rng.standard_normal((batch, length, 100)).astype(np.float32)
         have = run({"x": x})
@@ -112,10 +106,10 @@ def test_every_spelling(parse: Callable, lower: Callable, rng: np.random.Generat
         node.name = name
     w, v, bias = content(model, "w"), content(model, "v"), content(model, "bias")
     weights = (w, v.T, content(model, "kernel")[..., 0, 0], w)
-    plans = [planned(name, weight, "nvfp4/nvfp4") for name, weight in zip(names, weights, strict=True)]
+    plans = [plan_site(model, name, weight, "nvfp4/nvfp4") for name, weight in zip(names, weights, strict=True)]
     shapes = {"x": (5, 64), "t": (64, 5), "image": (5, 64, 3, 4), "columns": (5, 64, 7)}
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    have = lower(model, plans)[0](inputs)
+    have = lower(model)[0](inputs)
     swapped = np.swapaxes(inputs["columns"], 1, 2)
     assert error(have["gemm"], 0.5 * product(inputs["x"], plans[0]) + 2 * bias) < ROUNDING
     assert error(have["turned"], product(inputs["t"].T, plans[1])) < ROUNDING
@@ -133,8 +127,8 @@ def test_tied_tables_are_stored_once(parse: Callable, lower: Callable, tmp_path:
     model.graph.initializers["w"].const_value = ir.tensor(np.ascontiguousarray(table.T), name="w")
     for node, name in zip(model.graph, ("embed", "head"), strict=True):
         node.name = name
-    plans = [planned(name, table, "int8-g32") for name in ("embed", "head")]
-    run, _ = lower(model, plans)
+    plans = [plan_site(model, name, table, "int8-g32") for name in ("embed", "head")]
+    run, _ = lower(model)
     ids = np.array([[3, 49, 0], [7, 7, 1]])
     have = run({"ids": ids})
     assert np.array_equal(have["x"], plans[0].weight.dequantize().numpy()[ids])
@@ -222,20 +216,21 @@ def test_operators_against_onnxruntime(parse: Callable, lower: Callable, rng: np
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def small(parse: Callable) -> tuple[ir.Model, list[Plan]]:
+def small(parse: Callable, scheme: str = "int4-g32") -> ir.Model:
     model = parse("""g (float[B, 64] x) => (float[B, 32] y) <float[64, 32] w, float[64, 64] v> {
         h = MatMul(x, v)
         a = Relu(h)
         y = MatMul(a, w) }""")
     model.graph.node(2).name = "site"
-    return model, [planned("site", content(model, "w").T, "int4-g32")]
+    plan_site(model, "site", content(model, "w").T, scheme)
+    return model
 
 
 def test_the_same_bytes_twice(parse: Callable, tmp_path: Path) -> None:
     written = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        files = lowering.lower(*small(parse), get_target("tvm-cpu"), folder).files
+        files = lowering.lower(small(parse), get_target("tvm-cpu"), folder).files
         written.append({name: (folder / name).read_bytes() for name in files})
     assert written[0] == written[1]
 
@@ -243,7 +238,7 @@ def test_the_same_bytes_twice(parse: Callable, tmp_path: Path) -> None:
 def test_plain_tvm_runs_it(parse: Callable, lower: Callable, tmp_path: Path, rng: np.random.Generator) -> None:
     """The five lines of the runner's documentation."""
     inputs = {"x": rng.standard_normal((3, 64)).astype(np.float32)}
-    run, _ = lower(*small(parse))
+    run, _ = lower(small(parse))
     about = json.loads((tmp_path / "tvm.json").read_text())
     machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "tvm.so")), tvm.cpu())
     parameters = tvm.runtime.load_param_dict_from_file(str(tmp_path / "tvm.params"))
@@ -257,7 +252,7 @@ def on(machine: str, target: str = "tvm-cpu") -> Any:
 
 
 def test_objects_for_another_processor(parse: Callable, tmp_path: Path) -> None:
-    said = lowering.lower(*small(parse), on("llvm -mtriple=aarch64-linux-gnu -mattr=+neon"), tmp_path)
+    said = lowering.lower(small(parse), on("llvm -mtriple=aarch64-linux-gnu -mattr=+neon"), tmp_path)
     assert "tvm.tar" in said.files
     with tarfile.open(tmp_path / "tvm.tar") as archive:
         objects = [archive.extractfile(member) for member in archive if member.name.endswith(".o")]
@@ -272,7 +267,7 @@ def test_objects_for_another_processor(parse: Callable, tmp_path: Path) -> None:
 
 
 def test_cuda_source_compiles_where_nvcc_is(parse: Callable, tmp_path: Path) -> None:
-    said = lowering.lower(*small(parse), get_target("tvm-cuda"), tmp_path)
+    said = lowering.lower(small(parse), get_target("tvm-cuda"), tmp_path)
     source = (tmp_path / "tvm.cu").read_text()
     assert "linear_int4_g32_32x64" in source
     if shutil.which("nvcc") is None:
@@ -286,9 +281,9 @@ def test_cuda_source_compiles_where_nvcc_is(parse: Callable, tmp_path: Path) -> 
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
-def refused(model: ir.Model, plans: list[Plan], target: Any, folder: Path) -> str:
+def refused(model: ir.Model, target: Any, folder: Path) -> str:
     with pytest.raises(TargetError) as caught:
-        lowering.lower(model, plans, target, folder)
+        lowering.lower(model, target, folder)
     assert not list(folder.iterdir())
     return str(caught.value)
 
@@ -296,26 +291,25 @@ def refused(model: ir.Model, plans: list[Plan], target: Any, folder: Path) -> st
 def test_an_unknown_operator_is_named(parse: Callable, tmp_path: Path) -> None:
     model = parse("g (float[N] x) => (int64[1, M] y) { y = NonZero(x) }")
     model.graph.node(0).name = "which"
-    assert "operator NonZero of node 'which' cannot be lowered" in refused(model, [], get_target("tvm-cpu"), tmp_path)
+    assert "operator NonZero of node 'which' cannot be lowered" in refused(model, get_target("tvm-cpu"), tmp_path)
 
 
 def test_a_shape_that_depends_on_data_is_named(parse: Callable, tmp_path: Path) -> None:
     model = parse("g (float[N] x, int64[2] s) => (float[A, B] y) { y = Reshape(x, s) }")
     model.graph.node(0).name = "bend"
-    message = refused(model, [], get_target("tvm-cpu"), tmp_path)
+    message = refused(model, get_target("tvm-cpu"), tmp_path)
     assert "operator Reshape of node 'bend' cannot be lowered: its sizes depend on data" in message
 
 
 def test_a_format_without_a_kernel(parse: Callable, tmp_path: Path) -> None:
-    model, (plan,) = small(parse)
-    plan = replace(plan, scheme=replace(plan.scheme, weight=Scheme.parse("ptqtp-g64").weight))
-    assert "no kernel for site 'site' in format 'ptqtp-g64'" in refused(model, [plan], get_target("tvm-cpu"), tmp_path)
+    message = refused(small(parse, "ptqtp-g64"), get_target("tvm-cpu"), tmp_path)
+    assert "no kernel for site 'site' in format 'ptqtp-g64'" in message
 
 
-def test_a_plan_without_a_site(parse: Callable, tmp_path: Path) -> None:
-    model, (plan,) = small(parse)
-    with pytest.raises(InputError, match="no site named other"):
-        lowering.lower(model, [replace(plan, site="other")], get_target("tvm-cpu"), tmp_path)
+def test_a_planned_site_in_a_body(tmp_path: Path) -> None:
+    model = body_model("rounds")
+    plan_site(model, "u", content(model, "m").T, "int4-g32")
+    assert "operator Loop of node 'g' cannot be lowered" in refused(model, get_target("tvm-cpu"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +321,7 @@ def test_a_plan_without_a_site(parse: Callable, tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_machine(machine: str, reason: str, parse: Callable, tmp_path: Path) -> None:
-    assert reason in refused(*small(parse), on(machine), tmp_path)
+    assert reason in refused(small(parse), on(machine), tmp_path)
 
 
 def test_another_target_takes_no_machine() -> None:
@@ -337,12 +331,12 @@ def test_another_target_takes_no_machine() -> None:
 
 def test_an_old_version(parse: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm, "__version__", "0.19.0")
-    message = refused(*small(parse), get_target("tvm-cpu"), tmp_path)
+    message = refused(small(parse), get_target("tvm-cpu"), tmp_path)
     assert message == "TVM 0.19.0 is installed; 0.27 or newer is needed"
 
 
 def test_wrong_inputs(parse: Callable, lower: Callable) -> None:
-    run, _ = lower(*small(parse))
+    run, _ = lower(small(parse))
     with pytest.raises(InputError, match="lacks x"):
         run({})
     with pytest.raises(InputError, match="input 'x' has type float64, but the artifact takes float32"):

@@ -87,7 +87,7 @@ def test_operators(name: str, parse: Callable, tmp_path: Path, rng: np.random.Ge
     model = parse(f"{signature} {{ {body} }}", opset)
     session = Session(model.clone(), optimize=False)
     inputs = [(v.name, [d if isinstance(d, int) else d.value for d in v.shape]) for v in model.graph.inputs]
-    lowering.lower(model, [], get_target("tvm-cpu"), tmp_path)
+    lowering.lower(model, get_target("tvm-cpu"), tmp_path)
     run = load(tmp_path)
     for sizes in ({"N": 8, "B": 1, "P": 3}, {"N": 11, "B": 2, "P": 1}):
         given = {n: rng.standard_normal([sizes.get(d, d) for d in shape]).astype(np.float32) for n, shape in inputs}
@@ -110,6 +110,6 @@ def test_what_is_refused_is_said(name: str, parse: Callable, tmp_path: Path) -> 
     model = parse(f"{signature} {{ {body} }}", 20)
     model.graph.node(0).name = "here"
     with pytest.raises(TargetError) as caught:
-        lowering.lower(model, [], get_target("tvm-cpu"), tmp_path)
+        lowering.lower(model, get_target("tvm-cpu"), tmp_path)
     assert str(caught.value) == f"TVM: operator {name} of node 'here' cannot be lowered: {reason}"
     assert not list(tmp_path.iterdir())
