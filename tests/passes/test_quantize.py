@@ -1,13 +1,141 @@
-"""GPTQ is held against rounding to nearest on rows that it has not seen."""
+"""Sites are planned, and the graph says so; GPTQ is held against rounding to nearest on rows that it has not seen."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
+from stack_cases import BODIES, body_model
 
 import qcompile as qc
-from qcompile.run.data import Data
+from qcompile.analysis.siblings import siblings_of
+from qcompile.compiler import prepare
+from qcompile.errors import InputError
+from qcompile.passes.quantize import Quantize
+from qcompile.run.data import Data, example_inputs
+from qcompile.stages import Prepared
 from qcompile.statistics.calibration import HELD_OUT, collect
+from qcompile.targets.eligible import quantizable
+from qcompile.targets.plans import SCHEME, Plan, planned
+from qcompile.targets.registry import get_target
+from qcompile.targets.scheme import FLOAT, Scheme
+
+TABLE = """g (int64[n,3] i) => (float[n,3,16] y) <float[9,32] t, float[32,32] a, float[32,16] b> {
+    x = Gather(t, i)
+    h = MatMul(x, a)
+    s = Sigmoid(h)
+    y = MatMul(s, b) }"""
+
+#: They are looked up before their input is known: a walk computes with their float weights.
+LOOKED_UP = """g (int64[n,2] i, float[n,32] e) => (float[n,2,16] y)
+    <float[32,32] a, float[3,32,32] w, float[32,16] b> {
+    k = Gather<axis=0>(w, i)
+    p = MatMul(e, a)
+    q = Sigmoid(p)
+    z = Einsum<equation="nd,nkdf->nkf">(q, k)
+    s = Sigmoid(z)
+    y = MatMul(s, b) }"""
+
+GRAPHS: dict[str, Callable[[Callable], ir.Model]] = {
+    "a table": lambda parse: parse(TABLE),
+    "experts": lambda parse: parse(LOOKED_UP),
+    **{name: lambda _, name=name: body_model(name) for name in BODIES},
+}
+
+
+def written(model: ir.Model) -> bytes:
+    """All that a file says of a graph."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def quantize(prepared: Prepared, schemes: Mapping[str, Scheme], method: str = "rtn") -> bool:
+    """What the pass returns; with GPTQ, it learns from two small batches."""
+    sites = quantizable(prepared.analysis, get_target("reference"))[0]
+    groups = siblings_of(sites)
+    data = Data(tuple(example_inputs(prepared.model, seed=seed, sizes={"n": 64}) for seed in (0, 1)), random=False)
+    wanted = {group.value.name: group.axis for group in groups if not group.nested}
+    found = {} if method == "rtn" else collect(prepared.model, wanted, data)
+    tables = [site for site in sites if site.input is None]
+    pairs = [(group, None) for group in groups]
+    return Quantize(pairs, tables, schemes, found, method, data=data).apply(prepared.state)
+
+
+def alike(prepared: Prepared, name: str) -> dict[str, Scheme]:
+    """One scheme for every site."""
+    return dict.fromkeys((site.name for site in prepared.analysis.sites), Scheme.parse(name))
+
+
+def same(one: Plan, other: Plan) -> bool:
+    a, b = one.weight, other.weight
+    return one.scheme == other.scheme and torch.equal(a.codes, b.codes) and torch.equal(a.scales, b.scales)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_a_file_says_changes_where_the_pass_says_so(parse, name):
+    prepared = prepare(GRAPHS[name](parse))
+    schemes, last = alike(prepared, "int4-g32/int8-g32"), prepared.analysis.sites[-1].name
+    said, changed = [written(prepared.model)], []
+    mixed, none = schemes | {last: Scheme.parse("int4-g32")}, dict.fromkeys(schemes, FLOAT)
+    for wanted in (schemes, schemes, mixed, schemes, none):
+        changed.append(quantize(prepared, wanted))
+        said.append(written(prepared.model))
+    assert changed == [True, False, True, True, True]
+    assert changed == [before != after for before, after in zip(said, said[1:])]
+    assert said[0] == said[5]
+    assert not planned(prepared.model)
+
+
+@pytest.mark.parametrize("method", ["rtn", "search", "gptq"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_another_run_makes_the_same_plans(parse, name, method):
+    """A walk must not look at plans that the last run left behind it."""
+    prepared = prepare(GRAPHS[name](parse))
+    found = []
+    for scheme in ("int4-g32/int8-g32", "nvfp4/nvfp4", "int4-g32/int8-g32"):
+        quantize(prepared, alike(prepared, scheme), method)
+        found.append(dict(planned(prepared.model)))
+    first, _, again = found
+    assert first.keys() == again.keys()
+    assert all(same(first[node], again[node]) for node in first)
+
+
+def test_only_sites_with_a_format_are_planned(parse):
+    prepared = prepare(parse(TABLE))
+    names = [site.name for site in prepared.analysis.sites]
+    schemes = alike(prepared, "nvfp4/nvfp4") | {names[1]: FLOAT}
+    assert quantize(prepared, schemes)
+    assert [node.name for node, _ in planned(prepared.model)] == [names[0], names[2]]
+    marks = [node.metadata_props.get(SCHEME) for node in prepared.model.graph]
+    assert [mark for mark in marks if mark is not None] == ["nvfp4/nvfp4"] * 2
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_sites_in_bodies_are_planned_where_they_stand(name):
+    prepared = prepare(body_model(name))
+    quantize(prepared, alike(prepared, "int4-g32"))
+    assert {node for node, _ in planned(prepared.model)} == {site.node for site in prepared.analysis.sites}
+
+
+def test_a_codebook_is_planned_as_the_table_that_is_stored(parse):
+    prepared = prepare(parse(TABLE))
+    site = prepared.analysis.sites[-1]
+    quantize(prepared, alike(prepared, "int4-g32") | {site.name: Scheme.parse("higgs-p1-n16")})
+    plan = dict(planned(prepared.model))[site.node]
+    assert plan.scheme.weight == plan.weight.format
+    assert site.node.metadata_props[SCHEME] == "higgs-p1-n16"
+
+
+def test_an_unknown_method_changes_nothing(parse):
+    prepared = prepare(parse(TABLE))
+    quantize(prepared, alike(prepared, "int4-g32"))
+    before = written(prepared.model), planned(prepared.model)
+    with pytest.raises(InputError, match="unknown method 'best'; there are"):
+        Quantize((), (), {}, {}, "best").apply(prepared.state)
+    assert (written(prepared.model), planned(prepared.model)) == before
+
 
 GRAPH = "g (float[n,64] x) => (float[n,48] y) <float[64,48] w> { a = Abs(x)\n y = MatMul(a, w) }"
 
