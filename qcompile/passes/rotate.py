@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.boundaries import boundaries
@@ -13,8 +12,8 @@ from qcompile.analysis.folding import change_axes, fold
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement
-from qcompile.ir.functions import DOMAIN, ensure_function
-from qcompile.ir.graph import append_node, bodies, ensure_initializer
+from qcompile.ir.graph import bodies
+from qcompile.ir.transform_nodes import Structure, append_transform
 from qcompile.passes.state import State
 
 if TYPE_CHECKING:
@@ -106,94 +105,6 @@ def _inner(node: ir.Node) -> list[ir.Node]:
 def _emit(
     model: ir.Model, before: ir.Node, value: ir.Value, like: ir.Value, transform: Transform, name: str
 ) -> ir.Value:
-    """One function node for the transform of the last axis; its matrices are inputs, so that graphs stay small."""
-    dtype = like.dtype.numpy()
-    steps = transform.factors()
-    batched = any(matrix.ndim == 3 or inner > 1 for _, inner, matrix in steps)
-    start, end, suffix = _with_a_row(transform.size) if batched and _may_be_empty(model, value) else _as_it_is()
-    body, inputs = ["shape = Shape(x)", *start], [value]
-    for i, (outer, inner, matrix) in enumerate(steps):
-        lines, constant = _step(i, outer, inner, matrix.numpy(), transform.size)
-        body += lines
-        content = constant if np.issubdtype(constant.dtype, np.integer) else constant.astype(dtype)
-        inputs.append(ensure_initializer(model, _constant_name(content), content))
-    body += [f"last = Identity(v{len(steps)})", *end]
-    kind = "".join(part.capitalize() for part in transform.kind.split("-"))
-    signature = ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
-    form = "_".join(_form(outer, inner, matrix.numpy()) for outer, inner, matrix in steps) + suffix
-    function = ensure_function(model, f"Transform{kind}_{form}", f"({signature}) => (y) {{ " + "\n".join(body) + " }")
-    node = append_node(before, function, inputs, name=name, domain=DOMAIN, like=value)
-    return node.outputs[0]
-
-
-#: Operators whose result has as many rows as the data asks for: perhaps none.
-_UNCOUNTED = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
-
-
-def _may_be_empty(model: ir.Model, value: ir.Value) -> bool:
-    """Whether a value may have no row though the inputs have some, as that of an expert which no token chose."""
-    named = {str(dim.value) for given in model.graph.inputs for dim in given.shape or () if not isinstance(dim, int)}
-    if value.shape is not None and all(isinstance(dim, int) or str(dim.value) in named for dim in value.shape):
-        return False
-    seen, queue = set(), [value]
-    while queue:
-        node = queue.pop().producer()
-        if node is None or node in seen:
-            continue
-        if node.op_type in _UNCOUNTED:
-            return True
-        seen.add(node)
-        queue.extend(read for read in node.inputs if read is not None)
-    return False
-
-
-def _as_it_is() -> tuple[list[str], list[str], str]:
-    """Lines before and after the steps, and what a function's name says of them."""
-    return ["v0 = Identity(x)"], ["y = Reshape(last, shape)"], ""
-
-
-def _with_a_row(size: int) -> tuple[list[str], list[str], str]:
-    """The same around a row of zeros more: onnxruntime's batched product of nothing ends the process."""
-    start = [f"flat = Constant <value = int64[2] {{-1, {size}}}> ()", "rows = Reshape(x, flat)",
-             "more = Constant <value = int64[4] {0, 0, 1, 0}> ()", "v0 = Pad(rows, more)"]  # fmt: skip
-    end = ["zero = Constant <value = int64[1] {0}> ()", "end = Constant <value = int64[1] {-1}> ()",
-           "all = Reshape(last, flat)", "own = Slice(all, zero, end, zero)", "y = Reshape(own, shape)"]  # fmt: skip
-    return start, end, "_padded"
-
-
-def _form(outer: int, inner: int, matrix: np.ndarray) -> str:
-    """What the body of a step depends on, besides the numbers: a permutation ``p``, a diagonal ``v``, a stack ``s``."""
-    if matrix.ndim == 1:
-        return f"{'p' if np.issubdtype(matrix.dtype, np.integer) else 'v'}{len(matrix)}"
-    return f"{outer}x{matrix.shape[-1]}x{inner}" + ("s" if matrix.ndim == 3 else "")
-
-
-def _constant_name(content: np.ndarray) -> str:
-    import hashlib
-
-    return f"transform_{hashlib.sha256(content.tobytes() + str(content.shape).encode()).hexdigest()[:16]}"
-
-
-def _step(i: int, outer: int, inner: int, matrix: np.ndarray, size: int) -> tuple[list[str], np.ndarray]:
-    """Lines that compute ``v{i+1}`` from ``v{i}``, and the constant that they read as ``m{i}``."""
-    source, result = f"v{i}", f"v{i + 1}"
-    if matrix.ndim == 1 and np.issubdtype(matrix.dtype, np.integer):
-        return [f"r{i} = Constant <value = int64[2] {{-1, {size}}}> ()", f"w{i} = Reshape({source}, r{i})",
-                f"{result} = Gather <axis = 1> (w{i}, m{i})"], matrix  # fmt: skip
-    if matrix.ndim == 1:
-        return [f"r{i} = Constant <value = int64[2] {{-1, {size}}}> ()", f"w{i} = Reshape({source}, r{i})",
-                f"{result} = Mul(w{i}, m{i})"], matrix  # fmt: skip
-    width = matrix.shape[-1]
-    if matrix.ndim == 3 and inner > 1:  # one matrix per block, along a slow part of it
-        sizes = f"{{-1, {outer}, {width}, {inner}}}"
-        return [f"r{i} = Constant <value = int64[4] {sizes}> ()", f"w{i} = Reshape({source}, r{i})",
-                f"{result} = MatMul(m{i}, w{i})"], matrix  # fmt: skip
-    if matrix.ndim == 3:  # one matrix per block: batched over blocks, rows of the input in each batch
-        return [f"r{i} = Constant <value = int64[3] {{-1, {outer}, {width}}}> ()", f"w{i} = Reshape({source}, r{i})",
-                f"a{i} = Transpose <perm = [1, 0, 2]> (w{i})", f"b{i} = MatMul(a{i}, m{i})",
-                f"{result} = Transpose <perm = [1, 0, 2]> (b{i})"], matrix.transpose(0, 2, 1)  # fmt: skip
-    if inner == 1:
-        return [f"r{i} = Constant <value = int64[2] {{-1, {width}}}> ()", f"w{i} = Reshape({source}, r{i})",
-                f"{result} = MatMul(w{i}, m{i})"], matrix.T  # fmt: skip
-    return [f"r{i} = Constant <value = int64[3] {{-1, {width}, {inner}}}> ()", f"w{i} = Reshape({source}, r{i})",
-            f"{result} = MatMul(m{i}, w{i})"], matrix  # fmt: skip
+    """Put a function node for the transform of the last axis before a node; it computes in the type of ``like``."""
+    steps = [(outer, inner, matrix.numpy()) for outer, inner, matrix in transform.factors()]
+    return append_transform(model, before, value, Structure(transform.kind, steps), like.dtype.numpy(), name)

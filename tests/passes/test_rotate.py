@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from runtimes import RUNTIMES
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.siblings import siblings_of
 from qcompile.api import rotate
 from qcompile.choice.placement import Placement
+from qcompile.ir.transform_nodes import read_transform
 from qcompile.ir.widen import to_double
 from qcompile.passes.index import load_pass
 from qcompile.passes.state import State
@@ -58,7 +65,8 @@ def test_transforms_of_one_form_but_other_steps_are_functions_of_their_own(parse
     online = {"a": Hadamard(16, 0), "c": Hadamard(16, 0, "regular")}
     state = State(wide)
     load_pass("rotate")(analysis, tuple(siblings_of(analysis.sites)), Placement({}, online)).apply(state)
-    assert len([node for node in wide.graph if node.op_type.startswith("Transform")]) == 2
+    written = [structure for node in wide.graph if (structure := read_transform(node)) is not None]
+    assert [len(structure.steps) for structure in written] == [len(online[name].factors()) for name in ("a", "c")]
     assert compare(want, evaluate_double(wide, inputs))[0] < 1e-12
 
 
@@ -85,3 +93,25 @@ def test_an_expert_without_a_token_runs(parse, name, chosen):
     got = evaluate(model, inputs)
     assert got["y"].shape == want["y"].shape
     assert compare(want, got)[0] < 1e-6
+
+
+ZOO = Path(__file__).parents[2] / "examples" / "zoo"
+
+
+@cache
+def rotated(name: str, transforms: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A shipped model with transforms online, small inputs, and what the source computes of them."""
+    stage = rotate(ZOO / f"{name}.onnx", transforms=transforms)
+    assert any(read_transform(node) is not None for node in stage.model.graph)
+    source = stage.prepared.source.model
+    inputs = example_inputs(source, sizes={"batch": 1, "length": 4})
+    return ir.to_proto(stage.model), inputs, evaluate(source, inputs)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("transforms", ["hadamard", "block"])
+@pytest.mark.parametrize("name", ["language_model", "dit"])
+def test_every_runtime_runs_a_rotated_model(name, transforms, runtime):
+    proto, inputs, want = rotated(name, transforms)
+    onnx.checker.check_model(proto, full_check=True)
+    assert compare(want, dict(zip(want, RUNTIMES[runtime](proto, inputs), strict=True)))[0] < 1e-5

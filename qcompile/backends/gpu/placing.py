@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_
 from qcompile.backends.gpu.objects import Objects, label
 from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
 from qcompile.errors import TargetError
-from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import add_initializer, append_node, name_of
+from qcompile.ir.transform_nodes import read_transform
 from qcompile.targets.plans import Plan, planned
 from qcompile.targets.scheme import Scheme
 
@@ -27,30 +26,13 @@ __all__ = ["place_sites", "place_transforms"]
 
 
 def place_transforms(model: ir.Model, objects: Objects) -> None:
-    """Online transforms, calls of functions ``TransformKind_form``, become nodes that name a packed transform."""
+    """Let online transforms, which are function nodes, become nodes that name a packed transform."""
     for node in list(model.graph.all_nodes()):
-        if node.domain == DOMAIN and node.op_type.startswith("Transform"):
-            tensors, meta = pack_transform(_steps(node))
-            name = objects.add(node.op_type.partition("_")[0].lower(), "Transform", tensors, meta)
+        structure = read_transform(node)
+        if structure is not None:
+            tensors, meta = pack_transform(structure.steps)
+            name = objects.add(f"transform{structure.kind.replace('-', '')}", "Transform", tensors, meta)
             put(node, "Transform", node.inputs[:1], object=name)
-
-
-_FORM = re.compile(r"(\d+)x\d+x(\d+)s?")
-
-
-def _steps(node: ir.Node) -> list[tuple[int, int, np.ndarray]]:
-    """``Transform.factors`` from the name and the constants of a function node, which holds matrices transposed.
-
-    The name has a part for each step: ``outer x width x inner`` of matrices; vectors act on the whole axis.
-    """
-    steps = []
-    for form, value in zip(node.op_type.partition("_")[2].split("_"), node.inputs[1:], strict=True):
-        matrix = value.const_value.numpy()
-        found = _FORM.fullmatch(form)
-        outer, inner = (1, 1) if matrix.ndim == 1 else (int(found[1]), int(found[2]))
-        turned = matrix.ndim > 1 and inner == 1
-        steps.append((outer, inner, matrix.swapaxes(-1, -2) if turned else matrix))
-    return steps
 
 
 # ---- sites -------------------------------------------------------------------------------------------------------

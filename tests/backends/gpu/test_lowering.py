@@ -29,7 +29,6 @@ from qcompile.stages import Prepared
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.plans import planned
 from qcompile.targets.registry import get_target
-from qcompile.targets.scheme import Scheme
 from qcompile.transforms import (
     BlockDense,
     BlockDiagonal,
