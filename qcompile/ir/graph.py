@@ -202,11 +202,33 @@ def label(node: ir.Node) -> str:
     return f"{node.op_type} '{name_of(node)}'"
 
 
-def fingerprint(model: ir.Model) -> int:
-    """A number that changes with operators, what they read and make, and what is said of it; not with attributes."""
-    parts: list[object] = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
-    for node in model.graph.all_nodes():
-        parts += [node.domain, node.op_type, node.name, len(node.attributes)]
-        parts += [value.name if value is not None else None for value in node.inputs]
-        parts += [(value.name, str(value.type), str(value.shape)) for value in node.outputs]
-    return hash((*parts, *model.graph.initializers))
+def snapshot(model: ir.Model) -> list[object]:
+    """All that is written of a graph, to be compared with itself later; constants count by identity."""
+    parts: list[object] = [dict(model.opset_imports), dict(model.metadata_props)]
+    for graph in (model.graph, *model.functions.values()):
+        parts += map(_written, (*graph.inputs, *graph.outputs))
+        for node in graph.all_nodes():
+            parts += [node.domain, node.op_type, node.overload, node.name, dict(node.metadata_props)]
+            parts += [value.name if value is not None else None for value in node.inputs]
+            parts += map(_written, node.outputs)
+            for attribute in node.attributes.values():
+                parts += _written_attribute(attribute)
+    for graph in model.graphs():
+        parts += [(*_written(value), value.const_value) for value in graph.initializers.values()]
+    return [*parts, *model.functions]
+
+
+def _written(value: ir.Value) -> tuple[object, ...]:
+    """A value as it is written: nothing of one without a name, and of a shape without a type only that there is one."""
+    if not value.name:
+        return (value.name,)
+    shape = value.shape is not None and (value.type is None or tuple(value.shape))
+    return value.name, value.type, shape, tuple(value.metadata_props.items())
+
+
+def _written_attribute(attribute: ir.Attr) -> list[object]:
+    """An attribute as it is written; of a body its inputs and outputs, for its nodes are among the graph's."""
+    content = attribute.value
+    if attribute.type == ir.AttributeType.GRAPH:
+        content = [_written(value) for value in (*attribute.as_graph().inputs, *attribute.as_graph().outputs)]
+    return [attribute.name, attribute.type, content, attribute.ref_attr_name]

@@ -22,14 +22,16 @@ from qcompile.transforms.freedom import Freedom
 
 __all__ = ["FoldScales"]
 
-#: A shift may be divided by a scale no smaller than this fraction of the largest.
-SMALLEST_SCALE = 1e-3
-
 
 @dataclass(frozen=True)
 class FoldScales:
-    """Fold constant scales into sites."""
+    """Fold constant scales into sites.
 
+    Args:
+        smallest: a shift may be divided by a scale no smaller than this fraction of the largest.
+    """
+
+    smallest: float = 1e-3
     name: ClassVar[str] = "fold-scales"
 
     def apply(self, state: State) -> bool:
@@ -38,7 +40,7 @@ class FoldScales:
         if total:
             state.edited()
         while True:  # a scale may be free to move once another one has
-            folded, refused = _fold_scales(state)
+            folded, refused = _fold_scales(state, self.smallest)
             total += folded
             if folded:
                 state.edited()
@@ -67,9 +69,9 @@ def _merge_chains(analysis: Analysis) -> int:
     return merged
 
 
-def _fold_scales(state: State) -> tuple[int, dict[ir.Node, str]]:
+def _fold_scales(state: State, smallest: float) -> tuple[int, dict[ir.Node, str]]:
     """One round: how many scales were folded, and why the others were not."""
-    around = _Around(state.analyze_apart())
+    around = _Around(state.analyze_apart(), smallest)
     folded, refused = 0, {}
     for node, group in _by_space(around.analysis).items():
         reason = _fold_forward(around, node, group)
@@ -86,8 +88,8 @@ def _fold_scales(state: State) -> tuple[int, dict[ir.Node, str]]:
 class _Around:
     """What reads and writes each leaf, as a whole axis or as a part of one."""
 
-    def __init__(self, analysis: Analysis) -> None:
-        self.analysis = analysis
+    def __init__(self, analysis: Analysis, smallest: float) -> None:
+        self.analysis, self.smallest = analysis, smallest
         self.uses = analysis.uses()
         self.scaled: dict[Node, list[Scaling]] = defaultdict(list)
         self.scales: dict[Node, list[Norm | Scaling]] = defaultdict(list)
@@ -122,7 +124,7 @@ def _fold_forward(around: _Around, node: Node, group: list[Norm | Scaling]) -> s
         return "the scaled axis is split by later operators"
     reason = _why_not(node, Freedom.DIAGONAL)
     constants = around.constants(node)
-    if reason is None and _has_shifts(analysis, constants, base) and not _well_conditioned(scale):
+    if reason is None and _has_shifts(analysis, constants, base) and not _well_conditioned(scale, around.smallest):
         reason = "a shift is added behind the scale, which is too small on some channels to divide by"
     if reason is None and not _alone(analysis, node, constants):
         reason = "the scaled axis is a part of a larger one"
@@ -158,9 +160,9 @@ def _has_shifts(analysis: Analysis, constants: list[tuple[ir.Value, int]], base:
     )
 
 
-def _well_conditioned(scale: np.ndarray) -> bool:
+def _well_conditioned(scale: np.ndarray, smallest: float) -> bool:
     size = np.abs(scale)
-    return bool(size.min() > SMALLEST_SCALE * size.max())
+    return bool(size.min() > smallest * size.max())
 
 
 def _written_by_sites(analysis: Analysis, base: Ref, uses: list[tuple[ir.Value, int]]) -> bool:

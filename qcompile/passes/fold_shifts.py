@@ -17,27 +17,29 @@ from qcompile.passes.state import State
 __all__ = ["FoldShifts"]
 
 
-#: Parameters of more elements than this stay shared.
-MOST_ELEMENTS = 1 << 16
-
-
 @dataclass(frozen=True)
 class FoldShifts:
-    """Move shifts behind norms into the sites that read them."""
+    """Move shifts behind norms into the sites that read them.
 
+    Args:
+        most_elements: parameters of more elements stay shared.
+    """
+
+    most_elements: int = 1 << 16
     name: ClassVar[str] = "fold-shifts"
 
     def apply(self, state: State) -> bool:
-        """Rewrites the graph in place; its function stays the same."""
-        if _untie(state.model):
+        """Rewrite the graph in place; its function stays the same."""
+        copied = _untie(state.model, self.most_elements)
+        if copied:
             state.edited()
         folded = _fold_shifts(state)
         if folded:
             state.edited()
-        return bool(folded)
+        return bool(copied or folded)
 
 
-def _untie(model: ir.Model) -> int:
+def _untie(model: ir.Model, most_elements: int) -> int:
     """Give every bias, norm and scaling its own copy of its parameters; sites keep sharing theirs.
 
     Exporters merge constants that happen to be equal, which would tie axes that have nothing to do with each other.
@@ -45,7 +47,8 @@ def _untie(model: ir.Model) -> int:
     copies = 0
     for value in list(model.graph.initializers.values()):
         uses = list(value.uses())
-        if len(uses) < 2 or value.const_value is None or value.shape is None or not _is_parameter(value, uses):
+        known = value.const_value is not None and value.shape is not None
+        if len(uses) < 2 or not known or not _is_parameter(value, uses, most_elements):
             continue
         for node, index in uses[1:]:
             node.replace_input_with(index, add_initializer(model, value.name, value.const_value.numpy()))
@@ -53,9 +56,9 @@ def _untie(model: ir.Model) -> int:
     return copies
 
 
-def _is_parameter(value: ir.Value, uses: Sequence[tuple[ir.Node, int]]) -> bool:
+def _is_parameter(value: ir.Value, uses: Sequence[tuple[ir.Node, int]], most_elements: int) -> bool:
     """Whether a constant is a vector, or one that is cut into heads and added or multiplied."""
-    if len(value.shape) == 1 or not is_float(value) or not 1 < value.const_value.size <= MOST_ELEMENTS:
+    if len(value.shape) == 1 or not is_float(value) or not 1 < value.const_value.size <= most_elements:
         return len(value.shape) == 1
     return all(node.op_type in ("Add", "Sub", "Mul", "Div") and not node.domain for node, _ in uses)
 

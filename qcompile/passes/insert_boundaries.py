@@ -19,20 +19,22 @@ from qcompile.transforms.freedom import Freedom
 
 __all__ = ["InsertBoundaries"]
 
-#: Values of more axes are caches and attention maps: they have more rows than the sites that they could help.
-MOST_AXES = 3
-
 
 @dataclass(frozen=True)
 class InsertBoundaries:
-    """Put boundaries where they could pay; rotate takes them away again, or makes online transforms of them."""
+    """Put boundaries where they could pay; rotate takes them away again, or makes online transforms of them.
 
+    Args:
+        most_axes: values of more are caches and attention maps, with more rows than the sites that they could help.
+    """
+
+    most_axes: int = 3
     name: ClassVar[str] = "insert-boundaries"
 
     def apply(self, state: State) -> bool:
         """Adds nodes to the main graph; its function stays the same."""
         analysis = analyze(state.model)
-        positions = _positions(analysis)
+        positions = _positions(analysis, self.most_axes)
         for value, readers in positions.items():
             _insert(state.model, value, readers)
         if positions:
@@ -40,7 +42,7 @@ class InsertBoundaries:
         return bool(positions)
 
 
-def _positions(analysis: Analysis) -> dict[ir.Value, set[ir.Node | None]]:
+def _positions(analysis: Analysis, most_axes: int) -> dict[ir.Value, set[ir.Node | None]]:
     """Values at which a boundary could pay, with the readers that it keeps from the rest, ``None`` for an output."""
     positions: dict[ir.Value, set[ir.Node | None]] = {}
     uses = None
@@ -50,7 +52,8 @@ def _positions(analysis: Analysis) -> dict[ir.Value, set[ir.Node | None]]:
         waiting = _waiting(analysis, space)
         if len({site.input for site in waiting}) > 1 or not all(waiting.values()):  # else one transform will do
             uses = uses or analysis.uses()
-            for value, readers in _separation(analysis, space, uses[space.node], waiting).items():
+            found = _separation(analysis, space, uses[space.node], waiting, most_axes)
+            for value, readers in found.items():
                 positions.setdefault(value, set()).update(readers)
     return positions
 
@@ -77,7 +80,8 @@ def _free(leaf: Ref) -> bool:
 
 
 def _separation(
-    analysis: Analysis, space: Space, uses: Sequence[tuple[ir.Value, int]], waiting: Mapping[Site, bool]
+    analysis: Analysis, space: Space, uses: Sequence[tuple[ir.Value, int]], waiting: Mapping[Site, bool],
+    most_axes: int,
 ) -> dict[ir.Value, set[ir.Node | None]]:
     """Values at which boundaries keep culprits from sites, with the readers that they keep from the rest.
 
@@ -97,7 +101,8 @@ def _separation(
     for value in values:
         if value in space.node.culprits:
             network.add_edge("culprits", ("in", value))
-        network.add_edge(("in", value), ("out", value), **_price(analysis, space.node, value, many + 1))
+        price = {"capacity": many + 1} if _may_stand(analysis, space.node, value, most_axes) else {}
+        network.add_edge(("in", value), ("out", value), **price)  # without a capacity, infinitely much
         for part in _touching(value, space, outer):
             network.add_edge(part, ("in", value))
             network.add_edge(("out", value), part)
@@ -121,13 +126,13 @@ def _parts(culprit: object, outer: dict[ir.Node, ir.Node]) -> list[_Part]:
     return [node, ("read", node), ("write", node)]
 
 
-def _price(analysis: Analysis, space: Node, value: ir.Value, price: int) -> dict[str, int]:
-    """What a boundary at a value costs; nothing is said where there can be none, which is infinitely much."""
+def _may_stand(analysis: Analysis, space: Node, value: ir.Value, most_axes: int) -> bool:
+    """Whether there can be a boundary at a value: its features, and they alone, are of the space."""
     refs = analysis.refs_of.get(value) or []
     holds = [any(leaf.node is space for leaf in analysis.axes.leaves(ref)) for ref in refs]
-    last = bool(holds) and holds[-1] and not any(holds[:-1]) and len(refs) <= MOST_AXES
+    last = bool(holds) and holds[-1] and not any(holds[:-1]) and len(refs) <= most_axes
     here = value.const_value is None and value.graph is analysis.model.graph
-    return {"capacity": price} if last and here and is_float(value) else {}
+    return last and here and is_float(value)
 
 
 def _touching(value: ir.Value, space: Space, outer: dict[ir.Node, ir.Node]) -> list[_Part]:

@@ -48,13 +48,16 @@ class Rotate:
             elif (reason := self.placement.skipped.get(group.value.name)) is not None:
                 for site in group.sites:
                     state.decline(site.name, "an online transform of its input", reason)
-        self._settle_boundaries(state.model)
-        state.edited()
-        return bool(self.placement.offline or self.placement.online)
+        settled = self._settle_boundaries(state.model)
+        changed = bool(self.placement.offline or self.placement.online or settled)
+        if changed:
+            state.edited()
+        return changed
 
-    def _settle_boundaries(self, model: ir.Model) -> None:
-        """Boundaries between two bases become online transforms; the others go."""
-        for wall in boundaries(self.analysis):
+    def _settle_boundaries(self, model: ir.Model) -> int:
+        """Boundaries between two bases become online transforms; the others go. Returns how many there were."""
+        walls = boundaries(self.analysis)
+        for wall in walls:
             (value,), (old,) = wall.node.inputs, wall.node.outputs
             new, name = value, old.name
             if wall.node.name in self.placement.boundaries:
@@ -64,6 +67,7 @@ class Rotate:
             wall.node.graph.remove(wall.node, safe=True)
             if new.is_graph_output():
                 old.name, new.name = None, name
+        return len(walls)
 
 
 def insert_online(

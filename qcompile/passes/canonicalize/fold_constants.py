@@ -9,69 +9,75 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.ir.functions import DOMAIN
-from qcompile.ir.graph import add_initializer, fingerprint
+from qcompile.ir.graph import add_initializer, snapshot
 from qcompile.ir.tensors import Derived, read
+from qcompile.passes.canonicalize import quiet
 from qcompile.passes.state import State
 
 __all__ = ["FoldConstants"]
-from qcompile.passes.canonicalize import quiet
-
-#: Constants above this are not multiplied out, but transposed weights are: a site needs its weight itself.
-FOLD_LIMIT = 1 << 31
-
-#: Transposed weights above this many bytes are not copied.
-PRODUCTS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class FoldConstants:
-    """Compute what depends on no input."""
+    """Compute what depends on no input.
 
+    Args:
+        most_bytes: where the constants of a graph have as many bytes, only small ones are multiplied out.
+        small_bytes: those; transposed weights above this are computed when they are read, and not copied.
+    """
+
+    most_bytes: int = 1 << 31
+    small_bytes: int = 1 << 20
     name: ClassVar[str] = "fold-constants"
 
     def apply(self, state: State) -> bool:
-        """Rewrites operators on constants."""
-        before = fingerprint(state.model)
-        _fold(state.model)
-        changed = fingerprint(state.model) != before
-        if changed:
+        """Rewrite operators on constants, again until nothing changes: shapes that are found let more be folded."""
+        before = last = snapshot(state.model)
+        self._fold(state.model)
+        while (found := snapshot(state.model)) != last:
+            last = found
+            self._fold(state.model)
+        if found != before:
             state.edited()
-        return changed
+        return found != before
+
+    def _fold(self, model: ir.Model) -> None:
+        import onnxscript.optimizer
+
+        def should_fold(node: ir.Node) -> bool | None:
+            kept = node.op_type in _RANDOM or node.domain == DOMAIN or _transposes_weight(node, self.small_bytes)
+            return False if kept else None
+
+        total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        limit = self.most_bytes if total < self.most_bytes else self.small_bytes
+        with quiet():
+            onnxscript.optimizer.fold_constants_ir(
+                model, onnx_shape_inference=not _shapes_known(model), input_size_limit=limit, output_size_limit=limit,
+                should_fold=should_fold,
+            )  # fmt: skip
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        for node in list(model.graph):
+            if node.op_type == "Transpose" and node.domain == "" and node.inputs[0].const_value is not None:
+                _fold_transpose(model, node)
+        for value in model.graph.initializers.values():
+            if value.const_value is not None and value.shape != value.const_value.shape:  # inferred before it was known
+                value.shape = value.const_value.shape
 
 
-def _fold(model: ir.Model) -> None:
-    import onnxscript.optimizer
-
-    def should_fold(node: ir.Node) -> bool | None:
-        return False if node.op_type in _RANDOM or node.domain == DOMAIN or _transposes_weight(node) else None
-
-    small = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    limit = FOLD_LIMIT if small < FOLD_LIMIT else 1 << 20
+def _shapes_known(model: ir.Model) -> bool:
     made = (value for node in model.graph.all_nodes() for value in node.outputs)
-    known = all(value.shape is not None and value.dtype is not None for value in made)
-    with quiet():
-        onnxscript.optimizer.fold_constants_ir(
-            model,
-            onnx_shape_inference=not known,
-            input_size_limit=limit,
-            output_size_limit=limit,
-            should_fold=should_fold,
-        )
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    for node in list(model.graph):
-        if node.op_type == "Transpose" and node.domain == "" and node.inputs[0].const_value is not None:
-            _fold_transpose(model, node)
+    return all(value.shape is not None and value.dtype is not None for value in made)
 
 
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
-def _transposes_weight(node: ir.Node) -> bool:
+def _transposes_weight(node: ir.Node, small_bytes: int) -> bool:
     """Whether a large constant is transposed for products alone: it stays in its file until it is read."""
     if node.op_type != "Transpose" or node.domain != "" or (tensor := node.inputs[0].const_value) is None:
         return False
     readers = {user.op_type for user, _ in node.outputs[0].uses()}
-    return tensor.nbytes > PRODUCTS_BYTES and readers <= {"MatMul", "Gemm"}
+    return tensor.nbytes > small_bytes and readers <= {"MatMul", "Gemm"}
 
 
 def _fold_transpose(model: ir.Model, node: ir.Node) -> None:

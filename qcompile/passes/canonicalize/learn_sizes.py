@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.spaces import RULES
-from qcompile.ir.graph import bodies, fingerprint, is_float
+from qcompile.ir.graph import bodies, is_float, snapshot
 from qcompile.passes.state import State
 
 __all__ = ["LearnSizes"]
@@ -24,9 +24,9 @@ class LearnSizes:
 
     def apply(self, state: State) -> bool:
         """Adds to what the graph says of its values."""
-        before = fingerprint(state.model)
+        before = snapshot(state.model)
         _learn(state.model)
-        changed = fingerprint(state.model) != before
+        changed = snapshot(state.model) != before
         if changed:
             state.edited()
         return changed

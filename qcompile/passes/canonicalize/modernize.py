@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.errors import InputError
+from qcompile.passes.canonicalize import quiet
 from qcompile.passes.state import State
 
 __all__ = ["Modernize"]
-from qcompile.passes.canonicalize import quiet
 
 #: The oldest operators that functions can be written in: axes of Squeeze and ReduceSum are inputs, Pad's pads too.
 _OLDEST = 13
