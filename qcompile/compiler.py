@@ -26,7 +26,8 @@ from qcompile.errors import InputError, MissingExtraError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import name_of
 from qcompile.notes import Progress
-from qcompile.passes.pipeline import Pass
+from qcompile.passes.hooks import Telling
+from qcompile.passes.pipeline import run_pass
 from qcompile.passes.pipelines import PREPARE
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
@@ -125,12 +126,7 @@ def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
     if source.widened:
         reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
         state.decline("*", "computing in bfloat16", reason)
-
-    def tell(step: Pass, _state: State, _changed: bool) -> None:
-        if progress is not None:
-            progress(step.name, 1, 1)
-
-    PREPARE.apply(state, tell)
+    PREPARE.apply(state, [] if progress is None else [Telling(progress)])
     source.check()
     return Prepared(source, state, analyze(state.model))
 
@@ -172,7 +168,8 @@ def _plain_loss(prepared: Prepared, request: Request, choice: selection.Choice, 
     target, model = request.target, prepared.model
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn").apply(State(model))
+    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn")
+    run_pass(rounding, State(model))
     rounded = model.clone()
     drop_plans(model)
     with lowered_to(target if target.runs_here else get_target(REFERENCE), rounded) as run:
@@ -192,7 +189,7 @@ def turn(
     prepared: Prepared, siblings: Sequence[Siblings], placement: Placement, progress: Progress | None = None
 ) -> None:
     """Put transforms into a prepared graph: those that meet a constant fold into it, the others stay as nodes."""
-    Rotate(prepared.analysis, tuple(siblings), placement).apply(prepared.state)
+    run_pass(Rotate(prepared.analysis, tuple(siblings), placement), prepared.state)
     if progress is not None:
         progress("rotate", 1, 1)
 
@@ -224,9 +221,10 @@ def _round(rotated: Rotated) -> None:
     choice, options, data = chosen.choice, chosen.request.options, prepared.seen.data
     pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
     learned = {} if data.random else choice.statistics  # what random inputs teach is worse than nothing on others
-    Quantize(
+    rounding = Quantize(
         pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, chosen.request.progress
-    ).apply(prepared.state)
+    )
+    run_pass(rounding, prepared.state)
     if options.method == "gptq" and not learned:
         prepared.state.decline("*", "GPTQ", "there is no calibration data, so weights are rounded to nearest")
 

@@ -2,7 +2,7 @@
 
     QCompileError                 everything that a caller may want to catch; the command line exits with 2
     ├── InputError                a model, calibration file or option that cannot be used
-    │   └── GraphError            a graph that is malformed at a given node
+    │   └── GraphError            a graph that cannot be used because of a given node
     ├── TargetError               a target that is unknown or cannot run what was asked of it
     │   └── MissingExtraError     an optional dependency that the target needs is not installed
     └── VerificationError         a stage changed the function of the model by more than it may
@@ -51,16 +51,7 @@ class InputError(QCompileError):
 
 
 class GraphError(InputError):
-    """A graph that breaks a rule of ONNX at one node.
-
-    Args:
-        node: the node's name and operator, as ``'name' (Op)``.
-        reason: what is wrong and what to do.
-        stage: the pass that met it.
-    """
-
-    def __init__(self, node: str, reason: str, stage: str = "capture") -> None:
-        super().__init__(f"{stage}: node {node}: {reason}")
+    """A graph that cannot be used because of one node, which a note shows with those around it."""
 
 
 class TargetError(QCompileError):

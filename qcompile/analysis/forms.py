@@ -20,6 +20,7 @@ from qcompile.analysis.rules.linear import weight_of
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
 from qcompile.ir.tensors import Derived, read, release
+from qcompile.ir.text import refusal
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def _input(node: ir.Node, x: ir.Value) -> ir.Value:
 
 
 def _refuse(node: ir.Node, reason: str) -> TargetError:
-    return TargetError(f"site '{node.name}' ({node.op_type}) cannot be lowered: it {reason}")
+    return refusal(TargetError, "site '{name}' ({op}) cannot be lowered: it {reason}", node, reason=reason)
 
 
 def _constant(value: ir.Value | None) -> bool:

@@ -15,6 +15,7 @@ from qcompile.analysis.rules.einsum import read_letters
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
+from qcompile.ir.text import refusal
 
 __all__ = ["Experts", "Route", "experts_of", "is_stack", "rows_of"]
 
@@ -217,7 +218,8 @@ def _terms(node: ir.Node) -> tuple[list[list[str]], list[str]]:
 
 
 def _refuse(node: ir.Node, reason: str) -> TargetError:
-    return TargetError(f"the stack of '{node.name}' ({node.op_type}) has no product for each matrix: {reason}")
+    sentence = "the stack of '{name}' ({op}) has no product for each matrix: {reason}"
+    return refusal(TargetError, sentence, node, reason=reason)
 
 
 def is_stack(site: Site) -> bool:

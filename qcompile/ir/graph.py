@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import InputError
+from qcompile.errors import GraphError, InputError
 from qcompile.ir.required import graph_of
+from qcompile.ir.text import refusal
 
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "ensure_initializer",
@@ -65,25 +66,21 @@ def check_graph(model: ir.Model, path: str) -> None:
     """Refuse graphs without outputs or sense.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: naming the file and what is wrong with it; GraphError where that is a value that nothing makes.
     """
     if not model.graph.outputs:
         raise InputError(f"'{path}' has no outputs")
-    if (flaw := _flaw_of(model)) is not None:
-        raise InputError(f"'{path}' {flaw}")
-
-
-def _flaw_of(model: ir.Model) -> str | None:
-    """The flaw that makes a graph unusable: a value that nothing makes, or outputs of one name."""
     names = [value.name for value in model.graph.outputs]
     for name in names:
         if names.count(name) > 1:
-            return f"has several outputs named '{name}': give each a name of its own"
+            raise InputError(f"'{path}' has several outputs named '{name}': give each a name of its own")
     for node in model.graph.all_nodes():
         for value in node.inputs:
             if value is not None and value.graph is None and value.producer() is None:
-                return f"has no value '{value.name}', which {node.op_type} '{node.name}' reads"
-    return None
+                raise refusal(GraphError, _MISSING, node, path=path, value=value.name or "")
+
+
+_MISSING = "'{path}' has no value '{value}', which {op} '{name}' reads"
 
 
 def is_read(node: ir.Node, index: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a pass is, and the pipeline that runs passes.
+"""What a pass is, the pipeline that runs passes, and the hooks that watch them.
 
 A pass is a frozen dataclass with a ``name`` (its file, and its name on the command line), options as fields, and
 one ``apply``. It rewrites the graph of a ``State`` in place and leaves it valid; what it decided against, it
@@ -7,16 +7,21 @@ declares in ``State.declined``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import onnx_ir as ir
+
+from qcompile.errors import QCompileError
 from qcompile.ir.graph import name_outputs
+from qcompile.ir.text import text_around
 
 if TYPE_CHECKING:
     from qcompile.passes.state import State
 
-__all__ = ["Hook", "Pass", "Pipeline"]
+__all__ = ["Hook", "Pass", "Pipeline", "run_pass"]
 
 
 class Pass(Protocol):
@@ -28,8 +33,14 @@ class Pass(Protocol):
         """Rewrite ``state.model``, calling ``state.edited()`` if that changed it; returns whether it did."""
 
 
-#: Called after every pass with the pass, the state, and whether the pass changed the graph.
-Hook = Callable[[Pass, "State", bool], None]
+class Hook:
+    """Watches passes: progress, timing, printing and verification are hooks."""
+
+    def before(self, step: Pass, state: State) -> None:
+        """Called in front of every pass."""
+
+    def after(self, step: Pass, state: State, changed: bool) -> None:
+        """Called behind every pass, with whether it changed the graph."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +50,40 @@ class Pipeline:
     passes: Sequence[Pass]
     name: str = "pipeline"
 
-    def apply(self, state: State, hook: Hook | None = None) -> bool:
+    def apply(self, state: State, hooks: Sequence[Hook] = ()) -> bool:
         """Run every pass; returns whether any changed the graph. Its outputs keep their names."""
-        changed = False
         names = [value.name for value in state.model.graph.outputs]
-        for step in self.passes:
-            if isinstance(step, Pipeline):
-                own = step.apply(state, hook)
-            else:
-                own = step.apply(state)
-                if hook is not None:
-                    hook(step, state, own)
-            changed |= own
+        changed = [run_pass(step, state, hooks) for step in self.passes]
         name_outputs(state.model, names)
-        return changed
+        return any(changed)
+
+    def steps(self) -> Iterator[Pass]:
+        """The passes, those of pipelines among them one by one."""
+        for step in self.passes:
+            yield from step.steps() if isinstance(step, Pipeline) else [step]
+
+
+def run_pass(step: Pass, state: State, hooks: Sequence[Hook] = ()) -> bool:
+    """Apply a pass under hooks. An error of ours gets a note that names the pass, and the node that it was at."""
+    if isinstance(step, Pipeline):
+        return step.apply(state, hooks)
+    for hook in hooks:
+        hook.before(step, state)
+    try:
+        changed = step.apply(state)
+    except QCompileError:  # says itself what is wrong
+        raise
+    except Exception as error:
+        node = _node_at(error)
+        where = "" if node is None else f", which was at this node:\n{text_around(node)}"
+        error.add_note(f"in pass '{step.name}'{where}")
+        raise
+    for hook in hooks:
+        hook.after(step, state, changed)
+    return changed
+
+
+def _node_at(error: Exception) -> ir.Node | None:
+    """The node that the innermost function was about: by convention, ``node`` is a graph's node."""
+    found = [frame.f_locals.get("node") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((node for node in reversed(found) if isinstance(node, ir.Node)), None)

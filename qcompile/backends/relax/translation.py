@@ -75,8 +75,7 @@ def _check(model: ir.Model) -> None:
         if (plan := plan_of(node)) is not None:
             check_plan(node, plan)
         elif (node.domain, node.op_type) not in OPERATORS:
-            name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            raise TargetError(f"TVM: operator {name} of node '{name_of(node)}' cannot be lowered: it is not supported")
+            raise refuse(node, "it is not supported")
 
 
 def _input(g: Builder, value: ir.Value) -> relax.Var:
@@ -120,9 +119,7 @@ def _lower(g: Builder, node: ir.Node, sites: dict[str, str]) -> None:
         raise
     except Exception as error:  # TVM's errors have many types
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise TargetError(
-            f"TVM: operator {node.op_type} of node '{name_of(node)}' cannot be lowered: {reason}"
-        ) from error
+        raise refuse(node, reason) from error
     made = results if isinstance(results, list) else [results]
     if any(value.uses() or value.is_graph_output() for value in node.outputs[len(made) :]):
         raise refuse(node, f"only the first {len(made)} of its outputs can be read")

@@ -11,14 +11,14 @@ import onnx_ir as ir
 from qcompile.backends.gpu.program import Program
 from qcompile.backends.gpu.symbols import Symbol, text_of, texts_of
 from qcompile.errors import TargetError
+from qcompile.ir.text import refusal
 
 __all__ = ["Call", "refuse"]
 
 
 def refuse(node: ir.Node, reason: str) -> TargetError:
-    """What cannot be lowered, in one sentence."""
-    domain = f"{node.domain}::" if node.domain else ""
-    return TargetError(f"triton: node '{node.name}' ({domain}{node.op_type}) cannot be lowered: {reason}")
+    """The error for a node that cannot be lowered."""
+    return refusal(TargetError, "triton: node '{name}' ({op}) cannot be lowered: {reason}", node, reason=reason)
 
 
 class Call:

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.errors import TargetError
+from qcompile.ir.text import refusal
 
 __all__ = ["OPERATORS", "operator", "refuse"]
 
@@ -27,4 +28,4 @@ def operator(*names: str, domain: str = "") -> Callable[[Callable[..., Any]], Ca
 
 def refuse(node: ir.Node, reason: str) -> TargetError:
     """The error for a node that cannot be lowered."""
-    return TargetError(f"TVM: operator {node.op_type} of node '{node.name}' cannot be lowered: {reason}")
+    return refusal(TargetError, "TVM: operator {op} of node '{name}' cannot be lowered: {reason}", node, reason=reason)
