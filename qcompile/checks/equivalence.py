@@ -155,7 +155,7 @@ def settle(source: Source, model: ir.Model, observed: Observed, found: Equivalen
     if in_double is None or not in_double <= allowed:
         also = "" if in_double is None else f", {in_double:.2e} in float64"
         raise VerificationError(
-            f"the rotated model differs from its source by a relative L2 of {found.rel_l2:.2e}{also}, "
+            f"the rewritten model differs from its source by a relative L2 of {found.rel_l2:.2e}{also}, "
             f"more than {allowed:.0e}"
         )
     return replace(found, in_double=in_double)

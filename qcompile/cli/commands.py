@@ -129,6 +129,36 @@ def rotate(
 
 
 @app.command()
+def opt(
+    model: Model,
+    passes: Annotated[str, typer.Option(help="In order, as canonicalize,fold-scales{smallest=0.01}.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The new .onnx file.")],
+    print_after: Annotated[list[str] | None, typer.Option(help="Print the graph after these passes.")] = None,
+    time_passes: Annotated[bool, typer.Option("--time-passes", help="Show how long each pass takes.")] = False,
+    verify_each: Annotated[bool, typer.Option("--verify-each", help="Run the graph after each pass.")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="An .npz file to verify on; random inputs without.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run any list of passes on a model; `qcompile passes` lists them."""
+    from qcompile.cli.tables import optimization_tables, times_table
+    from qcompile.ir.files import refuse_existing, save_model
+    from qcompile.opt import optimize, wanted
+    from qcompile.passes.hooks import Printing, Telling, Timing
+
+    refuse_existing(output)
+    pipeline = wanted(passes, names(print_after))
+    timing = Timing()
+    with Progress(quiet) as progress:
+        hooks = [timing, Printing(names(print_after)), Telling(progress)]
+        done = optimize(model, pipeline, hooks, verify=verify_each, calibration=calibration, seed=seed)
+        save_model(done.state.model, output)
+    say(*optimization_tables(done, output), quiet=quiet)
+    if time_passes:
+        say(times_table(timing.rows))
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, or the folder of an artifact.")],
     html: Annotated[Path | None, typer.Option(help="Draw the graph with its spaces into this file.")] = None,
@@ -190,11 +220,11 @@ def targets() -> None:
 
 @app.command()
 def passes() -> None:
-    """List the passes and their options."""
-    from qcompile.cli.tables import passes_table
-    from qcompile.passes.index import all_passes
+    """List the passes and their options, and the pipelines."""
+    from qcompile.cli.tables import passes_tables
+    from qcompile.passes.index import PIPELINES, all_passes
 
-    say(passes_table(all_passes()))
+    say(*passes_tables(all_passes(), PIPELINES))
 
 
 def main() -> None:

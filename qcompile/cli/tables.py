@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from qcompile.artifact.artifact import Artifact
     from qcompile.checks.losses import Measured
+    from qcompile.opt import Optimized
+    from qcompile.passes.hooks import Timed
+    from qcompile.passes.pipeline import Pipeline
     from qcompile.stages import Rotated
     from qcompile.targets.target import Target
 
@@ -27,9 +30,11 @@ __all__ = [
     "artifact_tables",
     "inspection_tables",
     "measured_table",
-    "passes_table",
+    "optimization_tables",
+    "passes_tables",
     "rotation_table",
     "targets_table",
+    "times_table",
 ]
 
 #: How every table looks.
@@ -165,13 +170,46 @@ def targets_table(found: Iterable[Target]) -> Table:
     return table
 
 
-def passes_table(found: Mapping[str, type[Any]]) -> Table:
-    """All passes, with their options."""
-    table = _table("passes", "name", "options", "what it does")
+def passes_tables(found: Mapping[str, type[Any]], pipelines: Mapping[str, Pipeline]) -> list[Table]:
+    """All passes with their options, and the order of those that pipelines are made of."""
+    passes = _table("passes", "name", "options", "what it does")
     for name, step in found.items():
-        options = ", ".join(field.name for field in dataclasses.fields(step))
-        table.add_row(Text(name), Text(options), Text((step.__doc__ or "").strip().split("\n")[0]))
+        options = ", ".join(_option(field) for field in dataclasses.fields(step))
+        passes.add_row(Text(name), Text(options), Text((step.__doc__ or "").strip().split("\n")[0]))
+    ordered = _table("pipelines", "name", "its passes, in order")
+    for name, pipeline in pipelines.items():
+        ordered.add_row(Text(name), Text(", ".join(step.name for step in pipeline.passes)))
+    return [passes, ordered]
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    """An option with its default, where that is a number or a word."""
+    return f"{field.name}={field.default}" if isinstance(field.default, int | float | str) else field.name
+
+
+def optimization_tables(done: Optimized, output: Path) -> list[Table]:
+    """What ``opt`` did, and what its passes left alone."""
+    equal, declined = done.equivalence, [dataclasses.asdict(entry) for entry in done.state.declined]
+    facts = _facts(str(output), [
+        ("graph", "changed" if done.changed else "the same"),
+        *([] if equal is None else [("rewritten vs. source", f"relative L2 {equal.rel_l2:.3g}")]),
+        ("written", f"{human_bytes(output.stat().st_size)}"),
+    ])  # fmt: skip
+    return [facts, *([_declined(declined)] if declined else [])]
+
+
+def times_table(rows: Sequence[Timed]) -> Table:
+    """How long each pass took, and what it did to the number of nodes."""
+    table = _table("passes", "pass", "changed", "seconds", "nodes before", "after")
+    for row in rows:
+        table.add_row(row.name, "yes" if row.changed else "no", f"{row.seconds:.3f}", str(row.before), str(row.after))
+    total = sum(row.seconds for row in rows)
+    table.add_row("all", "yes" if any(row.changed for row in rows) else "no", f"{total:.3f}", *_ends(rows))
     return table
+
+
+def _ends(rows: Sequence[Timed]) -> tuple[str, str]:
+    return str(rows[0].before), str(rows[-1].after)
 
 
 # -- inspect ---------------------------------------------------------------------------------------------------------

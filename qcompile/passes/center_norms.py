@@ -30,7 +30,7 @@ class CenterNorms:
     name: ClassVar[str] = "center-norms"
 
     def apply(self, state: State) -> bool:
-        """Rewrites the graph in place; its function stays the same."""
+        """Rewrite the graph in place; its function stays the same."""
         some = any("LayerNorm" in node.op_type for node in state.model.graph.all_nodes())
         converted = _center(state) if some else 0
         if converted:

@@ -35,7 +35,7 @@ class FoldScales:
     name: ClassVar[str] = "fold-scales"
 
     def apply(self, state: State) -> bool:
-        """Rewrites the graph in place; its function stays the same."""
+        """Rewrite the graph in place; its function stays the same."""
         total, refused = _merge_chains(state.analyze_apart()), {}
         if total:
             state.edited()

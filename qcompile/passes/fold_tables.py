@@ -30,7 +30,7 @@ class FoldTables:
     name: ClassVar[str] = "fold-tables"
 
     def apply(self, state: State) -> bool:
-        """Rewrites the graph in place; its function stays the same."""
+        """Rewrite the graph in place; its function stays the same."""
         folded = sum(_fold(state, node) for node in list(state.model.graph))
         if folded:
             state.edited()

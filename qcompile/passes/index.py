@@ -1,10 +1,15 @@
-"""Finds passes by name: the file ``fold_scales.py`` holds the pass ``fold-scales``."""
+"""Finds passes by name: the file ``fold_scales.py`` holds the pass ``fold-scales``.
+
+A list of them is read from text as ``canonicalize,fold-scales{smallest=0.01}``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import is_dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -13,7 +18,10 @@ from qcompile.errors import InputError
 from qcompile.passes.pipeline import Pipeline
 from qcompile.passes.pipelines import CANONICALIZE, PREPARE
 
-__all__ = ["PIPELINES", "all_passes", "load_pass"]
+__all__ = ["PIPELINES", "all_passes", "load_pass", "options_of", "parse_passes"]
+
+#: The commands that make the arguments of passes which take more than options.
+COMMANDS = {"quantize": "qcompile export", "rotate": "qcompile rotate"}
 
 #: Lists of passes that have a name of their own.
 PIPELINES = {pipeline.name: pipeline for pipeline in (CANONICALIZE, PREPARE)}
@@ -46,3 +54,58 @@ def load_pass(name: str) -> Any:
     if name not in all_passes():
         raise InputError(f"unknown pass '{name}'; there are {', '.join([*all_passes(), *PIPELINES])}")
     return all_passes()[name]
+
+
+def options_of(step: type[Any]) -> dict[str, Any]:
+    """The options of a pass with their defaults; ``MISSING`` for what has none, because a command makes it."""
+    return {field.name: field.default for field in fields(step)}
+
+
+# -- lists of passes as text -----------------------------------------------------------------------------------------
+
+_STEP = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+def parse_passes(text: str) -> Pipeline:
+    """The passes of a list such as ``canonicalize,fold-scales{smallest=0.01}``, in order.
+
+    Raises:
+        InputError: if one is unknown, takes no such option, or takes more than options.
+    """
+    steps, end = [], 0
+    while end < len(text):
+        found = _STEP.match(text, end)
+        if found is None:
+            raise InputError(f"'{text}' is no list of passes, such as canonicalize,fold-scales{{smallest=0.01}}")
+        steps.append(_step(found[1], found[2] or ""))
+        end = found.end()
+    if not steps:
+        raise InputError(f"the list of passes is empty; there are {', '.join([*all_passes(), *PIPELINES])}")
+    return Pipeline(tuple(steps))
+
+
+def _step(name: str, given: str) -> Any:
+    """One pass with the options that are given."""
+    step = load_pass(name)
+    known = {} if name in PIPELINES else options_of(step)
+    if MISSING in known.values():
+        raise InputError(f"pass '{name}' needs more than options: {COMMANDS[name]} runs it")
+    options = {}
+    for item in filter(None, re.split(r"[,\s]+", given)):
+        option, _, value = item.partition("=")
+        options[option] = _value(name, known, option, value)
+    return step(**options)
+
+
+def _value(name: str, known: Mapping[str, Any], option: str, text: str) -> int | float | str:
+    """What is given for an option, in the type of its default."""
+    if option not in known:
+        raise InputError(f"pass '{name}' has no option '{option}'; there are {', '.join(known) or 'none'}")
+    kind = type(known[option])
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"option '{option}' of pass '{name}' takes {_KINDS[kind]}, which '{text}' is not") from None
+
+
+_KINDS = {int: "a whole number", float: "a number"}

@@ -32,7 +32,11 @@ class InsertBoundaries:
     name: ClassVar[str] = "insert-boundaries"
 
     def apply(self, state: State) -> bool:
-        """Adds nodes to the main graph; its function stays the same."""
+        """Add nodes to the main graph, once; its function stays the same."""
+        if any((node.domain, node.op_type) == (DOMAIN, OP) for node in state.model.graph):
+            reason = "the graph has boundaries: what lies between them is parted as far as it is to be"
+            state.decline("*", "inserting boundaries", reason)
+            return False
         analysis = analyze(state.model)
         positions = _positions(analysis, self.most_axes)
         for value, readers in positions.items():

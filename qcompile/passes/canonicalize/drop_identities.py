@@ -19,7 +19,7 @@ class DropIdentities:
     name: ClassVar[str] = "drop-identities"
 
     def apply(self, state: State) -> bool:
-        """Rewrites readers of what such operators make."""
+        """Rewrite the readers of what such operators make."""
         changed = _drop_identities(state.model)
         if changed:
             state.edited()

@@ -19,7 +19,7 @@ class FixConstants:
     name: ClassVar[str] = "fix-constants"
 
     def apply(self, state: State) -> bool:
-        """Rewrites the list of inputs."""
+        """Rewrite the list of inputs."""
         changed = common.RemoveInitializersFromInputsPass()(state.model).modified
         if changed:
             state.edited()

@@ -23,7 +23,7 @@ class FuseNorms:
     name: ClassVar[str] = "fuse-norms"
 
     def apply(self, state: State) -> bool:
-        """Rewrites norms of the main graph."""
+        """Rewrite norms of the main graph."""
         changed = [node.graph is not None and _fuse(state.model, node) for node in list(state.model.graph)]
         if any(changed):
             state.edited()

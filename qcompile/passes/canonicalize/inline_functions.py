@@ -20,7 +20,7 @@ class InlineFunctions:
     name: ClassVar[str] = "inline-functions"
 
     def apply(self, state: State) -> bool:
-        """Rewrites calls."""
+        """Rewrite calls."""
         model = state.model
         kept = {key: function for key, function in model.functions.items() if function.domain == DOMAIN}
         if len(kept) == len(model.functions):

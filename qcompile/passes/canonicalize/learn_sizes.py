@@ -23,7 +23,7 @@ class LearnSizes:
     name: ClassVar[str] = "learn-sizes"
 
     def apply(self, state: State) -> bool:
-        """Adds to what the graph says of its values."""
+        """Add to what the graph says of its values."""
         before = snapshot(state.model)
         _learn(state.model)
         changed = snapshot(state.model) != before

@@ -19,7 +19,7 @@ class LiftConstants:
     name: ClassVar[str] = "lift-constants"
 
     def apply(self, state: State) -> bool:
-        """Rewrites Constant operators and the initializers of bodies."""
+        """Rewrite Constant operators and the initializers of bodies."""
         model = state.model
         lifted = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         lifted |= common.LiftSubgraphInitializersToMainGraphPass()(model).modified

@@ -20,7 +20,7 @@ class NameValues:
     name: ClassVar[str] = "name-values"
 
     def apply(self, state: State) -> bool:
-        """Renames operators and values."""
+        """Rename operators and values."""
         before = snapshot(state.model)
         common.RemoveUnusedNodesPass()(state.model)
         common.NameFixPass()(state.model)

@@ -24,7 +24,7 @@ class SplitNorms:
     name: ClassVar[str] = "split-norms"
 
     def apply(self, state: State) -> bool:
-        """Rewrites norms of the main graph."""
+        """Rewrite norms of the main graph."""
         changed = [_split(state.model, node) for node in list(state.model.graph)]
         if any(changed):
             state.edited()

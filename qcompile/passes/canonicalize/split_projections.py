@@ -48,7 +48,7 @@ class SplitProjections:
     name: ClassVar[str] = "split-projections"
 
     def apply(self, state: State) -> bool:
-        """Rewrites shapes and cuts of the main graph."""
+        """Rewrite shapes and cuts of the main graph."""
         changed = [node.graph is not None and _split_projection(state.model, node) for node in list(state.model.graph)]
         if any(changed):
             state.edited()
