@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import changes
 import onnx_ir as ir
 import pytest
 import torch
+from checked import Checked
 from hypothesis import settings
 
+from qcompile.passes.pipeline import Hook, Pipeline
+from qcompile.passes.state import State
 from qcompile.transforms import Transform
 from qcompile.transforms.freedom import Freedom
 
@@ -47,3 +50,15 @@ def check_sound() -> Callable[..., None]:
         assert error < changes.TOLERANCE[dtype]
 
     return check
+
+
+@pytest.fixture
+def checked_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds every pass that a pipeline runs to its contract."""
+    apply = Pipeline.apply
+
+    def check(self: Pipeline, state: State, hooks: Sequence[Hook] = ()) -> bool:
+        within = any(isinstance(hook, Checked) for hook in hooks)  # a pipeline that is a pass of another
+        return apply(self, state, hooks if within else [*hooks, Checked(state.model)])
+
+    monkeypatch.setattr(Pipeline, "apply", check)

@@ -8,7 +8,7 @@ import pytest
 
 from qcompile.api import rotate
 from qcompile.compiler import prepare
-from qcompile.passes.canonicalize.split_projections import SplitProjections
+from qcompile.passes.index import load_pass
 from qcompile.passes.state import State
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
@@ -153,4 +153,4 @@ def test_a_scalar_has_nothing_to_cut(parse):
             y = Reshape(n, s) }""",
         s=[1, 1],
     )
-    assert not SplitProjections().apply(State(model))
+    assert not load_pass("split-projections")().apply(State(model))

@@ -59,9 +59,12 @@ MEANINGS["GroupNorm, SiLU"] = MEANINGS["GroupNorm"].replace(
 
 
 def parse(text: str, opset: int = 21, seed: int = 0, **fixed: np.ndarray) -> ir.Model:
-    """A model from a graph in textual syntax; declared values that no node makes are constants, random unless given."""
+    """A model from a graph in textual syntax; declared values that no node makes are constants, random unless given.
+
+    A text with a header of its own says itself of which opset it is.
+    """
     header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1, "qcompile" : 1]>'
-    proto = onnx.parser.parse_model(f"{header}\n{text}")
+    proto = onnx.parser.parse_model(text if text.startswith("<") else f"{header}\n{text}")
     for domain, meaning in sorted({(node.domain, _meaning(node)) for node in proto.graph.node if node.domain}):
         if meaning in MEANINGS:
             function = f'<domain: "{domain}", opset_import: ["" : {opset}]> {MEANINGS[meaning]}'

@@ -28,6 +28,7 @@ class InlineFunctions:
         for key in kept:
             del model.functions[key]
         common.InlinePass()(model)
+        model.functions.clear()  # those that nothing calls
         model.functions.update(kept)
         state.edited()
         return True
