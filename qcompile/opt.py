@@ -20,7 +20,7 @@ __all__ = ["Optimized", "VerifyEach", "optimize", "wanted"]
 
 @dataclass(frozen=True)
 class Optimized:
-    """What a list of passes made.
+    """The result of a list of passes.
 
     Args:
         state: the graph, and what was left alone.

@@ -68,6 +68,8 @@ SHARED_NAMES = {
     "one computation, as it is defined and as kernels of a backend": (
         "linear matmul norms packing quantize rotary rotate rounding rows scales scan transform"
     ),
+    "a node as the row of a table sees it": "call",
+    "a program, as it is written and as it runs in the artifact": "program",
     "other things under one name: to get names of their own": (
         "forms fused operands planes registry sequences sites state tables"
     ),
@@ -78,7 +80,6 @@ SHARED_NAMES = {
 STUMBLING = {
     "qcompile/backends/gpu/kernels/activation_type.py",
     "qcompile/backends/gpu/kernels/rounding.py",
-    "qcompile/backends/gpu/ops/call.py",
     "qcompile/backends/gpu/runtime/__init__.py",
     "qcompile/backends/relax/known.py",
     "qcompile/passes/pipeline.py",

@@ -188,7 +188,7 @@ def _option(field: dataclasses.Field[Any]) -> str:
 
 
 def optimization_tables(done: Optimized, output: Path) -> list[Table]:
-    """What ``opt`` did, and what its passes left alone."""
+    """The work of ``opt``, and what its passes left alone."""
     equal, declined = done.equivalence, [dataclasses.asdict(entry) for entry in done.state.declined]
     facts = _facts(str(output), [
         ("graph", "changed" if done.changed else "the same"),

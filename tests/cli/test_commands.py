@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import call, done, refused
 from onnx import TensorProto, helper, numpy_helper
-from typer.testing import CliRunner, Result
 
-from qcompile.cli.commands import Device, Method, Transforms, app
+from qcompile.cli.commands import Device, Method, Transforms
 
 WEIGHTS = {"up": (64, 128), "down": (128, 64)}
 
@@ -49,30 +49,6 @@ def model(tmp_path: Path) -> Path:
 def data(tmp_path: Path) -> Path:
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).standard_normal((6, 64)).astype(np.float32))
     return tmp_path / "x.npz"
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
-
-
-def refused(folder: Path, *arguments: object) -> str:
-    """The sentence that a command refuses with; the folder must be as it was."""
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    result = call(*arguments)
-    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert result.exit_code == 2, (result.exit_code, result.stdout, result.stderr, result.exception)
-    assert "Traceback" not in result.stderr + result.stdout
-    assert result.stdout == ""
-    assert before == after
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line.removeprefix("error: ")
 
 
 # -- the user's mistakes ---------------------------------------------------------------------------------------------

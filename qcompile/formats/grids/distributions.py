@@ -89,7 +89,7 @@ class Distribution:
 
 @runtime_checkable
 class Frozen(Protocol):
-    """What is used of a frozen distribution of scipy."""
+    """The methods of a frozen distribution of scipy that are used."""
 
     def pdf(self, x: Array) -> Array:
         """The density."""
