@@ -50,14 +50,15 @@ def read_transform(node: ir.Node) -> Structure | None:
     """
     if node.domain != DOMAIN or not all(name in node.attributes for name in (_KIND, *_SIZES)):
         return None
-    constants = [value.const_value for value in node.inputs[1:]]
-    if any(constant is None for constant in constants):
+    given = [None if value is None else value.const_value for value in node.inputs[1:]]
+    constants = [constant for constant in given if constant is not None]
+    if len(constants) < len(given):
         return None
-    outer, widths, inner = (node.attributes.get_ints(name) for name in _SIZES)
+    outer, widths, inner = (node.attributes[name].as_ints() for name in _SIZES)
     if (own := [constant.shape[-1] for constant in constants]) != [*widths]:
         raise InputError(f"{label(node)} states steps of the sizes {[*widths]}, but its constants have {own}")
     steps = [(o, i, _turned(constant.numpy(), i)) for o, i, constant in zip(outer, inner, constants, strict=True)]
-    return Structure(node.attributes.get_string(_KIND), steps)
+    return Structure(node.attributes[_KIND].as_string(), steps)
 
 
 def append_transform(
@@ -83,8 +84,9 @@ def append_transform(
 
 
 def _attributes(structure: Structure) -> dict[str, str | ir.Attr]:
-    outer, inner = ([step[i] for step in structure.steps] for i in (0, 1))
+    outer = [outer for outer, _, _ in structure.steps]
     widths = [matrix.shape[-1] for _, _, matrix in structure.steps]
+    inner = [inner for _, inner, _ in structure.steps]
     sizes = zip(_SIZES, (outer, widths, inner), strict=True)
     return {_KIND: structure.kind} | {name: ir.AttrInt64s(name, own) for name, own in sizes}
 
