@@ -24,7 +24,7 @@ import torch
 
 from qcompile.backends.gpu import lowering, runner
 from qcompile.formats import compute_scales, quantize
-from qcompile.targets.plans import Plan
+from qcompile.targets.plans import Plan, give_plan
 from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
 
@@ -129,21 +129,19 @@ class Builder:
         return ir.Model(graph, ir_version=10)
 
 
-def plans(builder: Builder, scheme: Scheme) -> list[Plan]:
-    """Every product, rounded to nearest."""
-    found = []
-    for name, weight in builder.weights.items():
-        rows = weight.to(builder.device).T.float().contiguous()
+def plan_products(model: ir.Model, builder: Builder, scheme: Scheme) -> None:
+    """Plan every product, rounded to nearest."""
+    for node in (node for node in model.graph if node.name in builder.weights):
+        rows = builder.weights[node.name].to(builder.device).T.float().contiguous()
         q = quantize(rows, scheme.weight, scales=compute_scales(rows, scheme.weight))
         parts = {key: getattr(q, key) for key in ("codes", "scales", "zero_points", "tensor_scale")}
         parts = {key: None if value is None else value.cpu() for key, value in parts.items()}
-        found.append(Plan(name, scheme, type(q)(q.format, q.shape, q.axis, **parts)))
-    return found
+        give_plan(node, Plan(scheme, type(q)(q.format, q.shape, q.axis, **parts)))
 
 
-def program(model: ir.Model, found: list[Plan], target: str, folder: Path, dtype: torch.dtype):
+def program(model: ir.Model, target: str, folder: Path, dtype: torch.dtype):
     """The generated program, loaded."""
-    lowering.lower(model, found, get_target(target), folder)
+    lowering.lower(model, get_target(target), folder)
     return runner.import_program(folder).load(folder, None, dtype)
 
 
@@ -193,8 +191,10 @@ def main() -> None:
             folder = Path(scratch) / name
             folder.mkdir()
             target = "hopper-int4" if "fp4" not in name else "hopper-fp4"
-            found = [] if name == "bfloat16" else plans(builder, Scheme.parse(name))
-            loaded = program(model.clone(), found, target, folder, torch.bfloat16)
+            graph = model.clone()
+            if name != "bfloat16":
+                plan_products(graph, builder, Scheme.parse(name))
+            loaded = program(graph, target, folder, torch.bfloat16)
             inputs = inputs or inputs_of(loaded, builder)
             y = loaded(inputs)["y"].float()
             reference = y if reference is None else reference

@@ -31,7 +31,6 @@ from qcompile.choice.selection import Options
 from qcompile.compiler import plan
 from qcompile.errors import TargetError
 from qcompile.run.data import example_inputs
-from qcompile.targets.plans import Plan
 from qcompile.targets.registry import get_target, lowered_to
 from qcompile.targets.target import Target
 
@@ -55,8 +54,8 @@ def main() -> None:
             started = time.perf_counter()
             targets = [target for target in map(get_target, args.targets) if runs(target, name)]
             options = Options("reference", formats=(name,), transforms=args.transforms, method="rtn")
-            model, plans = plan(path, options)
-            for label, entries in rows(model, plans, inputs_of(model, args.batch, args.length), targets, args):
+            model = plan(path, options)
+            for label, entries in rows(model, inputs_of(model, args.batch, args.length), targets, args):
                 took = time.perf_counter() - started
                 print(" ".join(f"{e:>17}" for e in entries) + f"  {Path(path).stem}, {name}, {label} ({took:.0f} s)",
                       flush=True)  # fmt: skip
@@ -72,13 +71,12 @@ def inputs_of(model: ir.Model, batch: int, length: int) -> dict[str, np.ndarray]
 
 
 def rows(
-    model: ir.Model, plans: list[Plan], inputs: Mapping[str, np.ndarray], targets: list[Target],
-    args: argparse.Namespace,
-) -> Iterator[tuple[str, list[str]]]:  # fmt: skip
+    model: ir.Model, inputs: Mapping[str, np.ndarray], targets: list[Target], args: argparse.Namespace
+) -> Iterator[tuple[str, list[str]]]:
     """For each target, the entries of its row; first the reference against itself."""
-    values = dict(inputs) | run_reference(tapped(model, plans), plans, inputs)
-    whole = Case(model, plans, dict(inputs), {v.name: values[v.name] for v in model.graph.outputs}, {})
-    drift = [agreement(whole, run_reference(nudged(model, seed), plans, inputs)).rel_l2 for seed in range(args.draws)]
+    values = dict(inputs) | run_reference(tapped(model), inputs)
+    whole = Case(model, dict(inputs), {v.name: values[v.name] for v in model.graph.outputs}, {})
+    drift = [agreement(whole, run_reference(nudged(model, seed), inputs)).rel_l2 for seed in range(args.draws)]
     yield "onnxruntime", [f"{max(drift, default=0.0):.1e}"]
     for target in targets:
         quick = replace(target, options={**target.options, "ahead": False})
@@ -93,9 +91,9 @@ def runs(target: Target, formats: str) -> bool:
         return False
 
 
-def run_reference(model: ir.Model, plans: list[Plan], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_reference(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the formats' definition gives."""
-    with lowered_to(get_target("reference"), model, plans) as run:
+    with lowered_to(get_target("reference"), model) as run:
         return dict(run(inputs))
 
 
@@ -115,7 +113,7 @@ def columns(target: Target, whole: Case, values: Mapping[str, np.ndarray], featu
     name = next(name for name in reversed(target.backends) if name != "ort")
     entries = [f"{agreement(whole, observe(whole, target, name)).rel_l2:.1e}"]
     for cut in (sites_alone, between_sites):
-        case = cut(whole.model, whole.plans, values, features)
+        case = cut(whole.model, values, features)
         found: Agreement = agreement(case, observe(case, target, name))
         entries += [f"{found.rel_l2:.1e}", f"{found.differing} of {found.codes}" if found.codes else "-"]
     return entries

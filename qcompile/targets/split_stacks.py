@@ -59,7 +59,8 @@ def unroll(model: ir.Model, *, routed: bool) -> Unrolled:
     for node, plan in planned(model):
         site = read_site(node)
         if isinstance(site, Stack) and (form := _form(site)) is not None:
-            parts[name_of(node)] = _Rewriter(model, form, plan, shared).rewrite(routed)
+            rewriter = _Rewriter(model, form, plan, shared)
+            parts[rewriter.name] = rewriter.rewrite(routed)
     return Unrolled(parts)
 
 

@@ -124,6 +124,22 @@ def test_artifacts_know_nothing_of_plans(target: str, package: str, name: str, t
         assert SCHEME.encode() not in (tmp_path / file).read_bytes()
 
 
+@pytest.mark.parametrize("target, package", ARTIFACTS)
+def test_every_backend_knows_sites_without_a_name_by_their_results(parse, target: str, package: str, tmp_path: Path):
+    pytest.importorskip(package)
+    found = get_target(target)
+    model = parse(PRODUCTS)
+    for name, weight in (("h", "a"), ("y", "b")):
+        plan_site(model, name, model.graph.initializers[weight].const_value.numpy().T, found.scheme(found.default))
+    x = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
+    with lowered_to(get_target("reference"), model.clone()) as run:
+        want = run(x)["y"]
+    lowering = backend(found.backends[-1])
+    said = lowering.lower(model, replace(found, options={**found.options, "ahead": False}), tmp_path)
+    assert list(said.sites) == ["h", "y"]
+    assert np.linalg.norm(lowering.rehearse(tmp_path)(x)["y"] - want) < 0.02 * np.linalg.norm(want)
+
+
 def test_lowering_what_is_planned_nowhere_leaves_floats(parse):
     model, x = products(parse), {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
     plain = model.clone()

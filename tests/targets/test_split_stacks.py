@@ -7,14 +7,17 @@ import onnx_ir as ir
 import pytest
 from stack_cases import STACKS, stack_model
 
-from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.analyze import analyze
+from qcompile.analysis.forms import Stack, read_site, weight_matrix
 from qcompile.analysis.stacks import experts_of
 from qcompile.compiler import Options, plan
 from qcompile.errors import TargetError
+from qcompile.formats import quantize
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate
-from qcompile.targets.plans import planned
+from qcompile.targets.plans import Plan, give_plan, planned
+from qcompile.targets.scheme import Scheme
 from qcompile.targets.split_stacks import unroll
 
 SCHEME = Options(target="reference", formats=["int4-g32"], transforms="none", method="rtn")
@@ -121,6 +124,21 @@ def test_siblings_share_the_routes(parse):
     unroll(model, routed=True)
     assert sum(node.op_type == "NonZero" for node in model.graph) == 1
     assert not any(node.op_type in ("MatMul", "Split") for node in model.graph)  # one value for each expert: in bodies
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_a_stack_without_a_name_goes_by_its_result(routed):
+    model = stack_model("looked up")
+    (site,) = [site for site in analyze(model).sites if len(site.shape) == 3]
+    scheme = Scheme.parse("int4-g32")
+    give_plan(site.node, Plan(scheme, quantize(weight_matrix(site), scheme.weight)))
+    assert site.node.name == ""
+    changed, inputs = model.clone(), example_inputs(model)
+    (stack, parts), *others = unroll(changed, routed=routed).parts.items()
+    assert (stack, others) == ("g", [])
+    assert parts == [node.name for node, _ in planned(changed)]
+    assert all(part.startswith("g/MatMul_") for part in parts)
+    assert compare(evaluate(model, inputs), evaluate(changed, inputs))[0] < 1e-6
 
 
 REFUSED = {
