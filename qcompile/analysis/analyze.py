@@ -21,7 +21,7 @@ def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
     """
     analysis = Analysis(model, join_norms=join_norms)
     for value in model.graph.inputs:
-        analysis.refs(value)
+        analysis.refs_or_none(value)
     run(analysis, model.graph)
     for value in model.graph.outputs:
         analysis.axes.at = value

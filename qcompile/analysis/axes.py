@@ -10,12 +10,25 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from qcompile.transforms.freedom import Freedom
 
-__all__ = ["Axes", "Limit", "Mode", "Node", "Ref", "Structure"]
+__all__ = ["Axes", "Limit", "Mode", "Node", "Ref", "Structure", "complete"]
+
+T = TypeVar("T")
+
+
+def complete(items: Iterable[T | None]) -> list[T] | None:
+    """The items, ``None`` if one of them is missing."""
+    found = []
+    for item in items:
+        if item is None:
+            return None
+        found.append(item)
+    return found
 
 
 class Mode(enum.Enum):
@@ -106,11 +119,10 @@ class Axes:
         if ref.node.parent is None:
             return ref
         path = []
-        while ref.node.parent is not None:
-            path.append(ref.node)
-            ref = ref.node.parent.through(ref.mode)
-        for node in reversed(path):  # nearest the root first, so each parent is already compressed
-            parent = node.parent
+        while (parent := ref.node.parent) is not None:
+            path.append((ref.node, parent))
+            ref = parent.through(ref.mode)
+        for node, parent in reversed(path):  # nearest the root first, so each parent is already compressed
             if parent.node.parent is not None:
                 node.parent = parent.node.parent.through(parent.mode)
         return ref
@@ -250,8 +262,8 @@ class Axes:
         factors = [factor for ref in refs for factor in self.factors(ref)]
         if len(factors) <= 1:
             return factors[0] if factors else self.one
-        sizes = [self.size(factor) for factor in factors]
-        size = None if None in sizes else math.prod(sizes)
+        sizes = complete(self.size(factor) for factor in factors)
+        size = None if sizes is None else math.prod(sizes)
         return Ref(Node(size, Structure.PRODUCT, factors, limits=[]))
 
     def factors(self, ref: Ref) -> list[Ref]:
@@ -263,20 +275,21 @@ class Axes:
 
     def as_product(self, ref: Ref, sizes: Sequence[int | None], reason: str) -> list[Ref] | None:
         """``ref`` as a product of axes of those sizes, refining it where needed; ``None`` if it cannot be."""
-        groups = self.regroup(self.factors(ref), list(sizes), reason)
+        groups = self.regroup(self.factors(ref), sizes, reason)
         return None if groups is None else [self.product(group) for group in groups]
 
-    def regroup(self, factors: list[Ref], sizes: list[int | None], reason: str) -> list[list[Ref]] | None:
+    def regroup(self, factors: list[Ref], sizes: Sequence[int | None], reason: str) -> list[list[Ref]] | None:
         """Distribute factors over consecutive axes of the given sizes, splitting factors where needed."""
-        if sizes.count(None) > 1:
+        known = [size for size in sizes if size is not None]
+        if len(sizes) - len(known) > 1:
             return None
         hole = sizes.index(None) if None in sizes else -1
         rest = list(factors)
-        back = [self.take_back(rest, size, reason) for size in reversed(sizes[hole + 1 :])]
-        front = [self.take_front(rest, size, reason) for size in sizes[: max(hole, 0)]]
-        if None in back or None in front or (hole < 0 and rest):
+        back = [self.take_back(rest, size, reason) for size in reversed(known[max(hole, 0) :])]
+        front = [self.take_front(rest, size, reason) for size in known[: max(hole, 0)]]
+        if hole < 0 and rest:
             return None
-        return [*front, *([rest] if hole >= 0 else []), *reversed(back)]
+        return complete([*front, *([rest] if hole >= 0 else []), *reversed(back)])
 
     def take_back(self, factors: list[Ref], want: int, reason: str) -> list[Ref] | None:
         """Remove factors of total size ``want`` from the end of the list, splitting the first one if needed."""
@@ -327,10 +340,12 @@ class Axes:
     def _sum_to_product(self, root: Ref, inner: int, reason: str) -> list[Ref] | None:
         """Rewrite ``(a·i) ⊕ (b·i)`` as ``(a ⊕ b)·i``."""
         segments = self.children(Ref(root.node))
-        if any(self.size(segment) is None or self.size(segment) % inner for segment in segments):
+        sizes = complete(self.size(segment) for segment in segments)
+        if sizes is None or any(size % inner for size in sizes):
             return None
-        split = [self.as_product(segment, [self.size(segment) // inner, inner], reason) for segment in segments]
-        if any(parts is None for parts in split):
+        parts_of = zip(segments, sizes, strict=True)
+        split = complete([self.as_product(segment, [size // inner, inner], reason) for segment, size in parts_of])
+        if split is None:
             return None
         for parts in split[1:]:
             self.unify(split[0][1], parts[1], reason)
@@ -345,18 +360,18 @@ class Axes:
         refs = [ref for ref in refs if self.size(ref) != 0] or list(refs[:1])
         if len(refs) == 1:
             return refs[0]
-        sizes = [self.size(ref) for ref in refs]
-        size = None if None in sizes else sum(sizes)
+        sizes = complete(self.size(ref) for ref in refs)
+        size = None if sizes is None else sum(sizes)
         return Ref(Node(size, Structure.SUM, [self._segment(ref) for ref in refs]))
 
     def _segment(self, ref: Ref) -> Ref:
         # A segment of size one is an axis of its own: the shared unit axis has no place of its own to refine.
         return Ref(Node(1, freedom=Freedom.NONE)) if self.size(ref) == 1 else ref
 
-    def as_sum(self, ref: Ref, sizes: Sequence[int], reason: str) -> list[Ref] | None:
+    def as_sum(self, ref: Ref, wanted: Sequence[int | None], reason: str) -> list[Ref] | None:
         """``ref`` as consecutive segments of those sizes, refining it where needed; ``None`` if it cannot be."""
-        root = self.find(ref)
-        if None in sizes or root.node.size != sum(sizes):
+        root, sizes = self.find(ref), complete(wanted)
+        if sizes is None or root.node.size != sum(sizes):
             return None
         if len(sizes) == 1:
             return [root]
@@ -385,20 +400,20 @@ class Axes:
 
     def _split_sum(self, root: Ref, sizes: Sequence[int], reason: str) -> list[Ref] | None:
         segments = self.children(root)
-        if any(self.size(segment) is None for segment in segments):
+        lengths = complete(self.size(segment) for segment in segments)
+        if lengths is None:
             return None
         groups: list[list[Ref]] = []
         for want in sizes:
             group: list[Ref] = []
             while want:
-                size = self.size(segments[0])
-                if size > want:
-                    parts = self.as_sum(segments[0], [want, size - want], reason)
+                if lengths[0] > want:
+                    cut = [want, lengths[0] - want]
+                    parts = self.as_sum(segments[0], cut, reason)
                     if parts is None:
                         return None
-                    segments[:1] = parts
-                    size = want
+                    segments[:1], lengths[:1] = parts, cut
                 group.append(segments.pop(0))
-                want -= size
+                want -= lengths.pop(0)
             groups.append(group)
         return [self.concat(group) for group in groups]

@@ -43,7 +43,7 @@ def boundaries(analysis: Analysis) -> list[Boundary]:
     return [Boundary(n, _features(analysis, n.inputs[0]), _features(analysis, n.outputs[0])) for n in found]
 
 
-def _features(analysis: Analysis, value: ir.Value) -> Ref:
-    return analysis.axes.find(analysis.refs_of[value][-1])
+def _features(analysis: Analysis, value: ir.Value | None) -> Ref:
+    return analysis.axes.find(analysis.refs(value)[-1])
 
 

@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
+from qcompile.errors import InternalError
 from qcompile.ir.graph import SMALL, bodies, is_float, label, name_of, static
+from qcompile.ir.required import sizes_of
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
@@ -81,7 +83,7 @@ class Site:
     @property
     def shape(self) -> tuple[int, ...]:
         """The weight's shape."""
-        return tuple(int(dim) for dim in self.weight.shape)
+        return sizes_of(self.weight)
 
     @property
     def is_matrix(self) -> bool:
@@ -159,8 +161,15 @@ class Analysis:
 
     # -- what rules use -----------------------------------------------------------------------------------
 
-    def refs(self, value: ir.Value | None) -> list[Ref] | None:
-        """The axes of a value, or ``None`` if its rank is unknown."""
+    def refs(self, value: ir.Value | None) -> list[Ref]:
+        """The axes of a value of known rank: of any input, once the rule of its operator runs."""
+        refs = self.refs_or_none(value)
+        if refs is None:
+            raise InternalError("no value" if value is None else f"the rank of '{value.name}' is not known")
+        return refs
+
+    def refs_or_none(self, value: ir.Value | None) -> list[Ref] | None:
+        """The axes of a value, ``None`` if there is no value or if its rank is unknown."""
         if value is None:
             return None
         if value not in self.refs_of:
@@ -173,7 +182,7 @@ class Analysis:
         if value.shape is None:
             return None
         if value.const_value is not None and is_float(value):
-            return [self.axes.fresh(int(dim)) for dim in value.shape]
+            return [self.axes.fresh(size) for size in sizes_of(value)]
         what = "is not a floating-point value" if value.const_value is not None else "comes from outside"
         return [self.axes.frozen(static(dim), f"'{value.name}' {what}") for dim in value.shape]
 
@@ -199,7 +208,7 @@ class Analysis:
     def freeze(self, values: Iterable[ir.Value | None], reason: str) -> None:
         """Take all freedom from every axis of those values."""
         for value in values:
-            for ref in self.refs(value) or ():
+            for ref in self.refs_or_none(value) or ():
                 self.axes.constrain(ref, Freedom.NONE, reason)
 
     def opaque(self, node: ir.Node, reason: str) -> None:
@@ -291,7 +300,7 @@ def _apply(analysis: Analysis, node: ir.Node) -> None:
     found = RULES.get((node.domain, node.op_type))
     if found is None:
         analysis.opaque(node, f"{label(node)} has no commutation rule")
-    elif any(v is not None and analysis.refs(v) is None for v in node.inputs):
+    elif any(v is not None and analysis.refs_or_none(v) is None for v in node.inputs):
         analysis.opaque(node, f"{label(node)} reads a value of unknown rank")
     else:
         found(analysis, node)

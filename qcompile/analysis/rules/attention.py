@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Mode, Ref
+from qcompile.analysis.axes import Mode, Ref, complete
 from qcompile.analysis.rules.elementwise import is_one
 from qcompile.analysis.rules.linear import contract
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label
+from qcompile.ir.required import optional
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["add_to_scores", "attend", "caches", "put_out_scores", "rotary_axis", "split_heads"]
@@ -39,10 +40,10 @@ def attend(analysis: Analysis, node: ir.Node, query: Heads, key: Heads, value: H
     for ref in (query[0], key[0], value[0]):  # a sign on queries, keys and values is one on the result
         axes.constrain(ref, Freedom.SIGNED_PERMUTATION, f"{reason} treats each sequence by itself")
         axes.unify(query[0], ref, f"{reason} treats each sequence by itself")
-    if None in (axes.size(query[1]), axes.size(key[1])):
+    count, shared = axes.size(query[1]), axes.size(key[1])
+    if count is None or shared is None:
         return None
-    shared = axes.size(key[1])
-    parts = axes.as_product(query[1], [shared, axes.size(query[1]) // shared], reason)
+    parts = axes.as_product(query[1], [shared, count // shared], reason)
     if parts is None:
         return None
     for ref in (parts[0], key[1], value[1]):
@@ -58,24 +59,24 @@ def caches(
 ) -> None:
     """Past and present keys and values ``[batch, heads, length, head_dim]`` share the basis of the new ones."""
     axes, reason = analysis.axes, f"{label(node)} appends to its cache"
-    past = [node.inputs[i] if i < len(node.inputs) else None for i in inputs] or [None, None]
+    past = [optional(node, i) for i in inputs] or [None, None]
     present = [node.outputs[i] if i < len(node.outputs) else None for i in outputs]
     for operand, held, made in zip((key, value), past, present, strict=True):
         length = axes.size(operand[2])
-        refs = analysis.refs(held)
+        refs = analysis.refs_or_none(held)
         if refs is not None:
             for mine, theirs in ((operand[0], refs[0]), (operand[1], refs[1]), (operand[3], refs[3])):
                 axes.unify(mine, theirs, reason)
             axes.constrain(refs[2], Freedom.NONE, reason)
             before = axes.size(refs[2])
-            length = None if None in (before, length) else before + length
+            length = None if before is None or length is None else before + length
         if made is not None:
             analysis.set(made, [operand[0], operand[1], axes.frozen(length, reason), operand[3]])
 
 
 def add_to_scores(analysis: Analysis, node: ir.Node, bias: ir.Value | None, batch: Ref, heads: Ref) -> None:
     """A bias is added to (or masks) the scores ``[batch, heads, queries, keys]``; the first two axes follow it."""
-    refs = analysis.refs(bias)
+    refs = analysis.refs_or_none(bias)
     if refs is None:
         return
     for ref in refs[-2:]:
@@ -98,17 +99,16 @@ def attention(analysis: Analysis, node: ir.Node) -> None:
     """The operator of opset 23: 3-D or 4-D operands, grouped-query heads, optional cache."""
     queries, keys = (node.attributes.get_int(f"{side}_num_heads", 0) for side in ("q", "kv"))
     counts = (queries, keys, keys)
-    operands = [
+    operands = complete([
         split_heads(analysis, analysis.refs(v), n, label(node)) for v, n in zip(node.inputs[:3], counts, strict=True)
-    ]
-    joined = None if None in operands else attend(analysis, node, *operands)
-    if joined is None:
+    ])  # fmt: skip
+    joined = None if operands is None else attend(analysis, node, *operands)
+    if operands is None or joined is None:
         analysis.opaque(node, f"{label(node)} has heads that cannot be followed")
         return
     query, key, value = operands
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    add_to_scores(analysis, node, mask, query[0], query[1])
-    if len(node.inputs) > 6 and node.inputs[6] is not None:
+    add_to_scores(analysis, node, optional(node, 3), query[0], query[1])
+    if optional(node, 6) is not None:
         analysis.axes.constrain(query[0], Freedom.SIGNS, f"{label(node)} has a length for each sequence")
     caches(analysis, node, key, value, (4, 5), (1, 2))
     put_out_scores(analysis, node, query, 3)
@@ -124,7 +124,7 @@ def rotary_axis(analysis: Analysis, ref: Ref, rotated: int | None, interleaved: 
     """
     axes, size = analysis.axes, analysis.axes.size(ref)
     rotated = rotated or size
-    parts = axes.as_sum(ref, [rotated, size - rotated], reason) if size and 0 < rotated < size else [ref]
+    parts = axes.as_sum(ref, [rotated, size - rotated], reason) if size and rotated and 0 < rotated < size else [ref]
     split = [2, (rotated or 0) // 2] if not interleaved else [(rotated or 0) // 2, 2]
     pair = rotated and parts and axes.as_product(parts[0], split, reason)
     if not pair:
@@ -140,7 +140,7 @@ def rotary(analysis: Analysis, node: ir.Node) -> None:
     """Rotates pairs of elements of each head by an angle that depends on the position."""
     own = node.domain == "com.microsoft"
     cosines = analysis.refs(node.inputs[2 if own else 1])
-    positions = analysis.refs(node.inputs[1] if own else node.inputs[3] if len(node.inputs) > 3 else node.inputs[1])
+    positions = analysis.refs(node.inputs[1] if own else optional(node, 3) or node.inputs[1])
     refs = list(analysis.refs(node.inputs[0]))
     half = analysis.axes.size(cosines[-1])
     rotated = node.attributes.get_int("rotary_embedding_dim", 0) or (2 * half if half else None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Ref
+from qcompile.analysis.axes import Ref, complete
 from qcompile.analysis.spaces import Analysis, rule, run
 from qcompile.ir.graph import bodies, label, static
+from qcompile.ir.required import shape_of
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["if_", "loop", "scan"]
@@ -20,8 +23,8 @@ def if_(analysis: Analysis, node: ir.Node) -> None:
     for branch in branches:
         run(analysis, branch)
     for output, *made in zip(node.outputs, *(branch.outputs for branch in branches), strict=True):
-        sides = [analysis.refs(value) for value in made]
-        if None in sides or len({len(refs) for refs in sides}) > 1:
+        sides = complete([analysis.refs_or_none(value) for value in made])
+        if sides is None or len({len(refs) for refs in sides}) > 1:
             analysis.freeze(made, f"{label(node)} has branches whose results differ in rank")
             analysis.set(output, None if output.shape is None else _frozen(analysis, node, output))
         else:
@@ -29,7 +32,7 @@ def if_(analysis: Analysis, node: ir.Node) -> None:
 
 
 def _frozen(analysis: Analysis, node: ir.Node, value: ir.Value) -> list[Ref]:
-    return [analysis.axes.frozen(static(dim), label(node)) for dim in value.shape]
+    return [analysis.axes.frozen(static(dim), label(node)) for dim in shape_of(value)]
 
 
 def _either(analysis: Analysis, node: ir.Node, left: Ref, right: Ref) -> Ref:
@@ -54,7 +57,7 @@ def scan(analysis: Analysis, node: ir.Node) -> None:
         analysis.opaque(node, f"{label(node)} has the form of opset 8")
         return
     for outer, inner in zip(node.inputs[:states], body.inputs, strict=False):
-        analysis.set(inner, analysis.refs(outer))
+        analysis.set(inner, analysis.refs_or_none(outer))
     steps = [
         _step(analysis, node, *item)
         for item in zip(node.inputs[states:], body.inputs[states:], _places(node, "input", scanned), strict=True)
@@ -73,7 +76,7 @@ def _places(node: ir.Node, side: str, count: int) -> list[int]:
     return list(node.attributes.get_ints(f"scan_{side}_axes", [0] * count))
 
 
-def _step(analysis: Analysis, node: ir.Node, outer: ir.Value, inner: ir.Value, place: int) -> Ref:
+def _step(analysis: Analysis, node: ir.Node, outer: ir.Value | None, inner: ir.Value, place: int) -> Ref:
     refs = list(analysis.refs(outer))
     axis = refs.pop(place % len(refs))
     analysis.axes.constrain(axis, Freedom.NONE, f"{label(node)} steps through it")
@@ -82,14 +85,20 @@ def _step(analysis: Analysis, node: ir.Node, outer: ir.Value, inner: ir.Value, p
 
 
 def _stack(analysis: Analysis, outer: ir.Value, inner: ir.Value, place: int, axis: Ref) -> None:
-    refs = analysis.refs(inner)
+    refs = analysis.refs_or_none(inner)
     if refs is not None:
         place %= len(refs) + 1
         refs = [*refs[:place], axis, *refs[place:]]
     analysis.set(outer, refs)
 
 
-def _carried(analysis: Analysis, node: ir.Node, first: list, made: list, last: list) -> bool | None:
+def _carried(
+    analysis: Analysis,
+    node: ir.Node,
+    first: Sequence[ir.Value | None],
+    made: Sequence[ir.Value],
+    last: Sequence[ir.Value],
+) -> bool | None:
     """Join each state with what a step makes of it.
 
     Returns:
@@ -97,7 +106,7 @@ def _carried(analysis: Analysis, node: ir.Node, first: list, made: list, last: l
     """
     axes, fixed = analysis.axes, True
     for before, after, output in zip(first, made, last, strict=True):
-        old, new = analysis.refs(before), analysis.refs(after)
+        old, new = analysis.refs_or_none(before), analysis.refs_or_none(after)
         if old is None or new is None or len(old) != len(new):
             return None
         for a, b in zip(old, new, strict=True):
@@ -116,7 +125,7 @@ def loop(analysis: Analysis, node: ir.Node) -> None:
     analysis.set(body.inputs[0], [])
     analysis.set(body.inputs[1], [])
     for outer, inner in zip(initial, body.inputs[2:], strict=True):
-        analysis.set(inner, analysis.refs(outer))
+        analysis.set(inner, analysis.refs_or_none(outer))
     run(analysis, body)
     analysis.freeze(body.outputs[:1], f"{label(node)} decides by it")
     count = len(initial)

@@ -9,6 +9,7 @@ from qcompile.analysis.rules.elementwise import gate
 from qcompile.analysis.rules.linear import add_channel_bias, contract, is_weight
 from qcompile.analysis.spaces import Analysis, Site, rule
 from qcompile.ir.graph import label, static
+from qcompile.ir.required import operand, optional
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["conv"]
@@ -20,39 +21,35 @@ def conv(analysis: Analysis, node: ir.Node) -> None:
     x, weight = (analysis.refs(value) for value in node.inputs[:2])
     groups = node.attributes.get_int("group", 1)
     read, write = (0, 1) if node.op_type == "ConvTranspose" else (1, 0)
+    channels: Ref | None
     if groups == 1:
         contract(analysis, x[1], weight[read], label(node))
         channels = weight[write]
-        if is_weight(node.inputs[1]):
-            analysis.sites.append(Site(node, node.inputs[1], node.inputs[0], read, write, x[1], channels))
+        if is_weight(operand(node, 1)):
+            analysis.sites.append(Site(node, operand(node, 1), operand(node, 0), read, write, x[1], channels))
     else:
         channels = _grouped(analysis, node, x[1], weight, groups, read)
     if channels is None:
         analysis.opaque(node, f"{label(node)} has groups that cannot be followed")
         return
     places = _places(analysis, node, x[2:], weight[2:])
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
+    if optional(node, 2) is not None:
         add_channel_bias(analysis, node, channels, analysis.refs(node.inputs[2])[0], [x[0], *places])
     analysis.set(node.outputs[0], [x[0], channels, *places])
 
 
 def _grouped(analysis: Analysis, node: ir.Node, x: Ref, weight: list[Ref], groups: int, read: int) -> Ref | None:
     axes, reason = analysis.axes, label(node)
-    if None in (axes.size(x), axes.size(weight[0]), axes.size(weight[1])):
+    size, first = axes.size(x), axes.size(weight[0])
+    if size is None or first is None or axes.size(weight[1]) is None:
         return None
-    inner = axes.size(x) // groups
-    if read == 0:  # ConvTranspose stores [in, out / groups]
-        inside = axes.as_product(weight[0], [groups, inner], reason)
-        outside = [None, weight[1]]
-    else:
-        outer = axes.size(weight[0]) // groups
-        outside = axes.as_product(weight[0], [groups, outer], reason)
-        inside = [None, weight[1]]
-    group, part = axes.as_product(x, [groups, inner], reason) or (None, None)
-    if group is None or inside is None or outside is None:
+    parts = axes.as_product(weight[0], [groups, first // groups], reason)
+    read_parts = axes.as_product(x, [groups, size // groups], reason)
+    if parts is None or read_parts is None:
         return None
-    contract(analysis, part, inside[1], reason)
-    return axes.product([gate(analysis, group, outside[0] or inside[0], reason), outside[1]])
+    inside, outside = (parts[1], weight[1]) if read == 0 else (weight[1], parts[1])  # [in, out / groups], or reversed
+    contract(analysis, read_parts[1], inside, reason)
+    return axes.product([gate(analysis, read_parts[0], parts[0], reason), outside])
 
 
 def _places(analysis: Analysis, node: ir.Node, x: list[Ref], kernel: list[Ref]) -> list[Ref]:
@@ -74,7 +71,7 @@ def _places(analysis: Analysis, node: ir.Node, x: list[Ref], kernel: list[Ref]) 
 def _length(analysis: Analysis, node: ir.Node, place: int, ref: Ref, kernel: Ref) -> int | None:
     """The places of a convolution, for operators whose result the graph does not state."""
     size, width = analysis.axes.size(ref), analysis.axes.size(kernel)
-    if None in (size, width) or node.op_type == "ConvTranspose" or "auto_pad" in node.attributes:
+    if size is None or width is None or node.op_type == "ConvTranspose" or "auto_pad" in node.attributes:
         return None
     get = node.attributes.get_ints
     pads = list(get("pads", []))
@@ -97,7 +94,7 @@ def deformable(analysis: Analysis, node: ir.Node) -> None:
     analysis.axes.constrain(x[0], Freedom.DIAGONAL, f"{label(node)} has places for each sample")
     analysis.freeze([node.inputs[2], *node.inputs[4:]], f"{label(node)} places its kernel by it")
     places = [analysis.axes.frozen(analysis.axes.size(ref), f"{label(node)} slides over it") for ref in offset[2:]]
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
+    if optional(node, 3) is not None:
         add_channel_bias(analysis, node, weight[0], analysis.refs(node.inputs[3])[0], x[:1])
     analysis.set(node.outputs[0], [x[0], weight[0], *places])
 

@@ -12,6 +12,7 @@ from qcompile.analysis.rules.elementwise import gate, is_one
 from qcompile.analysis.rules.linear import add_site, contract, weight_of
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label
+from qcompile.ir.required import operand, operands, rank_of
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["read_letters", "weight_letters"]
@@ -22,23 +23,23 @@ def einsum(analysis: Analysis, node: ir.Node) -> None:
     """Letters in the result pass through; letters that are summed carry T and T⁻ᵀ."""
     refs = [analysis.refs(value) for value in node.inputs]
     terms, output = _letters(node.attributes.get_string("equation").replace(" ", ""), [len(item) for item in refs])
-    operands = [_by_letter(analysis, node, term, item) for term, item in zip(terms, refs, strict=True)]
+    by_letter = [_by_letter(analysis, node, term, item) for term, item in zip(terms, refs, strict=True)]
     merged: dict[str, Ref] = {}
     for letter in sorted({letter for term in terms for letter in term}):
-        found = [operand[letter] for operand in operands if letter in operand]
+        found = [own[letter] for own in by_letter if letter in own]
         wide = [ref for ref in found if not is_one(analysis, ref)] or found[:1]
         merged[letter] = _merge(analysis, node, wide, letter not in output)
     analysis.set(node.outputs[0], [merged[letter] for letter in output])
     if all(len(set(term)) == len(term) for term in terms):
-        _einsum_site(analysis, node, terms, output, operands)
+        _einsum_site(analysis, node, terms, output, by_letter)
 
 
 def _by_letter(analysis: Analysis, node: ir.Node, term: str, refs: Sequence[Ref]) -> dict[str, Ref]:
     """An operand's axes by letter; a letter that occurs twice takes a diagonal."""
-    operand: dict[str, Ref] = {}
+    own: dict[str, Ref] = {}
     for letter, ref in zip(term, refs, strict=True):
-        operand[letter] = gate(analysis, operand[letter], ref, label(node)) if letter in operand else ref
-    return operand
+        own[letter] = gate(analysis, own[letter], ref, label(node)) if letter in own else ref
+    return own
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
@@ -59,22 +60,25 @@ def _merge(analysis: Analysis, node: ir.Node, found: Sequence[Ref], summed: bool
     """One letter: the product of all operands along it, or the sum of that product."""
     if summed and len(found) == 1:
         analysis.axes.constrain(found[0], Freedom.ORTHOGONAL_ONES, f"{label(node)} sums over it")
-    *others, last = found if summed and len(found) > 1 else [*found, None]
-    merged = others[0]
-    for ref in others[1:]:
+    last = found[-1] if summed and len(found) > 1 else None
+    merged = found[0]
+    for ref in found[1:] if last is None else found[1:-1]:
         merged = gate(analysis, merged, ref, label(node))
     if last is not None:
         contract(analysis, merged, last, label(node))
     return merged
 
 
-def _einsum_site(analysis: Analysis, node: ir.Node, terms: list[str], output: str, operands: list[dict]) -> None:
+def _einsum_site(
+    analysis: Analysis, node: ir.Node, terms: list[str], output: str, by_letter: Sequence[dict[str, Ref]]
+) -> None:
+    """Record the product with a weight, if one of two operands is one."""
     found = weight_letters(node, terms, output)
     if found is not None:
         i, read, written = found
-        refs = operands[1 - i][read], operands[i][written]
+        refs = by_letter[1 - i][read], by_letter[i][written]
         axes = terms[i].index(read), terms[i].index(written)
-        add_site(analysis, node, node.inputs[i], node.inputs[1 - i], axes, refs)
+        add_site(analysis, node, operand(node, i), operand(node, 1 - i), axes, refs)
 
 
 def weight_letters(node: ir.Node, terms: Sequence[str], output: str) -> tuple[int, str, str] | None:
@@ -82,11 +86,12 @@ def weight_letters(node: ir.Node, terms: Sequence[str], output: str) -> tuple[in
 
     A weight may stack matrices along further letters; the last letters are the features.
     """
-    for i, (weight, other) in enumerate(zip(node.inputs, reversed(node.inputs), strict=True)):
+    values = operands(node)
+    for i, (weight, other) in enumerate(zip(values, reversed(values), strict=True)):
         source = weight_of(weight) if len(terms) == 2 else None
         if source is None or other.const_value is not None:
             continue
-        own = terms[i][len(terms[i]) - len(source.shape) + (weight is not source) :]
+        own = terms[i][len(terms[i]) - rank_of(source) + (weight is not source) :]
         summed = [c for c in own if c not in output and c in terms[1 - i]]
         written = [c for c in own if c in output and c not in terms[1 - i]]
         if summed and written:
@@ -96,4 +101,4 @@ def weight_letters(node: ir.Node, terms: Sequence[str], output: str) -> tuple[in
 
 def read_letters(node: ir.Node) -> tuple[list[str], str]:
     """The letters of an Einsum's operands and of its result, dots spelled out."""
-    return _letters(node.attributes.get_string("equation").replace(" ", ""), [len(v.shape) for v in node.inputs])
+    return _letters(node.attributes.get_string("equation").replace(" ", ""), [rank_of(v) for v in operands(node)])

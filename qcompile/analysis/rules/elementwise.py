@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Ref
-from qcompile.analysis.spaces import Analysis, Scaling, rule
+from qcompile.analysis.spaces import Analysis, Rule, Scaling, rule
 from qcompile.ir.graph import is_read, label
+from qcompile.ir.required import operand, operands, optional
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["UNARY", "carry", "equal_numbers", "gate", "is_one", "product_of", "zero"]
@@ -32,7 +33,7 @@ UNARY: dict[Freedom, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _unary(freedom: Freedom) -> rule:
+def _unary(freedom: Freedom) -> Rule:
     def apply(analysis: Analysis, node: ir.Node) -> None:
         refs = analysis.refs(node.inputs[0])
         for ref in refs:
@@ -51,7 +52,8 @@ rule("QuickGelu", "Gelu", domain="com.microsoft")(_unary(Freedom.PERMUTATION))
 @rule("Dropout")
 def dropout(analysis: Analysis, node: ir.Node) -> None:
     """The identity when a model is used; its mask is then true everywhere."""
-    if len(node.inputs) > 2 and node.inputs[2] is not None and not zero(analysis, node.inputs[2]):
+    training = optional(node, 2)
+    if training is not None and not zero(analysis, training):
         analysis.opaque(node, f"{label(node)} is in training mode")
         return
     _unary(Freedom.PERMUTATION if is_read(node, 1) else Freedom.GENERAL)(analysis, node)
@@ -65,15 +67,15 @@ _WIDE = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType
 def cast(analysis: Analysis, node: ir.Node) -> None:
     """Between wide floating-point types: the identity. To another type: rounds each element."""
     made = node.outputs[0].dtype
-    exact = node.inputs[0].dtype in _WIDE and (made is None or made in _WIDE)
+    exact = operand(node, 0).dtype in _WIDE and (made is None or made in _WIDE)
     _unary(Freedom.GENERAL if exact else Freedom.PERMUTATION)(analysis, node)
 
 
-def aligned(analysis: Analysis, values: Sequence[ir.Value]) -> list[list[Ref]]:
+def aligned(analysis: Analysis, values: Sequence[ir.Value | None]) -> list[list[Ref]]:
     """For each axis of the broadcast result, the operands' axes there (a missing one is of size one)."""
-    operands = [analysis.refs(value) for value in values]
-    rank = max(len(refs) for refs in operands)
-    padded = [[analysis.axes.one] * (rank - len(refs)) + refs for refs in operands]
+    known = [analysis.refs(value) for value in values]
+    rank = max(len(refs) for refs in known)
+    padded = [[analysis.axes.one] * (rank - len(refs)) + refs for refs in known]
     return [list(column) for column in zip(*padded, strict=True)]
 
 
@@ -116,12 +118,13 @@ def zero(analysis: Analysis, value: ir.Value | None) -> bool:
 def multiply(analysis: Analysis, node: ir.Node) -> None:
     """A number per row commutes with everything; a product along the axis is a gate."""
     found = None if analysis.join_norms else _constant_scale(analysis, node)
-    analysis.set(node.outputs[0], found or product_of(analysis, node, *node.inputs[:2]))
+    analysis.set(node.outputs[0], found or product_of(analysis, node, *operands(node)))
 
 
 def _constant_scale(analysis: Analysis, node: ir.Node) -> list[Ref] | None:
     """The result's axes if the node scales one axis by constants that a pass may fold: that axis starts anew."""
-    for value, scale in (node.inputs, reversed(node.inputs)):
+    left, right = operands(node)
+    for value, scale in ((left, right), (right, left)):
         refs = analysis.refs(value)
         if value.const_value is not None or scale.const_value is None or analysis.uniform(scale):
             continue
@@ -138,7 +141,7 @@ def _constant_scale(analysis: Analysis, node: ir.Node) -> list[Ref] | None:
 @rule("Div")
 def divide(analysis: Analysis, node: ir.Node) -> None:
     """The numerator is linear; along the denominator's own axes only permutations survive."""
-    numerator, denominator = node.inputs
+    numerator, denominator = operands(node)
     number = equal_numbers(analysis, denominator, f"{label(node)} divides by one number")
     out = []
     for top, bottom in aligned(analysis, [numerator, denominator]):
@@ -219,9 +222,9 @@ def extreme(analysis: Analysis, node: ir.Node) -> None:
 @rule("Clip")
 def clip(analysis: Analysis, node: ir.Node) -> None:
     """Clipping below at zero alone is a ReLU."""
-    low = node.inputs[1] if len(node.inputs) > 1 else None
     ends = sum(v is not None for v in node.inputs[1:]) + len(node.attributes)
-    _unary(Freedom.POSITIVE_MONOMIAL if ends == 1 and zero(analysis, low) else Freedom.PERMUTATION)(analysis, node)
+    positive = ends == 1 and zero(analysis, optional(node, 1))
+    _unary(Freedom.POSITIVE_MONOMIAL if positive else Freedom.PERMUTATION)(analysis, node)
 
 
 @rule("PRelu")

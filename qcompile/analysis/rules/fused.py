@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Ref
@@ -11,12 +13,13 @@ from qcompile.analysis.rules.linear import add_channel_bias, contract, gemm, mat
 from qcompile.analysis.rules.normalization import channel_parameters
 from qcompile.analysis.spaces import RULES, Analysis, Norm, Site, rule
 from qcompile.ir.graph import label
+from qcompile.ir.required import operand, optional
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []
 
 
-def _activate(analysis: Analysis, node: ir.Node, ref_list: list[Ref]) -> None:
+def _activate(analysis: Analysis, node: ir.Node, ref_list: Sequence[Ref]) -> None:
     """The freedom that the fused activation leaves on the result."""
     name = node.attributes.get_string("activation", "")
     if not name or name == "Identity":
@@ -26,7 +29,7 @@ def _activate(analysis: Analysis, node: ir.Node, ref_list: list[Ref]) -> None:
         analysis.axes.constrain(ref, kept, f"{label(node)} acts on each element")
 
 
-def _sum(analysis: Analysis, node: ir.Node, values: list[ir.Value]) -> list[Ref]:
+def _sum(analysis: Analysis, node: ir.Node, values: Sequence[ir.Value | None]) -> list[Ref]:
     """The axes of a broadcast sum."""
     out = []
     for column in aligned(analysis, values):
@@ -52,13 +55,13 @@ def biased_activation(analysis: Analysis, node: ir.Node) -> None:
 @rule("BiasAdd", domain="com.microsoft")
 def biased_residual(analysis: Analysis, node: ir.Node) -> None:
     """A residual join with a bias."""
-    analysis.set(node.outputs[0], _sum(analysis, node, list(node.inputs)))
+    analysis.set(node.outputs[0], _sum(analysis, node, node.inputs))
 
 
 @rule("BiasSplitGelu", domain="com.microsoft")
 def biased_gate(analysis: Analysis, node: ir.Node) -> None:
     """A bias, then the first half of the axis times GELU of the second."""
-    out = _sum(analysis, node, list(node.inputs))
+    out = _sum(analysis, node, node.inputs)
     size = analysis.axes.size(out[-1])
     halves = size and analysis.axes.as_sum(out[-1], [size // 2, size // 2], label(node))
     if not halves:
@@ -73,8 +76,10 @@ def biased_gate(analysis: Analysis, node: ir.Node) -> None:
 def activated_convolution(analysis: Analysis, node: ir.Node) -> None:
     """A convolution, a residual join, an activation."""
     conv(analysis, node)
-    refs = analysis.refs(node.outputs[0])
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
+    refs = analysis.refs_or_none(node.outputs[0])
+    if refs is None:  # the convolution could not be followed
+        return
+    if optional(node, 3) is not None:
         for ref, other in zip(refs, analysis.refs(node.inputs[3]), strict=True):
             analysis.axes.unify(ref, other, f"{label(node)} adds them")
     _activate(analysis, node, refs)
@@ -84,7 +89,7 @@ def activated_convolution(analysis: Analysis, node: ir.Node) -> None:
 def activated_product(analysis: Analysis, node: ir.Node) -> None:
     """A matrix product with a bias and an activation."""
     gemm(analysis, node)
-    _activate(analysis, node, analysis.refs(node.outputs[0]))
+    _activate(analysis, node, analysis.refs_or_none(node.outputs[0]) or ())
 
 
 RULES["com.microsoft", "TransposeMatMul"] = matmul  # the older name of FusedMatMul
@@ -104,7 +109,7 @@ def channels_last_norm(analysis: Analysis, node: ir.Node) -> None:
     analysis.axes.constrain(parts[0], Freedom.SIGNED_PERMUTATION, f"{label(node)} treats each group by itself")
     for ref in (parts[1], *refs[1:-1]):
         analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} has statistics over it")
-    channel_parameters(analysis, node, refs[-1], *node.inputs[1:3])
+    channel_parameters(analysis, node, refs[-1], operand(node, 1), operand(node, 2))
     for ref in refs if node.attributes.get_int("activation", 0) else ():
         analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} acts on each element")
     analysis.set(node.outputs[0], refs)
@@ -121,7 +126,7 @@ def embedding(analysis: Analysis, node: ir.Node) -> None:
         analysis.axes.unify(axis, analysis.refs(table)[1], f"{reason} adds them")
         analysis.sites.append(Site(node, table, None, 0, 1, None, axis))
     analysis.axes.constrain(axis, Freedom.ORTHOGONAL_ONES, f"{reason} normalizes over it")
-    scale, shift = node.inputs[5:7]
+    scale, shift = operand(node, 5), operand(node, 6)
     out = axis
     if not analysis.join_norms:
         out = analysis.axes.fresh(analysis.axes.size(axis))
@@ -143,10 +148,10 @@ def experts(analysis: Analysis, node: ir.Node) -> None:
     refs, router = list(analysis.refs(node.inputs[0])), analysis.refs(node.inputs[1])
     first, second = (analysis.refs(node.inputs[i]) for i in (2, 4))
     contract(analysis, refs[-1], first[2], label(node))
-    if len(node.inputs) > 6 and node.inputs[6] is not None:
+    if optional(node, 6) is not None:
         contract(analysis, refs[-1], analysis.refs(node.inputs[6])[2], label(node))
     for value in node.inputs[2:]:
-        for ref in (analysis.refs(value) or [])[:-1]:
+        for ref in (analysis.refs_or_none(value) or [])[:-1]:
             if ref is not second[1]:
                 analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} routes to experts")
     for ref in (*router[1:], second[2], *(refs[:-1] if len(refs) > 2 else ())):
@@ -156,6 +161,6 @@ def experts(analysis: Analysis, node: ir.Node) -> None:
     if len(refs) == 2:
         analysis.axes.unify(refs[0], router[0], f"{label(node)} routes each row")
     analysis.freeze([v for i, v in enumerate(node.inputs) if i in (3, 7)], f"{label(node)} acts on each element")
-    if len(node.inputs) > 5 and node.inputs[5] is not None:
+    if optional(node, 5) is not None:
         add_channel_bias(analysis, node, second[1], analysis.refs(node.inputs[5])[1], refs[:-1])
     analysis.set(node.outputs[0], [*refs[:-1], second[1]])

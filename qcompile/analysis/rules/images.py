@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Ref
+from qcompile.analysis.axes import Ref, complete
 from qcompile.analysis.rules.elementwise import is_one
-from qcompile.analysis.rules.shaping import dims
+from qcompile.analysis.rules.sizes import dims
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import is_read, label, static
 from qcompile.transforms.freedom import Freedom
@@ -155,9 +155,10 @@ def _to_depth(analysis: Analysis, node: ir.Node, refs: list[Ref], size: int, dep
     for ref in refs[2:]:
         length = axes.size(ref)
         parts.append(None if length is None else axes.as_product(ref, [length // size, size], label(node)))
-    if None in parts:
+    found = complete(parts)
+    if found is None:
         return None
-    (high, rows), (wide, columns) = parts
+    (high, rows), (wide, columns) = found
     order = [refs[1], rows, columns] if depth_first else [rows, columns, refs[1]]
     return [refs[0], axes.product(order), high, wide]
 

@@ -8,6 +8,7 @@ from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.elementwise import is_one
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label, static
+from qcompile.ir.required import operand, operands
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["repeats"]
@@ -17,10 +18,12 @@ def repeats(analysis: Analysis, value: ir.Value, axis: int) -> bool:
     """Whether a value was made by repeating one element along an axis, so that it is the same for every index there."""
     node = value.producer()
     while node is not None and node.op_type in ("Cast", "Identity"):
-        node = node.inputs[0].producer()
+        node = operand(node, 0).producer()
     if node is None or node.op_type != "Expand" or node.domain:
         return False
-    refs, rank = analysis.refs(node.inputs[0]), len(analysis.refs(value))
+    refs, rank = analysis.refs_or_none(operand(node, 0)), len(analysis.refs(value))
+    if refs is None:
+        return False
     place = axis - (rank - len(refs))
     return place < 0 or is_one(analysis, refs[place])
 
@@ -49,7 +52,7 @@ _REDUCTIONS = {
 @rule("GatherElements")
 def gather_elements(analysis: Analysis, node: ir.Node) -> None:
     """Each place picks an element along one axis; along the others its place is that of its index."""
-    data, indices = node.inputs
+    data, indices = operands(node)
     refs, at = list(analysis.refs(data)), list(analysis.refs(indices))
     axis = node.attributes.get_int("axis", 0) % len(refs)
     analysis.axes.constrain(refs[axis], Freedom.NONE, f"{label(node)} picks along it")
@@ -71,7 +74,7 @@ def gather_elements(analysis: Analysis, node: ir.Node) -> None:
 @rule("ScatterElements", "Scatter")
 def scatter_elements(analysis: Analysis, node: ir.Node) -> None:
     """Each update goes to a place along one axis; along the others it stays in its place."""
-    data, indices, updates = node.inputs
+    data, indices, updates = operands(node)
     refs, at, new = (list(analysis.refs(value)) for value in (data, indices, updates))
     axis = node.attributes.get_int("axis", 0) % len(refs)
     for i, (ref, index, update) in enumerate(zip(refs, at, new, strict=True)):
@@ -88,7 +91,7 @@ def scatter_elements(analysis: Analysis, node: ir.Node) -> None:
 @rule("GatherND")
 def gather_nd(analysis: Analysis, node: ir.Node) -> None:
     """Looks up whole slices: the axes that are indexed stay as they are, the others pass through."""
-    data, indices = node.inputs
+    data, indices = operands(node)
     refs, at = list(analysis.refs(data)), list(analysis.refs(indices))
     shared, depth = node.attributes.get_int("batch_dims", 0), analysis.axes.size(at[-1])
     if depth is None or shared:
@@ -104,7 +107,7 @@ def gather_nd(analysis: Analysis, node: ir.Node) -> None:
 @rule("ScatterND")
 def scatter_nd(analysis: Analysis, node: ir.Node) -> None:
     """Puts whole slices in places: the axes that are indexed stay as they are, the others are linear."""
-    data, indices, updates = node.inputs
+    data, indices, updates = operands(node)
     refs, at, new = (list(analysis.refs(value)) for value in (data, indices, updates))
     depth = analysis.axes.size(at[-1])
     if depth is None or len(new) != len(at) - 1 + len(refs) - depth:

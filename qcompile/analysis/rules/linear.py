@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -10,16 +11,17 @@ from qcompile.analysis.axes import Mode, Ref
 from qcompile.analysis.rules.elementwise import gate, is_one
 from qcompile.analysis.spaces import Analysis, Site, rule
 from qcompile.ir.graph import is_float, label
+from qcompile.ir.required import operand, operands, optional, rank_of, sizes_of
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["add_channel_bias", "add_site", "contract", "is_weight", "weight_of"]
 
 
-def is_weight(value: ir.Value | None) -> bool:
+def is_weight(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether a value is a constant matrix (or a stack of them) of floating-point numbers."""
     if value is None or value.const_value is None or not is_float(value):
         return False
-    return sum(int(dim) > 1 for dim in value.shape) >= 2
+    return sum(size > 1 for size in sizes_of(value)) >= 2
 
 
 def weight_of(value: ir.Value | None) -> ir.Value | None:
@@ -27,12 +29,13 @@ def weight_of(value: ir.Value | None) -> ir.Value | None:
     if value is None or is_weight(value):
         return value
     node = value.producer()
-    if node is None or node.domain or not is_weight(node.inputs[0]) or len(node.inputs[0].shape) < 3:
+    source = None if node is None or node.domain else optional(node, 0)
+    if node is None or not is_weight(source) or rank_of(source) < 3:
         return None
     by_rows = node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0
-    indices = node.inputs[1].shape if node.op_type == "GatherND" else None
+    indices = operand(node, 1).shape if node.op_type == "GatherND" else None
     deep = indices is not None and indices[-1] == 1 and not node.attributes.get_int("batch_dims", 0)
-    return node.inputs[0] if by_rows or deep else None
+    return source if by_rows or deep else None
 
 
 def add_site(
@@ -47,7 +50,7 @@ def add_site(
     source = weight_of(weight)
     if source is None or other.const_value is not None:
         return
-    shift = len(analysis.refs(weight)) - len(source.shape)
+    shift = len(analysis.refs(weight)) - rank_of(source)
     if min(axes) > shift or weight is source:  # beyond what is looked up
         analysis.sites.append(Site(node, source, other, axes[0] - shift, axes[1] - shift, *refs))
 
@@ -88,7 +91,7 @@ def matmul(analysis: Analysis, node: ir.Node) -> None:
     out = batch(analysis, left[:-2], right[:-2], label(node))
     out += left[-2:-1] + (right[-1:] if len(right) > 1 else [])
     analysis.set(node.outputs[0], out)
-    a, b = node.inputs[:2]
+    a, b = operand(node, 0), operand(node, 1)
     if weight_of(b) is not None and len(right) > 1:
         axes = (len(right) - 1, len(right) - 2)
         add_site(analysis, node, b, a, axes if flip_right else axes[::-1], (left[-1], out[-1]))
@@ -100,7 +103,8 @@ def matmul(analysis: Analysis, node: ir.Node) -> None:
 @rule("Gemm")
 def gemm(analysis: Analysis, node: ir.Node) -> None:
     """``alpha · A B + beta · C`` with either factor transposed."""
-    left, right = (list(analysis.refs(value)) for value in node.inputs[:2])
+    x, weight = operand(node, 0), operand(node, 1)
+    left, right = (list(analysis.refs(value)) for value in (x, weight))
     flip_right = node.attributes.get_int("transB", 0)
     if node.attributes.get_int("transA", 0):
         left.reverse()
@@ -108,12 +112,12 @@ def gemm(analysis: Analysis, node: ir.Node) -> None:
         right.reverse()
     contract(analysis, left[1], right[0], label(node))
     out = [left[0], right[1]]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
+    if optional(node, 2) is not None:
         _add_bias(analysis, node, out)
     analysis.set(node.outputs[0], out)
-    if is_weight(node.inputs[1]) and node.inputs[0].const_value is None:
+    if is_weight(weight) and x.const_value is None:
         axis_in, axis_out = (1, 0) if flip_right else (0, 1)
-        analysis.sites.append(Site(node, node.inputs[1], node.inputs[0], axis_in, axis_out, left[1], out[1]))
+        analysis.sites.append(Site(node, weight, x, axis_in, axis_out, left[1], out[1]))
 
 
 def _add_bias(analysis: Analysis, node: ir.Node, out: list[Ref]) -> None:
@@ -135,7 +139,7 @@ def add_channel_bias(analysis: Analysis, node: ir.Node, channels: Ref, bias: Ref
 @rule("Gather")
 def gather(analysis: Analysis, node: ir.Node) -> None:
     """A lookup: the axis that is indexed stays as it is, the others pass through."""
-    data, indices = node.inputs
+    data, indices = operands(node)
     refs = analysis.refs(data)
     axis = node.attributes.get_int("axis", 0) % len(refs)
     analysis.axes.constrain(refs[axis], Freedom.NONE, f"{label(node)} indexes it")

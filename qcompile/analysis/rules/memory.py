@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Mode, Ref
+from qcompile.analysis.axes import Mode, Ref, complete
 from qcompile.analysis.rules.attention import split_heads
 from qcompile.analysis.rules.elementwise import carry, is_one
 from qcompile.analysis.rules.linear import add_channel_bias, contract
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label
+from qcompile.ir.required import optional
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 @rule("TensorScatter")
@@ -30,7 +27,7 @@ def write_cache(analysis: Analysis, node: ir.Node) -> None:
                 analysis.axes.constrain(side, Freedom.NONE, f"{label(node)} writes along it")
         else:
             analysis.axes.unify(ref, update, f"{label(node)} writes one into the other")
-    if _input(node, 2) is not None:
+    if optional(node, 2) is not None:
         analysis.axes.constrain(refs[0], Freedom.DIAGONAL, f"{label(node)} has a place for each sequence")
     analysis.set(node.outputs[0], refs)
 
@@ -39,9 +36,9 @@ def write_cache(analysis: Analysis, node: ir.Node) -> None:
 def causal(analysis: Analysis, node: ir.Node) -> None:
     """A depthwise convolution along time with the entries before the first: a scale goes into the kernel."""
     x, weight = (list(analysis.refs(value)) for value in node.inputs[:2])
-    past, reason = analysis.refs(_input(node, 3)), label(node)
+    past, reason = analysis.refs_or_none(optional(node, 3)), label(node)
     channels = carry(analysis, x[1], weight[0], reason)
-    if _input(node, 2) is not None:
+    if optional(node, 2) is not None:
         add_channel_bias(analysis, node, channels, analysis.refs(node.inputs[2])[0], x[:1])
     for ref in (x[2], weight[2], *(past[2:] if past else ())):
         analysis.axes.constrain(ref, Freedom.NONE, f"{reason} slides over it")
@@ -62,14 +59,16 @@ def linear_attention(analysis: Analysis, node: ir.Node) -> None:
     """``S = exp(g) S + β k (v − Sᵀk)ᵀ``, ``o = Sᵀq``: values are linear, keys but for decays and delta rules."""
     queries, shared = (node.attributes.get_int(f"{side}_num_heads", 0) for side in ("q", "kv"))
     reason = label(node)
-    query, key, value = (
+    heads = [
         split_heads(analysis, analysis.refs(v), n, reason)
         for v, n in zip(node.inputs[:3], (queries, shared, shared), strict=True)
-    )
-    parts = query and analysis.axes.as_product(query[1], [shared, queries // shared], reason)
-    if None in (query, key, value) or not parts:
+    ]
+    parts = heads[0] and analysis.axes.as_product(heads[0][1], [shared, queries // shared], reason)
+    operands = complete(heads)
+    if operands is None or not parts:
         analysis.opaque(node, f"{reason} has heads that cannot be followed")
         return
+    query, key, value = operands
     for ref in (query[0], parts[0], *key[:2], *value[:2]):  # queries of one key are linear
         analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{reason} treats each head of each sequence by itself")
     for operand in (key, value):
@@ -81,8 +80,8 @@ def linear_attention(analysis: Analysis, node: ir.Node) -> None:
     if "delta" in node.attributes.get_string("update_rule", "gated_delta"):
         analysis.axes.constrain(key[3], Freedom.ORTHOGONAL, f"{reason} takes away what the key reads")
     for index in (4, 5):
-        _decided(analysis, node, _input(node, index), key, query[0])
-    past = analysis.refs(_input(node, 3))
+        _decided(analysis, node, optional(node, index), key, query[0])
+    past = analysis.refs_or_none(optional(node, 3))
     state = [query[0], key[1], key[3], value[3]]
     for mine, theirs in zip(state, past or (), strict=False):
         analysis.axes.unify(mine, theirs, f"{reason} goes on from it")
@@ -93,7 +92,7 @@ def linear_attention(analysis: Analysis, node: ir.Node) -> None:
 
 def _decided(analysis: Analysis, node: ir.Node, value: ir.Value | None, key: tuple[Ref, ...], batch: Ref) -> None:
     """Decays and rates: one for each head, or for each entry of a key."""
-    refs = analysis.refs(value)
+    refs = analysis.refs_or_none(value)
     if refs is None:
         return
     reason = f"{label(node)} decays by it"
@@ -103,7 +102,7 @@ def _decided(analysis: Analysis, node: ir.Node, value: ir.Value | None, key: tup
     if size == heads:
         analysis.axes.unify(key[1], refs[2], reason)
     elif not is_one(analysis, refs[2]):
-        parts = analysis.axes.as_product(refs[2], [heads, (size or 0) // heads], reason)
+        parts = analysis.axes.as_product(refs[2], [heads, (size or 0) // heads], reason) if heads else None
         for ref, own in zip(parts or (), (key[1], key[3]), strict=False):
             analysis.axes.unify(ref, own.through(Mode.PLAIN), reason)
         if parts is None:

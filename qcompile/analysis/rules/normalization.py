@@ -9,6 +9,7 @@ from qcompile.analysis.rules.elementwise import aligned, equal_numbers, is_one, 
 from qcompile.analysis.spaces import Analysis, Norm, rule
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import is_read, label
+from qcompile.ir.required import operand, optional
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["SCALED_NORMS"]
@@ -25,17 +26,13 @@ SCALED_NORMS: dict[tuple[str, str], tuple[bool, int]] = {
 }
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def _norm(analysis: Analysis, node: ir.Node) -> None:
     centered, first = SCALED_NORMS[node.domain, node.op_type]
     refs = list(analysis.refs(node.inputs[0]))
     axis = node.attributes.get_int("axis", -1) % len(refs)
-    shift = _input(node, first + 1) if centered else None
-    scale = _input(node, first)
-    bias = _input(node, first + (2 if centered else 1)) if first == 2 else None
+    shift = optional(node, first + 1) if centered else None
+    scale = optional(node, first)
+    bias = optional(node, first + (2 if centered else 1)) if first == 2 else None
     for value in [node.inputs[1], bias] if first == 2 else ():
         _add(analysis, node, refs, value)
     signs = (shift is None or zero(analysis, shift)) and not any(is_read(node, i) for i in (1, 2))
@@ -173,7 +170,7 @@ def group_norm(analysis: Analysis, node: ir.Node) -> None:
     analysis.axes.constrain(parts[0], Freedom.SIGNED_PERMUTATION, f"{label(node)} treats each group by itself")
     for ref in (parts[1], *refs[2:]):
         analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} has statistics over it")
-    channel_parameters(analysis, node, refs[1], *node.inputs[1:3])
+    channel_parameters(analysis, node, refs[1], operand(node, 1), operand(node, 2))
     analysis.set(node.outputs[0], refs)
 
 

@@ -8,6 +8,7 @@ from qcompile.analysis.axes import Mode
 from qcompile.analysis.rules.elementwise import is_one
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label
+from qcompile.ir.required import operand, optional
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []
@@ -22,7 +23,7 @@ def grid(analysis: Analysis, node: ir.Node) -> None:
     for ref in refs:
         analysis.axes.constrain(ref, Freedom.PERMUTATION, f"{label(node)} rounds each element")
     for value in node.inputs[1:]:
-        own = analysis.refs(value) or []
+        own = analysis.refs_or_none(value) or []
         wide = [ref for ref in own if not is_one(analysis, ref)]
         if len(own) == 1 and wide and analysis.axes.size(wide[0]) == analysis.axes.size(refs[axis]):
             analysis.axes.unify(wide[0], refs[axis].through(Mode.PLAIN), f"{label(node)} has a grid for each place")
@@ -48,7 +49,7 @@ def packed_product(analysis: Analysis, node: ir.Node) -> None:
     refs = list(analysis.refs(node.inputs[0]))
     analysis.axes.constrain(refs[-1], Freedom.NONE, f"{label(node)} has a packed weight")
     analysis.freeze(node.inputs[1:], f"{label(node)} has a packed weight")
-    if len(node.inputs) > 5 and node.inputs[5] is not None:
+    if optional(node, 5) is not None:
         for ref in refs[:-1]:
             analysis.axes.constrain(ref, Freedom.ORTHOGONAL_ONES, f"{label(node)} adds one number along the axis")
     written = analysis.axes.frozen(node.attributes.get_int("N"), f"{label(node)} has a packed weight")
@@ -61,7 +62,7 @@ def packed_lookup(analysis: Analysis, node: ir.Node) -> None:
     data, indices = (analysis.refs(value) for value in node.inputs[:2])
     axis = node.attributes.get_int("gather_axis", 0) % len(data)
     analysis.freeze([node.inputs[0], *node.inputs[2:]], f"{label(node)} has a packed table")
-    packed = 8 // node.attributes.get_int("bits", 4) if node.inputs[0].dtype == ir.DataType.UINT8 else 1
+    packed = 8 // node.attributes.get_int("bits", 4) if operand(node, 0).dtype == ir.DataType.UINT8 else 1
     sizes = [analysis.axes.size(ref) for ref in data]
     sizes[-1] = None if sizes[-1] is None else sizes[-1] * packed
     kept = [analysis.axes.frozen(size, f"{label(node)} has a packed table") for size in sizes]

@@ -8,6 +8,7 @@ from qcompile.analysis.axes import Ref
 from qcompile.analysis.rules.linear import contract
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label
+from qcompile.ir.required import optional
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []
@@ -22,7 +23,7 @@ def recurrent(analysis: Analysis, node: ir.Node) -> None:
     x, w, r = (list(analysis.refs(value)) for value in node.inputs[:3])
     gates, reason = _GATES[node.op_type], label(node)
     hidden = analysis.axes.size(r[2])
-    if hidden is None or node.attributes.get_int("layout", 0) or "activations" in node.attributes:
+    if hidden is None or node.attributes.get_int("layout", 0) != 0 or "activations" in node.attributes:
         analysis.opaque(node, f"{reason} has an option that is not followed")
         return
     contract(analysis, x[2], w[2], reason)
@@ -30,7 +31,7 @@ def recurrent(analysis: Analysis, node: ir.Node) -> None:
     _units(analysis, node, w[1], gates, r[2])
     _units(analysis, node, r[1], gates, r[2])
     for i, count in ((3, 2 * gates), (7, 3)):  # biases, peepholes
-        refs = analysis.refs(_input(node, i))
+        refs = analysis.refs_or_none(optional(node, i))
         if refs is not None:
             analysis.axes.constrain(refs[0], Freedom.NONE, f"{reason} has directions")
             _units(analysis, node, refs[1], count, r[2])
@@ -43,18 +44,14 @@ def recurrent(analysis: Analysis, node: ir.Node) -> None:
         analysis.set(output, [directions, x[1], r[2]])
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def _states(analysis: Analysis, node: ir.Node, batch: Ref, hidden: Ref) -> None:
     """First states ``[directions, batch, hidden]``; each sequence goes by itself."""
     reason = f"{label(node)} starts from it"
     analysis.axes.constrain(batch, Freedom.PERMUTATION, f"{label(node)} treats each sequence by itself")
-    if _input(node, 4) is not None:
+    if optional(node, 4) is not None:
         analysis.axes.constrain(batch, Freedom.NONE, f"{label(node)} has a length for each sequence")
-    for value in (_input(node, 5), _input(node, 6)):
-        refs = analysis.refs(value)
+    for value in (optional(node, 5), optional(node, 6)):
+        refs = analysis.refs_or_none(value)
         if refs is not None:
             analysis.axes.constrain(refs[0], Freedom.NONE, reason)
             analysis.axes.unify(batch, refs[1], reason)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label, static
+from qcompile.ir.required import optional
 from qcompile.transforms.freedom import Freedom
 
 __all__: list[str] = []
 
 
-def _alike(analysis: Analysis, node: ir.Node, values: list[ir.Value]) -> list[Ref] | None:
+def _alike(analysis: Analysis, node: ir.Node, values: Sequence[ir.Value | None]) -> list[Ref] | None:
     """The axes that stand for those of all values, joined; ``None`` if they differ in number."""
     columns = [analysis.refs(value) for value in values]
     if len({len(refs) for refs in columns}) > 1:
@@ -37,7 +40,7 @@ def _one(analysis: Analysis, node: ir.Node, column: list[Ref]) -> Ref:
 @rule("SequenceConstruct", "SequenceInsert")
 def construct(analysis: Analysis, node: ir.Node) -> None:
     """All elements change basis alike."""
-    parts = list(node.inputs) if node.op_type == "SequenceConstruct" else list(node.inputs[:2])
+    parts = node.inputs if node.op_type == "SequenceConstruct" else node.inputs[:2]
     refs = _alike(analysis, node, parts)
     if refs is None:
         analysis.opaque(node, f"{label(node)} has elements that differ in rank")
@@ -63,7 +66,7 @@ def split_to_sequence(analysis: Analysis, node: ir.Node) -> None:
     refs = list(analysis.refs(node.inputs[0]))
     axis, reason = node.attributes.get_int("axis", 0) % len(refs), f"{label(node)} cuts it into a sequence"
     analysis.axes.constrain(refs[axis], Freedom.NONE, reason)
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
+    if optional(node, 1) is not None:
         refs[axis] = analysis.axes.frozen(None, reason)
     elif node.attributes.get_int("keepdims", 1):
         refs[axis] = analysis.axes.one

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Mode, Ref
+from qcompile.analysis.axes import Mode, Ref, complete
+from qcompile.analysis.rules.elementwise import zero
 from qcompile.analysis.rules.sizes import Dim, dims, size_of, take
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.graph import label, static
+from qcompile.ir.required import optional
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["reshape_axes"]
@@ -52,11 +54,10 @@ def _solve(analysis: Analysis, source: Sequence[Ref], target: list[Dim]) -> list
     """Replace -1 by its value where all sizes are static, by "unknown" otherwise."""
     if -1 not in target:
         return target
-    total = [analysis.axes.size(ref) for ref in source]
-    rest = [dim for dim in target if dim != -1]
-    missing = None
-    if None not in total and all(isinstance(dim, int) for dim in rest) and math.prod(rest):
-        missing = math.prod(total) // math.prod(rest)
+    total = complete(analysis.axes.size(ref) for ref in source)
+    rest = _numbers([dim for dim in target if dim != -1])
+    others = 0 if rest is None else math.prod(rest)
+    missing = math.prod(total) // others if total is not None and others else None
     return [missing if dim == -1 else dim for dim in target]
 
 
@@ -148,10 +149,15 @@ def _ints(analysis: Analysis, node: ir.Node, index: int, attribute: str) -> list
     """A list of integers, from an attribute (older opsets) or a constant input."""
     if attribute in node.attributes:
         return list(node.attributes.get_ints(attribute))
-    if len(node.inputs) <= index or node.inputs[index] is None:
-        return None
-    known = dims(analysis, node.inputs[index])
-    return known if known is not None and all(isinstance(item, int) for item in known) else None
+    value = optional(node, index)
+    known = None if value is None else dims(analysis, value)
+    return None if known is None else _numbers(known)
+
+
+def _numbers(dims: Sequence[Dim]) -> list[int] | None:
+    """Sizes that are all numbers."""
+    found = [dim for dim in dims if isinstance(dim, int)]
+    return found if len(found) == len(dims) else None
 
 
 # -- selecting and joining ---------------------------------------------------------------------------------------
@@ -180,13 +186,14 @@ def split(analysis: Analysis, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", 0) % len(refs)
     size = analysis.axes.size(refs[axis])
     sizes = _ints(analysis, node, 1, "split")
-    if sizes is None and size is not None and (len(node.inputs) < 2 or node.inputs[1] is None):
+    if sizes is None and size is not None and optional(node, 1) is None:
         chunk = -(-size // len(node.outputs))
         sizes = [min(chunk, size - i * chunk) for i in range(len(node.outputs))]
     parts = None if sizes is None or size is None else analysis.axes.as_sum(refs[axis], sizes, label(node))
     if parts is None:
         analysis.axes.constrain(refs[axis], Freedom.NONE, f"{label(node)} cuts it where it cannot be followed")
-        parts = [analysis.axes.frozen(n, label(node)) for n in sizes or [None] * len(node.outputs)]
+        lengths: Sequence[int | None] = sizes or [None] * len(node.outputs)
+        parts = [analysis.axes.frozen(n, label(node)) for n in lengths]
     for output, part in zip(node.outputs, parts, strict=True):
         analysis.set(output, [*refs[:axis], part, *refs[axis + 1 :]])
 
@@ -204,10 +211,11 @@ def slice_(analysis: Analysis, node: ir.Node) -> None:
     if not places:
         analysis.opaque(node, f"{label(node)} has bounds that are computed at run time")
         return
-    known = starts is not None and ends is not None and not (steps is None and any(given[4:]))
+    bounds = None
+    if starts is not None and ends is not None and not (steps is None and any(given[4:])):
+        bounds = list(zip(starts, ends, steps or [1] * len(starts), strict=False))
     for i, place in enumerate(places):
-        bounds = (starts[i], ends[i], steps[i] if steps else 1) if known else None
-        refs[place] = _sliced(analysis, node, refs[place], bounds, place % len(refs))
+        refs[place] = _sliced(analysis, node, refs[place], None if bounds is None else bounds[i], place % len(refs))
     analysis.set(node.outputs[0], refs)
 
 
@@ -221,15 +229,15 @@ def _sliced(analysis: Analysis, node: ir.Node, ref: Ref, bounds: tuple[int, int,
         return analysis.axes.frozen(static(shape[place]) if shape is not None else None, label(node))
     start, end, step = slice(*bounds).indices(size)
     if step == 1:
-        return _segment(analysis, ref, start, max(start, end), label(node))
+        return _segment(analysis, ref, size, start, max(start, end), label(node))
     if step > 1 and size % step == 0 and start < step and end > size - step:
-        return _strided(analysis, ref, start, step, label(node))
+        return _strided(analysis, ref, size // step, start, step, label(node))
     analysis.axes.constrain(ref, Freedom.NONE, f"{label(node)} takes every {step}-th element")
     return analysis.axes.frozen(len(range(start, end, step)), label(node))
 
 
-def _segment(analysis: Analysis, ref: Ref, start: int, end: int, reason: str) -> Ref:
-    axes, size = analysis.axes, analysis.axes.size(ref)
+def _segment(analysis: Analysis, ref: Ref, size: int, start: int, end: int, reason: str) -> Ref:
+    axes = analysis.axes
     lengths = [n for n in (start, end - start, size - end) if n]
     if end == start:
         return axes.frozen(0, f"{reason} takes nothing")
@@ -240,11 +248,11 @@ def _segment(analysis: Analysis, ref: Ref, start: int, end: int, reason: str) ->
     return axes.frozen(end - start, reason)
 
 
-def _strided(analysis: Analysis, ref: Ref, start: int, step: int, reason: str) -> Ref:
-    parts = analysis.axes.as_product(ref, [analysis.axes.size(ref) // step, step], reason)
+def _strided(analysis: Analysis, ref: Ref, count: int, start: int, step: int, reason: str) -> Ref:
+    parts = analysis.axes.as_product(ref, [count, step], reason)
     if parts is None:
         analysis.axes.constrain(ref, Freedom.NONE, f"{reason} takes every {step}-th element")
-        return analysis.axes.frozen(analysis.axes.size(ref) // step, reason)
+        return analysis.axes.frozen(count, reason)
     analysis.axes.constrain(parts[1], Freedom.NONE, f"{reason} takes element {start} of every {step}")
     return parts[0]
 
@@ -270,9 +278,9 @@ def expand(analysis: Analysis, node: ir.Node) -> None:
         analysis.opaque(node, f"{label(node)} has a shape that is computed at run time")
         return
     padded = [analysis.axes.one] * (len(target) - len(refs)) + list(refs)
-    target = [1] * (len(padded) - len(target)) + list(target)
-    stated = [static(dim) for dim in stated] if stated is not None else [None] * len(target)
-    out = [_expanded(analysis, node, *item) for item in zip(padded, target, stated, strict=True)]
+    wanted: list[Dim] = [*[1] * (len(padded) - len(target)), *target]
+    known = [static(dim) for dim in stated] if stated is not None else [None] * len(wanted)
+    out = [_expanded(analysis, node, *item) for item in zip(padded, wanted, known, strict=True)]
     analysis.set(node.outputs[0], out)
 
 
@@ -301,21 +309,20 @@ def pad(analysis: Analysis, node: ir.Node) -> None:
     pads = _ints(analysis, node, 1, "pads")
     stated = node.outputs[0].shape
     places = _ints(analysis, node, 3, "axes")
-    if places is None and (len(node.inputs) < 4 or node.inputs[3] is None):
+    if places is None and optional(node, 3) is None:
         places = list(range(len(refs)))
     if pads is None or places is None:
         analysis.opaque(node, f"{label(node)} has a width that is computed at run time")
         return
     constant = node.attributes.get_string("mode", "constant") == "constant"
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    zero = value is None or (analysis.uniform(value) and not analysis.constant(value).any())
-    zero = zero and not node.attributes.get_float("value", 0.0)
+    value = optional(node, 2)
+    zeros = (value is None or zero(analysis, value)) and not node.attributes.get_float("value", 0.0)
     for i, place in enumerate(places):
         if pads[i] or pads[i + len(places)]:
             analysis.axes.constrain(refs[place], Freedom.NONE, f"{label(node)} lengthens it")
             size = static(stated[place]) if stated is not None else None
             refs[place] = analysis.axes.frozen(size, f"{label(node)} lengthens it")
-        elif constant and not zero:
+        elif constant and not zeros:
             analysis.axes.constrain(refs[place], Freedom.ORTHOGONAL_ONES, f"{label(node)} puts one number along it")
     analysis.set(node.outputs[0], refs)
 
@@ -361,7 +368,7 @@ def reduce(analysis: Analysis, node: ir.Node) -> None:
     """The sum over an axis is kept by what keeps the ones vector, the sum of squares by any rotation."""
     refs = analysis.refs(node.inputs[0])
     places = _ints(analysis, node, 1, "axes")
-    if places is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+    if places is None and optional(node, 1) is not None:
         analysis.opaque(node, f"{label(node)} has axes that are computed at run time")
         return
     if not places and not node.attributes.get_int("noop_with_empty_axes", 0):
@@ -418,13 +425,12 @@ def count(analysis: Analysis, node: ir.Node) -> None:
 def made(analysis: Analysis, node: ir.Node) -> None:
     """New values that depend on no space."""
     sizes = dims(analysis, node.inputs[0]) if node.op_type == "ConstantOfShape" else None
-    if node.op_type.endswith("Like"):
-        sizes = [analysis.axes.size(ref) for ref in analysis.refs(node.inputs[0])]
     stated = node.outputs[0].shape
-    if sizes is not None and node.op_type == "ConstantOfShape":
-        out = [_equal(analysis, node, dim) for dim in sizes]
+    out: list[Ref] | None
+    if node.op_type.endswith("Like"):
+        out = [analysis.axes.frozen(analysis.axes.size(ref), label(node)) for ref in analysis.refs(node.inputs[0])]
     elif sizes is not None:
-        out = [analysis.axes.frozen(size, label(node)) for size in sizes]
+        out = [_equal(analysis, node, dim) for dim in sizes]
     elif stated is not None:
         out = [analysis.axes.frozen(static(dim), label(node)) for dim in stated]
     else:

@@ -51,7 +51,7 @@ def _known(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
 
 def _open(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
     """The entries of a small integer tensor of which none can be followed: those beside them still can."""
-    refs = None if value is None or value.dtype not in _INTEGERS else analysis.refs(value)
+    refs = None if value is None or value.dtype not in _INTEGERS else analysis.refs_or_none(value)
     sizes = [None] if refs is None else [analysis.axes.size(ref) for ref in refs]
     return None if None in sizes or math.prod(sizes) > SMALL else np.full(sizes, None)
 
@@ -66,7 +66,7 @@ def _follow(analysis: Analysis, node: ir.Node) -> None:
 
 
 def _measured(analysis: Analysis, node: ir.Node) -> list[np.ndarray] | None:
-    refs = analysis.refs(node.inputs[0])
+    refs = analysis.refs_or_none(node.inputs[0])
     if refs is None:
         return None
     return [measured(node, len(refs), lambda axis: size_of(analysis, refs[axis]), arithmetic(analysis))]

@@ -42,8 +42,8 @@ def state_space_duality(analysis: Analysis, node: ir.Node) -> None:
     x, delta, a, b, c, d = (list(analysis.refs(value)) for value in node.inputs)
     _places(analysis, node, [x, delta, b, c])
     heads, groups = analysis.axes.size(x[2]), analysis.axes.size(b[2])
-    parts = heads and groups and analysis.axes.as_product(x[2], [groups, heads // groups], label(node))
-    if not parts:
+    parts = analysis.axes.as_product(x[2], [groups, heads // groups], label(node)) if heads and groups else None
+    if not parts or groups is None:
         analysis.opaque(node, f"{label(node)} has heads that cannot be followed")
         return
     for decided in (delta[2], a[0], d[0]):
