@@ -202,7 +202,8 @@ def label(node: ir.Node) -> str:
 def snapshot(model: ir.Model) -> list[object]:
     """All that is written of a graph, to be compared with itself later; constants count by identity."""
     parts: list[object] = [dict(model.opset_imports), dict(model.metadata_props)]
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         parts += map(_written, (*graph.inputs, *graph.outputs))
         for node in graph.all_nodes():
             parts += [node.domain, node.op_type, node.overload, node.name, dict(node.metadata_props)]

@@ -69,7 +69,7 @@ def _node_text(node: ir.Node) -> str:
 
 
 def _placeholder(tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    return ir.ExternalTensor("elided", None, None, tensor.dtype, shape=tensor.shape, name=tensor.name or "")
+    return ir.ExternalTensor("elided", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
 
 
 def _elide(graph: onnx.GraphProto) -> None:

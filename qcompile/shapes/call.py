@@ -28,7 +28,7 @@ class Call:
     arithmetic: Arithmetic
     largest: int
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """An attribute."""
         return self.node.attributes.get_int(name, default)
 
@@ -37,6 +37,17 @@ class Call:
         if name in self.node.attributes:
             return list(self.node.attributes.get_ints(name))
         return None if operand is None else integers(operand)
+
+    def needed(self, name: str, operand: np.ndarray | None) -> list[int]:
+        """The same where it must be given.
+
+        Raises:
+            Undecided: if it is not.
+        """
+        found = self.listed(name, operand)
+        if found is None:
+            raise Undecided
+        return found
 
     def real(self, *arrays: np.ndarray) -> bool:
         """Whether the entries are floats.

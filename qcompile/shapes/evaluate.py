@@ -80,22 +80,23 @@ def _div(c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _mod(c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return c.apply("Fmod" if c.int("fmod", 0) else "Mod", a, b)
+    return c.apply("Fmod" if c.integer("fmod", 0) else "Mod", a, b)
 
 
 def _cast(c: Call, x: np.ndarray) -> np.ndarray:
-    return c.arithmetic.cast(x, c.node.outputs[0].dtype or ir.DataType(c.int("to", 0)))
+    return c.arithmetic.cast(x, c.node.outputs[0].dtype or ir.DataType(c.integer("to", 0)))
 
 
 def _gather(c: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
     places = np.array(integers(indices), np.int64).reshape(indices.shape)
-    return x.take(places, c.int("axis", 0))
+    return x.take(places, c.integer("axis", 0))
 
 
 def _slice(c: Call, x: np.ndarray, *operands: np.ndarray | None) -> np.ndarray:
     given = dict(itertools.zip_longest(("starts", "ends", "axes", "steps"), operands))
-    starts, ends, axes, steps = (c.listed(name, operand) for name, operand in given.items())
-    axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
+    starts, ends = (c.needed(name, given[name]) for name in ("starts", "ends"))
+    axes = c.listed("axes", given["axes"]) or list(range(len(starts)))
+    steps = c.listed("steps", given["steps"]) or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         x = x.take(_places(start, end, step, x.shape[axis]), axis)
     return x
@@ -119,18 +120,18 @@ def _squeeze(c: Call, x: np.ndarray, axes: np.ndarray | None = None) -> np.ndarr
 
 
 def _unsqueeze(c: Call, x: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
-    return np.expand_dims(x, tuple(c.listed("axes", axes)))
+    return np.expand_dims(x, tuple(c.needed("axes", axes)))
 
 
 def _reshape(c: Call, x: np.ndarray, shape: np.ndarray | None = None) -> np.ndarray:
-    sizes = c.listed("shape", shape)
-    if not c.int("allowzero", 0):
+    sizes = c.needed("shape", shape)
+    if not c.integer("allowzero", 0):
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
     return x.reshape(sizes)
 
 
 def _flatten(c: Call, x: np.ndarray) -> np.ndarray:
-    axis = c.int("axis", 1)
+    axis = c.integer("axis", 1)
     front = x.shape[: axis if axis == x.ndim else from_front(axis, x.ndim)]
     return x.reshape(math.prod(front), math.prod(x.shape[len(front) :]))
 
@@ -140,11 +141,11 @@ def _transpose(c: Call, x: np.ndarray) -> np.ndarray:
 
 
 def _concat(c: Call, *arrays: np.ndarray) -> np.ndarray:
-    return np.concatenate(arrays, c.int("axis", 1))  # a default of the first opset
+    return np.concatenate(arrays, c.integer("axis", 1))  # a default of the first opset
 
 
 def _split(c: Call, x: np.ndarray, split: np.ndarray | None = None) -> list[np.ndarray]:
-    axis, count = c.int("axis", 0), len(c.node.outputs)
+    axis, count = c.integer("axis", 0), len(c.node.outputs)
     size, sizes = x.shape[axis], c.listed("split", split)
     if sizes is None:
         part = -(-size // count)
@@ -161,9 +162,9 @@ def _expand(c: Call, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
 
 
 def _constant_of_shape(c: Call, shape: np.ndarray) -> np.ndarray:
-    sizes, value = integers(shape), c.node.attributes.get_tensor("value")
+    sizes, given = integers(shape), c.node.attributes.get("value")
     c.reserve(sizes)
-    return np.full(sizes, 0.0 if value is None else value.numpy().astype(object).item(), object)
+    return np.full(sizes, 0.0 if given is None else given.as_tensor().numpy().astype(object).item(), object)
 
 
 def _range(c: Call, *bounds: np.ndarray) -> np.ndarray:
@@ -180,7 +181,7 @@ def _reduce(op: str, empty: int | None = None) -> Callable[..., np.ndarray]:
 
     def row(c: Call, x: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
         gone = [from_front(axis, x.ndim) for axis in c.listed("axes", axes) or ()]
-        if not gone and not c.int("noop_with_empty_axes", 0):
+        if not gone and not c.integer("noop_with_empty_axes", 0):
             gone = list(range(x.ndim))
         rest = [size for axis, size in enumerate(x.shape) if axis not in gone]
         kept = [1 if axis in gone else size for axis, size in enumerate(x.shape)]
@@ -188,7 +189,7 @@ def _reduce(op: str, empty: int | None = None) -> Callable[..., np.ndarray]:
         if not len(moved) and empty is None:
             raise Undecided
         total = reduce(c.arithmetic[op], (moved[i, ...] for i in range(len(moved)))) if len(moved) else empty
-        return np.full(rest, total, object).reshape(kept if c.int("keepdims", 1) else rest)
+        return np.full(rest, total, object).reshape(kept if c.integer("keepdims", 1) else rest)
 
     return row
 
@@ -197,7 +198,7 @@ def _one_hot(c: Call, indices: np.ndarray, depth: np.ndarray, values: np.ndarray
     (count,), places = integers(depth), np.array(integers(indices), np.int64).reshape(indices.shape)
     c.reserve([count, places.size])
     hit = np.arange(count) == np.where(places < 0, places + count, places)[..., None]
-    return np.where(np.moveaxis(hit, -1, c.int("axis", -1)), values[1:], values[:1])
+    return np.where(np.moveaxis(hit, -1, c.integer("axis", -1)), values[1:], values[:1])
 
 
 Row = Callable[..., "np.ndarray | list[np.ndarray]"]
