@@ -16,7 +16,7 @@ from qcompile.ir.tensors import EAGER_BYTES, release, total_bytes
 from qcompile.run.compare import compare
 from qcompile.run.data import Data, accepted
 from qcompile.run.segments import Segments
-from qcompile.run.session import Session, evaluate_double
+from qcompile.run.session import Interpreter, Session, double_session, evaluate_double
 
 if TYPE_CHECKING:
     from qcompile.notes import Progress
@@ -59,9 +59,15 @@ class Equivalence:
     tapped: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # values asked for, on the first input
 
 
-def source_session(source: Source, *, optimize: bool = True) -> Session:
+def source_session(source: Source, *, optimize: bool = True) -> Session | Interpreter:
     """The captured model, ready to run."""
+    if _is_double(source.model):  # some operators of onnxruntime are for float32 alone
+        return double_session(source.model, optimize=optimize)
     return Session(source.path if _from_file(source) else source.model, optimize=optimize)
+
+
+def _is_double(model: ir.Model) -> bool:
+    return any(value.dtype is ir.DataType.DOUBLE for value in (*model.graph.inputs, *model.graph.initializers.values()))
 
 
 def _from_file(source: Source) -> bool:
@@ -120,7 +126,8 @@ def begin_equivalence(
         if value.const_value is not None:
             release(value.const_value)
     large = total_bytes(model) >= EAGER_BYTES
-    rewritten = Segments(model, taps) if large else Session(model, taps, optimize=False)
+    load = double_session if _is_double(model) else Session
+    rewritten = Segments(model, taps) if large else load(model, taps, optimize=False)
     wanted = observed.known
 
     def run() -> Equivalence:

@@ -69,7 +69,8 @@ def _node_text(node: ir.Node) -> str:
 
 
 def _placeholder(tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    return ir.ExternalTensor("elided", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "")
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor("elided", None, None, tensor.dtype, shape=shape, name=tensor.name or "")
 
 
 def _elide(graph: onnx.GraphProto) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import InputError, runtime_message
+from qcompile.errors import InputError, first_line, runtime_message
 from qcompile.ir.tensors import read
 from qcompile.ir.widen import to_double
 from qcompile.threads import threads
@@ -24,7 +24,7 @@ from qcompile.threads import threads
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Run", "Session", "check_names", "evaluate", "evaluate_double"]
+__all__ = ["Interpreter", "Run", "Session", "check_names", "double_session", "evaluate", "evaluate_double"]
 
 #: A graph as a function of named inputs.
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -197,14 +197,40 @@ def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[s
     Raises:
         InputError: if neither can run it.
     """
-    wide = to_double(model)
     feeds = {k: v.astype(np.float64) if np.issubdtype(v.dtype, np.floating) else v for k, v in inputs.items()}
+    return double_session(to_double(model)).run(feeds)
+
+
+def double_session(model: ir.Model, taps: Sequence[str] = (), *, optimize: bool = True) -> Session | Interpreter:
+    """A graph in float64, ready to run, by onnxruntime if that has all of its operators for float64."""
+    session = Session(model, taps, optimize=optimize)
     try:
-        return Session(wide).run(feeds)
+        _ = session.inputs
     except InputError:
+        return Interpreter(model, taps)
+    return session
+
+
+class Interpreter:
+    """ONNX's reference evaluator with the interface of ``Session``: slow, but it has every operator for every type."""
+
+    def __init__(self, model: ir.Model, taps: Sequence[str] = ()) -> None:
+        self.inputs = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
+        self._model = _with_taps(model, taps) if taps else model
+        self.outputs = [str(value.name) for value in self._model.graph.outputs]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs and taps by name.
+
+        Raises:
+            InputError: if inputs are missing or unknown, or the evaluator refuses the graph.
+        """
         from onnx.reference import ReferenceEvaluator
 
-        names = [value.name for value in wide.graph.outputs]
-        values = ReferenceEvaluator(ir.to_proto(wide)).run(names, feeds)
-        return dict(zip(names, values, strict=True))
+        check_names(inputs, self.inputs)
+        try:
+            values = ReferenceEvaluator(ir.to_proto(self._model)).run(self.outputs, dict(inputs))
+        except Exception as error:  # operators are Python functions that raise whatever comes up
+            raise InputError(f"neither onnxruntime nor ONNX's evaluator runs the graph: {first_line(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
 
