@@ -1,4 +1,4 @@
-"""What a pass is, the pipeline that runs passes, and the hooks that watch them.
+"""Passes, the pipeline that runs them, and the hooks that watch them.
 
 A pass is a frozen dataclass with a ``name`` (its file, and its name on the command line), options as fields, and
 one ``apply``. It rewrites the graph of a ``State`` in place and leaves it valid; what it decided against, it

@@ -1,4 +1,4 @@
-"""What passes hand on: the graph, what was left alone, and results that later stages read."""
+"""Shared by passes: the graph, what was left alone, and results that later stages read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["State"]
 
 @dataclass
 class State:
-    """What passes hand on.
+    """The state that passes hand on.
 
     Args:
         model: the graph, rewritten in place.

@@ -1,4 +1,4 @@
-"""What TVM can tell about sizes: integers, and expressions of those of dynamic axes.
+"""Sizes as TVM knows them: integers, and expressions of those of dynamic axes.
 
 A value that is known while compiling is a NumPy array. One of dtype ``object`` holds Python integers and expressions.
 """
@@ -70,7 +70,7 @@ def prove(condition: tirx.Expr) -> bool:
 
 
 def product(sizes: Sequence[Size]) -> Size:
-    """Of all."""
+    """The product of all."""
     return simplify(math.prod(sizes)) if sizes else 1
 
 
