@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Axes, Mode, Node, Ref, Structure
+from qcompile.analysis.axes import Axes, Mode, Node, Ref, Structure, complete
 from qcompile.analysis.spaces import Analysis
-from qcompile.errors import InputError
+from qcompile.errors import InputError, InternalError
 from qcompile.ir.graph import is_float
+from qcompile.ir.required import constant
 from qcompile.ir.tensors import EAGER_BYTES, Derived, read, release, total_bytes
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ class Folded(Derived):
         return result.astype(self.dtype.numpy())
 
 
-def _changed(source: ir.TensorProtocol, changes: Sequence[Change]) -> ir.Tensor:
+def _changed(source: ir.TensorProtocol, changes: Sequence[Change]) -> ir.TensorProtocol:
     array = read(source)
     axes = {axis for axis, _ in changes}
     if array.ndim == 2 and len(axes) == 1:
-        result = _in_pieces(array, *axes, changes)
+        result = _in_pieces(array, axes.pop(), changes)
     else:
         wide = array.astype(np.float64, order="C")
         _change(wide, changes)
@@ -110,9 +111,9 @@ def _change(array: np.ndarray, changes: Sequence[Change]) -> None:
 
 def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Replace a constant by ``function`` of its content in float64, keeping shape and type."""
-    source, name = value.const_value, value.name
+    source, name = constant(value), value.name
 
-    def compute(tensor: ir.TensorProtocol) -> ir.Tensor:
+    def compute(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         array = np.ascontiguousarray(function(read(tensor).astype(np.float64)))
         release(tensor)
         return ir.tensor(array.astype(tensor.dtype.numpy(), copy=False), name=name)
@@ -126,7 +127,7 @@ def _fits(model: ir.Model) -> bool:
 
 def change_axes(model: ir.Model, value: ir.Value, changes: Sequence[Change]) -> None:
     """Replace a constant by itself with axes changed, in order, in float64."""
-    source = value.const_value
+    source = constant(value)
     if isinstance(source, Folded):
         value.const_value = source.then(changes)
     else:
@@ -145,12 +146,14 @@ def axis_transform(axes: Axes, ref: Ref, chosen: Mapping[Node, Transform]) -> Tr
     parts = [axis_transform(axes, child, chosen) for child in children]
     if all(part is None for part in parts):
         return None
-    sizes = [axes.size(child) for child in children]
-    parts = [part or Identity(size) for part, size in zip(parts, sizes, strict=True)]
+    sizes = complete(axes.size(child) for child in children)
+    if sizes is None:
+        raise InternalError("an axis of unknown size changes basis")
+    whole = [part or Identity(size) for part, size in zip(parts, sizes, strict=True)]
     if root.node.structure is Structure.SUM:
-        return DirectSum(tuple(parts))
-    result = parts[-1]
-    for part in reversed(parts[:-1]):
+        return DirectSum(tuple(whole))
+    result = whole[-1]
+    for part in reversed(whole[:-1]):
         result = Kronecker(part, result)
     return result
 
@@ -186,8 +189,8 @@ def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:
     for value, refs in list(analysis.refs_of.items()):
         if value.const_value is None or refs is None or not is_float(value):
             continue
-        parts = [(axis, axis_transform(analysis.axes, ref, chosen)) for axis, ref in enumerate(refs)]
-        parts = [(axis, part) for axis, part in parts if part is not None]
+        found = ((axis, axis_transform(analysis.axes, ref, chosen)) for axis, ref in enumerate(refs))
+        parts = [(axis, part) for axis, part in found if part is not None]
         if parts:
             change_axes(analysis.model, value, parts)
         changed += bool(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from qcompile.analysis.rules.einsum import read_letters, weight_letters
 from qcompile.analysis.rules.linear import weight_of
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
+from qcompile.ir.required import constant, operand, operands, optional, producer_of, rank_of, shape_of
 from qcompile.ir.tensors import Derived, read, release
 from qcompile.ir.text import refusal
 
@@ -68,7 +69,7 @@ class Linear:
     @property
     def rank(self) -> int:
         """Axes of ``x``."""
-        return self.x.shape.rank()
+        return rank_of(self.x)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Stack:
     @property
     def rank(self) -> int:
         """Axes of ``x``."""
-        return self.x.shape.rank()
+        return rank_of(self.x)
 
 
 def read_site(node: ir.Node) -> Linear | Lookup | Stack:
@@ -118,13 +119,13 @@ def _refuse(node: ir.Node, reason: str) -> TargetError:
     return refusal(TargetError, "site '{name}' ({op}) cannot be lowered: it {reason}", node, reason=reason)
 
 
-def _constant(value: ir.Value | None) -> bool:
+def _constant(value: ir.Value | None) -> TypeGuard[ir.Value]:
     return value is not None and value.const_value is not None
 
 
 def _swapped(node: ir.Node, value: ir.Value) -> tuple[int, ...]:
     """The permutation that swaps the last two axes."""
-    rank = value.shape.rank()
+    rank = rank_of(value)
     if rank < 2:
         raise _refuse(node, f"reads the vector '{value.name}'")
     return (*range(rank - 2), rank - 1, rank - 2)
@@ -132,16 +133,18 @@ def _swapped(node: ir.Node, value: ir.Value) -> tuple[int, ...]:
 
 def _stack(node: ir.Node, index: int, axis: int) -> Stack:
     """The site whose weight, or what is looked up in it, is that operand; ``axis`` is counted from its end."""
-    operand, x = node.inputs[index], node.inputs[1 - index]
-    weight = weight_of(operand)
-    reader = node if operand is weight else operand.producer()
-    return Stack(node, weight, reader, _input(node, x), len(weight.shape) + axis)
+    value, x = operand(node, index), operand(node, 1 - index)
+    weight = weight_of(value)
+    if weight is None:
+        raise _refuse(node, "has no constant operand")
+    reader = node if value is weight else producer_of(value)
+    return Stack(node, weight, reader, _input(node, x), rank_of(weight) + axis)
 
 
 def _stacked(value: ir.Value) -> bool:
     """Whether a value is a stack of weights, or what is looked up in one."""
     weight = weight_of(value)
-    return weight is not None and (weight is not value or any(dim != 1 for dim in weight.shape[:-2]))
+    return weight is not None and (weight is not value or any(dim != 1 for dim in shape_of(weight)[:-2]))
 
 
 def _einsum(node: ir.Node) -> Stack:
@@ -154,7 +157,7 @@ def _einsum(node: ir.Node) -> Stack:
 
 
 def _matmul(node: ir.Node) -> Linear | Stack:
-    left, right = node.inputs
+    left, right = operands(node)
     for index, (one, other) in enumerate(((left, right), (right, left))):
         if _stacked(one) and not _constant(other):
             return _stack(node, index, -2 if index else -1)
@@ -169,15 +172,15 @@ def _matmul(node: ir.Node) -> Linear | Stack:
 
 
 def _check_rank(node: ir.Node, weight: ir.Value, x: ir.Value) -> None:
-    rank = weight.shape.rank()
+    rank = rank_of(weight)
     if rank == 2:
         return
-    if x.shape.rank() < rank:
+    if rank_of(x) < rank:
         raise _refuse(node, "has a weight of more axes than its input")
 
 
 def _gemm(node: ir.Node) -> Linear:
-    x, weight, bias = [*node.inputs, None][:3]
+    x, weight, bias = operand(node, 0), operand(node, 1), optional(node, 2)
     if not _constant(weight):
         raise _refuse(node, "has no constant right operand")
     before = (1, 0) if node.attributes.get_int("transA", 0) else None
@@ -186,9 +189,9 @@ def _gemm(node: ir.Node) -> Linear:
 
 
 def _conv(node: ir.Node) -> Linear:
-    x, weight, bias = [*node.inputs, None][:3]
-    rank = weight.shape.rank()
-    if not _constant(weight) or any(dim != 1 for dim in weight.shape[2:]):
+    x, weight, bias = operand(node, 0), operand(node, 1), optional(node, 2)
+    rank = rank_of(weight)
+    if not _constant(weight) or any(dim != 1 for dim in shape_of(weight)[2:]):
         raise _refuse(node, "has a kernel larger than 1, or none that is constant")
     strides, pads = node.attributes.get_ints("strides", ()), node.attributes.get_ints("pads", ())
     if node.attributes.get_int("group", 1) != 1 or any(s != 1 for s in strides) or any(pads):
@@ -198,8 +201,8 @@ def _conv(node: ir.Node) -> Linear:
 
 
 def _gather(node: ir.Node) -> Lookup:
-    table, indices = node.inputs
-    if not _constant(table) or table.shape.rank() != 2 or node.attributes.get_int("axis", 0) != 0:
+    table, indices = operands(node)
+    if not _constant(table) or rank_of(table) != 2 or node.attributes.get_int("axis", 0) != 0:
         raise _refuse(node, "does not look up rows of a constant matrix")
     return Lookup(node, table, indices)
 
@@ -220,7 +223,7 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     """
     import torch
 
-    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
+    tensor, axis = constant(site.weight), site.axis_out if site.input is None else site.axis_in
     count = math.prod(site.shape) // site.shape[axis]
     if rows is not None and rows < count:
         weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
@@ -237,7 +240,7 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
 
 def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
     """A result of ``weight_matrix`` in the shape and the type of the weight."""
-    tensor, axis = site.weight.const_value, site.axis_out if site.input is None else site.axis_in
+    tensor, axis = constant(site.weight), site.axis_out if site.input is None else site.axis_in
     shape = list(site.shape)
     shape.append(shape.pop(axis))
     return np.ascontiguousarray(np.moveaxis(matrix.reshape(shape), -1, axis), tensor.dtype.numpy())

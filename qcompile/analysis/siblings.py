@@ -66,7 +66,7 @@ def siblings_of(sites: Sequence[Site]) -> list[Siblings]:
     found: dict[ir.Value, Siblings] = {}
     for site in sites:
         kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
-        if site.input is not None and not kernel:
+        if site.input is not None and site.ref_in is not None and not kernel:
             group = found.setdefault(site.input, Siblings(site.input, site.ref_in, []))
             if site.ref_in is group.ref:
                 group.sites.append(site)
@@ -89,7 +89,8 @@ def routes_of(group: Siblings) -> list[Route]:
     """How the stacks of a group share the rows of its value; a body does not show that."""
     if group.nested:
         return []
-    return list(dict.fromkeys(form.route for form in map(routed, group.sites) if form is not None))
+    forms = [form for form in map(routed, group.sites) if form is not None]
+    return list(dict.fromkeys(route for form in forms if (route := form.route) is not None))
 
 
 def cost_fraction(group: Siblings, transform: Transform) -> float:

@@ -15,6 +15,7 @@ from qcompile.analysis.rules.einsum import read_letters
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
+from qcompile.ir.required import constant, operand, operands, rank_of, shape_of, sizes_of
 from qcompile.ir.text import refusal
 
 __all__ = ["Experts", "Route", "experts_of", "is_stack", "rows_of"]
@@ -47,7 +48,7 @@ class Route:
         """``[rows, choices]``: for each row of ``x`` (its leading axes made one) the experts that multiply it."""
         lead = x.squeeze(self.dropped).shape[:-1]
         if indices is None:
-            places = np.indices(lead, sparse=True)[self.rows.index(self.expert)]
+            places: np.ndarray = np.indices(lead, sparse=True)[self.rows.index(self.expert)]
             return np.broadcast_to(places, lead).reshape(-1, 1)
         among = (indices[..., 0] if self.deep else indices) % self.count
         own = [letter for letter in self.chosen if letter not in self.rows]
@@ -101,14 +102,14 @@ class Experts:
         """Which rows go to which expert; ``None`` for a single matrix."""
         if self.expert is None:
             return None
-        looked_up, deep = self.indices is not None, self.site.reader.op_type == "GatherND"
-        name = self.indices.name if looked_up else None
-        return Route(self.count, self.rows, self.dropped, None if looked_up else self.expert, name, self.chosen, deep)
+        indices, deep = self.indices, self.site.reader.op_type == "GatherND"
+        expert, name = (self.expert, None) if indices is None else (None, indices.name)
+        return Route(self.count, self.rows, self.dropped, expert, name, self.chosen, deep)
 
     @property
     def places(self) -> np.ndarray:
         """``[experts, out]``: the rows of each matrix in the weight, the contracted axis last, the others made one."""
-        kept = [int(dim) for dim in self.site.weight.shape]
+        kept = list(sizes_of(self.site.weight))
         del kept[self.site.axis]
         return np.arange(math.prod(kept)).reshape(kept).transpose(self.order).reshape(self.count, -1)
 
@@ -144,7 +145,7 @@ class Experts:
 
     def matrix(self, place: int) -> np.ndarray:
         """The matrix ``[in, out]`` of one expert, from the graph."""
-        weight = np.moveaxis(self.site.weight.const_value.numpy(), self.site.axis, -1)
+        weight = np.moveaxis(constant(self.site.weight).numpy(), self.site.axis, -1)
         weight = weight.transpose(*self.order, weight.ndim - 1)
         return weight.reshape(self.count, -1, weight.shape[-1])[place].T
 
@@ -174,17 +175,17 @@ def experts_of(site: Stack) -> Experts:
     if len(set(own)) < len(own) or len(set(rows)) < len(rows):
         raise _refuse(node, "one operand has a letter twice")
     looked_up = site.reader is not node
-    depth = len(own) - len(site.weight.shape) + 1 if looked_up else 0
+    depth = len(own) - rank_of(site.weight) + 1 if looked_up else 0
     chosen, matrix = own[:depth], [_LOOKED_UP] * looked_up + own[depth:]
     if looked_up and (len(site.reader.outputs[0].uses()) > 1 or site.reader.outputs[0].is_graph_output()):
         raise _refuse(node, "another operator reads the matrices that it looks up")
     contracted = matrix[site.axis]
     if rows[-1] != contracted:
         raise _refuse(node, "the features that it reads are not along the last axis")
-    sizes = dict(zip(matrix, map(int, site.weight.shape), strict=True))
+    sizes: dict[str, Any] = dict(zip(matrix, sizes_of(site.weight), strict=True))
     if looked_up:
-        sizes |= dict(zip(chosen, site.reader.inputs[1].shape, strict=False))
-    read = list(zip(rows[:-1], site.x.shape, strict=False))
+        sizes |= dict(zip(chosen, shape_of(operand(site.reader, 1)), strict=False))
+    read = list(zip(rows[:-1], shape_of(site.x), strict=False))
     dropped = [i for i, (letter, size) in enumerate(read) if size == 1 and sizes.get(letter, 1) != 1]
     rows = [letter for i, (letter, _) in enumerate(read) if i not in dropped]
     single = [letter for letter in matrix if letter in rows and sizes[letter] == 1]
@@ -208,9 +209,9 @@ def experts_of(site: Stack) -> Experts:
 
 def _terms(node: ir.Node) -> tuple[list[list[str]], list[str]]:
     if node.op_type == "Einsum":
-        terms, output = read_letters(node)
-        return [list(term) for term in terms], list(output)
-    ranks = [value.shape.rank() for value in node.inputs]
+        letters, output = read_letters(node)
+        return [list(term) for term in letters], list(output)
+    ranks = [rank_of(value) for value in operands(node)]
     batch = [f"batch {i}" for i in range(max(*ranks, 2) - 2, 0, -1)]
     ends = (["row"] * (ranks[0] > 1) + ["in"], ["in"] + ["out"] * (ranks[1] > 1))
     terms = [batch[len(batch) - max(rank - 2, 0) :] + end for rank, end in zip(ranks, ends, strict=True)]

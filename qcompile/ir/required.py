@@ -7,7 +7,8 @@ import onnx_ir as ir
 from qcompile.errors import InternalError
 
 __all__ = [
-    "constant", "dtype_of", "graph_of", "name_of", "operand", "operands", "optional", "rank_of", "shape_of", "sizes_of",
+    "constant", "dtype_of", "graph_of", "name_of", "operand", "operands", "optional", "producer_of", "rank_of",
+    "shape_of", "sizes_of",
 ]  # fmt: skip
 
 
@@ -36,6 +37,14 @@ def graph_of(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
+def producer_of(value: ir.Value) -> ir.Node:
+    """The node that makes a value."""
+    node = value.producer()
+    if node is None:
+        raise InternalError(f"no node makes '{value.name}'")
+    return node
+
+
 def name_of(value: ir.Value) -> str:
     """The name of a value; values of a graph that was canonicalized have one."""
     if value.name is None:
@@ -57,7 +66,11 @@ def rank_of(value: ir.Value) -> int:
 
 def sizes_of(value: ir.Value) -> tuple[int, ...]:
     """The sizes of all axes of a value: of a constant, or of another one whose shape is static."""
-    return shape_of(value).numpy()
+    shape = shape_of(value)
+    sizes = tuple([dim for dim in shape if isinstance(dim, int)])
+    if len(sizes) < len(shape):
+        raise InternalError(f"'{value.name}' has shape {shape}, which is not static")
+    return sizes
 
 
 def dtype_of(value: ir.Value) -> ir.DataType:

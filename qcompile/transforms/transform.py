@@ -58,6 +58,10 @@ class Transform(ABC):
         """
 
     @abstractmethod
+    def apply_(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        """``T x`` written over ``x``, which is contiguous."""
+
+    @abstractmethod
     def inverse(self) -> Transform:
         """``T⁻¹``."""
 
