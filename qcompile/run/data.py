@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError
 from qcompile.ir.files import read_arrays
+from qcompile.ir.required import dtype_of, name_of, operand, sizes_of
 from qcompile.run.session import check_names
 
 __all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
@@ -68,7 +69,7 @@ def load_data(path: str | Path | None, model: ir.Model, *, seed: int = 0, batche
     """
     if path is None:
         return _drawn(model, seed, batches)
-    names = [value.name for value in model.graph.inputs if value.name not in model.graph.initializers]
+    names = [name for name in map(name_of, model.graph.inputs) if name not in model.graph.initializers]
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no calibration data at '{path}'")
@@ -100,7 +101,7 @@ def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 def _split(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """Cut a file's rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
     shapes = {value.name: value.shape for value in model.graph.inputs}
-    first = [shapes[name][0] for name in arrays if shapes[name] is not None and len(shapes[name])]
+    first = [shape[0] for name in arrays if (shape := shapes[name]) is not None and len(shape)]
     fixed = {dim for dim in first if isinstance(dim, int)}
     rows = {array.shape[0] for array in arrays.values() if array.ndim}
     size = max(fixed) if fixed else _rows_per_batch(arrays)
@@ -136,7 +137,7 @@ def accepted(
     Raises:
         InputError: if it takes none of them.
     """
-    refusal: InputError | None = None
+    refusals: list[InputError] = []
     flags = any(value.dtype == ir.DataType.BOOL for value in model.graph.inputs)
     for draw in [draw for draw in DRAWS if draw.flag or flags] if data.random else DRAWS[:1]:
         if draw is not DRAWS[0]:
@@ -147,10 +148,11 @@ def accepted(
                 return data, outputs
             raise InputError("the model gives nothing but NaN and infinity")
         except InputError as error:
-            refusal = refusal or error
+            refusals.append(error)
+    first = refusals[0]
     if not data.random:
-        raise refusal
-    raise InputError(f"the model takes no random inputs: give it real ones with --calibration; {refusal}") from refusal
+        raise first
+    raise InputError(f"the model takes no random inputs: give it real ones with --calibration; {first}") from first
 
 
 def _says_something(array: np.ndarray) -> bool:
@@ -171,7 +173,7 @@ def example_inputs(
         if value.name in model.graph.initializers:
             continue
         shape = [_dimension(dim, i, symbols, draw) for i, dim in enumerate(value.shape or ())]
-        inputs[value.name] = _random(value, shape, rng, draw.flag)
+        inputs[name_of(value)] = _random(value, shape, rng, draw.flag)
     return inputs
 
 
@@ -206,19 +208,15 @@ _ARITHMETIC = {
 
 
 def _random(value: ir.Value, shape: Sequence[int], rng: np.random.Generator, flag: bool) -> np.ndarray:
-    dtype = value.dtype.numpy()
-    if value.dtype == ir.DataType.BOOL:
+    dtype = dtype_of(value)
+    if dtype == ir.DataType.BOOL:
         return np.full(shape, flag)
-    if value.dtype.is_floating_point():
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, _table_rows(value), shape).astype(dtype)
+    if dtype.is_floating_point():
+        return rng.standard_normal(shape).astype(dtype.numpy())
+    return rng.integers(0, _table_rows(value), shape).astype(dtype.numpy())
 
 
 def _table_rows(value: ir.Value) -> int:
     """The fewest rows of a table that an integer input indexes directly; 2 where it indexes none."""
-    rows = [
-        int(node.inputs[0].shape[0])
-        for node, index in value.uses()
-        if node.op_type == "Gather" and index == 1 and node.inputs[0].const_value is not None
-    ]
-    return min(rows, default=2)
+    tables = [operand(node, 0) for node, index in value.uses() if node.op_type == "Gather" and index == 1]
+    return min((sizes_of(table)[0] for table in tables if table.const_value is not None), default=2)

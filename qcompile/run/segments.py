@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
 from qcompile.ir.graph import SMALL
+from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import release
 from qcompile.run.session import check_names
 
@@ -34,8 +35,8 @@ class Segments:
     def __init__(self, model: ir.Model, taps: Sequence[str] = ()) -> None:
         self._model = model
         graph = model.graph
-        self.inputs = [value.name for value in graph.inputs if value.name not in graph.initializers]
-        self.outputs = list(dict.fromkeys([*(value.name for value in graph.outputs), *taps]))
+        self.inputs = [name for name in map(name_of, graph.inputs) if name not in graph.initializers]
+        self.outputs = list(dict.fromkeys([*map(name_of, graph.outputs), *taps]))
         self._parts = list(parts(graph, _Fills()))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -46,23 +47,24 @@ class Segments:
         """
         check_names(inputs, self.inputs)
         live = dict(inputs)
-        readers = Counter(value.name for part in self._parts for value in part.reads)
+        readers = Counter(name for part in self._parts for name in part.names)
         readers.update(self.outputs)
         for part in self._parts:
             live |= self._run(part, live, readers)
-            for value in part.reads:
-                readers[value.name] -= 1
-                if not readers[value.name]:
-                    live.pop(value.name, None)
+            for name in part.names:
+                readers[name] -= 1
+                if not readers[name]:
+                    live.pop(name, None)
         constants = self._model.graph.initializers
-        return {name: live[name] if name in live else constants[name].const_value.numpy() for name in self.outputs}
+        return {name: live[name] if name in live else constant(constants[name]).numpy() for name in self.outputs}
 
     def _run(self, part: Part, live: Mapping[str, np.ndarray], readers: Mapping[str, int]) -> dict[str, np.ndarray]:
         """The outputs of one part that are wanted later."""
         constants = part.constants
         feeds = {name: tensor.numpy() for name, tensor in constants.items()}
-        feeds |= {value.name: live[value.name] for value in part.reads if value.name in live}
-        made = [value.name for node in part.nodes for value in node.outputs if readers[value.name]]
+        feeds |= {name: live[name] for name in part.names if name in live}
+        outputs = [value.name for node in part.nodes for value in node.outputs]
+        made = [name for name in outputs if name and readers[name]]
         results = runner(self._model, [ir.to_proto(node) for node in part.nodes], feeds, made, constants)(feeds)
         feeds.clear()
         for tensor in constants.values():
@@ -85,9 +87,14 @@ class Part:
         self.made.update(node.outputs)
 
     @property
+    def names(self) -> list[str]:
+        """Names of what it reads."""
+        return [name_of(value) for value in self.reads]
+
+    @property
     def constants(self) -> dict[str, ir.TensorProtocol]:
         """The constants that it reads, by name."""
-        return {value.name: value.const_value for value in self.reads if value.const_value is not None}
+        return {name_of(value): value.const_value for value in self.reads if value.const_value is not None}
 
 
 def parts(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> Iterator[Part]:

@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line, runtime_message
+from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import read
 from qcompile.ir.widen import to_double
 from qcompile.threads import threads
@@ -60,18 +61,22 @@ class Session:
             options.enable_cpu_mem_arena = False  # which is not given back when the session goes
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps want the cores
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
+        content: bytes | str | Path
         if isinstance(model, ir.Model):
-            model = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
-        self._given: tuple[bytes | str, ort.SessionOptions] | None = (model, options)
+            content = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
+        else:
+            content = model
+        self._given: tuple[bytes | str | Path, ort.SessionOptions] | None = (content, options)
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
         import onnxruntime as ort
 
-        model, options = self._given
+        assert self._given is not None  # it is let go of once there is a session
+        content, options = self._given
         try:
             session = ort.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
             )
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
@@ -95,11 +100,11 @@ class Session:
         computed when they are read goes through a temporary file, so that one is in memory at a time.
         """
         heavy = [v for v in model.graph.initializers.values() if v.const_value is not None and _is_heavy(v.const_value)]
-        if sum(value.const_value.nbytes for value in heavy) < INLINE_BYTES:
+        tensors = {name_of(value): constant(value) for value in heavy}
+        if sum(tensor.nbytes for tensor in tensors.values()) < INLINE_BYTES:
             return ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString()
-        if any(isinstance(value.const_value, ir.LazyTensor) and not value.const_value.cache for value in heavy):
+        if any(isinstance(tensor, ir.LazyTensor) and not tensor.cache for tensor in tensors.values()):
             return self._write(model)
-        tensors = {value.name: value.const_value for value in heavy}
         for name in tensors:
             del model.graph.initializers[name]
         ir.external_data.load_to_model(model)
@@ -158,9 +163,9 @@ def _give_initializers(
     import onnxruntime as ort
 
     for value in heavy:
-        tensor = value.const_value
+        tensor, shape = constant(value), ir.Shape(constant(value).shape.numpy())
         value.const_value = ir.ExternalTensor(
-            "handed over", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name
+            "handed over", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name_of(value)
         )
         model.graph.register_initializer(value)
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
@@ -229,7 +234,7 @@ class Interpreter:
 
         check_names(inputs, self.inputs)
         try:
-            values = ReferenceEvaluator(ir.to_proto(self._model)).run(self.outputs, dict(inputs))
+            values: Any = ReferenceEvaluator(ir.to_proto(self._model)).run(self.outputs, dict(inputs))
         except Exception as error:  # operators are Python functions that raise whatever comes up
             raise InputError(f"neither onnxruntime nor ONNX's evaluator runs the graph: {first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))

@@ -8,11 +8,13 @@ and are left out.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.ir.graph import add_initializer, append_node, bodies
+from qcompile.ir.required import dtype_of, graph_of, name_of, rank_of, shape_of
 
 __all__ = ["expose", "visible"]
 
@@ -27,21 +29,23 @@ def expose(model: ir.Model, inner: Mapping[str, int]) -> tuple[ir.Model, dict[st
     Returns:
         the copy, and for each value that can be seen the name of the output that holds its rows, features last.
     """
-    model, found = model.clone(), {}
+    model = model.clone()
     owners = _owners(model)
+    found = {}
     for name, (value, body) in visible(model, inner).items():
-        found[name] = _lifted(model, _as_rows(model, body, value, inner[name]), body, owners).name
+        found[name] = name_of(_lifted(model, _as_rows(model, body, value, inner[name]), body, owners))
     return model, found
 
 
 def visible(model: ir.Model, names: Collection[str]) -> dict[str, tuple[ir.Value, ir.Graph]]:
     """The values of those names that can be seen from outside the bodies in which they stand, with the bodies."""
-    owners, found = _owners(model), {}
+    owners = _owners(model)
+    found: dict[str, tuple[ir.Value, ir.Graph]] = {}
     counted = {str(dim.value) for value in model.graph.inputs for dim in value.shape or () if not isinstance(dim, int)}
     for body in owners:
         made = [*body.inputs, *(value for node in body for value in node.outputs)]
         wanted = (value for value in made if value.name in names)
-        found |= {value.name: (value, body) for value in wanted if _steady(value, body, owners, counted)}
+        found |= {name_of(value): (value, body) for value in wanted if _steady(value, body, owners, counted)}
     return found
 
 
@@ -54,7 +58,7 @@ def _steady(value: ir.Value, body: ir.Graph, owners: Mapping[ir.Graph, ir.Node],
     kinds = []
     while body in owners:
         kinds.append(owners[body].op_type)
-        body = owners[body].graph
+        body = graph_of(owners[body])
     loops = [i for i, kind in enumerate(kinds) if kind != "If"]
     if not loops:
         return value.shape is not None
@@ -64,7 +68,7 @@ def _steady(value: ir.Value, body: ir.Graph, owners: Mapping[ir.Graph, ir.Node],
 
 def _as_rows(model: ir.Model, body: ir.Graph, value: ir.Value, axis: int) -> ir.Value:
     """``[-1, features]``, at the end of the body."""
-    rank, size = value.shape.rank(), value.shape[axis]
+    rank, size = rank_of(value), shape_of(value)[axis]
     order = [i for i in range(rank) if i != axis % rank] + [axis % rank]
     if order != sorted(order):
         value = _append(body, "Transpose", [value], {"perm": order})
@@ -74,7 +78,7 @@ def _as_rows(model: ir.Model, body: ir.Graph, value: ir.Value, axis: int) -> ir.
     return rows
 
 
-def _append(body: ir.Graph, op: str, inputs: list[ir.Value], attributes: dict) -> ir.Value:
+def _append(body: ir.Graph, op: str, inputs: list[ir.Value], attributes: Mapping[str, Any]) -> ir.Value:
     name = f"{inputs[0].name}/{op.lower()}_tapped"
     made = append_node(body[-1], op, inputs, attributes, name=name, after=True).outputs[0]
     made.type = inputs[0].type
@@ -90,18 +94,18 @@ def _lifted(model: ir.Model, value: ir.Value, body: ir.Graph, owners: Mapping[ir
         node.resize_outputs(len(node.outputs) + 1)
         outer = node.outputs[-1]
         outer.name, outer.type = f"{value.name}_out", value.type
-        outer.shape = value.shape if node.op_type == "If" else ir.Shape([None, *value.shape])
+        outer.shape = value.shape if node.op_type == "If" else ir.Shape([None, *shape_of(value)])
         if node.op_type == "Scan":
             _extend_axes(node)
-        value, body = outer, node.graph
+        value, body = outer, graph_of(node)
     model.graph.outputs.append(value)
     return value
 
 
 def _nothing(model: ir.Model, branch: ir.Graph, value: ir.Value) -> ir.Value:
     """No rows, from a branch that does not compute the value."""
-    shape = [dim if isinstance(dim, int) else 0 for dim in value.shape]
-    empty = add_initializer(model, f"{value.name}/nothing", np.zeros(shape, value.dtype.numpy()))
+    shape = [dim if isinstance(dim, int) else 0 for dim in shape_of(value)]
+    empty = add_initializer(model, f"{value.name}/nothing", np.zeros(shape, dtype_of(value).numpy()))
     made = ir.Node("", "Identity", [empty], name=f"{value.name}/none")
     made.outputs[0].name, made.outputs[0].type, made.outputs[0].shape = made.name, value.type, ir.Shape(shape)
     branch.append(made)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.stacks import Route
 from qcompile.errors import InputError
+from qcompile.ir.required import constant
 from qcompile.notes import Progress
 from qcompile.run.data import Data
 from qcompile.run.session import Session
@@ -110,7 +111,7 @@ def collect(
     given = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
     taps = [*(name for name in names if name not in places), *(name for name in indices if name not in given)]
     session = Session(model, list(dict.fromkeys(taps)))
-    fixed = {name: v.const_value.numpy() for name, v in model.graph.initializers.items() if name in indices}
+    fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
     found = {name: _Collected(max_rows, len(data.batches)) for name in names}
     total = len(data.batches)
     for done, batch in enumerate(data.batches):
@@ -122,7 +123,8 @@ def collect(
             if not found[name].add(x):
                 raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
             for route in routes.get(name, ()):
-                found[name].share(x, route, route.owners(results[name], results.get(route.indices)))
+                looked_up = None if route.indices is None else results.get(route.indices)
+                found[name].share(x, route, route.owners(results[name], looked_up))
         if progress is not None:
             progress("calibrating", done + 1, total)
     return {name: one.statistics() for name, one in found.items() if one.rows}

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InputError
+from qcompile.ir.required import constant, name_of, operand, rank_of, sizes_of
 from qcompile.run.data import Data
 from qcompile.run.session import Session
 
@@ -44,20 +45,20 @@ def sensitivities(
     """
     batches = _short(data.batches, tokens)
     overridable = model.clone()
-    for name in {site.weight.name for site in sites}:
+    for name in {name_of(site.weight) for site in sites}:
         _make_overridable(overridable, overridable.graph.initializers[name])
-    session = _Overridable(overridable, [v.name for v in model.graph.inputs])
+    session = _Overridable(overridable, [name_of(v) for v in model.graph.inputs])
     logits = logit_outputs(model, sites)
     reference = [session.run(batch) for batch in batches]
     result = {}
     for done, site in enumerate(sites):
         rng = np.random.default_rng([seed, done])
-        weight = site.weight.const_value.numpy()
+        weight = constant(site.weight).numpy()
         dtype = np.float32 if site.weight.dtype == ir.DataType.BFLOAT16 else weight.dtype
         weight = weight.astype(dtype)
         noise = rng.standard_normal(weight.shape, np.float32)
         noise *= np.sqrt(NOISE) * np.linalg.norm(weight) / np.linalg.norm(noise)
-        override = {site.weight.name: (weight + noise).astype(dtype)}
+        override = {name_of(site.weight): (weight + noise).astype(dtype)}
         moved = [session.run(batch | override) for batch in batches]
         changes = [divergence(a, b, logits) for a, b in zip(reference, moved, strict=True)]
         result[site.name] = float(np.mean(changes)) / NOISE
@@ -77,7 +78,7 @@ def _make_overridable(model: ir.Model, weight: ir.Value) -> None:
                 node.replace_input_with(index, narrow.outputs[0])
         model.graph.insert_before(model.graph[0], narrow)
         weight.type = ir.TensorType(ir.DataType.FLOAT)
-        weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float32), name=weight.name)
+        weight.const_value = ir.tensor(constant(weight).numpy().astype(np.float32), name=weight.name)
     model.graph.inputs.append(weight)
 
 
@@ -107,9 +108,9 @@ def _short(batches: Sequence[Mapping[str, np.ndarray]], tokens: int) -> list[dic
 def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
     """Outputs whose last axis is as long as a table that an embedding looks up: scores over the same vocabulary."""
     rows = {site.shape[site.axis_in] for site in sites if site.input is None}
-    tables = [node.inputs[0] for node in model.graph if node.op_type == "Gather"]
-    rows |= {int(table.shape[0]) for table in tables if table.const_value is not None and len(table.shape) == 2}
-    return {v.name for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
+    tables = [operand(node, 0) for node in model.graph if node.op_type == "Gather"]
+    rows |= {sizes_of(table)[0] for table in tables if table.const_value is not None and rank_of(table) == 2}
+    return {name_of(v) for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
 
 
 def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: Collection[str]) -> float:
