@@ -15,6 +15,7 @@ from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
 from qcompile.run.data import load_data
+from qcompile.run.sources import DataLike
 from qcompile.stages import Rotated
 from qcompile.targets.scheme import Scheme
 
@@ -40,8 +41,8 @@ def export(
     folder: str | Path | None = None,
     *,
     budget: Mapping[str, float] | None = None,
-    calibration: str | Path | None = None,
-    evaluation: str | Path | None = None,
+    calibration: DataLike | None = None,
+    evaluation: DataLike | None = None,
     formats: Sequence[str] = (),
     transforms: str = "auto",
     method: str = "gptq",
@@ -58,7 +59,8 @@ def export(
         target: a name that ``qcompile targets`` lists.
         folder: the new folder of the artifact; it must not exist. By default ``default_folder``.
         budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
-        calibration: an ``.npz`` file, or a folder of them, with arrays named like the inputs; else random inputs.
+        calibration: data in a form of ``run.sources``: a file or folder, a mapping from the names of inputs to arrays,
+            an iterable of such mappings, or a function that returns one; random inputs without.
         evaluation: an ``.npz`` file to measure the loss on.
         formats: the formats to choose among; by default the target's own.
         transforms: ``auto``, ``none``, ``hadamard``, ``block`` or ``wush``.
@@ -82,7 +84,7 @@ def export(
 
 
 def rotate(
-    model: Any, *, transforms: str = "hadamard", calibration: str | Path | None = None, seed: int = 0,
+    model: Any, *, transforms: str = "hadamard", calibration: DataLike | None = None, seed: int = 0,
     progress: Progress | None = None, **capture_options: Any,
 ) -> Rotated:  # fmt: skip
     """Rotate a model, stop while it is still float-equivalent, and check that it is.

@@ -25,6 +25,7 @@ from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
 from qcompile.run.compare import number
+from qcompile.run.sources import DataLike
 
 if TYPE_CHECKING:
     from qcompile.analysis.spaces import Site
@@ -123,9 +124,14 @@ def _options(options: Options) -> dict[str, Any]:
         "formats": list(options.formats),
         "transforms": options.transforms,
         "method": options.method,
-        "calibration": None if options.calibration is None else str(options.calibration),
-        "evaluation": None if options.evaluation is None else str(options.evaluation),
+        "calibration": _said_of(options.calibration),
+        "evaluation": _said_of(options.evaluation),
     }
+
+
+def _said_of(data: DataLike | None) -> str | None:
+    """Data as a manifest names it: a path, or that it was no file."""
+    return None if data is None else str(data) if isinstance(data, str | Path) else "given in Python"
 
 
 def _sites(facts: Facts) -> list[dict[str, Any]]:

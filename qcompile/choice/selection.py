@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from qcompile.choice.scoring import Probes, probe, probes_of, site_error
 from qcompile.choice.transforms import KINDS, place
 from qcompile.errors import InputError
 from qcompile.run.data import Data
+from qcompile.run.sources import DataLike
 from qcompile.run.taps import visible
 from qcompile.statistics.calibration import Statistics, collect
 from qcompile.statistics.sensitivity import sensitivities
@@ -48,25 +48,25 @@ class Options:
         target: name of the target.
         budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored),
             ``latency`` (milliseconds in which the target reads all weights once, an estimate).
-        calibration: an ``.npz`` file or a folder of them; without it random inputs.
+        calibration: data in a form of ``run.sources``; without it random inputs.
         formats: names of the schemes to choose among; the target's default without them.
         transforms: one of ``transforms.KINDS``.
         method: one of ``METHODS``.
         seed: of everything random.
         device: where torch computes: ``cpu`` or ``cuda``.
-        evaluation: an ``.npz`` file to measure the loss on.
+        evaluation: data to measure the loss on, in the same forms.
         tvm_target: another machine to compile for, as TVM describes machines.
     """
 
     target: str
     budget: Mapping[str, float] = field(default_factory=dict)
-    calibration: str | Path | None = None
+    calibration: DataLike | None = None
     formats: Sequence[str] = ()
     transforms: str = "auto"
     method: str = "gptq"
     seed: int = 0
     device: str = "cpu"
-    evaluation: str | Path | None = None
+    evaluation: DataLike | None = None
     tvm_target: str | None = None
 
 

@@ -175,6 +175,25 @@ def inspect(
 
 
 @app.command()
+def inputs(
+    model: Model,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write random arrays to start from.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Show the arrays that a model takes: names, types, shapes, and the dimensions that are the same."""
+    from qcompile.cli.tables import inputs_table
+    from qcompile.ir.capture import capture
+    from qcompile.ir.files import refuse_existing, save_arrays
+    from qcompile.run.data import example_inputs
+
+    graph = capture(model).model
+    if output is not None:
+        refuse_existing(output)
+        save_arrays(example_inputs(graph, seed=seed), output)
+    say(inputs_table(graph))
+
+
+@app.command()
 def run(
     artifact: Folder,
     inputs: Annotated[Path, typer.Option(help="An .npz file with arrays named as the model's inputs.")],

@@ -16,6 +16,7 @@ from qcompile.artifact.pages import format_name, human_bytes, named_losses, scie
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
     from qcompile.artifact.artifact import Artifact
     from qcompile.checks.losses import Measured
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "arrays_table",
     "artifact_tables",
+    "inputs_table",
     "inspection_tables",
     "measured_table",
     "optimization_tables",
@@ -245,4 +247,14 @@ def _declined(declined: Sequence[Mapping[str, str]]) -> Table:
     table = _table(f"left alone: {len(declined)}", "site", "what was not done", "why")
     for entry in declined:
         table.add_row(Text(entry["site"]), Text(entry["what"]), Text(entry["reason"]))
+    return table
+
+
+def inputs_table(model: ir.Model) -> Table:
+    """The arrays that a graph takes; a dimension that several arrays share has one name."""
+    from qcompile.run.sources import input_values, shape_of, type_of
+
+    table = _table("inputs", "name", "type", "shape")
+    for value in input_values(model):
+        table.add_row(Text(value.name or ""), Text(type_of(value)), Text(shape_of(value)))
     return table

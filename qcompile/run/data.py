@@ -1,26 +1,21 @@
-"""Data to run a model on, from ``.npz`` files or drawn at random where there are none."""
+"""Data to run a model on: given in any form that ``sources`` knows, or drawn at random where there is none."""
 
 from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError
-from qcompile.ir.files import read_arrays
 from qcompile.ir.required import dtype_of, name_of, operand, sizes_of
-from qcompile.run.session import check_names
+from qcompile.run.sources import DataLike, batches_of, describe_inputs
 
 __all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
-
-#: Elements of the largest input in one batch.
-BATCH_ELEMENTS = 1024
 
 
 @dataclass(frozen=True)
@@ -59,64 +54,20 @@ class Data:
         return Data(self.batches[:count], self.random)
 
 
-def load_data(path: str | Path | None, model: ir.Model, *, seed: int = 0, batches: int = 8) -> Data:
-    """Calibration data from an ``.npz`` file or a folder of them, or random inputs.
+def load_data(source: DataLike | None, model: ir.Model, *, seed: int = 0, batches: int = 8) -> Data:
+    """Data in any of the forms of ``sources``, or random inputs.
 
-    Every array of a file holds rows along its first axis; they are cut into batches.
+    Every array holds rows along its first axis; they are cut into batches.
 
     Raises:
-        InputError: if the file is missing, unreadable, or its names are not the graph's inputs.
+        InputError: if a file is missing or unreadable, or names or types are not those of the graph's inputs.
     """
-    if path is None:
+    if source is None:
         return _drawn(model, seed, batches)
-    names = [name for name in map(name_of, model.graph.inputs) if name not in model.graph.initializers]
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"there is no calibration data at '{path}'")
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"the folder '{path}' has no .npz files to calibrate with")
-    return Data(tuple(batch for file in files for batch in _split(model, read_npz(file, names))), random=False)
-
-
-def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file, checked against the graph's input names.
-
-    Raises:
-        InputError: if it is no ``.npz`` file or the names differ.
-    """
-    arrays = read_arrays(file)
-    try:
-        check_names(arrays, names)
-    except InputError as error:
-        raise InputError(f"'{file}': {error}") from error
-    for name, array in arrays.items():
-        if array.size == 0:
-            raise InputError(f"'{file}': '{name}' is empty")
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise InputError(f"'{file}': '{name}' holds NaN or infinity")
-    return arrays
-
-
-def _split(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Cut a file's rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
-    shapes = {value.name: value.shape for value in model.graph.inputs}
-    first = [shape[0] for name in arrays if (shape := shapes[name]) is not None and len(shape)]
-    fixed = {dim for dim in first if isinstance(dim, int)}
-    rows = {array.shape[0] for array in arrays.values() if array.ndim}
-    size = max(fixed) if fixed else _rows_per_batch(arrays)
-    if len(rows) != 1 or (count := rows.pop()) < size:
-        yield dict(arrays)
-        return
-    stop = count - size + 1 if fixed else count
-    for start in range(0, stop, size):
-        yield {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
-
-
-def _rows_per_batch(arrays: Mapping[str, np.ndarray]) -> int:
-    """Rows that make up a batch: few enough for the outputs of a model with a large vocabulary to fit in memory."""
-    largest = max((array[0].size for array in arrays.values() if array.ndim), default=1)
-    return max(1, BATCH_ELEMENTS // max(largest, 1))
+    found = tuple(batches_of(source, model))
+    if not found:
+        raise InputError(f"the data holds nothing; the model takes {describe_inputs(model)}")
+    return Data(found, random=False)
 
 
 # -- random data -------------------------------------------------------------------------------------------------------
@@ -152,7 +103,8 @@ def accepted(
     first = refusals[0]
     if not data.random:
         raise first
-    raise InputError(f"the model takes no random inputs: give it real ones with --calibration; {first}") from first
+    reason = f"the model takes no random inputs: give it real ones with --calibration; {first}"
+    raise InputError(f"{reason}. It takes {describe_inputs(model)}") from first
 
 
 def _says_something(array: np.ndarray) -> bool:

@@ -1,0 +1,201 @@
+"""Data in the forms in which people have it, as batches of named arrays.
+
+A mapping from names to arrays, an iterable of such mappings (a ``DataLoader``, a ``datasets.Dataset``), a function that
+gives either, or a path: ``.npz``, ``.npy``, ``.safetensors``, a folder of any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import InputError
+from qcompile.ir.files import read_arrays
+from qcompile.ir.required import name_of
+from qcompile.run.session import check_names
+
+__all__ = ["DataLike", "batches_of", "describe_inputs", "input_values", "shape_of", "type_of"]
+
+#: What ``calibration`` and ``evaluation`` take.
+DataLike = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | Callable[[], Any]
+
+#: Elements of the largest input in one batch.
+BATCH_ELEMENTS = 1024
+
+#: Batches that are taken of an iterable that may not end.
+MOST_BATCHES = 4096
+
+_FILES = (".npz", ".npy", ".safetensors")
+
+
+def input_values(model: ir.Model) -> list[ir.Value]:
+    """The inputs of a graph that are no constants."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def describe_inputs(model: ir.Model) -> str:
+    """The arrays that a graph takes: ``input_ids int64 [batch, length], mask float32 [batch, 1]``."""
+    return ", ".join(f"{name_of(value)} {type_of(value)} {shape_of(value)}" for value in input_values(model))
+
+
+def type_of(value: ir.Value) -> str:
+    """The type of a value's elements in words."""
+    return "of any type" if value.dtype is None else str(value.dtype.numpy())
+
+
+def shape_of(value: ir.Value) -> str:
+    """The shape of a value in words: ``[batch, 16]``."""
+    if value.shape is None:
+        return "of any shape"
+    return f"[{', '.join(str(dim) if isinstance(dim, int) else str(dim.value or '?') for dim in value.shape)}]"
+
+
+def batches_of(data: DataLike, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
+    """Batches for a graph; what has more rows than a batch is cut.
+
+    Raises:
+        InputError: if it is none of the known forms, or its names, types or numbers do not fit the graph.
+    """
+    if isinstance(data, str | Path):
+        yield from _of_path(Path(data), model)
+    elif isinstance(data, Mapping):
+        yield from _cut(model, _checked(data, model, "the data"))
+    elif callable(data):
+        yield from batches_of(data(), model)
+    elif isinstance(data, Iterable):
+        yield from _of_iterable(data, model)
+    else:
+        raise InputError(
+            f"cannot take data from a {type(data).__name__}: give a path, a mapping from names to arrays, an iterable "
+            "of mappings, or a function that returns one of these"
+        )
+
+
+def _of_iterable(data: Iterable[Any], model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
+    """One batch an item; the rows of a data set, which have no batch axis, become batches of one."""
+    for number, item in enumerate(data):
+        if number == MOST_BATCHES:
+            return
+        what = f"item {number} of the data"
+        if isinstance(item, Sequence | np.ndarray) and len(input_values(model)) == 1 and not isinstance(item, str):
+            item = {name_of(input_values(model)[0]): item}  # a list of arrays, where the graph has one input
+        if not isinstance(item, Mapping):
+            raise InputError(f"{what} is a {type(item).__name__}, not a mapping from the names of inputs to arrays")
+        yield _with_batch_axis(_checked(item, model, what), model)
+
+
+def _with_batch_axis(arrays: dict[str, np.ndarray], model: ir.Model) -> dict[str, np.ndarray]:
+    ranks = {name_of(v): len(v.shape) for v in input_values(model) if v.shape is not None}
+    short = [name for name, array in arrays.items() if name in ranks and array.ndim == ranks[name] - 1]
+    return {name: array[None] for name, array in arrays.items()} if len(short) == len(arrays) else arrays
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _of_path(path: Path, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
+    if not path.exists():
+        raise InputError(f"there is no calibration data at '{path}'")
+    files = sorted(file for file in path.iterdir() if file.suffix in _FILES) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"the folder '{path}' has no {', '.join(_FILES[:-1])} or {_FILES[-1]} files to calibrate with")
+    for file in files:
+        yield from _cut(model, _read(file, model))
+
+
+def _read(file: Path, model: ir.Model) -> dict[str, np.ndarray]:
+    """The arrays of a file, checked against the graph's inputs."""
+    if file.suffix == ".npy":
+        values = input_values(model)
+        if len(values) != 1:
+            raise InputError(f"'{file}' holds one array, but the model takes {describe_inputs(model)}: write an .npz")
+        try:
+            found: Mapping[str, Any] = {name_of(values[0]): np.load(file, allow_pickle=False)}
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"'{file}' is not a readable .npy file") from error
+    elif file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"'{file}' is not a readable .safetensors file") from error
+    else:
+        found = read_arrays(file)
+    return _checked(found, model, f"'{file}'")
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _checked(arrays: Mapping[str, Any], model: ir.Model, what: str) -> dict[str, np.ndarray]:
+    """Arrays of the graph's names and types.
+
+    Raises:
+        InputError: if names differ, an array cannot be of the type that the graph reads, or holds no numbers.
+    """
+    values = {name_of(value): value for value in input_values(model)}
+    made = {name: _array(item) for name, item in arrays.items()}
+    try:
+        check_names(made, list(values))
+    except InputError as error:
+        raise InputError(str(error) if what == "the data" else f"{what}: {error}") from error
+    return {name: _typed(array, values[name], what) for name, array in made.items()}
+
+
+def _array(item: Any) -> np.ndarray:
+    """An array of what has one: tensors of torch too."""
+    if hasattr(item, "detach"):
+        item = item.detach().cpu()
+        return item.float().numpy() if str(item.dtype) == "torch.bfloat16" else item.numpy()
+    try:
+        return np.asarray(item)
+    except ValueError:  # rows of several lengths
+        rows = np.empty(len(item), object)
+        rows[:] = [np.asarray(row) for row in item]
+        return rows
+
+
+def _typed(array: np.ndarray, value: ir.Value, what: str) -> np.ndarray:
+    if array.dtype == object:
+        return np.array([None, *(_typed(np.asarray(row), value, what) for row in array)], object)[1:]
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise InputError(f"{what}: '{value.name}' holds NaN or infinity")
+    wanted = array.dtype if value.dtype is None else value.dtype.numpy()
+    if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
+        raise InputError(f"{what}: '{value.name}' is {array.dtype}, but the model reads {wanted}")
+    typed = array.astype(wanted, copy=False)
+    if np.issubdtype(wanted, np.integer) and not np.array_equal(typed, array):
+        raise InputError(f"{what}: '{value.name}' holds numbers that are too large for {wanted}")
+    return typed
+
+
+def _cut(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Cut rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
+    ragged = [name for name, array in arrays.items() if array.dtype == object]
+    if ragged:
+        for row in range(len(arrays[ragged[0]])):
+            yield {name: array[row][None] if name in ragged else array[row : row + 1] for name, array in arrays.items()}
+        return
+    shapes = {value.name: value.shape for value in model.graph.inputs}
+    first = [shape[0] for name in arrays if (shape := shapes[name]) is not None and len(shape)]
+    fixed = {dim for dim in first if isinstance(dim, int)}
+    rows = {array.shape[0] for array in arrays.values() if array.ndim}
+    size = max(fixed) if fixed else _rows_per_batch(arrays)
+    if len(rows) != 1 or (count := rows.pop()) < size:
+        yield dict(arrays)
+        return
+    stop = count - size + 1 if fixed else count
+    for start in range(0, stop, size):
+        yield {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
+
+
+def _rows_per_batch(arrays: Mapping[str, np.ndarray]) -> int:
+    """Rows that make up a batch: few enough for the outputs of a model with a large vocabulary to fit in memory."""
+    largest = max((array[0].size for array in arrays.values() if array.ndim and len(array)), default=1)
+    return max(1, BATCH_ELEMENTS // max(largest, 1))
