@@ -7,9 +7,12 @@ then no norm has to subtract it (Pre-RMSNorm, arXiv:2305.14858), and the stream 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.axes import Mode, Node, Structure
@@ -18,9 +21,13 @@ from qcompile.analysis.spaces import Analysis, Norm
 from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import append_node, label
 from qcompile.ir.norms import make_norm
+from qcompile.ir.required import constant, graph_of, operand
 from qcompile.passes.state import State
 
 __all__ = ["CenterNorms"]
+
+#: For every leaf, the (value, axis) pairs that contain it.
+Uses = Mapping[Node, Sequence[tuple[ir.Value, int]]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def _center(state: State) -> int:
     return converted
 
 
-def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: dict) -> str | None:
+def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: Uses) -> str | None:
     if node.structure is not Structure.LEAF:
         return "its input axis is split by other operators"
     if not all(norm.centered and norm.node.domain != "com.microsoft" for norm in norms):
@@ -70,9 +77,9 @@ def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: d
         return other[0]
     outputs = {id(norm.node.outputs[0]) for norm in analysis.norms}
     for value, axis in uses[node]:
-        if analysis.axes.find(analysis.refs_of[value][axis]).node is not node:
+        if analysis.axes.find(analysis.refs(value)[axis]).node is not node:
             return f"'{value.name}' holds the stream as a part of a larger axis"
-        if analysis.relative(analysis.refs_of[value][axis], norms[0].ref_in) is not Mode.SAME:
+        if analysis.relative(analysis.refs(value)[axis], norms[0].ref_in) is not Mode.SAME:
             return f"'{value.name}' reads the stream before it is normalized"
         if id(value) in outputs:
             return f"the stream is written by a normalization, '{value.name}', whose mean is not zero"
@@ -81,15 +88,19 @@ def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: d
     return None
 
 
-def _center_writers(analysis: Analysis, node: Node, uses: dict) -> None:
+def _center_writers(analysis: Analysis, node: Node, uses: Uses) -> None:
     for value, axis in uses[node]:
         if value.const_value is not None:
-            rewrite(analysis.model, value, lambda array, axis=axis: array - array.mean(axis=axis, keepdims=True))
+            rewrite(analysis.model, value, partial(_centered, axis=axis))
+
+
+def _centered(array: np.ndarray, axis: int) -> np.ndarray:
+    return array - array.mean(axis=axis, keepdims=True)
 
 
 def _epsilon(node: ir.Node) -> float:
     if node.domain == DOMAIN:
-        return float(node.inputs[-1].const_value.numpy().reshape(-1)[0])
+        return float(constant(operand(node, len(node.inputs) - 1)).numpy().reshape(-1)[0])
     return node.attributes.get_float("epsilon", 1e-5)
 
 
@@ -97,12 +108,12 @@ def _to_rms(model: ir.Model, norm: Norm) -> ir.Node:
     old = norm.node
     epsilon = _epsilon(old)
     made = make_norm(
-        model, old, old.inputs[0], norm.scale, None, epsilon, centered=False, name=f"{old.name}_rms",
+        model, old, operand(old, 0), operand(old, 1), None, epsilon, centered=False, name=f"{old.name}_rms",
         like=old.outputs[0],
     )  # fmt: skip
     result = made.outputs[0]
     if norm.shift is not None and (norm.shift.const_value is None or norm.shift.const_value.numpy().any()):
         result = append_node(old, "Add", [result, norm.shift], name=f"{old.name}_shift", like=result).outputs[0]
     ir.convenience.replace_all_uses_with(old.outputs[0], result, replace_graph_outputs=True)
-    old.graph.remove(old, safe=True)
+    graph_of(old).remove(old, safe=True)
     return made

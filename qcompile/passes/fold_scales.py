@@ -16,7 +16,9 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Mode, Node, Ref, Structure
 from qcompile.analysis.folding import change_axes
 from qcompile.analysis.spaces import Analysis, Norm, Scaling
+from qcompile.errors import InternalError
 from qcompile.ir.graph import add_initializer, ensure_initializer, label
+from qcompile.ir.required import constant, dtype_of, graph_of, operands, rank_of, sizes_of
 from qcompile.passes.state import State
 from qcompile.transforms.freedom import Freedom
 
@@ -36,7 +38,8 @@ class FoldScales:
 
     def apply(self, state: State) -> bool:
         """Rewrite the graph in place; its function stays the same."""
-        total, refused = _merge_chains(state.analyze_apart()), {}
+        total = _merge_chains(state.analyze_apart())
+        refused: dict[ir.Node, str] = {}
         if total:
             state.edited()
         while True:  # a scale may be free to move once another one has
@@ -59,8 +62,8 @@ def _merge_chains(analysis: Analysis) -> int:
         before, between = writers.get(item.input), item.input
         if before is None or before.ref_out != item.ref_in or len(between.uses()) > 1 or between.is_graph_output():
             continue
-        first, last = (scale.const_value.numpy().astype(np.float64) for scale in (before.scale, item.scale))
-        product = (first.reshape(last.shape) * last).astype(item.scale.dtype.numpy())
+        first, last = (constant(scale).numpy().astype(np.float64) for scale in (before.scale, item.scale))
+        product = (first.reshape(last.shape) * last).astype(dtype_of(item.scale).numpy())
         made = add_initializer(analysis.model, f"{item.scale.name}_merged", product)
         item.node.replace_input_with(list(item.node.inputs).index(item.scale), made)
         item.scale = made
@@ -72,11 +75,13 @@ def _merge_chains(analysis: Analysis) -> int:
 def _fold_scales(state: State, smallest: float) -> tuple[int, dict[ir.Node, str]]:
     """One round: how many scales were folded, and why the others were not."""
     around = _Around(state.analyze_apart(), smallest)
-    folded, refused = 0, {}
+    folded = 0
+    refused: dict[ir.Node, str] = {}
     for node, group in _by_space(around.analysis).items():
         reason = _fold_forward(around, node, group)
-        if reason is not None and all(isinstance(item, Scaling) for item in group):
-            reasons = [_fold_backward(around, item) for item in group]
+        scalings = [item for item in group if isinstance(item, Scaling)]
+        if reason is not None and len(scalings) == len(group):
+            reasons = [_fold_backward(around, item) for item in scalings]
             reason = next((text for text in reasons if text is not None), None)
         if reason is None:
             folded += len(group)
@@ -93,10 +98,10 @@ class _Around:
         self.uses = analysis.uses()
         self.scaled: dict[Node, list[Scaling]] = defaultdict(list)
         self.scales: dict[Node, list[Norm | Scaling]] = defaultdict(list)
-        for item in analysis.scalings:
-            for leaf in analysis.axes.leaves(item.ref_in):
-                self.scaled[leaf.node].append(item)
-        for item in [*analysis.norms, *analysis.scalings]:
+        for scaling in analysis.scalings:
+            for leaf in analysis.axes.leaves(scaling.ref_in):
+                self.scaled[leaf.node].append(scaling)
+        for item in _scaled(analysis):
             for leaf in analysis.axes.leaves(item.ref_out):
                 self.scales[leaf.node].append(item)
 
@@ -105,9 +110,21 @@ class _Around:
         return [(value, axis) for value, axis in self.uses[node] if value.const_value is not None]
 
 
+def _scaled(analysis: Analysis) -> list[Norm | Scaling]:
+    """All that may have a scale."""
+    return [*analysis.norms, *analysis.scalings]
+
+
+def _scale_of(item: Norm | Scaling) -> ir.Value:
+    """The scale of a norm that has one, or of a scaling."""
+    if item.scale is None:
+        raise InternalError(f"{label(item.node)} has no scale")
+    return item.scale
+
+
 def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
     groups: dict[Node, list[Norm | Scaling]] = defaultdict(list)
-    for item in [*analysis.norms, *analysis.scalings]:
+    for item in _scaled(analysis):
         if item.scale is not None and item.scale.const_value is not None and not analysis.uniform(item.scale):
             groups[analysis.axes.find(item.ref_out).node].append(item)
     return groups
@@ -116,8 +133,8 @@ def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
 def _fold_forward(around: _Around, node: Node, group: list[Norm | Scaling]) -> str | None:
     """Fold the scale of one space into its readers; the reason if that cannot be done."""
     analysis = around.analysis
-    scale = group[0].scale.const_value.numpy().astype(np.float64).reshape(-1)
-    if any(not np.array_equal(item.scale.const_value.numpy().reshape(-1), scale) for item in group[1:]):
+    scale = constant(_scale_of(group[0])).numpy().astype(np.float64).reshape(-1)
+    if any(not np.array_equal(constant(_scale_of(item)).numpy().reshape(-1), scale) for item in group[1:]):
         return "several scales that differ are applied on one space"
     base = group[0].ref_out
     if node.structure is not Structure.LEAF or any(analysis.relative(i.ref_out, base) is not Mode.SAME for i in group):
@@ -150,12 +167,12 @@ def _why_not(node: Node, wanted: Freedom) -> str | None:
 
 def _alone(analysis: Analysis, node: Node, constants: list[tuple[ir.Value, int]]) -> bool:
     """Whether the leaf is a whole axis of each of those constants."""
-    return all(analysis.axes.find(analysis.refs_of[value][axis]).node is node for value, axis in constants)
+    return all(analysis.axes.find(analysis.refs(value)[axis]).node is node for value, axis in constants)
 
 
 def _has_shifts(analysis: Analysis, constants: list[tuple[ir.Value, int]], base: Ref) -> bool:
     return any(
-        analysis.relative(analysis.refs_of[value][axis], base) is Mode.SAME and value.const_value.numpy().any()
+        analysis.relative(analysis.refs(value)[axis], base) is Mode.SAME and constant(value).numpy().any()
         for value, axis in constants
     )
 
@@ -169,14 +186,14 @@ def _written_by_sites(analysis: Analysis, base: Ref, uses: list[tuple[ir.Value, 
     """Whether a site writes the space: its weight would have to be divided by the scale."""
     return any(
         value.const_value is not None
-        and len(value.shape) > 1
-        and analysis.relative(analysis.refs_of[value][axis], base) is Mode.SAME
+        and rank_of(value) > 1
+        and analysis.relative(analysis.refs(value)[axis], base) is Mode.SAME
         for value, axis in uses
     )
 
 
 def _scale_constant(analysis: Analysis, value: ir.Value, axis: int, base: Ref, scale: np.ndarray) -> None:
-    mode = analysis.relative(analysis.refs_of[value][axis], base)
+    mode = analysis.relative(analysis.refs(value)[axis], base)
     if mode is Mode.DUAL:
         change_axes(analysis.model, value, [(axis, scale)])
     elif mode is Mode.SAME:
@@ -185,29 +202,29 @@ def _scale_constant(analysis: Analysis, value: ir.Value, axis: int, base: Ref, s
 
 def _drop_scale(model: ir.Model, item: Norm | Scaling) -> None:
     if isinstance(item, Norm):
-        index = list(item.node.inputs).index(item.scale)
-        size = int(item.scale.shape[-1])
-        name = f"ones_{size}_{item.scale.dtype.name.lower()}"
-        ones = ensure_initializer(model, name, np.ones(size, item.scale.dtype.numpy()))
+        scale = _scale_of(item)
+        index = list(item.node.inputs).index(scale)
+        size, dtype = sizes_of(scale)[-1], dtype_of(scale)
+        ones = ensure_initializer(model, f"ones_{size}_{dtype.name.lower()}", np.ones(size, dtype.numpy()))
         item.node.replace_input_with(index, ones)
         return
-    source = next(value for value in item.node.inputs if value is not item.scale)
+    source = next(value for value in operands(item.node) if value is not item.scale)
     ir.convenience.replace_all_uses_with(item.node.outputs[0], source, replace_graph_outputs=True)
-    item.node.graph.remove(item.node, safe=True)
+    graph_of(item.node).remove(item.node, safe=True)
 
 
 def _fold_backward(around: _Around, item: Scaling) -> str | None:
     """Fold a scaling into the sites that write its input; the reason if that cannot be done."""
     analysis = around.analysis
     root = analysis.axes.find(item.ref_in)
-    scale = item.scale.const_value.numpy().astype(np.float64).reshape(-1)
+    scale = constant(item.scale).numpy().astype(np.float64).reshape(-1)
     if root.node.structure is not Structure.LEAF:
         return "the scaled axis is made of several parts"
     reason = _why_not(root.node, Freedom.DIAGONAL)
     if reason is not None:
         return reason
     constants = around.constants(root.node)
-    refs = [analysis.refs_of[value][axis] for value, axis in constants]
+    refs = [analysis.refs(value)[axis] for value, axis in constants]
     if not _alone(analysis, root.node, constants):
         return "the scaled axis is a part of a larger one"
     if any(analysis.relative(ref, item.ref_in) is not Mode.SAME for ref in refs):
@@ -218,7 +235,8 @@ def _fold_backward(around: _Around, item: Scaling) -> str | None:
         return "another scaling writes it"
     if any(analysis.axes.find(norm.ref_out).node is not root.node for norm in around.scales[root.node]):
         return "it is a part of what a norm writes"
-    constants += [(norm.scale, len(norm.scale.shape) - 1) for norm in around.scales[root.node]]
+    scales = [_scale_of(norm) for norm in around.scales[root.node]]
+    constants += [(value, rank_of(value) - 1) for value in scales]
     for value, axis in constants:
         change_axes(analysis.model, value, [(axis, scale)])
     _drop_scale(analysis.model, item)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.spaces import Norm, Site
 from qcompile.ir.graph import add_initializer, append_node, is_float
+from qcompile.ir.required import constant, dtype_of, name_of, operand, optional, rank_of, shape_of
 from qcompile.passes.state import State
 
 __all__ = ["FoldShifts"]
@@ -46,20 +47,19 @@ def _untie(model: ir.Model, most_elements: int) -> int:
     """
     copies = 0
     for value in list(model.graph.initializers.values()):
-        uses = list(value.uses())
-        known = value.const_value is not None and value.shape is not None
-        if len(uses) < 2 or not known or not _is_parameter(value, uses, most_elements):
+        uses, tensor = list(value.uses()), value.const_value
+        if len(uses) < 2 or tensor is None or value.shape is None or not _is_parameter(value, uses, most_elements):
             continue
         for node, index in uses[1:]:
-            node.replace_input_with(index, add_initializer(model, value.name, value.const_value.numpy()))
+            node.replace_input_with(index, add_initializer(model, name_of(value), tensor.numpy()))
             copies += 1
     return copies
 
 
 def _is_parameter(value: ir.Value, uses: Sequence[tuple[ir.Node, int]], most_elements: int) -> bool:
     """Whether a constant is a vector, or one that is cut into heads and added or multiplied."""
-    if len(value.shape) == 1 or not is_float(value) or not 1 < value.const_value.size <= most_elements:
-        return len(value.shape) == 1
+    if rank_of(value) == 1 or not is_float(value) or not 1 < constant(value).size <= most_elements:
+        return rank_of(value) == 1
     return all(node.op_type in ("Add", "Sub", "Mul", "Div") and not node.domain for node, _ in uses)
 
 
@@ -79,25 +79,26 @@ def _fold_shifts(state: State) -> int:
             continue
         if any(site.ref_in is not norm.ref_out or not site.is_matrix for site in readers[output]):
             continue
-        _shift_into_biases(state.model, norm, readers[output])
+        _shift_into_biases(state.model, norm, norm.shift, readers[output])
         folded += 1
     return folded
 
 
-def _shift_into_biases(model: ir.Model, norm: Norm, sites: Sequence[Site]) -> None:
-    shift = norm.shift.const_value.numpy().astype(np.float64)
+def _shift_into_biases(model: ir.Model, norm: Norm, shift: ir.Value, sites: Sequence[Site]) -> None:
+    array = constant(shift).numpy()
+    extra = array.astype(np.float64)
     for site in sites:
-        weight = site.weight.const_value.numpy().astype(np.float64)
-        _add_bias(model, site, shift @ (weight if site.axis_in == 0 else weight.T))
-    replace = add_initializer(model, f"{norm.shift.name}_folded", np.zeros_like(norm.shift.const_value.numpy()))
-    norm.node.replace_input_with(list(norm.node.inputs).index(norm.shift), replace)
+        weight = constant(site.weight).numpy().astype(np.float64)
+        _add_bias(model, site, extra @ (weight if site.axis_in == 0 else weight.T))
+    replace = add_initializer(model, f"{shift.name}_folded", np.zeros_like(array))
+    norm.node.replace_input_with(list(norm.node.inputs).index(shift), replace)
 
 
 def _add_bias(model: ir.Model, site: Site, extra: np.ndarray) -> None:
     """Add a vector to what a site writes: to the bias that it has, or by a new operator behind it."""
-    dtype = site.weight.dtype.numpy()
+    dtype = dtype_of(site.weight).numpy()
     if site.node.op_type == "Gemm":
-        bias = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+        bias = optional(site.node, 2)
         beta = site.node.attributes.get_float("beta", 1.0)
         extra = extra * site.node.attributes.get_float("alpha", 1.0) / (beta or 1.0)
         if bias is not None and bias.const_value is not None and beta:
@@ -108,8 +109,8 @@ def _add_bias(model: ir.Model, site: Site, extra: np.ndarray) -> None:
     uses = list(output.uses())
     if len(uses) == 1 and uses[0][0].op_type == "Add" and not output.is_graph_output():
         node, index = uses[0]
-        other = node.inputs[1 - index]
-        if other.const_value is not None and tuple(other.shape) == extra.shape:
+        other = operand(node, 1 - index)
+        if other.const_value is not None and tuple(shape_of(other)) == extra.shape:
             total = (other.const_value.numpy().astype(np.float64) + extra).astype(dtype)
             node.replace_input_with(1 - index, add_initializer(model, f"{site.name}_bias", total))
             return

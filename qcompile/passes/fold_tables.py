@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qcompile.analysis.folding import rewrite
 from qcompile.analysis.rules.normalization import SCALED_NORMS
 from qcompile.ir.graph import add_initializer, is_float, label
+from qcompile.ir.required import constant, operand, rank_of
 from qcompile.passes.state import State
 
 __all__ = ["FoldTables"]
@@ -40,13 +41,13 @@ class FoldTables:
 def _fold(state: State, node: ir.Node) -> bool:
     lookup = _lookup_before(node)
     parameters = None if lookup is None else _parameters(node)
-    if parameters is None:
+    if lookup is None or parameters is None:
         return False
-    table = lookup.inputs[0]
+    table = operand(lookup, 0)
     if len(table.uses()) > 1 or table.is_graph_output():
         reason = "its rows are normalized for the lookup alone, so what shares it needs a copy"
         state.decline(label(lookup), f"sharing the table '{table.name}'", reason)
-        table = add_initializer(state.model, f"{table.name}_normalized", table.const_value)
+        table = add_initializer(state.model, f"{table.name}_normalized", constant(table))
         lookup.replace_input_with(0, table)
     rewrite(state.model, table, lambda array: _normalized(array, *parameters))
     output = node.outputs[0]
@@ -59,12 +60,12 @@ def _lookup_before(node: ir.Node) -> ir.Node | None:
     """The lookup of rows whose only reader is this norm over features, of which nothing but the result is used."""
     if SCALED_NORMS.get((node.domain, node.op_type), (False, 0))[1] != 1 or any(out.uses() for out in node.outputs[1:]):
         return None
-    value = node.inputs[0]
+    value = operand(node, 0)
     lookup = value.producer()
-    if lookup is None or lookup.op_type != "Gather" or lookup.domain or lookup.attributes.get_int("axis", 0):
+    if lookup is None or lookup.op_type != "Gather" or lookup.domain or lookup.attributes.get_int("axis", 0) != 0:
         return None
-    table = lookup.inputs[0]
-    known = table.const_value is not None and is_float(table) and len(table.shape) == 2
+    table = operand(lookup, 0)
+    known = table.const_value is not None and is_float(table) and rank_of(table) == 2
     axis = node.attributes.get_int("axis", -1)
     last = axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
     readers = [reader for reader, _ in value.uses() if reader.op_type != "Shape"]
@@ -77,7 +78,7 @@ def _parameters(node: ir.Node) -> tuple[bool, np.ndarray, np.ndarray, float] | N
     values = [value for value in node.inputs[1:] if value is not None]
     if any(value.const_value is None for value in values):
         return None
-    arrays = [value.const_value.numpy().astype(np.float64) for value in values]
+    arrays = [constant(value).numpy().astype(np.float64) for value in values]
     epsilon = node.attributes.get_float("epsilon", 1e-5) if not node.domain else float(arrays.pop())
     scale = arrays[0]
     return centered, scale, arrays[1] if centered and len(arrays) > 1 else np.zeros_like(scale), epsilon

@@ -39,7 +39,8 @@ def all_passes() -> dict[str, type[Any]]:
 def _pass_of(module: ModuleType) -> type[Any] | None:
     """The pass that a module holds: the dataclass that is named after it."""
     name = module.__name__.rpartition(".")[2].replace("_", "-")
-    own = (value for value in vars(module).values() if is_dataclass(value) and value.__module__ == module.__name__)
+    kinds = (value for value in vars(module).values() if isinstance(value, type) and is_dataclass(value))
+    own = (kind for kind in kinds if kind.__module__ == module.__name__)
     return next((step for step in own if step is not Pipeline and vars(step).get("name") == name), None)
 
 

@@ -72,7 +72,9 @@ def _waiting(analysis: Analysis, space: Space) -> dict[Site, bool]:
     It would not where another segment of their input rotates: then this one needs a transform before they are joined.
     """
     found = {}
-    for site in (site for site in space.readers if site.input is not None):
+    for site in space.readers:
+        if site.input is None or site.ref_in is None:  # a table reads nothing
+            continue
         leaves = [analysis.axes.leaves(segment) for segment in analysis.axes.segments(site.ref_in)]
         if not all(any(map(_free, own)) for own in leaves if any(leaf.node is space.node for leaf in own)):
             found[site] = not any(_free(leaf) for own in leaves for leaf in own)
@@ -152,13 +154,14 @@ def _part(value: ir.Value, node: ir.Node, space: Space, outer: dict[ir.Node, ir.
     return outer.get(node, node)
 
 
-def _cut_off(value: ir.Value, space: Space, outer: dict[ir.Node, ir.Node], cut_off: set) -> set[ir.Node | None]:
+def _cut_off(value: ir.Value, space: Space, outer: dict[ir.Node, ir.Node], cut_off: set[object]) -> set[ir.Node | None]:
     """The readers of a value on that side of the boundary on which its producer is not, ``None`` for an output."""
     made_by = value.producer()
     made_there = made_by is None or _part(value, made_by, space, outer) in cut_off
+    readers: set[ir.Node | None] = {*value.consumers()}
     there = {node for node in value.consumers() if _part(value, node, space, outer) in cut_off}
     outputs = {None} if value.is_graph_output() else set()
-    return {*value.consumers()} - there if made_there else there | outputs
+    return readers - there if made_there else there | outputs
 
 
 def _insert(model: ir.Model, value: ir.Value, readers: set[ir.Node | None]) -> None:

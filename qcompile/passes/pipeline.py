@@ -10,12 +10,13 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import onnx_ir as ir
 
 from qcompile.errors import QCompileError
 from qcompile.ir.graph import name_outputs
+from qcompile.ir.required import name_of
 from qcompile.ir.text import text_around
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ __all__ = ["Hook", "Pass", "Pipeline", "run_pass"]
 class Pass(Protocol):
     """One step of the pipeline."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
 
     def apply(self, state: State) -> bool:
         """Rewrite ``state.model``, calling ``state.edited()`` if that changed it; returns whether it did."""
@@ -52,7 +55,7 @@ class Pipeline:
 
     def apply(self, state: State, hooks: Sequence[Hook] = ()) -> bool:
         """Run every pass; returns whether any changed the graph. Its outputs keep their names."""
-        names = [value.name for value in state.model.graph.outputs]
+        names = [name_of(value) for value in state.model.graph.outputs]
         changed = [run_pass(step, state, hooks) for step in self.passes]
         name_outputs(state.model, names)
         return any(changed)

@@ -12,14 +12,16 @@ import numpy as np
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
-from qcompile.analysis.stacks import Experts, rows_of
+from qcompile.analysis.stacks import rows_of
 from qcompile.choice.selection import METHODS
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, quantize, search_scales
+from qcompile.formats.structured.vector import VectorFormat
+from qcompile.ir.required import name_of
 from qcompile.passes.state import State
 from qcompile.rounding.moments import Lesson, lesson_of
 from qcompile.rounding.sequential import Walk
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.calibration import Routed, Statistics
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
 
@@ -79,11 +81,11 @@ class Quantize:
             scheme = self.schemes[site.name]
             if scheme.weight is not None:
                 give_plan(site.node, Plan(scheme, quantize(weight_matrix(site), scheme.weight)))
-        for done, (group, lesson) in enumerate(self._lessons(state)):
+        for done, (group, teacher) in enumerate(self._lessons(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
-                    rounded = self._round(state, group, site, scheme, lesson)
+                    rounded = self._round(state, group, site, scheme.weight, teacher(scheme.activation))
                     give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
@@ -102,9 +104,10 @@ class Quantize:
             walk = Walk(state.model, known, self.tables, self.data.batches[:count], self.device)
         done = set()
         try:
-            for group in walk or ():
-                done.add(group)
-                yield group, walk.lesson
+            if walk is not None:
+                for group in walk:
+                    done.add(group)
+                    yield group, walk.lesson
         except InputError as error:
             reason = f"{error}; the other sites learn from the float graph alone"
             state.decline("*", "rounding all sites in the order of the graph", reason)
@@ -114,42 +117,45 @@ class Quantize:
 
     def _static(self, group: Siblings, transform: Transform | None, _: Format | None = None) -> Lesson:
         """From the float graph alone."""
-        return lesson_of(self.statistics[group.value.name], transform, self.device)
+        return lesson_of(self.statistics[name_of(group.value)], transform, self.device)
 
-    def _round(self, state: State, group: Siblings, site: Site, scheme: Scheme, teacher: Teacher) -> Quantized:
-        lesson = teacher(scheme.activation)
+    def _round(
+        self, state: State, group: Siblings, site: Site, fmt: Format | VectorFormat, lesson: Lesson | None
+    ) -> Quantized:
         unusable = None if lesson is None else lesson.unusable
-        usable = lesson is not None and unusable is None
+        usable = lesson if unusable is None else None
         weight = weight_matrix(site).to(self.device)
         if self.method != "rtn":
             weight = weight.contiguous()  # the others walk over it often
-        if not isinstance(scheme.weight, Format):
-            if self.method == "search" or (self.method == "gptq" and usable):
-                state.decline(site.name, self.method, f"it chooses no scales for the codebook of {scheme.weight.name}")
-            return _to_cpu(scheme.weight.quantize(weight).as_table())
-        importance = lesson.importance if usable else None
-        scales = search_scales(weight, scheme.weight, weight=importance) if self.method == "search" else None
-        nearest = quantize(weight, scheme.weight, scales=scales)
+        if not isinstance(fmt, Format):
+            if self.method == "search" or (self.method == "gptq" and usable is not None):
+                state.decline(site.name, self.method, f"it chooses no scales for the codebook of {fmt.name}")
+            return _to_cpu(fmt.quantize(weight).as_table())
+        importance = None if usable is None else usable.importance
+        scales = search_scales(weight, fmt, weight=importance) if self.method == "search" else None
+        nearest = quantize(weight, fmt, scales=scales)
         if self.method != "gptq" or lesson is None:
             return _to_cpu(nearest)
         form = routed(site)
-        if form is not None and form.route in self.statistics[group.value.name].routed:
-            return _to_cpu(self._experts(state, group, site, form, weight, nearest))
-        if usable:
-            return _to_cpu(_learned(state, site, weight, nearest, lesson))
+        route = None if form is None else form.route
+        rows = None if route is None else self.statistics[name_of(group.value)].routed.get(route)
+        if form is not None and rows is not None:
+            return _to_cpu(self._experts(state, group, site, form.places, rows, weight, nearest))
+        if usable is not None:
+            return _to_cpu(_learned(state, site, weight, nearest, usable))
         state.decline(site.name, "GPTQ", f"{unusable}, so it is rounded to nearest")
         return _to_cpu(nearest)
 
     def _experts(
-        self, state: State, group: Siblings, site: Site, form: Experts, weight: torch.Tensor, nearest: Quantized
-    ) -> Quantized:
+        self, state: State, group: Siblings, site: Site, matrices: np.ndarray, rows: Routed, weight: torch.Tensor,
+        nearest: Quantized,
+    ) -> Quantized:  # fmt: skip
         """GPTQ for each matrix of a stack whose own rows suffice and say that it errs less on those held out."""
         result = replace(nearest, codes=nearest.codes.clone(), scales=nearest.scales.clone(),
                          zero_points=None if nearest.zero_points is None else nearest.zero_points.clone())  # fmt: skip
         transform = next(transform for other, transform in self.groups if other is group)
-        rows = self.statistics[group.value.name].routed[form.route]
-        count, short, errors = len(form.places), 0, []
-        for expert, places in enumerate(form.places):
+        count, short, errors = len(matrices), 0, []
+        for expert, places in enumerate(matrices):
             statistics = rows.of(expert)
             own = None if statistics is None else lesson_of(statistics, transform, self.device)
             if own is None or own.unusable is not None:
@@ -197,7 +203,7 @@ def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized,
 
 def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:
     q.codes[places], q.scales[places] = rows.codes, rows.scales
-    if q.zero_points is not None:
+    if q.zero_points is not None and rows.zero_points is not None:
         q.zero_points[places] = rows.zero_points
 
 
@@ -205,5 +211,5 @@ def _to_cpu(quantized: Quantized) -> Quantized:
     def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.cpu()
 
-    return replace(quantized, codes=move(quantized.codes), scales=move(quantized.scales),
+    return replace(quantized, codes=quantized.codes.cpu(), scales=quantized.scales.cpu(),
                    zero_points=move(quantized.zero_points), tensor_scale=move(quantized.tensor_scale))  # fmt: skip

@@ -12,7 +12,9 @@ from qcompile.analysis.folding import change_axes, fold
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement
+from qcompile.errors import InternalError
 from qcompile.ir.graph import bodies
+from qcompile.ir.required import dtype_of, graph_of, name_of, operand
 from qcompile.ir.transform_nodes import Structure, append_transform
 from qcompile.passes.state import State
 
@@ -42,10 +44,11 @@ class Rotate:
         fold(self.analysis, self.placement.offline)
         folded: set[tuple[ir.Value, int]] = set()
         for group in self.groups:
-            transform = self.placement.online.get(group.value.name)
+            name = name_of(group.value)
+            transform = self.placement.online.get(name)
             if transform is not None:
                 insert_online(state.model, group, transform, folded)
-            elif (reason := self.placement.skipped.get(group.value.name)) is not None:
+            elif (reason := self.placement.skipped.get(name)) is not None:
                 for site in group.sites:
                     state.decline(site.name, "an online transform of its input", reason)
         settled = self._settle_boundaries(state.model)
@@ -58,13 +61,13 @@ class Rotate:
         """Boundaries between two bases become online transforms; the others go. Returns how many there were."""
         walls = boundaries(self.analysis)
         for wall in walls:
-            (value,), (old,) = wall.node.inputs, wall.node.outputs
+            value, (old,) = operand(wall.node, 0), wall.node.outputs
             new, name = value, old.name
             if wall.node.name in self.placement.boundaries:
                 transform, _ = self.placement.boundaries[wall.node.name]
                 new = _emit(model, wall.node, value, value, transform, f"{name}_transformed")
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-            wall.node.graph.remove(wall.node, safe=True)
+            graph_of(wall.node).remove(wall.node, safe=True)
             if new.is_graph_output():
                 old.name, new.name = None, name
         return len(walls)
@@ -95,10 +98,12 @@ def insert_online(
 
 def _first_reader(group: Siblings) -> ir.Node:
     """The first operator of the value's own graph that is a site of the group or holds one in its bodies."""
-    wanted = {site.node for site in group.sites}
-    if all(node.graph is group.value.graph for node in wanted):
+    wanted, graph = {site.node for site in group.sites}, group.value.graph
+    if graph is None:
+        raise InternalError(f"'{group.value.name}' is in no graph")
+    if all(node.graph is graph for node in wanted):
         return group.sites[0].node  # they stand in the order of the graph
-    within = (node for node in group.value.graph if wanted.intersection((node, *_inner(node))))
+    within = (node for node in graph if wanted.intersection((node, *_inner(node))))
     return next(within)
 
 
@@ -111,4 +116,4 @@ def _emit(
 ) -> ir.Value:
     """Put a function node for the transform of the last axis before a node; it computes in the type of ``like``."""
     steps = [(outer, inner, matrix.numpy()) for outer, inner, matrix in transform.factors()]
-    return append_transform(model, before, value, Structure(transform.kind, steps), like.dtype.numpy(), name)
+    return append_transform(model, before, value, Structure(transform.kind, steps), dtype_of(like).numpy(), name)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from qcompile.ir.required import operand, rank_of
 from qcompile.passes.state import State
 
 __all__ = ["DropIdentities"]
@@ -49,9 +50,9 @@ def _kept_input(node: ir.Node) -> ir.Value | None:
         return None
     number, exchangeable = _NEUTRAL[node.op_type]
     for index in (0, 1) if exchangeable else (0,):
-        kept, other = node.inputs[index], node.inputs[1 - index]
+        kept, other = operand(node, index), operand(node, 1 - index)
         tensor = other.const_value
-        if tensor is None or tensor.size != 1 or kept.shape is None or len(other.shape) > len(kept.shape):
+        if tensor is None or tensor.size != 1 or kept.shape is None or rank_of(other) > len(kept.shape):
             continue
         if kept.const_value is None and kept.dtype == other.dtype and tensor.numpy().item() == number:
             return kept

@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common
 
 from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import add_initializer, snapshot
+from qcompile.ir.required import constant, operand
 from qcompile.ir.tensors import Derived, read
 from qcompile.passes.canonicalize import quiet
 from qcompile.passes.state import State
@@ -57,11 +58,11 @@ class FoldConstants:
             )  # fmt: skip
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         for node in list(model.graph):
-            if node.op_type == "Transpose" and node.domain == "" and node.inputs[0].const_value is not None:
+            if node.op_type == "Transpose" and node.domain == "" and operand(node, 0).const_value is not None:
                 _fold_transpose(model, node)
         for value in model.graph.initializers.values():
             if value.const_value is not None and value.shape != value.const_value.shape:  # inferred before it was known
-                value.shape = value.const_value.shape
+                value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
 def _shapes_known(model: ir.Model) -> bool:
@@ -74,7 +75,7 @@ _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLi
 
 def _transposes_weight(node: ir.Node, small_bytes: int) -> bool:
     """Whether a large constant is transposed for products alone: it stays in its file until it is read."""
-    if node.op_type != "Transpose" or node.domain != "" or (tensor := node.inputs[0].const_value) is None:
+    if node.op_type != "Transpose" or node.domain != "" or (tensor := operand(node, 0).const_value) is None:
         return False
     readers = {user.op_type for user, _ in node.outputs[0].uses()}
     return tensor.nbytes > small_bytes and readers <= {"MatMul", "Gemm"}
@@ -82,10 +83,12 @@ def _transposes_weight(node: ir.Node, small_bytes: int) -> bool:
 
 def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
     """A transposed weight, computed when it is read, so that a large model is not held in memory."""
-    source = node.inputs[0].const_value
-    order = node.attributes.get_ints("perm", list(reversed(range(len(source.shape)))))
-    shape = ir.Shape([source.shape[i] for i in order])
-    name = f"{node.inputs[0].name}_T"
+    weight = operand(node, 0)
+    source = constant(weight)
+    sizes = source.shape.numpy()
+    order = node.attributes.get_ints("perm", list(reversed(range(len(sizes)))))
+    shape = ir.Shape([sizes[i] for i in order])
+    name = f"{weight.name}_T"
     tensor = Derived(source, lambda tensor: ir.tensor(read(tensor).transpose(order)), shape, name=name)
     value = add_initializer(model, name, tensor)
     tensor.name = value.name

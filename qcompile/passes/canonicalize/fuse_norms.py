@@ -8,8 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.errors import InternalError
 from qcompile.ir.graph import add_initializer
 from qcompile.ir.norms import make_norm
+from qcompile.ir.required import constant, dtype_of, rank_of
 from qcompile.ir.spelled_norms import find_norm
 from qcompile.passes.state import State
 
@@ -33,14 +35,19 @@ class FuseNorms:
 def _fuse(model: ir.Model, node: ir.Node) -> bool:
     """Replace a norm that the node is the core of by one operator; whether it was one."""
     found = find_norm(node)
-    size = found.x.shape[-1] if found is not None and found.x.shape is not None and len(found.x.shape) else None
+    if found is None or not found.x.shape:  # a scalar has no last axis
+        return False
+    size = found.x.shape[-1]
     if not isinstance(size, int):
         return False
     scale, shift = (v if v is None else _vector(model, v, size) for v in (found.scale, found.shift))
     if scale is None:
-        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, found.x.dtype.numpy()))
+        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, dtype_of(found.x).numpy()))
+    last = found.output.producer()
+    if last is None:
+        raise InternalError(f"no operator makes '{found.output.name}', the result of a norm")
     made = make_norm(
-        model, found.output.producer(), found.x, scale, shift, found.epsilon, centered=found.centered,
+        model, last, found.x, scale, shift, found.epsilon, centered=found.centered,
         name=f"{node.name}_norm", like=found.output,
     )  # fmt: skip
     ir.convenience.replace_all_uses_with(found.output, made.outputs[0], replace_graph_outputs=True)
@@ -49,6 +56,6 @@ def _fuse(model: ir.Model, node: ir.Node) -> bool:
 
 def _vector(model: ir.Model, value: ir.Value, size: int) -> ir.Value:
     """A constant without the axes of size one in front."""
-    if len(value.shape) == 1:
+    if rank_of(value) == 1:
         return value
-    return add_initializer(model, f"{value.name}_flat", value.const_value.numpy().reshape(size))
+    return add_initializer(model, f"{value.name}_flat", constant(value).numpy().reshape(size))

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompile.ir.graph import append_node, is_read
 from qcompile.ir.norms import make_norm
+from qcompile.ir.required import graph_of, operand
 from qcompile.passes.state import State
 
 __all__ = ["SplitNorms"]
@@ -36,7 +37,7 @@ def _split(model: ir.Model, node: ir.Node) -> bool:
     if node.domain != "com.microsoft" or node.op_type not in _SKIPS or any(is_read(node, i) for i in (1, 2)):
         return False
     centered = _SKIPS[node.op_type]
-    x, skip, scale, *rest = node.inputs
+    x, skip, scale, rest = operand(node, 0), node.inputs[1], operand(node, 2), list(node.inputs[3:])
     shift = rest.pop(0) if centered and rest else None
     for name, term in zip(("sum", "bias"), (skip, *rest), strict=False):
         if term is not None:
@@ -45,5 +46,5 @@ def _split(model: ir.Model, node: ir.Node) -> bool:
     made = make_norm(model, node, x, scale, shift, epsilon, centered=centered, name=f"{node.name}_norm", like=x)
     for old, new in ((node.outputs[0], made.outputs[0]), *((value, x) for value in node.outputs[3:])):
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
+    graph_of(node).remove(node, safe=True)
     return True

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.ir.graph import add_initializer, append_node
+from qcompile.ir.required import operand, rank_of, shape_of
 from qcompile.passes.state import State
 
 __all__ = ["SplitProjections"]
@@ -57,27 +58,33 @@ class SplitProjections:
 
 def _split_projection(model: ir.Model, node: ir.Node) -> bool:
     """Rewrite a Reshape of the last axis one of whose parts is cut up right away; whether it was one."""
-    if node.op_type != "Reshape" or node.domain or not node.inputs[0].shape or not node.outputs[0].shape:
+    if node.op_type != "Reshape" or node.domain or not operand(node, 0).shape or not node.outputs[0].shape:
         return False  # a scalar has no last axis
-    shape = node.outputs[0].shape
-    for place in _places(node):
-        cuts = _cuts(node.outputs[0], place, shape[place], None)
-        spans = _tile(cuts, shape[place]) if cuts else None
-        if spans is not None:
+    for place, size in _places(node):
+        cuts = _cuts(node.outputs[0], place, size, None)
+        spans = _tile(cuts, size) if cuts else None
+        if cuts and spans is not None:
             _rewrite(model, node, place, cuts, spans)
             return True
     return False
 
 
-def _places(node: ir.Node) -> Sequence[int]:
-    """Where in the new shape the old last axis may be cut: at its parts of more than one element but the innermost."""
-    width, shape = node.inputs[0].shape[-1], node.outputs[0].shape
-    place = len(shape)
-    while place and isinstance(width, int) and isinstance(shape[place - 1], int) and math.prod(shape[place:]) < width:
-        place -= 1
-    if not isinstance(width, int) or math.prod(shape[place:]) != width:
-        return ()
-    return [i for i in range(place, len(shape) - 1) if shape[i] > 1]
+def _places(node: ir.Node) -> list[tuple[int, int]]:
+    """Where in the new shape the old last axis may be cut: at its parts of more than one element but the innermost.
+
+    Each comes with its size.
+    """
+    width, shape = shape_of(operand(node, 0))[-1], shape_of(node.outputs[0])
+    if not isinstance(width, int):
+        return []
+    parts: list[int] = []
+    for dim in reversed(shape.dims):
+        if not isinstance(dim, int) or math.prod(parts) >= width:
+            break
+        parts.insert(0, dim)
+    if math.prod(parts) != width:
+        return []
+    return [(place, size) for place, size in enumerate(parts[:-1], len(shape) - len(parts)) if size > 1]
 
 
 # -- what is cut ---------------------------------------------------------------------------------------------------
@@ -110,7 +117,9 @@ def _constant(node: ir.Node, index: int) -> list[int] | None:
 def _slice(node: ir.Node, axis: int, rank: int, size: int) -> list[_Cut] | None:
     starts, ends, axes = (_constant(node, i) for i in (1, 2, 3))
     steps = _constant(node, 4) or [1]
-    if None in (starts, ends, axes) or len(axes) != 1 or axes[0] % rank != axis or steps != [1]:
+    if starts is None or ends is None or axes is None or steps != [1]:
+        return None
+    if len(axes) != 1 or axes[0] % rank != axis:
         return None
     start, end, _ = slice(starts[0], ends[0]).indices(size)
     return [_Cut(node.outputs[0], start, end, axis)] if start < end else None
@@ -120,13 +129,15 @@ def _gather(node: ir.Node, axis: int, rank: int, size: int) -> list[_Cut] | None
     index = _constant(node, 1)
     if index is None or len(index) != 1 or node.attributes.get_int("axis", 0) % rank != axis:
         return None
-    dims = len(node.inputs[1].shape)
+    dims = rank_of(operand(node, 1))
     return [_Cut(node.outputs[0], index[0] % size, index[0] % size + 1, axis, not dims)] if dims < 2 else None
 
 
 def _gather_nd(node: ir.Node, axis: int, _rank: int, size: int) -> list[_Cut] | None:
     index = _constant(node, 1)
-    if index is None or list(node.inputs[1].shape) != [1, 1] or node.attributes.get_int("batch_dims", 0) or axis:
+    if index is None or list(shape_of(operand(node, 1))) != [1, 1] or axis:
+        return None
+    if node.attributes.get_int("batch_dims", 0):
         return None
     return [_Cut(node.outputs[0], index[0] % size, index[0] % size + 1, axis)]
 
@@ -165,26 +176,26 @@ def _tile(cuts: Sequence[_Cut], size: int) -> list[tuple[int, int]] | None:
 
 
 def _rewrite(model: ir.Model, node: ir.Node, place: int, cuts: Sequence[_Cut], spans: list[tuple[int, int]]) -> None:
-    shape = list(node.outputs[0].shape)
-    width, inner = math.prod(shape[place:]), math.prod(shape[place + 1 :])
-    source = node.inputs[0]
-    if source.shape[-1] != width:  # heads come first
+    sizes = ir.Shape(shape_of(node.outputs[0])[place:]).numpy()  # static: they multiply to the old axis
+    width, inner = math.prod(sizes), math.prod(sizes[1:])
+    source = operand(node, 0)
+    if shape_of(source)[-1] != width:  # heads come first
         source = _shaped(model, node, source, place, [width], f"{node.name}_merged")
-    sizes = add_initializer(model, f"{node.name}_sizes", np.array([(end - start) * inner for start, end in spans]))
-    split = append_node(node, "Split", [source, sizes], {"axis": -1}, name=f"{node.name}_parts", outputs=len(spans))
+    lengths = add_initializer(model, f"{node.name}_sizes", np.array([(end - start) * inner for start, end in spans]))
+    split = append_node(node, "Split", [source, lengths], {"axis": -1}, name=f"{node.name}_parts", outputs=len(spans))
     for part, (start, end) in zip(split.outputs, spans, strict=True):
         part.name = f"{node.name}_part{start}"
-        part.shape, part.type = ir.Shape([*source.shape[:-1], (end - start) * inner]), source.type
+        part.shape, part.type = ir.Shape([*shape_of(source)[:-1], (end - start) * inner]), source.type
         own = [cut for cut in cuts if (cut.start, cut.end) == (start, end)]
         if own:
-            made = _shaped(model, node, part, place, [end - start, *shape[place + 1 :]], f"{part.name}_shaped")
+            made = _shaped(model, node, part, place, [end - start, *sizes[1:]], f"{part.name}_shaped")
             for cut in own:
                 _replace(model, node, cut, made)
 
 
 def _shaped(model: ir.Model, node: ir.Node, source: ir.Value, place: int, tail: list[int], name: str) -> ir.Value:
     """A value, reshaped as the whole was up to ``place``, and to ``tail`` from there."""
-    target = node.inputs[1]
+    target = operand(node, 1)
     if target.const_value is not None:
         new = add_initializer(model, f"{name}_shape", np.array([*target.const_value.numpy()[:place], *tail]))
     else:
@@ -196,13 +207,13 @@ def _shaped(model: ir.Model, node: ir.Node, source: ir.Value, place: int, tail: 
             value.shape, value.type = ir.Shape([count]), target.type
     keep = {name: attribute.value for name, attribute in node.attributes.items()}
     made = append_node(node, "Reshape", [source, new], keep, name=name).outputs[0]
-    made.shape, made.type = ir.Shape([*node.outputs[0].shape[:place], *tail]), source.type
+    made.shape, made.type = ir.Shape([*shape_of(node.outputs[0])[:place], *tail]), source.type
     return made
 
 
 def _replace(model: ir.Model, node: ir.Node, cut: _Cut, made: ir.Value) -> None:
     if cut.order is not None:
-        shape = ir.Shape([made.shape[i] for i in cut.order])
+        shape = ir.Shape([shape_of(made)[i] for i in cut.order])
         name = f"{cut.value.name}_moved"
         made = append_node(node, "Transpose", [made], {"perm": cut.order}, name=name, like=made).outputs[0]
         made.shape = shape
