@@ -14,10 +14,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import Stack, as_weight, read_site
+from qcompile.analysis.forms import Linear, Lookup, Stack, as_weight, read_site
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
+from qcompile.errors import InternalError
 from qcompile.formats import fake_quantize_rows
+from qcompile.ir.graph import label
+from qcompile.ir.required import name_of
 from qcompile.ir.tensors import read, release
 from qcompile.rounding.moments import Lesson
 from qcompile.run.segments import Part, parts, runner
@@ -67,7 +70,8 @@ class Walk:
                 first.setdefault(group_of[node], node)
         self._stops = {node: group for group, node in first.items()}
         self._parts = list(parts(model.graph, self._stops.__contains__))
-        self._readers = Counter(value.name for part in self._parts for value in part.reads)
+        self._known: dict[Format | None, Lesson] = {}
+        self._readers = Counter(name_of(value) for part in self._parts for value in part.reads)
 
     def __iter__(self) -> Iterator[Siblings]:
         """Groups as they come.
@@ -80,7 +84,7 @@ class Walk:
                 self._run(before)
             group = self._stops.get(part.nodes[0])
             if group is not None:
-                self._at, self._known = (read_site(part.nodes[0]).x.name, group.axis), {}
+                self._at, self._known = (name_of(_read_by(read_site(part.nodes[0]))), group.axis), {}
                 yield group
 
     def lesson(self, activation: Format | None) -> Lesson:
@@ -112,26 +116,27 @@ class Walk:
         own = [(node, operands) for node in part.nodes for operands in self._sites.get(node, ())]
         readers = [operands for node, operands in own if node is operands.reader]
         multiply = [operands for node, operands in own if node is operands.site.node and operands.x is not None]
-        weights = {operands.weight_name: arrays[operands.site.weight.name] for operands in readers}
+        weights = {operands.weight_name: arrays[name_of(operands.site.weight)] for operands in readers}
         rounded = weights | {
             operands.weight_name: as_weight(operands.site, plan.weight.dequantize().numpy())
             for operands in readers
             if (plan := plan_of(operands.site.node)) is not None
         }
-        made = [value.name for node in part.nodes for value in node.outputs if self._readers[value.name]]
+        names = (value.name for node in part.nodes for value in node.outputs)  # of those left out there is none
+        made = [name for name in names if name is not None and self._readers[name]]
         run = None
         for values, given in ((self._exact, weights), (self._quantized, rounded)):
             for batch in values:
-                feeds = arrays | given | {v.name: batch[v.name] for v in part.reads if v.name in batch}
+                feeds = arrays | given | {name: batch[name] for v in part.reads if (name := name_of(v)) in batch}
                 for operands in multiply:
                     feeds[operands.x_name] = self._read(operands, batch, quantized=given is rounded)
                 run = run or runner(self._model, nodes, feeds, made, arrays, self._varying(part, multiply))
                 batch |= run(feeds)
-        for value in part.reads:
-            self._readers[value.name] -= 1
-            if not self._readers[value.name]:
+        for name in map(name_of, part.reads):
+            self._readers[name] -= 1
+            if not self._readers[name]:
                 for batch in (*self._exact, *self._quantized):
-                    batch.pop(value.name, None)
+                    batch.pop(name, None)
         for tensor in constants.values():
             release(tensor)
 
@@ -139,15 +144,15 @@ class Walk:
         """Names of what a part reads whose shape is not the same in all batches."""
         batches = (*self._exact, *self._quantized)
         found = {
-            value.name
-            for value in part.reads
-            if value.name in batches[0] and len({np.shape(batch[value.name]) for batch in batches}) > 1
+            name
+            for name in map(name_of, part.reads)
+            if name in batches[0] and len({np.shape(batch[name]) for batch in batches}) > 1
         }
-        return found | {operands.x_name for operands in multiply if operands.x.name in found}
+        return found | {operands.x_name for operands in multiply if operands.activation.name in found}
 
     def _read(self, operands: _Operands, batch: Batch, *, quantized: bool) -> np.ndarray:
         """The input of a site."""
-        x, plan = batch[operands.x.name], plan_of(operands.site.node)
+        x, plan = batch[name_of(operands.activation)], plan_of(operands.site.node)
         if not quantized or plan is None or plan.scheme.activation is None:
             return x
         moved = np.moveaxis(x, operands.axis, -1)
@@ -161,10 +166,28 @@ class _Operands:
     def __init__(self, site: Site) -> None:
         self.site, form = site, read_site(site.node)
         self.reader = form.reader if isinstance(form, Stack) else site.node
-        self.x: ir.Value | None = None if site.input is None else form.x
+        self.x = None if site.input is None else _read_by(form)
         self.axis = 1 if site.node.op_type == "Conv" else -1
         self.weight_name = f"{site.weight.name} of {site.name}"
-        self.x_name = None if self.x is None else f"{self.x.name} for {site.name}"
+
+    @property
+    def activation(self) -> ir.Value:
+        """The input of a site that multiplies."""
+        if self.x is None:
+            raise InternalError(f"'{self.site.name}' looks rows up, and reads no activation")
+        return self.x
+
+    @property
+    def x_name(self) -> str:
+        """The name of that input."""
+        return f"{self.activation.name} for {self.site.name}"
+
+
+def _read_by(form: Linear | Lookup | Stack) -> ir.Value:
+    """The activation that a product reads."""
+    if isinstance(form, Lookup):
+        raise InternalError(f"{label(form.node)} looks rows up, and reads no activation")
+    return form.x
 
 
 def _renamed(node: ir.Node, sites: Sequence[_Operands]) -> onnx.NodeProto:
