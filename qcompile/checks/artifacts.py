@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompile.checks.runtimes import compare_sites, tapped
 from qcompile.checks.sites import CHECKED_SITES, Checked
 from qcompile.errors import InputError
+from qcompile.ir.required import name_of
 from qcompile.run.compare import compare, number
 from qcompile.run.data import Data, accepted, load_data
 from qcompile.targets.registry import backend, lowered_to, runtime_of
@@ -44,8 +45,8 @@ def compare_runtimes(
         except InputError:
             small, outputs = accepted(model, data, run)
     inputs = dict(small.batches[0])
-    values = inputs | outputs
-    want = {value.name: values[value.name] for value in model.graph.outputs}
+    values = inputs | dict(outputs)
+    want = {name: values[name] for name in map(name_of, model.graph.outputs)}
     for name in target.backends:
         entry = runtimes[runtime_of(name)]
         if name in reference.backends or "missing" in entry:

@@ -15,6 +15,7 @@ import numpy as np
 from qcompile.analysis.spaces import Analysis
 from qcompile.checks.equivalence import Observed, by_position, source_session
 from qcompile.ir.capture import Source
+from qcompile.ir.required import name_of
 from qcompile.run.compare import compare
 from qcompile.run.data import Data
 from qcompile.run.session import Run
@@ -64,14 +65,15 @@ class FloatModel:
     @staticmethod
     def of(source: Source, analysis: Analysis, observed: Observed) -> FloatModel:
         """From the analysis of the rewritten graph."""
-        names = [value.name for value in analysis.model.graph.outputs]
+        names = [name_of(value) for value in analysis.model.graph.outputs]
         return FloatModel(source, names, frozenset(logit_outputs(analysis.model, analysis.sites)), observed)
 
     def measure(self, run: Run, data: Data, progress: Progress | None = None) -> Measured:
         """Compare an artifact with the float source."""
         known = self.observed.outputs
         reference = None if all(id(batch) in known for batch in data.batches) else source_session(self.source)
-        relative, divergences, losses = [], [], {"float": [], "quantized": []}
+        relative, divergences = [], []
+        losses: dict[str, list[float]] = {"float": [], "quantized": []}
         for done, batch in enumerate(data.batches):
             want = by_position(self.outputs, reference.run(batch) if reference else known[id(batch)])
             have = by_position(self.outputs, run(batch))

@@ -25,8 +25,10 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Linear, read_site
 from qcompile.checks.sites import CHECKED_SITES, spread
+from qcompile.errors import InternalError
 from qcompile.formats import Format, Quantized, ScaleRule, fake_quantize_rows
 from qcompile.ir.graph import add_initializer, append_node, tidy
+from qcompile.ir.required import name_of, rank_of
 from qcompile.run.compare import compare, number
 from qcompile.targets.plans import Plan, give_plan, planned
 from qcompile.targets.registry import backend
@@ -119,7 +121,7 @@ def between_sites(model: ir.Model, values: Mapping[str, np.ndarray], features: i
     """
     model = model.clone()
     sites, graph = _linears(model), model.graph
-    own = {v.name: values[v.name] for v in graph.inputs if v.name not in graph.initializers}
+    own = {name: values[name] for v in graph.inputs if (name := name_of(v)) not in graph.initializers}
     _fix(model, own)
     results = [site.node.outputs[0] for _, site in sites]
     given = _force(model, results, values)
@@ -135,7 +137,10 @@ def compare_sites(model: ir.Model, values: Mapping[str, np.ndarray], target: Tar
     """
     case = sites_alone(model, values, FEATURES, CHECKED_SITES)
     quick = replace(target, options={**target.options, "ahead": False})
-    found = agreement(case, observe(case, quick, name))
+    outputs = observe(case, quick, name)
+    if outputs is None:
+        raise InternalError(f"'{name}' ran the artifact, but not its sites")
+    found = agreement(case, outputs)
     return {
         "checked": found.results, "rel_l2": number(found.rel_l2), "codes": found.codes,
         "differing_codes": found.differing,
@@ -178,27 +183,32 @@ def _linears(model: ir.Model, count: int | None = None) -> list[tuple[Plan, Line
 
 def _fix(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> None:
     """Replace the names of sizes by the sizes of these inputs."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for value in model.graph.inputs:
-        for dim, size in zip(value.shape or (), inputs[value.name].shape if value.name in inputs else (), strict=False):
+        array = inputs.get(name_of(value))
+        for dim, size in zip(value.shape or (), () if array is None else array.shape, strict=False):
             if not isinstance(dim, int) and dim.value is not None:
                 sizes[dim.value] = size
     for value in model.graph.inputs:
-        if value.name in inputs:
-            value.shape = ir.Shape(inputs[value.name].shape)
+        if (array := inputs.get(name_of(value))) is not None:
+            value.shape = ir.Shape(array.shape)
     for node in model.graph:
         for value in node.outputs:
             if value.shape is not None:
-                value.shape = ir.Shape([d if isinstance(d, int) else sizes.get(d.value, d) for d in value.shape])
+                value.shape = ir.Shape([_settled(dim, sizes) for dim in value.shape])
+
+
+def _settled(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
+    return dim if isinstance(dim, int) or dim.value is None else sizes.get(dim.value, dim)
 
 
 def _force(
     model: ir.Model, wanted: Sequence[ir.Value], values: Mapping[str, np.ndarray]
 ) -> list[tuple[ir.Value, np.ndarray]]:
     """Let every reader of these values read a new input of the graph; returns those with their content."""
-    given = []
+    given: list[tuple[ir.Value, np.ndarray]] = []
     for value in dict.fromkeys(wanted):
-        array = values[value.name]
+        array = values[name_of(value)]
         new = ir.Value(name=f"given_{len(given)}", type=value.type, shape=ir.Shape(array.shape))
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, new)
@@ -211,7 +221,7 @@ def _finish(
     values: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], features: int | None,
 ) -> Case:  # fmt: skip
     """The case: with a site of ours for every quantized value, and without what nothing reads."""
-    results = {value.name: values[value.name] for value in model.graph.outputs}
+    results = {name: values[name] for name in map(name_of, model.graph.outputs)}
     codes: dict[str, np.ndarray] = {}
     seen = set()
     for plan, site in sites:
@@ -220,9 +230,9 @@ def _finish(
             continue
         seen.add((site.x, fmt))
         name = f"codes_{len(codes)}"
-        codes[name] = _picked(values[site.x.name], site, fmt, _add_probe(model, plan, site, name, features))
+        codes[name] = _picked(values[name_of(site.x)], site, fmt, _add_probe(model, plan, site, name, features))
     tidy(model)
-    return Case(model, {**inputs, **{value.name: array for value, array in given}}, results, codes)
+    return Case(model, {**inputs, **{name_of(value): array for value, array in given}}, results, codes)
 
 
 # -- codes -------------------------------------------------------------------------------------------------------------
@@ -233,7 +243,7 @@ def _add_probe(model: ir.Model, plan: Plan, site: Linear, name: str, features: i
     size = plan.weight.shape[1]
     picked = np.unique(np.linspace(0, size - 1, min(size, features or size)).round().astype(int))
     node, left = site.node, site.node.inputs[0] is site.weight
-    shape = {"Conv": (len(picked), size, *[1] * (len(site.weight.shape) - 2))}.get(
+    shape = {"Conv": (len(picked), size, *[1] * (rank_of(site.weight) - 2))}.get(
         node.op_type, (len(picked), size) if left else (size, len(picked))
     )
     weight = add_initializer(model, f"{name}_weight", np.zeros(shape, np.float32))
@@ -242,7 +252,7 @@ def _add_probe(model: ir.Model, plan: Plan, site: Linear, name: str, features: i
     made = append_node(node, node.op_type, [weight, x] if left else [x, weight], kept, name=name, after=True)
     made.outputs[0].type = node.outputs[0].type
     model.graph.outputs.append(made.outputs[0])
-    give_plan(made, Plan(plan.scheme, picking(plan.scheme.weight, picked, size)))
+    give_plan(made, Plan(plan.scheme, picking(plan.weight.format, picked, size)))
     return picked
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.folding import PIECE
-from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.forms import Lookup, Stack, read_site
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
-from qcompile.formats import Format, Quantized, fake_quantize_rows, get_format
+from qcompile.formats import FORMATS, Format, Quantized, fake_quantize_rows
+from qcompile.ir import required
 from qcompile.ir.graph import name_of
 from qcompile.run.compare import compare
 from qcompile.run.session import Session
@@ -74,6 +75,9 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 def _sampled(node: ir.Node) -> Sampled | None:
     """``None`` for a form that the oracle does not know."""
     site = read_site(node)
+    if isinstance(site, Lookup):
+        return None
+    read, written = required.name_of(site.x), required.name_of(node.outputs[0])
     if isinstance(site, Stack):
         try:
             form = experts_of(site)
@@ -83,11 +87,11 @@ def _sampled(node: ir.Node) -> Sampled | None:
         if chosen is not None and chosen.const_value is not None:
             return None
         name = None if chosen is None else chosen.name
-        return Sampled(name_of(node), site.x.name, node.outputs[0].name, experts=form, indices=name)
+        return Sampled(name_of(node), read, written, experts=form, indices=name)
     bias = None if site.bias is None else site.bias.const_value
     if node.inputs[1] is not site.weight or site.before is not None or (site.bias is not None and bias is None):
         return None
-    return Sampled(name_of(node), site.x.name, node.outputs[0].name, site.alpha, site.beta, bias)
+    return Sampled(name_of(node), read, written, site.alpha, site.beta, bias)
 
 
 def check_lowering(
@@ -104,8 +108,8 @@ def check_lowering(
         inputs: what the sites read, by name.
     """
     present = ir.convenience.create_value_mapping(model.graph)
-    reads = {name for site in sites for name in site.reads}  # what is given to one site cannot be asked of another
-    sites = [site for site in sites if site.written in present and site.written not in reads]
+    given = {name for site in sites for name in site.reads}  # what is given to one site cannot be asked of another
+    sites = [site for site in sites if site.written in present and site.written not in given]
     sites = [s for s in sites if all(name in present and present[name].type is not None for name in s.reads)]
     if not sites:
         return Checked(0.0, 0)
@@ -116,7 +120,7 @@ def check_lowering(
     worst = 0.0
     for site in sites:
         plan, rounded = plans[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
-        activation = plan.scheme.activation or (get_format(rounded) if rounded else None)
+        activation = plan.scheme.activation or (FORMATS[rounded] if rounded else None)
         want = _oracle(site, plan.weight, activation, *(inputs[name] for name in site.reads))
         worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
     return Checked(worst, len(sites))
