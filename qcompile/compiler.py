@@ -25,6 +25,7 @@ from qcompile.choice.selection import Options, check_options
 from qcompile.errors import InputError, MissingExtraError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import name_of
+from qcompile.ir.required import constant
 from qcompile.notes import Progress
 from qcompile.passes.hooks import Telling
 from qcompile.passes.pipeline import run_pass
@@ -155,7 +156,7 @@ def refuse_infinite(prepared: Prepared) -> None:
         InputError: naming the weight.
     """
     for site in () if prepared.source.finite else prepared.analysis.sites:
-        if not np.isfinite(site.weight.const_value.numpy()).all():
+        if not np.isfinite(constant(site.weight).numpy()).all():
             raise InputError(f"weight '{site.weight.name}' of '{prepared.source.path}' holds infinity")
 
 
@@ -238,6 +239,7 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}
     for name in target.backends[1:]:
         runtime = runtime_of(name)
+        assert before is not None, "the reference has one backend"
         try:
             further = backend(name).lower(before.clone(), target, folder)
         except MissingExtraError as error:
@@ -263,6 +265,7 @@ def _measure(written: Written) -> Compared:
         if target.runs_here:
             measured = yardstick.measure(request.lowering.load(written.folder), sample, request.progress)
         else:
+            assert written.before is not None, "the reference runs here"
             with lowered_to(get_target(REFERENCE), written.before.clone()) as run:
                 measured = yardstick.measure(run, sample, request.progress)
     checked = None if checking is None else checking.result()
