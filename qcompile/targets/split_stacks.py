@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,15 @@ from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
+from qcompile.ir import required
 from qcompile.ir.graph import add_initializer, append_node, ensure_initializer, name_of
+from qcompile.ir.required import dtype_of, graph_of, operand, shape_of
 from qcompile.targets.plans import Plan, give_plan, planned
 
 __all__ = ["Unrolled", "unroll"]
+
+#: Operators that several stacks read, by what they stand for, and how many operators were made.
+_Shared = dict[tuple[object, ...], Any]
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,10 @@ class Unrolled:
         owners = {part: stack for stack, parts in self.parts.items() for part in parts}
         found = {name: notes for name, notes in sites.items() if name not in owners}
         for stack, parts in self.parts.items():
-            found[stack] = {**sites[parts[0]], "products": len(parts)}
-            if "stored_bytes" in found[stack]:
-                found[stack]["stored_bytes"] = sum(sites[part]["stored_bytes"] for part in parts)
+            joined = {**sites[parts[0]], "products": len(parts)}
+            if "stored_bytes" in joined:
+                joined["stored_bytes"] = sum(sites[part]["stored_bytes"] for part in parts)
+            found[stack] = joined
         return found
 
 
@@ -55,7 +62,7 @@ def unroll(model: ir.Model, *, routed: bool) -> Unrolled:
         routed: whether rows may be gathered by what they chose: the runtime has sizes that depend on data.
     """
     parts: dict[str, Sequence[str]] = {}
-    shared: dict[tuple, Any] = {}
+    shared: _Shared = {}
     for node, plan in planned(model):
         site = read_site(node)
         if isinstance(site, Stack) and (form := _form(site)) is not None:
@@ -74,9 +81,9 @@ def _form(site: Stack) -> Experts | None:
 class _Rewriter:
     """One stack on its way: new operators stand in front of its own."""
 
-    def __init__(self, model: ir.Model, form: Experts, plan: Plan, shared: dict[tuple, Any]) -> None:
+    def __init__(self, model: ir.Model, form: Experts, plan: Plan, shared: _Shared) -> None:
         self.model, self.form, self.plan, self.shared = model, form, plan, shared
-        self.node, self.name, self.dtype = form.site.node, name_of(form.site.node), form.site.weight.dtype
+        self.node, self.name, self.dtype = form.site.node, name_of(form.site.node), dtype_of(form.site.weight)
         self.width = math.prod(form.size(form.free))
         self.made: list[str] = []
         self.body: ir.Graph | None = None  # where operators go, else in front of the site
@@ -94,12 +101,12 @@ class _Rewriter:
         old, reader, weight = node.outputs[0], form.site.reader, form.site.weight
         name, result.shape, result.type = old.name, old.shape, old.type
         ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        node.graph.remove(node, safe=True)
+        graph_of(node).remove(node, safe=True)
         old.name, result.name = None, name
         if reader is not node:
-            reader.graph.remove(reader, safe=True)
+            graph_of(reader).remove(reader, safe=True)
         if not weight.uses() and not weight.is_graph_output():
-            del self.model.graph.initializers[weight.name]
+            del self.model.graph.initializers[required.name_of(weight)]
         return self.made
 
     # ---- small things ------------------------------------------------------------------------------------------------
@@ -109,7 +116,7 @@ class _Rewriter:
         outputs: int = 1, **attributes: Any,
     ) -> Any:  # fmt: skip
         """One operator; its outputs have one shape."""
-        number = self.shared["number"] = self.shared.get("number", 0) + 1
+        number = self.shared["number",] = self.shared.get(("number",), 0) + 1
         name = f"{self.name}/{op}_{number}"
         if self.body is None:
             made = append_node(self.node, op, inputs, attributes, name=name, outputs=outputs).outputs
@@ -138,17 +145,17 @@ class _Rewriter:
         form, x = self.form, self.form.site.x
         if not form.dropped:
             return x
-        shape = [*form.size(form.rows), x.shape[-1]]
+        shape = [*form.size(form.rows), shape_of(x)[-1]]
         return self._shared(
             "x", x, form.dropped, make=lambda: self._op("Squeeze", [x, self._ints(*form.dropped)], shape)
         )
 
-    def _product(self, x: ir.Value, q: Quantized, content: Callable[[], Any], suffix: str) -> ir.Value:
+    def _product(self, x: ir.Value, q: Quantized, content: Callable[[], np.ndarray], suffix: str) -> ir.Value:
         """A new site."""
         name = f"{self.form.site.weight.name}{suffix}"
-        tensor = ir.LazyTensor(content, dtype=self.dtype, shape=ir.Shape(q.shape[::-1]), name=name)
+        tensor = ir.LazyTensor(lambda: ir.tensor(content()), dtype=self.dtype, shape=ir.Shape(q.shape[::-1]), name=name)
         weight = add_initializer(self.model, name, tensor)
-        y = self._op("MatMul", [x, weight], [*x.shape[:-1], q.shape[0]])
+        y = self._op("MatMul", [x, weight], [*shape_of(x)[:-1], q.shape[0]])
         give_plan(y.producer(), Plan(self.plan.scheme, q))
         self.made.append(y.producer().name)
         return y
@@ -157,7 +164,7 @@ class _Rewriter:
         """The product of each part with its own matrix."""
         form, pieces = self.form, self.form.pieces(self.plan.weight)
         return [
-            self._product(part, piece, lambda e=e: ir.tensor(form.matrix(e)), f".{e}" if len(pieces) > 1 else "")
+            self._product(part, piece, partial(form.matrix, e), f".{e}" if len(pieces) > 1 else "")
             for e, (part, piece) in enumerate(zip(parts, pieces, strict=True))
         ]
 
@@ -178,22 +185,22 @@ class _Rewriter:
             (y,) = self._each([x])
             return self._unflattened(y, letters)
         axis, count = letters.index(form.expert), form.count
-        shape = [1 if i == axis else dim for i, dim in enumerate(x.shape)]
+        shape = [1 if i == axis else dim for i, dim in enumerate(shape_of(x))]
 
         def split() -> list[ir.Value]:
             return self._op("Split", [x, self._ints(*[1] * count)], shape, outputs=count, axis=axis)
 
         made = self._each(self._shared("split", x, axis, make=split))
         if form.expert in form.output:
-            return self._unflattened(self._op("Concat", made, [*x.shape[:-1], self.width], axis=axis), letters)
+            return self._unflattened(self._op("Concat", made, [*shape_of(x)[:-1], self.width], axis=axis), letters)
         total = self._op("Sum", made, [*shape[:-1], self.width])
         del shape[axis], letters[axis]
         return self._unflattened(self._op("Squeeze", [total, self._ints(axis)], [*shape[:-1], self.width]), letters)
 
     def _indices(self, letters: Sequence[str]) -> ir.Value:
         """Which expert, from 0 on, with an axis for each letter, of size 1 where the indices have none."""
-        form, value = self.form, self.form.indices
-        shape, own = list(value.shape), list(form.chosen)
+        form, value = self.form, operand(self.form.site.reader, 1)
+        shape, own = list(shape_of(value)), list(form.chosen)
         if self.form.site.reader.op_type == "GatherND":
             shape = shape[:-1]
             value = self._op("Squeeze", [value, self._ints(len(shape))], shape, value.dtype)
@@ -244,7 +251,7 @@ class _Rewriter:
         x, shape = self._x(), [form.sizes[letter] if letter in form.rows else 1 for letter in letters]
         order = [form.rows.index(letter) for letter in letters if letter in form.rows]
         if order != sorted(order):
-            x = self._op("Transpose", [x], [*(x.shape[i] for i in order), size], perm=[*order, len(order)])
+            x = self._op("Transpose", [x], [*(shape_of(x)[i] for i in order), size], perm=[*order, len(order)])
         if missing := [i for i, letter in enumerate(letters) if letter not in form.rows]:
             x = self._op("Unsqueeze", [x, self._ints(*missing)], [*shape, size])
         among = self._indices(letters)
