@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qcompile.formats.catalogue import get_format
+from qcompile.errors import TargetError
+from qcompile.formats.catalogue import AnyFormat, get_format
 from qcompile.formats.format import Format
 
 __all__ = ["FLOAT", "Scheme"]
@@ -19,8 +20,8 @@ class Scheme:
         activation: ``None`` keeps the input as it is.
     """
 
-    weight: Format | None = None
-    activation: Format | None = None
+    weight: AnyFormat | None = None
+    activation: AnyFormat | None = None
 
     @property
     def name(self) -> str:
@@ -28,6 +29,17 @@ class Scheme:
         if self.weight is None:
             return "float"
         return self.weight.name + (f"/{self.activation.name}" if self.activation else "")
+
+    @property
+    def scalar_activation(self) -> Format | None:
+        """The format of the input, for a kernel.
+
+        Raises:
+            TargetError: if it has a structure of its own, which no kernel quantizes to.
+        """
+        if self.activation is None or isinstance(self.activation, Format):
+            return self.activation
+        raise TargetError(f"no kernel quantizes activations to '{self.activation.name}'")
 
     @property
     def bits(self) -> float:

@@ -30,7 +30,7 @@ class Body:
         self._inputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
         self._attributes: list[ir.Attr] = []
-        self._constants: dict[tuple, ir.Value] = {}
+        self._constants: dict[tuple[np.dtype, tuple[int, ...], bytes], ir.Value] = {}
 
     def input(self, name: str) -> ir.Value:
         """A new input."""
@@ -45,7 +45,7 @@ class Body:
 
     def constant(self, value: Any, dtype: type = np.float32) -> ir.Value:
         """A scalar or array; equal ones are made once."""
-        array = np.asarray(value, dtype)
+        array: np.ndarray = np.asarray(value, dtype)
         key = (array.dtype, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = self._append("Constant", (), [ir.AttrTensor("value", ir.tensor(array))])

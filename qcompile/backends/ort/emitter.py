@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompile.ir.functions import DOMAIN, add_function, opset
 from qcompile.ir.graph import add_initializer, append_node
+from qcompile.ir.required import graph_of, name_of, producer_of
 from qcompile.targets.target import Target
 
 __all__ = ["Emitter", "Parts"]
@@ -33,8 +34,9 @@ class Emitter:
         self.opset = opset(model)
         self.stored = 0
         self.graph: ir.Graph = model.graph
-        self._made: dict[tuple, ir.Value] = {}
-        self._constants: dict[tuple, list[tuple[ir.Value, np.ndarray]]] = defaultdict(list)
+        self._made: dict[tuple[Any, ...], ir.Value] = {}
+        self._functions: dict[tuple[Any, ...], str] = {}
+        self._constants: dict[tuple[Any, ...], list[tuple[ir.Value, np.ndarray]]] = defaultdict(list)
         self._names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
         self._names |= {value.name for value in model.graph.inputs}
 
@@ -59,9 +61,9 @@ class Emitter:
 
     def at(self, node: ir.Node) -> None:
         """A site is lowered from here on: what it shares stays within its graph, or the body that it stands in."""
-        self.stored, self.graph = 0, node.graph
+        self.stored, self.graph = 0, graph_of(node)
 
-    def shared(self, key: tuple, make: Callable[[], ir.Value]) -> ir.Value:
+    def shared(self, key: tuple[Any, ...], make: Callable[[], ir.Value]) -> ir.Value:
         """A value made at its first use. Sites come in the order of the graph, so the first use is the earliest."""
         key = self.graph, *key
         if key not in self._made:
@@ -80,19 +82,19 @@ class Emitter:
         alike.append((add_initializer(self.model, tensor.name, tensor), content))
         return alike[-1][0]
 
-    def weights(self, name: str, parts: Parts) -> list[ir.Value]:
+    def weights(self, weight: ir.Value, parts: Parts) -> list[ir.Value]:
         """Initializers for the parts of a packed weight, named after it; what they take is added to ``stored``."""
         self.stored += sum(tensor.nbytes for tensor in parts.values())
-        return [self.constant(f"{name}.{part}", tensor) for part, tensor in parts.items()]
+        return [self.constant(f"{name_of(weight)}.{part}", tensor) for part, tensor in parts.items()]
 
     def define(self, make: Callable[..., ir.Function], *arguments: Any) -> str:
         """Register a function at its first use, and return its name."""
-        key = ("function", make, *arguments)
-        if key not in self._made:
+        key = (make, *arguments)
+        if key not in self._functions:
             function = make(*arguments, self.opset)
             add_function(self.model, function)
-            self._made[key] = function.name
-        return self._made[key]
+            self._functions[key] = function.name
+        return self._functions[key]
 
     def replace(self, node: ir.Node, new: ir.Value) -> None:
         """Let a new value stand for the first output of a node, under its name, and remove the node."""
@@ -100,16 +102,17 @@ class Emitter:
         name, new.shape, new.type = old.name, old.shape, old.type
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         weights = [value for value in node.inputs if value is not None and value.is_initializer()]
-        node.graph.remove(node, safe=True)
+        graph_of(node).remove(node, safe=True)
         old.name, new.name = None, name
-        new.producer().name = node.name
+        producer_of(new).name = node.name
         for value in weights:
             self.drop(value)
 
     def drop(self, value: ir.Value) -> None:
         """Remove an initializer that nothing reads any more; its content goes too, though an analysis may know it."""
-        if not value.uses() and not value.is_graph_output() and value.name in self.model.graph.initializers:
-            del self.model.graph.initializers[value.name]
+        constants, name = self.model.graph.initializers, name_of(value)
+        if not value.uses() and not value.is_graph_output() and name in constants:
+            del constants[name]
             value.const_value = None
 
 

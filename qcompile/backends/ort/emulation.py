@@ -18,6 +18,7 @@ from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, 
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
 from qcompile.formats import Format
+from qcompile.ir.required import operands, sizes_of
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
@@ -39,43 +40,43 @@ def takes_lookup(scheme: Scheme) -> bool:
 
 def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LinearX(QuantizeY(x), codes, scales, ...)``; sites that read one value share its quantization."""
-    fmt, size = plan.scheme.weight, plan.weight.shape[1]
-    x, width = prepare(emit, site, [_FLOAT]), size
-    if plan.scheme.activation is not None:
-        x, width = _quantized(emit, site, x, plan.scheme.activation, size)
+    fmt, size = plan.weight.format, plan.weight.shape[1]
+    x, width, activation = prepare(emit, site, [_FLOAT]), size, plan.scheme.scalar_activation
+    if activation is not None:
+        x, width = _quantized(emit, site, x, activation, size)
     x = resize(emit, site.node, x, size, width, packed_width(plan.weight))
     emit.define(decode_function, fmt)
-    operands = emit.weights(site.weight.name, parts)
-    y = emit.call(site.node, emit.define(linear_function, fmt), x, *operands)
+    weights = emit.weights(site.weight, parts)
+    y = emit.call(site.node, emit.define(linear_function, fmt), x, *weights)
     return wrap(emit, site, y, _FLOAT), {}
 
 
 def emit_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The operator itself, in float32, on the stack ``DecodeX(codes, scales, ...)`` laid out as it was."""
     node, reader, size, dtype = site.node, site.reader, plan.weight.shape[1], graph_type(site.weight)
-    x = prepare(emit, site, [_FLOAT])
-    if plan.scheme.activation is not None:
-        x, width = _quantized(emit, site, x, plan.scheme.activation, size)
+    x, activation = prepare(emit, site, [_FLOAT]), plan.scheme.scalar_activation
+    if activation is not None:
+        x, width = _quantized(emit, site, x, activation, size)
         x = resize(emit, node, x, size, width, size)
     stack = _decoded_stack(emit, site, plan, parts)
     if reader is not node:
         rest = [stack if value is site.weight else value for value in reader.inputs]
         emit.replace(reader, emit.op(reader, reader.op_type, *rest, **_attributes(reader)))
-    operands = [x if value is site.x else stack if value is site.weight else value for value in node.inputs]
+    given = [x if value is site.x else stack if value is site.weight else value for value in operands(node)]
     if dtype != _FLOAT:
-        operands = [value if value.dtype == _FLOAT else cast(emit, node, value, _FLOAT) for value in operands]
-    y = emit.op(node, node.op_type, *operands, **_attributes(node))
+        given = [value if value.dtype == _FLOAT else cast(emit, node, value, _FLOAT) for value in given]
+    y = emit.op(node, node.op_type, *given, **_attributes(node))
     return (y if dtype == _FLOAT else cast(emit, node, y, dtype)), {}
 
 
 def _decoded_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> ir.Value:
     """The whole stack in the graph's type: rows of one matrix after the other, the contracted axis put back."""
-    node, fmt, size = site.reader, plan.scheme.weight, plan.weight.shape[1]
-    operands = emit.weights(site.weight.name, parts)
-    rows = emit.call(node, emit.define(decode_function, fmt), *operands)
+    node, fmt, size = site.reader, plan.weight.format, plan.weight.shape[1]
+    weights = emit.weights(site.weight, parts)
+    rows = emit.call(node, emit.define(decode_function, fmt), *weights)
     if packed_width(plan.weight) != size:
         rows = cut(emit, node, rows, size)
-    shape = [int(dim) for dim in site.weight.shape]
+    shape = list(sizes_of(site.weight))
     del shape[site.axis]
     target = emit.constant(f"{site.weight.name}.shape", np.array([*shape, size], np.int64))
     stack, order = emit.op(node, "Reshape", rows, target), list(range(len(shape)))
@@ -103,10 +104,10 @@ def _quantized(emit: Emitter, site: Linear | Stack, x: ir.Value, fmt: Format, si
 
 def emit_lookup(emit: Emitter, site: Lookup, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LookupX(indices, codes, scales, ...)``."""
-    fmt, size = plan.scheme.weight, plan.weight.shape[1]
+    fmt, size = plan.weight.format, plan.weight.shape[1]
     emit.define(decode_function, fmt)
-    operands = emit.weights(site.weight.name, parts)
-    y = emit.call(site.node, emit.define(lookup_function, fmt), site.indices, *operands)
+    weights = emit.weights(site.weight, parts)
+    y = emit.call(site.node, emit.define(lookup_function, fmt), site.indices, *weights)
     if packed_width(plan.weight) != size:
         y = cut(emit, site.node, y, size)
     if graph_type(site.weight) != _FLOAT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -26,9 +27,9 @@ def prepare(emit: Emitter, site: Linear | Stack, types: Sequence[ir.DataType]) -
     """
     x, node = site.x, site.node
     if site.before is not None:
-        x = emit.shared(("axes", x, site.before), lambda v=x: _transpose(emit, node, v, site.before))
+        x = emit.shared(("axes", x, site.before), partial(_transpose, emit, node, x, site.before))
     if graph_type(site.weight) not in types:
-        x = emit.shared(("cast", x, types[0]), lambda v=x: cast(emit, node, v, types[0]))
+        x = emit.shared(("cast", x, types[0]), partial(cast, emit, node, x, types[0]))
     return x
 
 
@@ -44,9 +45,9 @@ def cast(emit: Emitter, node: ir.Node, x: ir.Value, dtype: ir.DataType) -> ir.Va
 def resize(emit: Emitter, node: ir.Node, x: ir.Value, size: int, have: int, want: int) -> ir.Value:
     """``x``, of ``size`` elements along its last axis and zeros up to ``have``, with zeros up to ``want``."""
     if have > want:
-        x, have = emit.shared(("cut", x, size), lambda v=x: cut(emit, node, v, size)), size
+        x, have = emit.shared(("cut", x, size), partial(cut, emit, node, x, size)), size
     if have < want:
-        x = emit.shared(("pad", x, want), lambda v=x, count=want - have: _pad(emit, node, v, count))
+        x = emit.shared(("pad", x, want), partial(_pad, emit, node, x, want - have))
     return x
 
 

@@ -19,6 +19,7 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import prepare, wrap
 from qcompile.backends.ort.scales import divisor, effective_scales
 from qcompile.formats import Format, Kind, Quantized, ScaleType
+from qcompile.formats.catalogue import AnyFormat
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
@@ -32,10 +33,10 @@ def takes(scheme: Scheme) -> bool:
     return scheme.activation is not None and all(map(_fits, (scheme.weight, scheme.activation)))
 
 
-def _fits(fmt: Format) -> bool:
-    signed = (
-        isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER and fmt.bits == 8 and fmt.element.levels[0] == -127
-    )
+def _fits(fmt: AnyFormat | None) -> bool:
+    if not isinstance(fmt, Format):
+        return False
+    signed = fmt.element.kind is Kind.INTEGER and fmt.bits == 8 and fmt.element.levels[0] == -127
     return signed and fmt.group is None and fmt.scale is ScaleType.FP32 and not fmt.zero_point
 
 
@@ -77,6 +78,6 @@ def emit(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Valu
     scale_name, codes_name = emit.define(scale_function, fmt), emit.define(codes_function, fmt)
     scale = emit.shared((scale_name, x), lambda: emit.call(node, scale_name, x, hint=f"{x.name}/scale"))
     codes = emit.shared((codes_name, x), lambda: emit.call(node, codes_name, x, scale, hint=f"{x.name}/codes"))
-    operands = emit.weights(site.weight.name, parts)
+    operands = emit.weights(site.weight, parts)
     y = emit.call(node, emit.define(linear_function, fmt), codes, scale, *operands)
     return wrap(emit, site, y, ir.DataType.FLOAT), {}

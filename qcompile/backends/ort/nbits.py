@@ -32,7 +32,9 @@ _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # what both operators compute
 def takes(scheme: Scheme) -> bool:
     """Integers of 2, 4 or 8 bits in blocks of a power of two from 16 to 256, activations as they are."""
     fmt = scheme.weight
-    integer = isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER and fmt.bits in (2, 4, 8)
+    if not isinstance(fmt, Format):
+        return False
+    integer = fmt.element.kind is Kind.INTEGER and fmt.bits in (2, 4, 8)
     return integer and scheme.activation is None and fmt.group in (16, 32, 64, 128, 256)
 
 
@@ -61,33 +63,34 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[
     emit.model.graph.opset_imports.setdefault(_DOMAIN, 1)
     x, (rows, size) = prepare(emit, site, _TYPES), plan.weight.shape
     computed = graph_type(site.weight) if graph_type(site.weight) in _TYPES else _TYPES[0]
-    level, why = accuracy_level(plan.scheme.weight.bits, emit.target)
-    shape = {"K": size, "N": rows, "bits": plan.scheme.weight.bits, "block_size": plan.scheme.weight.group}
-    operands = _constants(emit, site.weight.name, parts, computed)
+    fmt = plan.weight.format
+    level, why = accuracy_level(fmt.bits, emit.target)
+    shape: dict[str, Any] = {"K": size, "N": rows, "bits": fmt.bits, "block_size": fmt.group}
+    operands = _constants(emit, site.weight, parts, computed)
     y = emit.op(site.node, "MatMulNBits", x, *operands, domain=_DOMAIN, accuracy_level=level, **shape)
     said = {"accuracy_level": level, "why": why}
-    if level == 4 and shape["bits"] > 2:  # onnxruntime's kernel rounds each block of the input to int8
-        said["rounds_input_to"] = f"int8-g{shape['block_size']}-fp32"
+    if level == 4 and fmt.bits > 2:  # onnxruntime's kernel rounds each block of the input to int8
+        said["rounds_input_to"] = f"int8-g{fmt.group}-fp32"
     return wrap(emit, site, y, computed), said
 
 
-def _constants(emit: Emitter, name: str, parts: Parts, dtype: ir.DataType) -> list[ir.Value]:
+def _constants(emit: Emitter, weight: ir.Value, parts: Parts, dtype: ir.DataType) -> list[ir.Value]:
     """The parts, with scales in the type that is computed in."""
-    return emit.weights(name, {**parts, "scales": parts["scales"].astype(dtype.numpy(), copy=False)})
+    return emit.weights(weight, {**parts, "scales": np.asarray(parts["scales"]).astype(dtype.numpy(), copy=False)})
 
 
 def emit_lookup(emit: Emitter, site: Lookup, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """One GatherBlockQuantized. Its table is a reshape of MatMulNBits' codes, so that a tied head shares the bytes."""
     emit.model.graph.opset_imports.setdefault(_DOMAIN, 1)
-    fmt, (rows, size), node = plan.scheme.weight, plan.weight.shape, site.node
+    fmt, (rows, size), node = plan.weight.format, plan.weight.shape, site.node
     computed = graph_type(site.weight) if graph_type(site.weight) in _TYPES else _TYPES[0]
-    codes, scales, *zero_points = _constants(emit, site.weight.name, parts, computed)
+    codes, scales, *zero_points = _constants(emit, site.weight, parts, computed)
     flat = emit.constant("qcompile.rows", np.array([rows, -1], np.int64))
     table = emit.op(node, "Reshape", codes, flat)
-    settings = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
+    settings: dict[str, Any] = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
     inputs = (table, site.indices, scales, *zero_points)
     y = emit.op(node, "GatherBlockQuantized", *inputs, domain=_DOMAIN, **settings)
-    if size % fmt.group:
+    if size % (fmt.group or size):
         y = cut(emit, node, y, size)
     if computed != graph_type(site.weight):
         y = emit.op(node, "Cast", y, to=int(graph_type(site.weight)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _saturates() -> bool:
     return bool((product != 64 * 255 * 127).any())
 
 
-def _run(session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     check_names(inputs, [value.name for value in session.get_inputs()])
     try:
         values = session.run(None, dict(inputs))

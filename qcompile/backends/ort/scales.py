@@ -42,7 +42,7 @@ def divisor(body: Body, scale: ir.Value, fmt: Format) -> ir.Value:
 
 def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
     amax = body.reduce("ReduceMax", body.Abs(x))
-    second = None if fmt.tensor_scale is None else _row_scale(body, amax, fmt)
+    second = None if fmt.tensor_scale is None else _row_scale(body, amax, fmt, fmt.tensor_scale)
     scales = []
     for target in fmt.targets or (fmt.element.max,):
         scale = body.Div(amax, body.constant(target))
@@ -54,10 +54,10 @@ def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir
     return scales
 
 
-def _row_scale(body: Body, amax: ir.Value, fmt: Format) -> ir.Value:
-    """The second-level scale of each row, ``[..., 1]``."""
+def _row_scale(body: Body, amax: ir.Value, fmt: Format, largest: float) -> ir.Value:
+    """The second-level scale of each row, ``[..., 1]``, where the largest scale of a group is to be ``largest``."""
     target = fmt.targets[0] if fmt.targets else fmt.element.max
-    scale = body.Div(body.reduce("ReduceMax", amax, keep=True), body.constant(target * fmt.tensor_scale))
+    scale = body.Div(body.reduce("ReduceMax", amax, keep=True), body.constant(target * largest))
     return body.Where(body.Equal(scale, body.constant(0.0)), body.constant(1.0), scale)
 
 
