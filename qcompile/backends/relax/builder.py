@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +13,12 @@ from tvm import relax, te, tirx
 from qcompile.backends.relax import known
 from qcompile.backends.relax.kernels.lanes import Lanes
 from qcompile.errors import TargetError
+from qcompile.ir.required import name_of
 
 __all__ = ["Builder", "Value"]
 
 #: A value of the graph: an expression that the artifact computes, or what is known while compiling.
-Value = relax.Expr | np.ndarray
+Value: TypeAlias = relax.Expr | np.ndarray
 
 _OPAQUE = 8  # TVM's word for a kernel that is not fused
 _INLINE = 1024  # elements of a constant that becomes part of the code, where it may fuse
@@ -64,7 +65,7 @@ class Builder:
                 raise TargetError(f"TVM: value '{value.name}' is read but never computed")
             array = value.const_value.numpy()
             small = array.size <= _INLINE and array.dtype.kind in "fiub"
-            self._values[value] = array if small else self.parameter(value.name, np.ascontiguousarray(array))
+            self._values[value] = array if small else self.parameter(name_of(value), np.ascontiguousarray(array))
         return self._values[value]
 
     def parameter(self, name: str, array: np.ndarray) -> relax.Var:

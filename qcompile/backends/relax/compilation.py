@@ -143,7 +143,7 @@ def _schedule_gpu() -> Any:
     return dlight.ApplyDefaultSchedule(*rules)
 
 
-@tvm.transform.module_pass(opt_level=0, name="ScheduleCPU")
+@tvm.transform.module_pass(opt_level=0, name="ScheduleCPU")  # type: ignore[untyped-decorator]  # TVM has no types
 def _schedule_cpu(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     """Outer loops in parallel; LLVM makes vectors of the innermost ones."""
     functions = dict(module.functions_items())

@@ -38,7 +38,7 @@ def measure(node: ir.Node, shape: Sequence[known.Size]) -> np.ndarray:
 # ---- arithmetic on expressions -----------------------------------------------------------------------------------
 
 
-def _integers(function: Callable[[tirx.Expr, tirx.Expr], Scalar]) -> Callable[[Scalar, Scalar], Scalar]:
+def _integers(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
     """An operator on sizes; TVM's analysis is one of integers, so that the artifact computes with floats."""
 
     def apply(*sizes: Scalar) -> Scalar:
@@ -49,7 +49,7 @@ def _integers(function: Callable[[tirx.Expr, tirx.Expr], Scalar]) -> Callable[[S
     return apply
 
 
-def _divided(function: Callable[[tirx.Expr, tirx.Expr], Scalar]) -> Callable[[Scalar, Scalar], Scalar]:
+def _divided(function: Callable[[tirx.Expr, tirx.Expr], Scalar]) -> Callable[..., Scalar]:
     """An operator that divides: TVM stops at a zero."""
 
     def apply(a: tirx.Expr, b: tirx.Expr) -> Scalar:

@@ -11,9 +11,11 @@ from qcompile.backends.relax.builder import Builder
 from qcompile.backends.relax.kernels.linear import linear
 from qcompile.backends.relax.kernels.lookup import lookup
 from qcompile.backends.relax.kernels.quantize import quantize_rows, supported
+from qcompile.backends.relax.operators.registry import refuse
 from qcompile.backends.relax.weights import Layout, layout_of, pack_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Format
+from qcompile.ir import required
 from qcompile.ir.graph import name_of
 from qcompile.targets.plans import Plan
 
@@ -40,10 +42,12 @@ def lower_site(g: Builder, node: ir.Node, plan: Plan) -> tuple[relax.Expr, str]:
     form = read_site(node)
     if isinstance(form, Lookup):
         return _lookup(g, form, plan), "rows decoded as they are looked up"
-    return _linear(g, form, plan), "weights decoded in registers, float32 sums"
+    if isinstance(form, Linear):
+        return _linear(g, form, plan), "weights decoded in registers, float32 sums"
+    raise refuse(node, "its stack was not split")
 
 
-def _parts(g: Builder, name: str, plan: Plan) -> tuple[Layout, list[relax.Expr]]:
+def _parts(g: Builder, weight: ir.Value, plan: Plan) -> tuple[Layout, list[relax.Expr]]:
     """The layout of a weight and its parameters. Equal content is stored once: tied weights."""
     import hashlib
 
@@ -53,13 +57,13 @@ def _parts(g: Builder, name: str, plan: Plan) -> tuple[Layout, list[relax.Expr]]
         digest.update(array.tobytes())
 
     def make() -> list[relax.Expr]:
-        return [g.parameter(f"{name}.{part}", array) for part, array in parts.items()]
+        return [g.parameter(f"{required.name_of(weight)}.{part}", array) for part, array in parts.items()]
 
     return layout_of(plan.weight), g.shared(("weight", digest.hexdigest()), make)
 
 
 def _linear(g: Builder, form: Linear, plan: Plan) -> relax.Expr:
-    layout, parts = _parts(g, form.weight.name, plan)
+    layout, parts = _parts(g, form.weight, plan)
     x = g.tensor(g.get(form.x))
     dtype = g.dtype(x)
     x = g.cast(g.transpose(x, form.before), "float32")
@@ -87,7 +91,7 @@ def _biased(g: Builder, form: Linear, y: relax.Expr, dtype: str) -> relax.Expr:
 def _rows(g: Builder, x: relax.Expr, plan: Plan, size: int) -> relax.Expr:
     """``[m, K]``, quantized and read back if the scheme says so; sites that read one value share it."""
     rows = g.reshape(x, [known.product(g.shape(x)[:-1]), size])
-    fmt = plan.scheme.activation
+    fmt = plan.scheme.scalar_activation
     if fmt is None:
         return rows
     width = -(-size // (fmt.group or size)) * (fmt.group or size)
@@ -97,7 +101,7 @@ def _rows(g: Builder, x: relax.Expr, plan: Plan, size: int) -> relax.Expr:
 
 
 def _lookup(g: Builder, form: Lookup, plan: Plan) -> relax.Expr:
-    layout, parts = _parts(g, form.weight.name, plan)
+    layout, parts = _parts(g, form.weight, plan)
     indices = g.tensor(g.get(form.indices))
     among, dtype = g.shape(indices), g.dtype(indices)
     flat = g.reshape(indices, [known.product(among)])
@@ -105,4 +109,5 @@ def _lookup(g: Builder, form: Lookup, plan: Plan) -> relax.Expr:
     y = g.call(key, lambda: lookup(g.lanes, layout, dtype), [flat, *parts], [g.shape(flat)[0], layout.padded_size])
     y = g.reshape(g.resize(y, 1, layout.size), [*among, layout.size])
     names = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
-    return g.cast(y, names.get(form.weight.dtype, form.weight.dtype.name.lower()))
+    kind = required.dtype_of(form.weight)
+    return g.cast(y, names.get(kind, kind.name.lower()))

@@ -20,6 +20,7 @@ from qcompile.backends.relax.operators import OPERATORS
 from qcompile.backends.relax.operators.registry import refuse
 from qcompile.backends.relax.sites import check_plan, lower_site
 from qcompile.errors import QCompileError, TargetError
+from qcompile.ir import required
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import name_of
 from qcompile.targets.plans import plan_of
@@ -66,7 +67,7 @@ def translate(model: ir.Model, lanes: Lanes) -> Translated:
             outputs = [g.block.emit_output(g.tensor(g.get(value))) for value in model.graph.outputs]
         g.block.emit_func_output(relax.Tuple(outputs), [*variables, *g.arguments])
     described = [_describe(value, variable) for value, variable in zip(inputs, variables, strict=True)]
-    return Translated(g.block.get(), described, [v.name for v in model.graph.outputs], g.parameters, sites)
+    return Translated(g.block.get(), described, [required.name_of(v) for v in model.graph.outputs], g.parameters, sites)
 
 
 def _check(model: ir.Model) -> None:
@@ -90,7 +91,7 @@ def _input(g: Builder, value: ir.Value) -> relax.Var:
         [tvm.tirx.const(n, "int64") if isinstance(n, int) else n for n in sizes],
         names.get(value.dtype, value.dtype.name.lower()),
     )
-    variable = relax.Var("".join(c if c.isalnum() else "_" for c in value.name), kind)
+    variable = relax.Var("".join(c if c.isalnum() else "_" for c in required.name_of(value)), kind)
     g.set(value, variable)
     return variable
 

@@ -15,6 +15,7 @@ import torch
 
 from qcompile.backends.relax.kernels.codes import container
 from qcompile.backends.relax.kernels.lanes import BLOCK
+from qcompile.errors import InternalError
 from qcompile.formats import Format, Quantized, ScaleType
 from qcompile.formats.scales import scale_code
 
@@ -100,8 +101,14 @@ def pack_parts(q: Quantized) -> dict[str, np.ndarray]:
     if q.zero_points is not None:
         parts["zero_points"] = _blocked(q.zero_points.numpy(), layout)
     if layout.scaled_twice:
-        parts["tensor_scale"] = q.tensor_scale.reshape(1).numpy()
+        parts["tensor_scale"] = _tensor_scale(q).reshape(1).numpy()
     return parts
+
+
+def _tensor_scale(q: Quantized) -> torch.Tensor:
+    if q.tensor_scale is None:
+        raise InternalError(f"a weight in '{q.format.name}' has no second-level scale")
+    return q.tensor_scale
 
 
 def _pack_codes(q: Quantized, layout: Layout) -> np.ndarray:

@@ -102,7 +102,7 @@ class _Rows:
         if self.fmt.tensor_scale is None:
             return None
         amax = float_of(self._reduce(row, 0, size, "finite"))
-        scale = T.Bind(amax / const(row_target(self.fmt), "float32"))
+        scale = T.Bind(amax / const(row_target(self.fmt, self.fmt.tensor_scale), "float32"))
         return T.Bind(select(scale > 0, scale, const(1.0, "float32")))
 
     # ---- scales of a group ---------------------------------------------------------------------------------------

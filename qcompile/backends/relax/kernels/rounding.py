@@ -109,9 +109,9 @@ def _ceil(wide: tirx.Expr) -> tirx.Expr:
     return ((tirx.reinterpret("int64", wide) + const(2**52 - 1, "int64")) >> const(52, "int64")) - 1023
 
 
-def row_target(fmt: Format) -> float:
-    """The divisor of a row's largest magnitude for its second-level scale."""
-    return (fmt.targets[0] if fmt.targets else fmt.element.max) * fmt.tensor_scale
+def row_target(fmt: Format, largest: float) -> float:
+    """The divisor of a row's largest magnitude for the second-level scale that leads to group scales of ``largest``."""
+    return (fmt.targets[0] if fmt.targets else fmt.element.max) * largest
 
 
 def constant_second(fmt: Format) -> float | None:

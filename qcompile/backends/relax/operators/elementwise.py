@@ -59,7 +59,7 @@ def elementwise(
     return g.compute(shape, element, node.op_type.lower(), *inputs)
 
 
-def _own(index: tuple, shape: list[Any], whole: list[Any]) -> tuple:
+def _own(index: tuple[Any, ...], shape: list[Any], whole: list[Any]) -> tuple[Any, ...]:
     """The index into an operand that is broadcast along its axes of size 1."""
     own = index[len(index) - len(shape) :]
     wide = whole[len(whole) - len(shape) :]

@@ -41,12 +41,15 @@ def _whole(node: ir.Node, value: Value) -> Any:
 
 @operator("ConstantOfShape")
 def _constant_of_shape(g: Builder, node: ir.Node, shape: Value) -> relax.Expr:
-    value = node.attributes.get_tensor("value")
-    value = np.zeros(1, np.float32) if value is None else value.numpy()
+    given = node.attributes.get_tensor("value", None)
+    value = np.zeros(1, np.float32) if given is None else given.numpy()
     sizes = sizes_of(node, shape, "sizes")
     return g.compute(sizes, lambda *index: tirx.const(value.reshape(-1)[0].item(), str(value.dtype)), "fill")
 
 
 @operator("Constant")
 def _constant(g: Builder, node: ir.Node) -> np.ndarray:
-    return ir.convenience.get_const_tensor(node.outputs[0]).numpy()
+    value = ir.convenience.get_const_tensor(node.outputs[0])
+    if value is None:
+        raise refuse(node, "its value is not known")
+    return value.numpy()

@@ -12,6 +12,7 @@ from qcompile.backends.relax.builder import Builder, Value
 from qcompile.backends.relax.kernels.matmul import Product, matmul
 from qcompile.backends.relax.operators.elementwise import binary
 from qcompile.backends.relax.operators.registry import operator
+from qcompile.ir.graph import static
 
 __all__ = ["multiply", "times"]
 
@@ -68,7 +69,7 @@ def _spread(g: Builder, x: relax.Expr, lead: list[Any], keep: bool) -> relax.Exp
 def _product(
     g: Builder, a: relax.Expr, b: relax.Expr, k: Any, n: Any, transposed: bool, shared: tuple[bool, bool]
 ) -> relax.Expr:
-    form = Product(*(s if isinstance(s, int) else None for s in (k, n)), transposed, *shared)
+    form = Product(static(k), static(n), transposed, *shared)
     batch, m, _ = g.shape(a)
     if shared[0]:
         batch = g.shape(b)[0]

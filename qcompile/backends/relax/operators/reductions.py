@@ -22,7 +22,7 @@ __all__ = ["softmax_last"]
 def _reduce(g: Builder, node: ir.Node, x: Value, axes: Value | None = None, *, rule: Callable[..., Any]) -> relax.Expr:
     x = g.tensor(x)
     found = axes_of(g, node, axes, len(g.shape(x)))
-    if not found and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not found and node.attributes.get_int("noop_with_empty_axes", 0) != 0:
         return x
     return rule(g, x, found or None, bool(node.attributes.get_int("keepdims", 1)))
 
@@ -74,7 +74,7 @@ def _arg(g: Builder, node: ir.Node, x: Value) -> relax.Expr:
 
 @operator("CumSum")
 def _cumsum(g: Builder, node: ir.Node, x: Value, axis: Value) -> relax.Expr:
-    if not isinstance(axis, np.ndarray) or node.attributes.get_int("reverse", 0):
+    if not isinstance(axis, np.ndarray) or node.attributes.get_int("reverse", 0) != 0:
         raise refuse(node, "only sums from the front along a constant axis are supported")
     x = g.tensor(x)
     which = int(axis.reshape(-1)[0]) % len(g.shape(x))

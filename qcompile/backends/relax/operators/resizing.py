@@ -28,18 +28,20 @@ def _resize(
     where = get.get_string("coordinate_transformation_mode", "half_pixel")
     kind = get.get_string("mode", "nearest")
     stretched = get.get_string("keep_aspect_ratio_policy", "stretch") == "stretch"
-    if where not in _PLACES or get.get_int("antialias", 0) or get.get_int("exclude_outside", 0) or not stretched:
+    blurred = any(get.get_int(name, 0) for name in ("antialias", "exclude_outside"))
+    if where not in _PLACES or blurred or not stretched:
         raise refuse(node, f"coordinates '{where}', antialiasing or a kept aspect ratio are not supported")
     have = g.shape(x)
     given = get.get_ints("axes", tuple(range(len(have))))
     axes = axes_of(g, node, np.array(given), len(have))
     whole = sizes is not None and (not isinstance(sizes, np.ndarray) or sizes.size > 0)
+    factors: list[float | None] = [None] * len(axes)
     if whole:
         targets = sizes_of(node, sizes, "sizes")
-        factors = [None] * len(axes)
     else:
-        factors = [float(factor) for factor in sizes_of(node, scales, "scales")]
-        targets = [_scaled(node, have[axis], factor) for axis, factor in zip(axes, factors, strict=True)]
+        stated = [float(factor) for factor in sizes_of(node, scales, "scales")]
+        targets = [_scaled(node, have[axis], factor) for axis, factor in zip(axes, stated, strict=True)]
+        factors = [*stated]
     for axis, target, factor in zip(axes, targets, factors, strict=True):
         if factor == 1.0 or known.same(have[axis], target):
             continue

@@ -144,7 +144,9 @@ def _slice(
     first, last = sizes_of(node, starts, "starts"), sizes_of(node, ends, "ends")
     which = [int(a) % len(shape) for a in (sizes_of(node, axes, "axes") if axes is not None else range(len(first)))]
     by = [1] * len(first) if steps is None else sizes_of(node, steps, "steps")
-    cuts = {a: _bounds(node, *cut, shape[a]) for a, *cut in zip(which, first, last, by, strict=True)}
+    cuts = {
+        a: _bounds(node, start, end, step, shape[a]) for a, start, end, step in zip(which, first, last, by, strict=True)
+    }
     whole = all(
         c[0] == 0 and c[1] == 1 and known.same(c[2], shape[a]) for a, c in cuts.items() if isinstance(c[0], int)
     )

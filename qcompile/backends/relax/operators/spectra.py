@@ -26,7 +26,7 @@ def _dft(
     rank = len(g.shape(x))
     at = get.get_int("axis", 1 if g.opset < 20 else -2) if axis is None else int(np.asarray(axis).reshape(-1)[0])
     at %= rank
-    if length is not None or get.get_int("onesided", 0) or at == rank - 1:
+    if length is not None or get.get_int("onesided", 0) != 0 or at == rank - 1:
         raise refuse(node, "a length of its own or one side alone is not supported")
     order = [i for i in range(rank) if i != at]
     order = [*order[:-1], at, order[-1]]

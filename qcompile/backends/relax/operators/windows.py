@@ -77,7 +77,7 @@ def _places(sizes: list[Any], kernel: list[int], window: _Window) -> list[Any]:
     ]
 
 
-def _padded(t: Any, lead: tuple, own: list[Any], sizes: list[Any], pads: list[int]) -> tirx.Expr:
+def _padded(t: Any, lead: tuple[Any, ...], own: list[Any], sizes: list[Any], pads: list[int]) -> tirx.Expr:
     """An element of the input, or the zero beside it."""
     ends = zip(own, sizes, pads[: len(own)], pads[len(own) :], strict=True)
     inside = [c for i, n, low, high in ends for c in ([i >= 0] if low else []) + ([i < n] if high else [])]
