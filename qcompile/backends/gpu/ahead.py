@@ -38,11 +38,11 @@ def compile_ahead(folder: Path, arches: Sequence[str]) -> None:
 
 def main(folder: str, *arches: str) -> None:
     """Compile every kernel configuration of the packed weights once."""
-    from qcompile.backends.gpu.aot import linear_configs, write
+    from qcompile.backends.gpu.aot import Config, linear_configs, write
 
     layout = json.loads((Path(folder) / "layout.json").read_text())
     for arch in arches:
-        distinct = {}
+        distinct: dict[str, Config] = {}
         for entry in layout["packed"].values():
             for config in linear_configs(entry, arch) if entry["kind"] == "linear" else []:
                 content = (config.kernel, config.signature, config.constants, config.aligned, config.warps)

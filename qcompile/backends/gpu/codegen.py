@@ -14,6 +14,7 @@ from qcompile.backends.gpu.ops.call import Call, refuse
 from qcompile.backends.gpu.precision import HALVES, narrows
 from qcompile.backends.gpu.symbols import ARITHMETIC
 from qcompile.backends.gpu.values import Values
+from qcompile.ir.required import name_of, operand
 from qcompile.shapes.evaluate import measured
 
 __all__ = ["Program"]
@@ -42,7 +43,7 @@ class Program(Values):
         self.results = [self.own(value) for value in model.graph.outputs]
 
     def _declare(self, value: ir.Value) -> str:
-        name = self.names.make(value.name)
+        name = self.names.make(name_of(value))
         self.let(value, name, value.dtype in HALVES)
         for axis, dim in enumerate(value.shape or ()):
             if not isinstance(dim, int) and dim.value is not None and dim.value not in self._dims:
@@ -80,7 +81,7 @@ class Program(Values):
         return True
 
     def _shape(self, node: ir.Node) -> list[np.ndarray] | None:
-        value = node.inputs[0]
+        value = operand(node, 0)
         if value.shape is None:
             return None
         return [measured(node, len(value.shape), lambda axis: self.size(value, axis), ARITHMETIC)]
@@ -104,14 +105,15 @@ class Program(Values):
         for value in values:
             names.append(self.names.make(value.name or node.op_type))
             self.let(value, names[-1], narrow)
-            if value.dtype is None:
-                value.dtype = self._inferred(node)
+            kind = self._inferred(node) if value.dtype is None else None
+            if kind is not None:
+                value.dtype = kind
         return tuple(names)
 
     def _inferred(self, node: ir.Node) -> ir.DataType | None:
         """The type of an output that shape inference left open."""
         if node.op_type == "Cast":
-            return ir.DataType(node.attributes.get_int("to"))
+            return ir.DataType(node.attributes["to"].as_int())
         if node.op_type in _TRUTHS:
             return ir.DataType.BOOL
         kinds = [self.kind(value) for value in node.inputs if value is not None]
@@ -124,7 +126,7 @@ def _reads_more(node: ir.Node) -> bool:
 
 
 def _fill(template: str, call: Call) -> str:
-    def operand(match: re.Match) -> str:
+    def operand(match: re.Match[str]) -> str:
         return call[int(match[1])] if match[2] else call.operand(int(match[1]))
 
     return _OPERAND.sub(operand, template)

@@ -25,6 +25,7 @@ from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError
 from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import name_of
+from qcompile.ir.required import constant
 from qcompile.ir.tensors import release
 from qcompile.targets.plans import planned
 from qcompile.targets.registry import Lowered
@@ -122,7 +123,7 @@ def _write(folder: Path, source: str, program: Program, objects: Objects) -> int
             tensors[f"{name}.{part}"] = (array.dtype, array.shape, lambda array=array: array)
     for name, (value, _) in program.weights.items():
         if stored_name(program, name) == name and f"self.{name}" in source:
-            tensor = value.const_value
+            tensor = constant(value)
             tensors[name] = (tensor.dtype.numpy(), tuple(tensor.shape), lambda tensor=tensor: _content(tensor))
     write_safetensors(folder / WEIGHTS, tensors)
     (folder / LAYOUT).write_text(json.dumps(_layout(objects), indent=1) + "\n")

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.objects import Objects
 from qcompile.backends.gpu.statements import finish
+from qcompile.ir.required import dtype_of
 
 __all__ = ["write_module"]
 
@@ -83,7 +84,7 @@ def _described(value: ir.Value) -> str:
 
 
 def _types(values: Sequence[ir.Value]) -> str:
-    return ", ".join(f'"{value.name}": torch.{_TORCH[value.dtype]}' for value in values)
+    return ", ".join(f'"{value.name}": torch.{_TORCH[dtype_of(value)]}' for value in values)
 
 
 def _init(program: Program, objects: Objects, source: str) -> list[str]:

@@ -50,7 +50,7 @@ class Objects:
         """Register under a name like ``wanted``; what is equal, such as weights that layers share, is kept once."""
         digest = hashlib.sha256()
         for array in tensors.values():
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         key = (kind, repr(meta), digest.digest())
         if key not in self._seen:
             self._seen[key] = self.names.make(wanted)

@@ -75,12 +75,10 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
         TargetError: for a format that no kernel decodes or quantizes to, and for scales that are not finite.
     """
     weights = [checked(q) for q in weights]
-    layout = _layout(weights[0].format, scheme.activation, target_arch)
-    tensors, meta = {"scaled": pack_scaled, "bytes": pack_bytes, "planes": pack_planes}[layout](
-        weights, *([scheme.activation.element.kind is Kind.FLOAT] if layout == "bytes" else [])
-    )
+    activation = scheme.scalar_activation
+    tensors, meta = _laid_out(weights, activation, target_arch)
     meta |= {"kind": "linear", "arch": target_arch, "splits": [q.shape[0] for q in weights]}
-    meta["activation"] = None if scheme.activation is None else _checked_activation(scheme.activation)
+    meta["activation"] = None if activation is None else _checked_activation(activation)
     return tensors, meta
 
 
@@ -93,13 +91,13 @@ def _checked_activation(fmt: Format) -> dict[str, Any]:
     return meta
 
 
-def _layout(weight: Format, activation: Format | None, arch: str) -> str:
+def _laid_out(weights: Sequence[Quantized], activation: Format | None, arch: str) -> Packed:
     """ "scaled" where the matrix instructions take the format, "bytes" for INT4 times 8 bits, else "planes"."""
-    if activation is None:
-        return "planes"
-    if takes_scaled(weight, activation, arch):
-        return "scaled"
-    return "bytes" if takes_bytes(weight, activation, arch) else "planes"
+    if activation is not None and takes_scaled(weights[0].format, activation, arch):
+        return pack_scaled(weights)
+    if activation is not None and takes_bytes(weights[0].format, activation, arch):
+        return pack_bytes(weights, activation.element.kind is Kind.FLOAT)
+    return pack_planes(weights)
 
 
 def pack_table(table: Quantized) -> Packed:

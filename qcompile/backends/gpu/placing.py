@@ -13,7 +13,8 @@ from qcompile.analysis.forms import Linear, Lookup, read_site
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_reader
 from qcompile.backends.gpu.objects import Objects, label
 from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
-from qcompile.errors import TargetError
+from qcompile.errors import InternalError, TargetError
+from qcompile.ir import required
 from qcompile.ir.graph import add_initializer, append_node, name_of
 from qcompile.ir.transform_nodes import read_transform
 from qcompile.targets.plans import Plan, planned
@@ -44,7 +45,7 @@ class _Placed:
 
     name: str
     plan: Plan
-    site: Linear | Lookup
+    site: Linear
 
 
 def place_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
@@ -56,27 +57,28 @@ def place_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict[
     Raises:
         TargetError: if a site or its format has no kernel.
     """
-    found = [_Placed(name_of(node), plan, read_site(node)) for node, plan in planned(model)]
+    found = [(name_of(node), plan, read_site(node)) for node, plan in planned(model)]
     notes: dict[str, dict[str, Any]] = {}
-    tables = {id(p.site.weight): None for p in found if isinstance(p.site, Lookup)}
-    for placed in found:
-        if isinstance(placed.site, Lookup):
-            notes[placed.name] = _place_table(placed, objects, tables)
-    for group in _siblings([p for p in found if isinstance(p.site, Linear)]):
+    tables: dict[ir.Value, str] = {}
+    for name, plan, site in found:
+        if isinstance(site, Lookup):
+            notes[name] = _place_table(site, plan, objects, tables)
+    linears = [_Placed(name, plan, site) for name, plan, site in found if isinstance(site, Linear)]
+    for group in _siblings(linears):
         notes |= _place_linears(model, group, objects, arch)
-    return {placed.name: notes[placed.name] for placed in found}
+    return {name: notes[name] for name, _, _ in found}
 
 
-def _place_table(placed: _Placed, objects: Objects, tables: dict[int, str | None]) -> dict[str, Any]:
-    site, key = placed.site, id(placed.site.weight)
-    if tables[key] is None:
-        tables[key] = objects.add(label([site.weight.name]), "table", *pack_table(placed.plan.weight))
-    put(site.node, "Embedding", [site.indices], object=tables[key])
+def _place_table(site: Lookup, plan: Plan, objects: Objects, tables: dict[ir.Value, str]) -> dict[str, Any]:
+    if site.weight not in tables:
+        name = label([required.name_of(site.weight)])
+        tables[site.weight] = objects.add(name, "table", *pack_table(plan.weight))
+    put(site.node, "Embedding", [site.indices], object=tables[site.weight])
     return {"kernel": "embedding"}
 
 
 def _siblings(sites: Sequence[_Placed]) -> list[list[_Placed]]:
-    groups: dict[tuple, list[_Placed]] = {}
+    groups: dict[tuple[Any, ...], list[_Placed]] = {}
     for placed in sites:
         site = placed.site
         alone = () if site.alpha == 1.0 and site.before is None and site.after is None else (id(site.node),)
@@ -87,14 +89,15 @@ def _siblings(sites: Sequence[_Placed]) -> list[list[_Placed]]:
 def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
     scheme: Scheme = group[0].plan.scheme
     for placed in group:  # what it reads may be the result of a site that was placed meanwhile
-        placed.site = read_site(placed.site.node)
+        placed.site = _read_linear(placed.site.node)
     tensors, meta = pack([placed.plan.weight for placed in group], scheme, arch)
-    name = objects.add(label([placed.site.weight.name for placed in group]), "Linear", tensors, meta)
+    name = objects.add(label([required.name_of(placed.site.weight) for placed in group]), "Linear", tensors, meta)
     first, x = group[0].site.node, group[0].site.x
     if group[0].site.before is not None:
         x = _permuted(first, x, group[0].site.before)
-    if scheme.activation is not None:
-        x = _quantized(first, x, objects.format(scheme.activation))
+    activation = scheme.scalar_activation
+    if activation is not None:
+        x = _quantized(first, x, objects.format(activation))
     for placed in group:
         _take_bias(placed)
     bias = _joined_bias(model, group, name)
@@ -107,11 +110,24 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
     return {placed.name: dict(about) for placed in group}
 
 
+def _read_linear(node: ir.Node) -> Linear:
+    site = read_site(node)
+    if not isinstance(site, Linear):
+        raise InternalError(f"site '{name_of(node)}' is no product with a matrix any more")
+    return site
+
+
 def _permuted(before: ir.Node, x: ir.Value, order: tuple[int, ...]) -> ir.Value:
     node = append_node(before, "Transpose", [x], {"perm": list(order)}, name=f"{before.name}/input")
-    node.outputs[0].dtype = x.dtype
+    _take_dtype(node.outputs[0], x)
     node.outputs[0].shape = None if x.shape is None else ir.Shape([x.shape[i] for i in order])
     return node.outputs[0]
+
+
+def _take_dtype(value: ir.Value, other: ir.Value) -> None:
+    """Give a value the type of another one's elements, where that is known."""
+    if other.dtype is not None:
+        value.dtype = other.dtype
 
 
 def _quantized(before: ir.Node, x: ir.Value, fmt: str) -> ir.Value:
@@ -140,7 +156,7 @@ def _take_bias(placed: _Placed) -> None:
             placed.site = Linear(site.node, site.weight, site.x, site.before, None, 1.0, 1.0, constant)
             ir.convenience.replace_all_uses_with(add.outputs[0], value, replace_graph_outputs=True)
             name = add.outputs[0].name
-            add.graph.remove(add, safe=True)
+            required.graph_of(add).remove(add, safe=True)
             value.name = name
             return
 
@@ -149,15 +165,15 @@ def _joined_bias(model: ir.Model, group: list[_Placed], name: str) -> ir.Value |
     """One bias for all; none where no site has one. It is scaled here, and the result by ``alpha`` afterwards."""
     if all(placed.site.bias is None for placed in group):
         return None
-    first = group[0].site
-    if len(group) == 1 and first.alpha == first.beta == 1.0 and len(first.bias.shape) == 1:
-        return first.bias
+    first, own = group[0].site, group[0].site.bias
+    if len(group) == 1 and own is not None and first.alpha == first.beta == 1.0 and required.rank_of(own) == 1:
+        return own
     parts = []
     for placed in group:
         size, bias = placed.plan.weight.shape[0], placed.site.bias
         if bias is not None and bias.const_value is None:
             raise TargetError(f"triton: site '{placed.name}' cannot be lowered: its bias is not constant")
-        content = np.zeros(size, np.float32) if bias is None else bias.const_value.numpy().astype(np.float32)
+        content = np.zeros(size, np.float32) if bias is None else required.constant(bias).numpy().astype(np.float32)
         parts.append(np.broadcast_to(content.reshape(-1) * (placed.site.beta / placed.site.alpha), (size,)))
     return add_initializer(model, f"{name}.bias", np.concatenate(parts).astype(np.float32))
 
@@ -165,15 +181,15 @@ def _joined_bias(model: ir.Model, group: list[_Placed], name: str) -> ir.Value |
 def _stand_in(model: ir.Model, site: Linear, result: ir.Value) -> None:
     """Let a result of ours stand for the site's output: scaled and permuted as the operator was."""
     old = site.node.outputs[0]
-    result.dtype = old.dtype
+    _take_dtype(result, old)
     if site.alpha != 1.0:
         factor = add_initializer(model, f"{site.node.name}.alpha", np.asarray(site.alpha, np.float32))
         result = append_node(site.node, "Mul", [result, factor], name=f"{site.node.name}/scaled").outputs[0]
-        result.dtype = old.dtype
+        _take_dtype(result, old)
     if site.after is not None:
         order = {"perm": list(site.after)}
         result = append_node(site.node, "Transpose", [result], order, name=f"{site.node.name}/back").outputs[0]
     name, result.shape, result.type = old.name, old.shape, old.type
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    site.node.graph.remove(site.node, safe=True)
+    required.graph_of(site.node).remove(site.node, safe=True)
     old.name, result.name = None, name

@@ -22,14 +22,15 @@ only the float32 ``row_scale [N]``, which every weight has and which holds tenso
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qcompile.errors import TargetError
+from qcompile.errors import InternalError, TargetError
 from qcompile.formats import Format, Kind, Quantized, ScaleType
+from qcompile.formats.catalogue import AnyFormat
 from qcompile.formats.rounding import decode_element
 from qcompile.formats.scales import scale_code
 
@@ -41,18 +42,35 @@ _WIDEST = 64  # columns of a plane
 _NV_SHIFT, _MX_TOP = 10, 253
 
 
-def checked(q: Quantized) -> Quantized:
+class _InFormat(Protocol):
+    """A weight in any format."""
+
+    @property
+    def format(self) -> AnyFormat:
+        """The format."""
+
+
+def checked(q: _InFormat) -> Quantized:
     """The weight, if some kernel decodes it.
 
     Raises:
         TargetError: if not.
     """
-    scalar = isinstance(q, Quantized) and q.format.bits in (4, 8) and q.format.element.name not in ("e5m2",)
-    if not scalar or len(q.shape) != 2 or q.axis != 1:
+    if not isinstance(q, Quantized) or not _decoded(q.format) or len(q.shape) != 2 or q.axis != 1:
         raise TargetError(f"gpu: no kernel decodes a weight in '{q.format.name}'; block formats of 4 and 8 bits work")
     if not q.scales.isfinite().all():
         raise TargetError(f"gpu: a weight in '{q.format.name}' has scales that are not finite")
     return q
+
+
+def _decoded(fmt: Format) -> bool:
+    return fmt.bits in (4, 8) and fmt.element.name not in ("e5m2",)
+
+
+def _zero_points(q: Quantized) -> torch.Tensor:
+    if q.zero_points is None:
+        raise InternalError(f"a weight in '{q.format.name}' has no zero points")
+    return q.zero_points
 
 
 def pack_planes(weights: Sequence[Quantized], plane: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -71,7 +89,7 @@ def pack_planes(weights: Sequence[Quantized], plane: int | None = None) -> tuple
         row_scale = row_scale * factor
         tensors["scales"] = tiled(tensors["scales"], fmt.group or size, group, tiles, tile)
     if fmt.zero_point:
-        zeros = torch.cat([q.zero_points for q in weights])
+        zeros = torch.cat([_zero_points(q) for q in weights])
         tensors["zeros"] = tiled(zeros, fmt.group or size, group, tiles, tile)
     if _codes(fmt) == "table":
         tensors["table"] = _levels(fmt)

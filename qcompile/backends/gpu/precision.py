@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.program import Program
+from qcompile.ir.required import operand
 
 __all__ = ["FLOATS", "HALVES", "narrows"]
 
@@ -35,10 +36,10 @@ def narrows(program: Program, node: ir.Node) -> bool:
         return True
     if node.op_type in _PRODUCTS:
         return any(_is_matrix(value) for value in floats)
-    return node.op_type == "Gather" and bool(floats) and _is_matrix(node.inputs[0])
+    return node.op_type == "Gather" and bool(floats) and _is_matrix(operand(node, 0))
 
 
 def _is_matrix(value: ir.Value) -> bool:
     """A weight, as opposed to a vector of frequencies that is written as a matrix."""
     tensor = value.const_value
-    return tensor is not None and sum(int(dim) > 1 for dim in tensor.shape) >= 2
+    return tensor is not None and sum(size > 1 for size in tensor.shape.numpy()) >= 2

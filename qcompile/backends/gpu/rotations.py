@@ -37,7 +37,8 @@ def plan_transform(
         tensors["after"] = steps[-1][2].astype(np.float32)
     left, right, left_size, right_size = split
     before = tensors.get("before")
-    if left is None and before is not None and (before.reshape(-1, right_size) == before[:right_size]).all():
+    repeats = before is not None and (before.reshape(-1, right_size) == before[:right_size]).all()
+    if left is None and right is not None and repeats:
         right = right * tensors.pop("before")[:right_size]  # the same in every block: into the matrix
     factor, exact = 1.0, True
     for name, matrix in (("left", left), ("right", right)):

@@ -80,7 +80,8 @@ def _foreign(folder: Path) -> str | None:
 def _elsewhere(folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         given, made = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
-        np.savez(given, **inputs)
+        arrays: dict[str, Any] = dict(inputs)  # else one of them might be savez's own argument
+        np.savez(given, **arrays)
         command = [sys.executable, "-m", __name__, str(folder), str(given), str(made)]
         done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
         if done.returncode:
@@ -118,4 +119,5 @@ def _run(program: Any, inputs: Mapping[str, np.ndarray], where: str) -> dict[str
 
 if __name__ == "__main__":
     with np.load(sys.argv[2]) as arrays:
-        np.savez(sys.argv[3], **load(Path(sys.argv[1]))({name: arrays[name] for name in arrays.files}))
+        results: dict[str, Any] = load(Path(sys.argv[1]))({name: arrays[name] for name in arrays.files})
+        np.savez(sys.argv[3], **results)

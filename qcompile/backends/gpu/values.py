@@ -15,6 +15,7 @@ from qcompile.backends.gpu.precision import FLOATS
 from qcompile.backends.gpu.statements import Statement
 from qcompile.backends.gpu.symbols import Symbol, texts_of
 from qcompile.errors import TargetError
+from qcompile.ir.required import name_of, shape_of
 
 __all__ = ["Values"]
 
@@ -42,7 +43,7 @@ class Values:
         self.statements: list[Statement] = []
         self._variables: dict[ir.Value, str] = {}
         self._narrow: dict[ir.Value, bool] = {}
-        self._made: dict[tuple, str] = {}
+        self._made: dict[tuple[Any, ...], str] = {}
         self._constants: dict[ir.Value, ir.Value] = {}
         self._dims: dict[str, str] = {}
 
@@ -66,7 +67,7 @@ class Values:
 
     def size(self, value: ir.Value, axis: int) -> int | Symbol:
         """A size of a value: a number, or a variable of the program."""
-        dim = value.shape[axis]
+        dim = shape_of(value)[axis]
         if isinstance(dim, int):
             return dim
         if dim.value in self._dims:
@@ -102,7 +103,7 @@ class Values:
         mode = ("narrow" if narrow else "wide") if self.kind(value) in FLOATS else "raw"
         key = ("weight", value, mode)
         if key not in self._made:
-            self._made[key] = self.names.make(value.name)
+            self._made[key] = self.names.make(name_of(value))
             self.weights[self._made[key]] = (value, mode)
         return self._made[key]
 
@@ -124,7 +125,7 @@ class Values:
             self._constants[value] = ir.Value(name=value.name or "constant", const_value=tensor)
         return self._constants[value]
 
-    def _once(self, key: tuple, wanted: str, text: str) -> str:
+    def _once(self, key: tuple[Any, ...], wanted: str, text: str) -> str:
         """The variable of an expression that is computed at its first use."""
         if key not in self._made:
             name = self.names.make(wanted)

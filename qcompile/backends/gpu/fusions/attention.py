@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, made_by, number, put, sole_reader
+from qcompile.ir.required import operand, operands
 
 __all__ = ["fuse"]
 
@@ -20,11 +21,11 @@ def fuse(model: ir.Model) -> None:
 
 
 def _attention(node: ir.Node) -> None:
-    weights, v = node.inputs
+    weights, v = operands(node)
     softmax = made_by(_unguarded(weights), "Softmax")
     if softmax is None or v.const_value is not None or not _last_axis(softmax) or not _four(v):
         return
-    scores, mask, scale = _single(softmax.inputs[0], softmax), None, 1.0
+    scores, mask, scale = _single(operand(softmax, 0), softmax), None, 1.0
     add = made_by(scores, "Add")
     if add is not None:
         found = next(((s, m) for s, m in commuted(add) if _product(s) is not None), None)
@@ -34,7 +35,7 @@ def _attention(node: ir.Node) -> None:
     product, scale = _product(scores) or (None, 1.0)
     if product is None:
         return
-    (q, left), (k, right) = (_unscaled(value) for value in product.inputs)
+    (q, left), (k, right) = (_unscaled(value) for value in operands(product))
     scale *= left * right
     if _four(q) and _four(k) and k.const_value is None:
         put(node, "Attention", [q, k, v, mask], scale=scale)
@@ -55,17 +56,18 @@ def _single(value: ir.Value, reader: ir.Node) -> ir.Value | None:
 def _unguarded(weights: ir.Value) -> ir.Value:
     """What a guard lets through that puts 0 where the softmax of a row of minus infinity is no number."""
     where = made_by(weights, "Where")
-    if where is None or made_by(where.inputs[0], "IsNaN") is None:
+    guard = None if where is None else made_by(where.inputs[0], "IsNaN")
+    if where is None or guard is None:
         return weights
-    source = where.inputs[2]
-    return source if made_by(where.inputs[0], "IsNaN").inputs[0] is source and number(where.inputs[1]) == 0 else weights
+    source = operand(where, 2)
+    return source if guard.inputs[0] is source and number(where.inputs[1]) == 0 else weights
 
 
 def _product(value: ir.Value | None) -> tuple[ir.Node, float] | None:
     """The product of queries and keys behind a value, and the constant that scales it."""
     plain, scale = _unscaled(value) if value is not None else (None, 1.0)
     node = made_by(plain, "MatMul")
-    return None if node is None or any(v.const_value is not None for v in node.inputs) else (node, scale)
+    return None if node is None or any(v.const_value is not None for v in operands(node)) else (node, scale)
 
 
 def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -75,11 +77,11 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
         return value, 1.0
     if node.op_type == "Mul":
         for x, factor in commuted(node):
-            if number(factor) is not None:
-                return x, number(factor)
-    if node.op_type == "Div" and number(node.inputs[1]):
-        return node.inputs[0], 1.0 / number(node.inputs[1])
-    return value, 1.0
+            scale = number(factor)
+            if scale is not None:
+                return x, scale
+    divisor = number(operand(node, 1)) if node.op_type == "Div" else None
+    return (operand(node, 0), 1.0 / divisor) if divisor else (value, 1.0)
 
 
 # ---- grouped queries ---------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
 def _share_heads(node: ir.Node) -> None:
     if node.domain == PRIVATE or len(node.inputs) < 3 or any(value is not None for value in node.inputs[4:]):
         return
-    k, v = (_before_repeat(value) for value in node.inputs[1:3])
+    k, v = (_before_repeat(operand(node, i)) for i in (1, 2))
     if k is not None and v is not None:
         node.replace_input_with(1, k)
         node.replace_input_with(2, v)
@@ -99,13 +101,14 @@ def _before_repeat(value: ir.Value) -> ir.Value | None:
     reshape = made_by(value, "Reshape")
     expand = made_by(reshape.inputs[0], "Expand") if reshape is not None else None
     unsqueeze = made_by(expand.inputs[0], "Unsqueeze") if expand is not None else None
-    if unsqueeze is None or number(unsqueeze.inputs[1] if len(unsqueeze.inputs) > 1 else None) != 2:
+    if expand is None or unsqueeze is None or number(unsqueeze.inputs[1] if len(unsqueeze.inputs) > 1 else None) != 2:
         return None
-    source, wide, merged = unsqueeze.inputs[0], expand.outputs[0], value
-    if not _four(source) or wide.shape is None or len(wide.shape) != 5 or not _four(merged):
+    source = operand(unsqueeze, 0)
+    own, wide, merged = source.shape, expand.outputs[0].shape, value.shape
+    if own is None or wide is None or merged is None or (len(own), len(wide), len(merged)) != (4, 5, 4):
         return None
-    sizes = source.shape[1], wide.shape[2], merged.shape[1], source.shape[3], merged.shape[3]
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = [size for size in (own[1], wide[2], merged[1], own[3], merged[3]) if isinstance(size, int)]
+    if len(sizes) < 5:
         return None
     groups, repeat, heads, width, kept = sizes
     return source if groups * repeat == heads and width == kept else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, made_by, put, same_shape, sole_reader
-from qcompile.ir.graph import append_node
+from qcompile.ir.graph import append_node, name_of
+from qcompile.ir.required import graph_of, operand, producer_of
 
 __all__ = ["fuse"]
 
@@ -24,10 +25,10 @@ def _silu(node: ir.Node) -> None:
     for a, other in commuted(node):
         sigmoid = made_by(other, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is a:
-            made = append_node(node, "Swish", [a], name=node.name, like=node.outputs[0])
+            made = append_node(node, "Swish", [a], name=name_of(node), like=node.outputs[0])
             made.outputs[0].name = node.outputs[0].name
             ir.convenience.replace_all_uses_with(node.outputs[0], made.outputs[0], replace_graph_outputs=True)
-            node.graph.remove(node, safe=True)
+            graph_of(node).remove(node, safe=True)
             return
 
 
@@ -36,7 +37,7 @@ def _gate(node: ir.Node) -> None:
         kind = _kind(activated.producer())
         if kind is None or sole_reader(activated) is not node:
             continue
-        a = activated.producer().inputs[0]
+        a = operand(producer_of(activated), 0)
         if same_shape(a, b):
             put(node, "Gate", [a, b], kind=kind)
             return

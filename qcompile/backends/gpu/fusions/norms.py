@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, put, sole_reader
+from qcompile.ir.required import graph_of, operand
 
 __all__ = ["absorb", "fuse"]
 
@@ -18,7 +19,7 @@ def fuse(model: ir.Model) -> None:
 
 def _last_axis(node: ir.Node) -> bool:
     """Whether a norm runs over the last axis with one weight for each element of it."""
-    axis, shape, weight = node.attributes.get_int("axis", -1), node.inputs[0].shape, node.inputs[1].shape
+    axis, shape, weight = node.attributes.get_int("axis", -1), operand(node, 0).shape, operand(node, 1).shape
     if weight is None or len(weight) != 1:
         return False
     return axis == -1 or shape is not None and axis == len(shape) - 1
@@ -46,4 +47,4 @@ def _take(node: ir.Node, op: str, renamed: dict[str, str]) -> None:
     value, result = reader.outputs[0], node.outputs[0]
     result.shape, result.type = value.shape, value.type
     ir.convenience.replace_all_uses_with(value, result, replace_graph_outputs=True)
-    reader.graph.remove(reader, safe=True)
+    graph_of(reader).remove(reader, safe=True)

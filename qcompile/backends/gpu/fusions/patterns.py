@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.ir.graph import append_node
+from qcompile.ir.graph import append_node, name_of
+from qcompile.ir.required import graph_of, operands
 
 __all__ = ["PRIVATE", "commuted", "made_by", "number", "put", "same_shape", "sole_reader"]
 
@@ -30,7 +32,7 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
 
 def commuted(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
     """The two inputs in both orders."""
-    a, b = node.inputs
+    a, b = operands(node)
     yield a, b
     yield b, a
 
@@ -51,11 +53,11 @@ def same_shape(a: ir.Value, b: ir.Value) -> bool:
     )
 
 
-def put(old: ir.Node, op: str, inputs: Sequence[ir.Value | None], **attributes) -> ir.Node:
+def put(old: ir.Node, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Node:
     """A node of ours in the place of another, whose first output it takes over."""
     value = old.outputs[0]
-    node = append_node(old, op, inputs, attributes, name=old.name or value.name, domain=PRIVATE, like=value)
+    node = append_node(old, op, inputs, attributes, name=name_of(old), domain=PRIVATE, like=value)
     node.outputs[0].name = value.name
     ir.convenience.replace_all_uses_with(value, node.outputs[0], replace_graph_outputs=True)
-    old.graph.remove(old, safe=True)
+    graph_of(old).remove(old, safe=True)
     return node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.fusions.patterns import commuted, made_by, number, put
+from qcompile.ir.required import operand, operands
 
 __all__ = ["fuse"]
 
@@ -25,7 +26,7 @@ def _rotary(node: ir.Node) -> None:
             x = _unswapped(swapped)
             if x is None or x not in left.inputs:
                 continue
-            cos = next((value for value in left.inputs if value is not x), x)
+            cos = next((value for value in operands(left) if value is not x), x)
             if _fits(x, cos) and _fits(x, sin):
                 put(node, "Rotary", [x, cos, sin])
                 return
@@ -47,7 +48,7 @@ def _unswapped(value: ir.Value) -> ir.Value | None:
     negated = made_by(concat.inputs[0], "Neg")
     if negated is None:
         return None
-    second, first = _half(negated.inputs[0]), _half(concat.inputs[1])
+    second, first = _half(operand(negated, 0)), _half(operand(concat, 1))
     if second is None or first is None or second[0] is not first[0] or (first[1], second[1]) != (0, 1):
         return None
     return first[0]

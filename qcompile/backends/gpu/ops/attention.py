@@ -30,7 +30,7 @@ def _attention(c: Call) -> str:
 def _rotary(c: Call) -> str:
     plain = c.rank(0) == 4 and not any(c.int(name, 0) for name in ("interleaved", "rotary_embedding_dim"))
     if plain and not c.has(3):
-        cos, sin = (c.program.own(value) for value in c.node.inputs[1:3])
+        cos, sin = (c.program.own(c.value(i)) for i in (1, 2))
         return f"{c.program.kernel('rotary')}({c[0]}, {cos}.unsqueeze(-3), {sin}.unsqueeze(-3))"
     options = [f"interleaved={bool(c.int('interleaved'))}"] if c.int("interleaved", 0) else []
     options += [f"width={c.int('rotary_embedding_dim')}"] if c.int("rotary_embedding_dim", 0) else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from qcompile.backends.gpu.program import Program
 from qcompile.backends.gpu.symbols import Symbol, text_of, texts_of
 from qcompile.errors import TargetError
+from qcompile.ir import required
 from qcompile.ir.text import refusal
 
 __all__ = ["Call", "refuse"]
@@ -40,11 +42,22 @@ class Call:
 
     def has(self, i: int) -> bool:
         """Whether an optional input is given."""
-        return i < len(self.node.inputs) and self.node.inputs[i] is not None
+        return required.optional(self.node, i) is not None
+
+    def value(self, i: int) -> ir.Value:
+        """Input ``i``.
+
+        Raises:
+            TargetError: if it is not given.
+        """
+        found = required.optional(self.node, i)
+        if found is None:
+            raise refuse(self.node, f"input {i} is missing")
+        return found
 
     def __getitem__(self, i: int) -> str:
         """Input ``i`` as a tensor on the device."""
-        return self.program.tensor(self._value(i), self.narrow)
+        return self.program.tensor(self.value(i), self.narrow)
 
     def optional(self, i: int) -> str:
         """Input ``i`` as a tensor, or ``None``."""
@@ -52,7 +65,7 @@ class Call:
 
     def operand(self, i: int) -> str:
         """Input ``i`` as a tensor, or as a number where it is a scalar that the host knows."""
-        value = self._value(i)
+        value = self.value(i)
         item = self.item(i)
         others = [self.rank(j) or 0 for j in range(len(self)) if j != i and self.has(j)]
         fits = self.rank(i) == 0 or max(others, default=0) >= (self.rank(i) or 0)
@@ -63,16 +76,17 @@ class Call:
     def _others_are_tensors(self, i: int) -> bool:
         return any(self.has(j) and self.host(j) is None for j in range(len(self)) if j != i)
 
-    def _value(self, i: int) -> ir.Value:
-        if not self.has(i):
-            raise refuse(self.node, f"input {i} is missing")
-        return self.node.inputs[i]
-
     # ---- what the host knows -------------------------------------------------------------------------------------
 
     def host(self, i: int) -> np.ndarray | None:
         """Input ``i`` as an array of numbers and symbols."""
-        return self.program.hosts.get(self.node.inputs[i]) if self.has(i) else None
+        value = required.optional(self.node, i)
+        return None if value is None else self.program.hosts.get(value)
+
+    def is_empty(self, i: int) -> bool:
+        """Whether input ``i`` is known to have no elements."""
+        array = self.host(i)
+        return array is not None and array.size == 0
 
     def item(self, i: int) -> Any:
         """The one element of input ``i``, or ``None``."""
@@ -101,22 +115,23 @@ class Call:
     def scalar(self, i: int) -> str:
         """Source of input ``i`` as a number of the host; a value on the GPU is waited for."""
         array = self.host(i)
-        return texts_of(array)[0] if array is not None else self.program.fetch(self._value(i), "item")
+        return texts_of(array)[0] if array is not None else self.program.fetch(self.value(i), "item")
 
     def sizes(self, i: int) -> str:
         """Source of input ``i`` as a list of numbers; a value on the GPU is waited for."""
         array = self.host(i)
         if array is not None:
             return f"[{', '.join(texts_of(array))}]"
-        return self.program.fetch(self._value(i), "tolist")
+        return self.program.fetch(self.value(i), "tolist")
 
     # ---- what is known of it -------------------------------------------------------------------------------------
 
     def rank(self, i: int) -> int | None:
         """Axes of input ``i``."""
-        if self.host(i) is not None:
-            return self.host(i).ndim
-        shape = self._value(i).shape
+        array = self.host(i)
+        if array is not None:
+            return array.ndim
+        shape = self.value(i).shape
         return None if shape is None else len(shape)
 
     def need_rank(self, i: int) -> int:
@@ -127,18 +142,23 @@ class Call:
         """
         rank = self.rank(i)
         if rank is None:
-            raise refuse(self.node, f"the rank of '{self._value(i).name}' is not known")
+            raise refuse(self.node, f"the rank of '{self.value(i).name}' is not known")
         return rank
 
     def dim(self, i: int, axis: int) -> int | None:
         """A size of input ``i`` that is fixed."""
-        shape = self._value(i).shape
+        shape = self.value(i).shape
         size = None if shape is None or not -len(shape) <= axis < len(shape) else shape[axis]
         return size if isinstance(size, int) else None
 
     def axis(self, i: int, axis: int) -> int:
         """``axis`` of input ``i``, counted from the front."""
         return axis if axis >= 0 else axis + self.need_rank(i)
+
+    def is_last(self, i: int, axis: int) -> bool:
+        """Whether ``axis`` is known to be the last one of input ``i``."""
+        rank = self.rank(i)
+        return axis == -1 or rank is not None and axis == rank - 1
 
     @property
     def opset(self) -> int:
@@ -147,15 +167,38 @@ class Call:
 
     def kind(self, i: int) -> ir.DataType | None:
         """Type of the elements of input ``i``."""
-        return self.program.kind(self._value(i))
+        return self.program.kind(self.value(i))
 
     # ---- attributes ----------------------------------------------------------------------------------------------
 
-    def int(self, name: str, default: int | None = None) -> int | None:
+    @overload
+    def int(self, name: str) -> builtins.int | None: ...
+
+    @overload
+    def int(self, name: str, default: builtins.int) -> builtins.int: ...
+
+    def int(self, name: str, default: builtins.int | None = None) -> builtins.int | None:
         """An attribute."""
         return self.node.attributes.get_int(name, default)
 
-    def float(self, name: str, default: float | None = None) -> float | None:
+    def need_int(self, name: str) -> builtins.int:
+        """An attribute.
+
+        Raises:
+            TargetError: if it is not given.
+        """
+        found = self.int(name)
+        if found is None:
+            raise self._missing(name)
+        return found
+
+    @overload
+    def float(self, name: str) -> builtins.float | None: ...
+
+    @overload
+    def float(self, name: str, default: builtins.float) -> builtins.float: ...
+
+    def float(self, name: str, default: builtins.float | None = None) -> builtins.float | None:
         """An attribute, as short as float32 allows."""
         found = self.node.attributes.get_float(name, default)
         return found if found is None else float(str(np.float32(found)))
@@ -164,12 +207,32 @@ class Call:
         """An attribute."""
         return self.node.attributes.get_string(name, default)
 
-    def ints(self, name: str, default: Sequence[int] | None = None) -> list[int] | None:
+    @overload
+    def ints(self, name: str) -> list[builtins.int] | None: ...
+
+    @overload
+    def ints(self, name: str, default: Sequence[builtins.int]) -> list[builtins.int]: ...
+
+    def ints(self, name: str, default: Sequence[builtins.int] | None = None) -> list[builtins.int] | None:
         """An attribute."""
         found = self.node.attributes.get_ints(name, default)
         return None if found is None else list(found)
 
-    def axes(self, i: int) -> list[int] | None:
+    def need_ints(self, name: str) -> list[builtins.int]:
+        """An attribute.
+
+        Raises:
+            TargetError: if it is not given.
+        """
+        found = self.ints(name)
+        if found is None:
+            raise self._missing(name)
+        return found
+
+    def _missing(self, name: str) -> TargetError:
+        return refuse(self.node, f"its attribute '{name}' is missing")
+
+    def axes(self, i: builtins.int) -> list[builtins.int] | None:
         """Axes, from an attribute (older opsets) or from input ``i``; ``None`` if neither is given."""
         if "axes" in self.node.attributes:
             return self.ints("axes")
@@ -186,6 +249,6 @@ class Call:
         """A function of the module ``operators`` that ships with the program."""
         return self.program.helper(name)
 
-    def dtype(self, kind: ir.DataType | int) -> str:
+    def dtype(self, kind: ir.DataType | builtins.int) -> str:
         """Source of a torch dtype; floats are float32 or the program's, as the node computes."""
         return self.program.dtype(ir.DataType(kind), self.narrow)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompile.backends.gpu.ops.call import Call, refuse
 from qcompile.backends.gpu.statements import finish
 from qcompile.backends.gpu.symbols import Symbol, texts_of
+from qcompile.ir.required import name_of
 
 __all__ = ["ROWS"]
 
@@ -37,7 +38,7 @@ def _if(c: Call) -> None:
         for value, inner in zip(c.node.outputs, taken.outputs):
             c.program.let(value, c.program.own(inner), c.program.is_narrow(inner))
         return
-    test = c.program.fetch(c.node.inputs[0], "item") if item is None else texts_of(condition)[0]
+    test = c.program.fetch(c.value(0), "item") if condition is None else texts_of(condition)[0]
     texts = [_inner(c, graph, True) for graph in branches]
     targets = c.program.bind(c.node, True)
     endings = [[*lines, _INDENT + _BODY + _assigned(targets, results)] for lines, results in texts]
@@ -52,7 +53,7 @@ def _carry(c: Call, values: Sequence[ir.Value], sources: Sequence[str]) -> list[
     """Lines that give the inputs of a body their values of this round."""
     lines = []
     for value, source in zip(values, sources):
-        name = c.program.names.make(value.name)
+        name = c.program.names.make(name_of(value))
         c.program.let(value, name, c.narrow)
         lines.append(f"{_INDENT}{_BODY}{name} = {source}")
     return lines
@@ -63,7 +64,7 @@ def _collected(targets: Sequence[str], results: Sequence[str]) -> list[str]:
 
 
 def _scan(c: Call) -> None:
-    body, count = c.node.attributes["body"].as_graph(), c.int("num_scan_inputs")
+    body, count = c.node.attributes["body"].as_graph(), c.need_int("num_scan_inputs")
     states = len(c) - count
     if any(c.ints("scan_input_directions", [])) or any(c.ints("scan_output_directions", [])):
         raise refuse(c.node, "it runs backwards")

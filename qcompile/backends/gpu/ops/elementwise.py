@@ -100,14 +100,14 @@ def _bit_shift(c: Call) -> str:
 
 
 def _cast(c: Call) -> str:
-    return c.program.cast(c.node.inputs[0], ir.DataType(c.int("to")))
+    return c.program.cast(c.value(0), ir.DataType(c.need_int("to")))
 
 
 def _cast_like(c: Call) -> str:
     kind = c.kind(1)
     if kind is None:
         raise refuse(c.node, "the type that it casts to is not known")
-    return c.program.cast(c.node.inputs[0], kind)
+    return c.program.cast(c.value(0), kind)
 
 
 def _swish(c: Call) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qcompile.backends.gpu.ops.call import Call, refuse
-from qcompile.backends.gpu.symbols import texts_of
 
 __all__ = ["ROWS"]
 
@@ -16,7 +15,7 @@ def _gather(c: Call) -> str:
     after = ", :" * (-1 - axis) if axis < 0 else ""
     item = c.item(1)
     if item is not None:
-        index = texts_of(c.host(1))[0]
+        index = c.scalar(1)
         if c.rank(1) == 0:
             return f"{c[0]}[{before}{index}{after}]"
         if item == -1:

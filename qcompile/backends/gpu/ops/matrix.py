@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qcompile.backends.gpu.ops.call import Call, refuse
 
@@ -41,7 +41,8 @@ def _einsum(c: Call) -> str:
 
 
 def _spatial(c: Call) -> int:
-    return (c.rank(1) if len(c) > 1 and c.rank(1) is not None else c.need_rank(0)) - 2
+    rank = c.rank(1) if len(c) > 1 else None
+    return (c.need_rank(0) if rank is None else rank) - 2
 
 
 def _window(c: Call) -> tuple[int, list[int], list[int]]:
@@ -54,7 +55,7 @@ def _pads(c: Call, n: int) -> tuple[list[int], str]:
     """The symmetric padding, and the input padded beforehand where it is not symmetric."""
     pads, automatic = c.ints("pads", [0] * (2 * n)), c.string("auto_pad", "NOTSET")
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        kernel = c.ints("kernel_shape") or [c.dim(1, i) for i in range(2, n + 2)]
+        kernel: Sequence[int | None] = c.ints("kernel_shape") or [c.dim(1, i) for i in range(2, n + 2)]
         _, strides, dilations = _window(c)
         lower = automatic == "SAME_LOWER"
         return [0] * n, f"{c.helper('same_pad')}({c[0]}, {kernel}, {strides}, {dilations}, {lower})"
@@ -110,7 +111,7 @@ def _average_pool(c: Call) -> str:
     if x != c[0] and not counted:
         raise refuse(c.node, "its padding is not symmetric and is left out of the mean")
     return (
-        f"F.avg_pool{n}d({x}, {_tuple(c.ints('kernel_shape'))}, {_tuple(strides)}, {_tuple(padding)}, "
+        f"F.avg_pool{n}d({x}, {_tuple(c.need_ints('kernel_shape'))}, {_tuple(strides)}, {_tuple(padding)}, "
         f"ceil_mode={bool(c.int('ceil_mode', 0))}, count_include_pad={counted})"
     )
 
@@ -128,7 +129,7 @@ def _global_pool(operation: str) -> Callable[[Call], str]:
 def _resize(c: Call) -> str:
     if c.opset < 11:
         raise refuse(c.node, "Resize before operator set 11 is not supported")
-    sizes = c.sizes(3) if c.has(3) and (c.host(3) is None or c.host(3).size) else "None"
+    sizes = c.sizes(3) if c.has(3) and not c.is_empty(3) else "None"
     scales = c.sizes(2) if sizes == "None" else "None"
     mode, nearest = c.string("mode", "nearest"), c.string("nearest_mode", "round_prefer_floor")
     where = c.string("coordinate_transformation_mode", "half_pixel")

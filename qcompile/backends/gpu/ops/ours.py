@@ -27,8 +27,7 @@ def _kernel(name: str, arguments: Callable[[Call], list[str]]) -> Callable[[Call
 
 
 def _norm(c: Call) -> list[str]:
-    weight = c.node.inputs[1]
-    return [c[0], c.program.tensor(weight, False), str(c.float("epsilon", 1e-5))]
+    return [c[0], c.program.tensor(c.value(1), False), str(c.float("epsilon", 1e-5))]
 
 
 def _transform(c: Call) -> str:
@@ -44,7 +43,7 @@ def _scan(name: str) -> Callable[[Call], str]:
     """Decays are left in the type that they have: products of many factors close to 1."""
 
     def call(c: Call) -> str:
-        inputs = [c.program.own(value) for value in c.node.inputs]
+        inputs = [c.program.own(c.value(i)) for i in range(len(c))]
         return f"{c.program.kernel(name)}({', '.join([c[0], *inputs[1:]])})"
 
     return call
@@ -52,7 +51,7 @@ def _scan(name: str) -> Callable[[Call], str]:
 
 def _rotary(c: Call) -> str:
     """Angles keep their precision: the kernel computes in float32."""
-    cos, sin = (c.program.own(value) for value in c.node.inputs[1:])
+    cos, sin = (c.program.own(c.value(i)) for i in (1, 2))
     return f"{c.program.kernel('rotary')}({c[0]}, {cos}, {sin})"
 
 

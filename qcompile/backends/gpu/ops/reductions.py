@@ -46,7 +46,7 @@ def _softmax(function: str) -> Callable[[Call], str]:
         if c.opset >= 13:
             return f"{function}({c[0]}, {c.int('axis', -1)})"
         axis = c.int("axis", 1)
-        if axis == -1 or c.rank(0) is not None and axis == c.rank(0) - 1:
+        if c.is_last(0, axis):
             return f"{function}({c[0]}, -1)"
         return f"{function}({c[0]}.flatten({axis}), -1).reshape({c[0]}.shape)"
 
@@ -57,8 +57,7 @@ def _layer_norm(c: Call) -> str:
     axis, bias = c.int("axis", -1), c.optional(2)
     if len(c.node.outputs) > 1 and any(out.uses() for out in c.node.outputs[1:]):
         raise refuse(c.node, "its mean and deviation are read")
-    last = axis == -1 or c.rank(0) is not None and axis == c.rank(0) - 1
-    shape = f"({c.dim(0, -1) or f'{c[0]}.shape[-1]'},)" if last else f"{c[0]}.shape[{axis}:]"
+    shape = f"({c.dim(0, -1) or f'{c[0]}.shape[-1]'},)" if c.is_last(0, axis) else f"{c[0]}.shape[{axis}:]"
     return f"F.layer_norm({c[0]}, {shape}, {c[1]}, {bias}, {c.float('epsilon', 1e-5)})"
 
 

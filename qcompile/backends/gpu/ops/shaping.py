@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -29,7 +32,7 @@ def _kept(c: Call, axis: int) -> int | Symbol:
     return c.dim(0, axis) or Symbol(f"{c[0]}.shape[{axis}]", natural=True)
 
 
-def _array(items: list) -> np.ndarray:
+def _array(items: Sequence[Any]) -> np.ndarray:
     return np.array([*items, None], object)[:-1]
 
 
@@ -55,6 +58,8 @@ def _transpose(c: Call) -> str:
 
 def _unsqueeze(c: Call) -> str:
     axes = c.axes(1)
+    if axes is None:
+        raise refuse(c.node, "its axes are missing")
     if any(axis < 0 for axis in axes) and any(axis >= 0 for axis in axes):
         rank = c.need_rank(0) + len(axes)
         axes = [axis % rank for axis in axes]
@@ -72,7 +77,7 @@ def _squeeze(c: Call) -> str:
 
 
 def _concat(c: Call) -> str:
-    present = [i for i in range(len(c)) if c.host(i) is None or c.host(i).size]
+    present = [i for i in range(len(c)) if not c.is_empty(i)]
     if len(present) == 1:
         return c[present[0]]
     return f"torch.cat([{', '.join(c[i] for i in present)}], {c.int('axis', 0)})"
@@ -94,15 +99,15 @@ def _split(c: Call) -> str:
 
 def _slice(c: Call) -> str:
     if "starts" in c.node.attributes:
-        starts, ends = c.ints("starts"), c.ints("ends")
-        axes, steps = c.ints("axes", range(len(starts))), [1] * len(starts)
-    else:
-        if any(c.has(i) and c.host(i) is None for i in (1, 2, 3, 4)):
-            bounds = ", ".join(c.sizes(i) if c.has(i) else "None" for i in (1, 2, 3, 4))
-            return f"{c.helper('slice_')}({c[0]}, {bounds})"
-        starts, ends = (list(c.host(i).reshape(-1)) for i in (1, 2))
-        axes = c.numbers(3) if c.has(3) else range(len(starts))
-        steps = c.numbers(4) if c.has(4) else [1] * len(starts)
+        first = c.need_ints("starts")
+        return _brackets(c, first, c.need_ints("ends"), c.ints("axes", range(len(first))), [1] * len(first))
+    low, high = c.host(1), c.host(2)
+    if low is None or high is None or any(c.has(i) and c.host(i) is None for i in (3, 4)):
+        bounds = ", ".join(c.sizes(i) if c.has(i) else "None" for i in (1, 2, 3, 4))
+        return f"{c.helper('slice_')}({c[0]}, {bounds})"
+    starts, ends = list(low.reshape(-1)), list(high.reshape(-1))
+    axes = c.numbers(3) if c.has(3) else list(range(len(starts)))
+    steps = c.numbers(4) if c.has(4) else [1] * len(starts)
     if axes is None or steps is None:
         raise refuse(c.node, "its axes or steps are not constant")
     if any(step < 0 for step in steps):
@@ -111,7 +116,7 @@ def _slice(c: Call) -> str:
     return _brackets(c, starts, ends, axes, steps)
 
 
-def _brackets(c: Call, starts: list, ends: list, axes: list[int], steps: list[int]) -> str:
+def _brackets(c: Call, starts: Sequence[Any], ends: Sequence[Any], axes: list[int], steps: list[int]) -> str:
     parts: dict[int, str] = {}
     for start, end, axis, step in zip(starts, ends, axes, steps):
         first = "" if start == 0 else texts_of(_array([start]))[0]
@@ -146,7 +151,7 @@ def _expand(c: Call) -> str:
 
 def _same(c: Call, axis: int, wanted: int | Symbol) -> bool:
     """Whether an axis is known to have the wanted size already."""
-    own = c.program.size(c.node.inputs[0], axis)
+    own = c.program.size(c.value(0), axis)
     return isinstance(wanted, Symbol) and isinstance(own, Symbol) and wanted.text == own.text
 
 
@@ -168,7 +173,10 @@ def _range(c: Call) -> str:
 
 
 def _eye_like(c: Call) -> str:
-    kind = ir.DataType(c.int("dtype")) if c.int("dtype") else c.kind(0)
+    stated = c.int("dtype")
+    kind = ir.DataType(stated) if stated else c.kind(0)
+    if kind is None:
+        raise refuse(c.node, "the type of its result is not known")
     return f"{c.helper('eye')}({c[0]}.shape, {c.int('k', 0)}, {c.dtype(kind)}, device)"
 
 
