@@ -15,6 +15,7 @@ from qcompile.analysis.analyze import analyze
 from qcompile.analysis.siblings import Siblings
 from qcompile.artifact.artifact import Artifact, write_manifest
 from qcompile.artifact.folder import atomic_folder
+from qcompile.artifact.further import lower_further
 from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, begin_source, settle
@@ -22,7 +23,7 @@ from qcompile.checks.sites import check_lowering, sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Options, check_options
-from qcompile.errors import InputError, MissingExtraError
+from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import name_of
 from qcompile.ir.required import constant
@@ -231,22 +232,16 @@ def _round(rotated: Rotated) -> None:
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:
-    """Write the target's files, and those of its other backends; what lacks an extra is said."""
+    """Write the target's files, and those of its other backends, whose faults are said."""
     request, model = quantized.chosen.request, quantized.rotated.model
     target = request.target
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)
     runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}
     for name in target.backends[1:]:
-        runtime = runtime_of(name)
         assert before is not None, "the reference has one backend"
-        try:
-            further = backend(name).lower(before.clone(), target, folder)
-        except MissingExtraError as error:
-            runtimes[runtime] = {"missing": str(error)}
-        else:
-            runtimes[runtime] = {"files": sorted(further.files), "notes": dict(further.notes)}
-        request.tell(f"lowering to {runtime}")
+        runtimes[runtime_of(name)] = lower_further(name, before.clone(), target, folder)
+        request.tell(f"lowering to {runtime_of(name)}")
     return Written(quantized, folder, lowered, runtimes, before)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "TargetError",
     "VerificationError",
     "first_line",
+    "reason_of",
     "runtime_message",
 ]
 
@@ -72,6 +73,15 @@ class MissingExtraError(TargetError):
 
 class VerificationError(QCompileError):
     """A stage that must keep the function of the model changed it."""
+
+
+def reason_of(error: Exception) -> str:
+    """The fault in one sentence, as a note says it; one that is a bug of ours, or a library's, with its kind."""
+    if isinstance(error, QCompileError):
+        return " ".join(str(error).split())
+    said = first_line(error)
+    kind = type(error).__name__
+    return kind if said == kind else f"{kind}: {said}"
 
 
 class InternalError(Exception):

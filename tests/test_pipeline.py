@@ -106,6 +106,7 @@ def test_fp4_artifact_computes_what_was_planned_and_beats_plain_rounding(tmp_pat
     loss = manifest["quantization"]["loss"]
     assert loss["quantized"] < loss["round_to_nearest"]
     triton = manifest["runtimes"]["triton"]
+    assert ("missing" in triton) == (importlib.util.find_spec("triton") is None)
     assert "missing" in triton or triton["rel_l2_to_reference"] <= 1e-4
     assert "missing" in triton or triton["sites"]["differing_codes"] == 0 < triton["sites"]["codes"]
     ids = np.load(tokens[1])["input_ids"][:1]

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from qcompile.errors import InputError
 
-__all__ = ["atomic_folder"]
+__all__ = ["atomic_folder", "undone_on_failure"]
 
 #: Bytes of the random part of a temporary folder's name.
 TOKEN_BYTES = 8
@@ -43,6 +43,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             if not target.exists():
                 raise
             raise InputError(taken) from error  # another export made it meanwhile
+
+
+@contextmanager
+def undone_on_failure(folder: Path) -> Iterator[None]:
+    """Remove whatever came into a folder meanwhile if what is done there fails; the rest stays."""
+    before = set(folder.rglob("*"))
+    try:
+        yield
+    except BaseException:
+        for path in sorted(set(folder.rglob("*")) - before, reverse=True):  # a folder comes after its content
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
+        raise
 
 
 @contextmanager

@@ -74,8 +74,10 @@ def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     ratio = f"{human_bytes(source)} → {human_bytes(made)}, {source / max(made, 1):.2f}x smaller"
     sizes = ("size", f"{source:,} → {made:,} bytes ({ratio})")
     written = m["runtimes"].items()
-    runs = "; ".join(f"{name} not written: {r['missing']}" if "missing" in r else name for name, r in written)
-    return [("target", m["target"]), ("runs in", runs), sizes, ("bits per weight", f"{m['bits_per_weight']:.3f}")]
+    runs = ", ".join(name for name, runtime in written if "missing" not in runtime)
+    lacks = [(f"{name} not written", f"warning: {r['missing']}") for name, r in written if "missing" in r]
+    bits = ("bits per weight", f"{m['bits_per_weight']:.3f}")
+    return [("target", m["target"]), ("runs in", runs), *lacks, sizes, bits]
 
 
 def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -104,6 +106,8 @@ def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
         if "rel_l2_to_reference" in runtime:
             error = scientific(runtime["rel_l2_to_reference"])
             rows.append((f"{name} vs. reference", f"relative L2 {error} (implementation error)"))
+        if "not_checked" in runtime:
+            rows.append((f"{name} not checked", f"warning: its rehearsal failed: {runtime['not_checked']}"))
     rows.append(("artifact vs. source", f"relative L2 {scientific(q['rel_l2'])} (quantization error)"))
     held_out = "held-out loss" if m["options"]["evaluation"] else "loss"
     rows += [(f"{held_out}, {name}", said) for name, said in _losses(q["loss"])]
