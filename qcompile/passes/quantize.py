@@ -14,13 +14,15 @@ from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
 from qcompile.choice.selection import METHODS
-from qcompile.errors import InputError
+from qcompile.errors import InputError, TargetError
 from qcompile.formats import Format, Quantized, quantize, search_scales
-from qcompile.formats.structured.vector import VectorFormat
+from qcompile.formats.catalogue import AnyFormat
+from qcompile.formats.scalar import is_scalar, quantize_scalar
 from qcompile.ir.required import name_of
 from qcompile.passes.state import State
 from qcompile.rounding.moments import Lesson, lesson_of
 from qcompile.rounding.sequential import Walk
+from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.calibration import Routed, Statistics
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
@@ -80,12 +82,15 @@ class Quantize:
         for site in self.tables:
             scheme = self.schemes[site.name]
             if scheme.weight is not None:
-                give_plan(site.node, Plan(scheme, quantize(weight_matrix(site), scheme.weight)))
+                rounded = quantize_scalar(weight_matrix(site), _scalar(scheme.weight))
+                give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
         for done, (group, teacher) in enumerate(self._lessons(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
-                    rounded = self._round(state, group, site, scheme.weight, teacher(scheme.activation))
+                    rounded = self._round(
+                        state, group, site, _scalar(scheme.weight), teacher(scheme.scalar_activation)
+                    )
                     give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
@@ -120,7 +125,7 @@ class Quantize:
         return lesson_of(self.statistics[name_of(group.value)], transform, self.device)
 
     def _round(
-        self, state: State, group: Siblings, site: Site, fmt: Format | VectorFormat, lesson: Lesson | None
+        self, state: State, group: Siblings, site: Site, fmt: Scalar, lesson: Lesson | None
     ) -> Quantized:
         unusable = None if lesson is None else lesson.unusable
         usable = lesson if unusable is None else None
@@ -130,7 +135,7 @@ class Quantize:
         if not isinstance(fmt, Format):
             if self.method == "search" or (self.method == "gptq" and usable is not None):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {fmt.name}")
-            return _to_cpu(fmt.quantize(weight).as_table())
+            return _to_cpu(quantize_scalar(weight, fmt))
         importance = None if usable is None else usable.importance
         scales = search_scales(weight, fmt, weight=importance) if self.method == "search" else None
         nearest = quantize(weight, fmt, scales=scales)
@@ -213,3 +218,14 @@ def _to_cpu(quantized: Quantized) -> Quantized:
 
     return replace(quantized, codes=quantized.codes.cpu(), scales=quantized.scales.cpu(),
                    zero_points=move(quantized.zero_points), tensor_scale=move(quantized.tensor_scale))  # fmt: skip
+
+
+def _scalar(fmt: AnyFormat) -> Scalar:
+    """A format whose codes stand for single values.
+
+    Raises:
+        TargetError: if it is none; targets refuse such formats before any work.
+    """
+    if not is_scalar(fmt):
+        raise TargetError(f"no target runs '{fmt.name}': its codes are not levels of single values")
+    return fmt

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import onnx_ir as ir
 
-from qcompile.analysis.forms import read_site
+from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.analysis.stacks import experts_of, is_stack
@@ -46,9 +46,10 @@ def _beyond(site: Site, target: Target) -> str | None:
         return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
     if is_stack(site) and target.stacks == "none":
         return f"its weight is a stack of matrices, which target '{target.name}' does not compute"
-    if is_stack(site) and target.stacks == "matrices":
+    form = read_site(site.node) if is_stack(site) and target.stacks == "matrices" else None
+    if isinstance(form, Stack):
         try:
-            experts_of(read_site(site.node))
+            experts_of(form)
         except TargetError as error:
             return str(error)
     return None

@@ -111,8 +111,8 @@ def _manifest(name: str) -> Any:
 @dataclass(frozen=True)
 class _Modules:
     lower: Callable[..., Lowered]
-    load: Callable[..., Callable]
-    rehearse: Callable[..., Callable]
+    load: Callable[..., Any]
+    rehearse: Callable[..., Any]
 
 
 def backend(name: str) -> Backend:
