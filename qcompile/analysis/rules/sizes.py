@@ -43,6 +43,8 @@ def dims(analysis: Analysis, value: ir.Value | None) -> list[Dim] | None:
 
 def _known(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
     """The entries of an integer tensor, in its shape."""
+    if value is None:
+        return None
     if value in analysis.dims_of:
         return analysis.dims_of[value]
     array = analysis.constant(value)
@@ -52,8 +54,10 @@ def _known(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
 def _open(analysis: Analysis, value: ir.Value | None) -> np.ndarray | None:
     """The entries of a small integer tensor of which none can be followed: those beside them still can."""
     refs = None if value is None or value.dtype not in _INTEGERS else analysis.refs_or_none(value)
-    sizes = [None] if refs is None else [analysis.axes.size(ref) for ref in refs]
-    return None if None in sizes or math.prod(sizes) > SMALL else np.full(sizes, None)
+    if refs is None:
+        return None
+    sizes = [size for ref in refs if (size := analysis.axes.size(ref)) is not None]
+    return None if len(sizes) < len(refs) or math.prod(sizes) > SMALL else np.full(sizes, None)
 
 
 @follows(*TABLE)
@@ -82,7 +86,8 @@ def _computed(analysis: Analysis, node: ir.Node) -> list[np.ndarray] | None:
 
 def take(analysis: Analysis, factors: list[Ref], dim: Ref, *, back: bool, reason: str) -> list[Ref] | None:
     """Remove factors of that total size from an end of the list, splitting the last one if needed."""
-    axes, taken = analysis.axes, []
+    axes = analysis.axes
+    taken: list[Ref] = []
     number, dynamic = _parts(analysis, dim)
     while number > 1 or dynamic:
         if not factors:
@@ -91,7 +96,7 @@ def take(analysis: Analysis, factors: list[Ref], dim: Ref, *, back: bool, reason
         size, node = axes.size(ref), axes.find(ref).node
         if size is None and node in dynamic:
             dynamic.remove(node)
-            group = [factors.pop(-1 if back else 0)]
+            group: list[Ref] | None = [factors.pop(-1 if back else 0)]
         elif size and number > 1 and math.gcd(size, number) > 1:
             part = math.gcd(size, number)
             group = (axes.take_back if back else axes.take_front)(factors, part, reason)
@@ -122,11 +127,11 @@ def arithmetic(analysis: Analysis) -> Arithmetic:
 
 def _equal(analysis: Analysis, a: Dim, b: Dim) -> bool | None:
     """Whether two sizes are equal, ``None`` if that depends on the input; no length is negative."""
-    numbers = [isinstance(side, int) for side in (a, b)]
-    if any(numbers):
-        return False if None not in (a, b) and (a if numbers[0] else b) < 0 else None
     if a is None or b is None:
         return None
+    if isinstance(a, int) or isinstance(b, int):
+        number = a if isinstance(a, int) else b
+        return False if isinstance(number, int) and number < 0 else None
     left, right = _parts(analysis, a), _parts(analysis, b)
     return True if left[0] == right[0] and Counter(left[1]) == Counter(right[1]) else None
 
@@ -134,7 +139,7 @@ def _equal(analysis: Analysis, a: Dim, b: Dim) -> bool | None:
 def _times(analysis: Analysis, a: Dim, b: Dim) -> Dim:
     if 1 in (a, b):
         return b if a == 1 else a
-    if None in (a, b) or any(isinstance(side, int) and side < 1 for side in (a, b)):
+    if a is None or b is None or any(isinstance(side, int) and side < 1 for side in (a, b)):
         return None
     return analysis.axes.product([Ref(Node(side)) if isinstance(side, int) else side for side in (a, b)])
 
