@@ -225,7 +225,7 @@ def _finish(
     codes: dict[str, np.ndarray] = {}
     seen = set()
     for plan, site in sites:
-        fmt = plan.scheme.scalar_activation
+        fmt = plan.scheme.activation
         if fmt is None or (site.x, fmt) in seen:
             continue
         seen.add((site.x, fmt))

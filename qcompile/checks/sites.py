@@ -120,7 +120,7 @@ def check_lowering(
     worst = 0.0
     for site in sites:
         plan, rounded = plans[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
-        activation = plan.scheme.scalar_activation or (FORMATS[rounded] if rounded else None)
+        activation = plan.scheme.activation or (FORMATS[rounded] if rounded else None)
         want = _oracle(site, plan.weight, activation, *(inputs[name] for name in site.reads))
         worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
     return Checked(worst, len(sites))

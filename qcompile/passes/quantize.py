@@ -14,10 +14,9 @@ from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
 from qcompile.choice.selection import METHODS
-from qcompile.errors import InputError, TargetError
+from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, quantize, search_scales
-from qcompile.formats.catalogue import AnyFormat
-from qcompile.formats.scalar import is_scalar, quantize_scalar
+from qcompile.formats.scalar import quantize_scalar
 from qcompile.ir.required import name_of
 from qcompile.passes.state import State
 from qcompile.rounding.moments import Lesson, lesson_of
@@ -82,14 +81,14 @@ class Quantize:
         for site in self.tables:
             scheme = self.schemes[site.name]
             if scheme.weight is not None:
-                rounded = quantize_scalar(weight_matrix(site), _scalar(scheme.weight))
+                rounded = quantize_scalar(weight_matrix(site), scheme.weight)
                 give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
         for done, (group, teacher) in enumerate(self._lessons(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
                     rounded = self._round(
-                        state, group, site, _scalar(scheme.weight), teacher(scheme.scalar_activation)
+                        state, group, site, scheme.weight, teacher(scheme.activation)
                     )
                     give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
             if self.progress is not None:
@@ -218,14 +217,3 @@ def _to_cpu(quantized: Quantized) -> Quantized:
 
     return replace(quantized, codes=quantized.codes.cpu(), scales=quantized.scales.cpu(),
                    zero_points=move(quantized.zero_points), tensor_scale=move(quantized.tensor_scale))  # fmt: skip
-
-
-def _scalar(fmt: AnyFormat) -> Scalar:
-    """A format whose codes stand for single values.
-
-    Raises:
-        TargetError: if it is none; targets refuse such formats before any work.
-    """
-    if not is_scalar(fmt):
-        raise TargetError(f"no target runs '{fmt.name}': its codes are not levels of single values")
-    return fmt

@@ -153,7 +153,7 @@ class Walk:
     def _read(self, operands: _Operands, batch: Batch, *, quantized: bool) -> np.ndarray:
         """The input of a site."""
         x, plan = batch[name_of(operands.activation)], plan_of(operands.site.node)
-        if not quantized or plan is None or (activation := plan.scheme.scalar_activation) is None:
+        if not quantized or plan is None or (activation := plan.scheme.activation) is None:
             return x
         moved = np.moveaxis(x, operands.axis, -1)
         rows = fake_quantize_rows(rows_of_value(x, operands.axis), activation).numpy()

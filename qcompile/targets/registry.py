@@ -111,8 +111,8 @@ def _manifest(name: str) -> Any:
 @dataclass(frozen=True)
 class _Modules:
     lower: Callable[..., Lowered]
-    load: Callable[..., Any]
-    rehearse: Callable[..., Any]
+    load: Callable[..., Callable[..., Any]]
+    rehearse: Callable[..., Callable[..., Any]]
 
 
 def backend(name: str) -> Backend:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qcompile.errors import TargetError
-from qcompile.formats.catalogue import AnyFormat, get_format
+from qcompile.errors import InputError
+from qcompile.formats.catalogue import get_format
 from qcompile.formats.format import Format
+from qcompile.formats.scalar import Scalar, is_scalar
 
 __all__ = ["FLOAT", "Scheme"]
 
@@ -20,8 +21,8 @@ class Scheme:
         activation: ``None`` keeps the input as it is.
     """
 
-    weight: AnyFormat | None = None
-    activation: AnyFormat | None = None
+    weight: Scalar | None = None
+    activation: Format | None = None
 
     @property
     def name(self) -> str:
@@ -31,15 +32,9 @@ class Scheme:
         return self.weight.name + (f"/{self.activation.name}" if self.activation else "")
 
     @property
-    def scalar_activation(self) -> Format | None:
-        """The format of the input, for a kernel.
-
-        Raises:
-            TargetError: if it has a structure of its own, which no kernel quantizes to.
-        """
-        if self.activation is None or isinstance(self.activation, Format):
-            return self.activation
-        raise TargetError(f"no kernel quantizes activations to '{self.activation.name}'")
+    def group(self) -> int | None:
+        """Weights that share a scale; ``None`` where whole rows do, or where nothing is quantized."""
+        return self.weight.group if self.weight else None
 
     @property
     def bits(self) -> float:
@@ -51,12 +46,17 @@ class Scheme:
         """The scheme of that name.
 
         Raises:
-            InputError: if a format is unknown.
+            InputError: if a format is unknown, or has a structure that no target computes with.
         """
         if text == "float":
             return FLOAT
         weight, _, activation = text.partition("/")
-        return Scheme(get_format(weight), get_format(activation) if activation else None)
+        of_weight, of_input = get_format(weight), get_format(activation) if activation else None
+        if not is_scalar(of_weight):
+            raise InputError(f"no target runs '{weight}': its codes are not levels of single values")
+        if not isinstance(of_input, Format | None):
+            raise InputError(f"no target quantizes activations to '{activation}': it has a structure of its own")
+        return Scheme(of_weight, of_input)
 
 
 #: Neither weight nor input quantized.

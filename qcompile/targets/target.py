@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qcompile.errors import TargetError
-from qcompile.formats.format import Format
-from qcompile.formats.scalar import is_scalar
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Target"]
@@ -64,10 +62,6 @@ class Target:
             InputError: if there is no such format.
         """
         asked = Scheme.parse(text)
-        if asked.weight is not None and not is_scalar(asked.weight):
-            raise TargetError(f"no target runs '{asked.weight.name}' yet: its codes are not levels of single values")
-        if asked.activation is not None and not isinstance(asked.activation, Format):
-            raise TargetError(f"no target rounds activations to '{asked.activation.name}': use a scalar block format")
         if text == "float" or "*" in self.schemes or asked.name in self.schemes:
             return asked
         for name in self.schemes:

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Node, Ref, complete
+from qcompile.analysis.axes import Node, Ref
 from qcompile.analysis.spaces import Analysis, follows
 from qcompile.ir.graph import SMALL
 from qcompile.shapes.arithmetic import OPERATORS, Arithmetic

@@ -75,7 +75,7 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
         TargetError: for a format that no kernel decodes or quantizes to, and for scales that are not finite.
     """
     weights = [checked(q) for q in weights]
-    activation = scheme.scalar_activation
+    activation = scheme.activation
     tensors, meta = _laid_out(weights, activation, target_arch)
     meta |= {"kind": "linear", "arch": target_arch, "splits": [q.shape[0] for q in weights]}
     meta["activation"] = None if activation is None else _checked_activation(activation)

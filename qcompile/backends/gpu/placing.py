@@ -95,7 +95,7 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
     first, x = group[0].site.node, group[0].site.x
     if group[0].site.before is not None:
         x = _permuted(first, x, group[0].site.before)
-    activation = scheme.scalar_activation
+    activation = scheme.activation
     if activation is not None:
         x = _quantized(first, x, objects.format(activation))
     for placed in group:

@@ -41,7 +41,7 @@ def takes_lookup(scheme: Scheme) -> bool:
 def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """``LinearX(QuantizeY(x), codes, scales, ...)``; sites that read one value share its quantization."""
     fmt, size = plan.weight.format, plan.weight.shape[1]
-    x, width, activation = prepare(emit, site, [_FLOAT]), size, plan.scheme.scalar_activation
+    x, width, activation = prepare(emit, site, [_FLOAT]), size, plan.scheme.activation
     if activation is not None:
         x, width = _quantized(emit, site, x, activation, size)
     x = resize(emit, site.node, x, size, width, packed_width(plan.weight))
@@ -54,7 +54,7 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[
 def emit_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The operator itself, in float32, on the stack ``DecodeX(codes, scales, ...)`` laid out as it was."""
     node, reader, size, dtype = site.node, site.reader, plan.weight.shape[1], graph_type(site.weight)
-    x, activation = prepare(emit, site, [_FLOAT]), plan.scheme.scalar_activation
+    x, activation = prepare(emit, site, [_FLOAT]), plan.scheme.activation
     if activation is not None:
         x, width = _quantized(emit, site, x, activation, size)
         x = resize(emit, node, x, size, width, size)

@@ -91,7 +91,7 @@ def _biased(g: Builder, form: Linear, y: relax.Expr, dtype: str) -> relax.Expr:
 def _rows(g: Builder, x: relax.Expr, plan: Plan, size: int) -> relax.Expr:
     """``[m, K]``, quantized and read back if the scheme says so; sites that read one value share it."""
     rows = g.reshape(x, [known.product(g.shape(x)[:-1]), size])
-    fmt = plan.scheme.scalar_activation
+    fmt = plan.scheme.activation
     if fmt is None:
         return rows
     width = -(-size // (fmt.group or size)) * (fmt.group or size)

@@ -1,0 +1,34 @@
+"""Names of schemes: what has no kernel anywhere is refused before any work starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from qcompile.errors import InputError
+from qcompile.formats import EXTENDED_FORMATS, FORMATS
+from qcompile.formats.scalar import is_scalar
+from qcompile.targets.scheme import Scheme
+
+STRUCTURED = {type(fmt): name for name, fmt in EXTENDED_FORMATS.items()}
+
+
+@pytest.mark.parametrize("text", ["float", "int4-g32", "nvfp4/nvfp4", "higgs-p1-n16", "int4-g32/fp8-e4m3-channel"])
+def test_a_scheme_has_the_name_that_it_is_read_from(text):
+    assert Scheme.parse(text).name == text
+
+
+def test_groups_are_those_of_the_weight():
+    assert [Scheme.parse(text).group for text in ("float", "int4-g32", "int4-channel")] == [None, 32, None]
+    assert Scheme.parse("mxfp4/mxfp8-e4m3").bits == FORMATS["mxfp4"].bits
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURED.values() if not is_scalar(EXTENDED_FORMATS[name])])
+def test_weights_without_levels_are_refused(name):
+    with pytest.raises(InputError, match=f"no target runs '{name}'"):
+        Scheme.parse(name)
+
+
+@pytest.mark.parametrize("name", STRUCTURED.values())
+def test_activations_with_a_structure_are_refused(name):
+    with pytest.raises(InputError, match=f"no target quantizes activations to '{name}'"):
+        Scheme.parse(f"int4-g32/{name}")
