@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import name_of
 
 __all__ = ["Boundary", "boundaries"]
 
@@ -35,6 +36,11 @@ class Boundary:
     node: ir.Node
     before: Ref
     after: Ref
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return name_of(self.node)
 
 
 def boundaries(analysis: Analysis) -> list[Boundary]:

@@ -15,6 +15,7 @@ from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, Route, experts_of
 from qcompile.errors import TargetError
+from qcompile.ir.required import name_of
 
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
@@ -28,11 +29,13 @@ class Siblings:
 
     Args:
         value: the activation.
+        name: that of the activation; lowering gives it to another value.
         ref: its feature axis.
         sites: its readers.
     """
 
     value: ir.Value
+    name: str
     ref: Ref
     sites: list[Site]
 
@@ -67,7 +70,7 @@ def siblings_of(sites: Sequence[Site]) -> list[Siblings]:
     for site in sites:
         kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
         if site.input is not None and site.ref_in is not None and not kernel:
-            group = found.setdefault(site.input, Siblings(site.input, site.ref_in, []))
+            group = found.setdefault(site.input, Siblings(site.input, name_of(site.input), site.ref_in, []))
             if site.ref_in is group.ref:
                 group.sites.append(site)
     return list(found.values())

@@ -10,7 +10,7 @@ from qcompile.ir.graph import is_float
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
-    from qcompile.analysis.axes import Node
+    from qcompile.analysis.axes import Node, Ref
     from qcompile.analysis.spaces import Analysis, Site, Space
     from qcompile.notes import Declined
     from qcompile.transforms import Transform
@@ -128,13 +128,13 @@ def declined_entries(declined: Iterable[Declined]) -> list[dict[str, str]]:
 def obstacles(analysis: Analysis, sites: Sequence[Site]) -> list[dict[str, str]]:
     """For every site whose input cannot be rotated at no cost, the operator that prevents it."""
     names = {space.node: space for space in analysis.spaces}
-    found = [(site, _obstacle(analysis, site, names)) for site in sites if site.ref_in is not None]
+    found = [(site, _obstacle(analysis, site.ref_in, names)) for site in sites if site.ref_in is not None]
     what = "rotating its input offline"
     return [{"site": site.name, "what": what, "reason": reason} for site, reason in found if reason]
 
 
-def _obstacle(analysis: Analysis, site: Site, names: Mapping[Node, Space]) -> str | None:
-    spaces = [names[leaf.node] for leaf in analysis.axes.leaves(site.ref_in) if leaf.node in names]
+def _obstacle(analysis: Analysis, ref: Ref, names: Mapping[Node, Space]) -> str | None:
+    spaces = [names[leaf.node] for leaf in analysis.axes.leaves(ref) if leaf.node in names]
     if not spaces:
         return "the axis that it reads has no static size above one"
     if any(Freedom.ORTHOGONAL in space.freedom for space in spaces):

@@ -154,11 +154,12 @@ def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> 
     alpha, t2 = chosen.alphas.get(site.name), chosen.errors.get(site.name)
     delta = None if alpha is None or t2 is None else alpha * t2
     predicted = {"alpha": number(alpha), "t2": number(t2), "predicted_delta": number(delta)}
-    if plan is None:
+    weight = plan.scheme.weight if plan is not None else None
+    if plan is None or weight is None:
         return predicted
     scheme = plan.scheme
     return predicted | {
-        "format": scheme.weight.name,
+        "format": weight.name,
         "activation": scheme.activation.name if scheme.activation else None,
         "bits": scheme.bits,
         "bits_per_weight": number(_stored(site, plan, lowered) / max(count_of(site), 1)),
@@ -170,14 +171,14 @@ def _transforms(facts: Facts) -> dict[str, dict[str, Any]]:
     found, placement = {}, facts.choice.placement
     for group in facts.choice.siblings:
         total = total_transform(facts.analysis, group, placement)
-        online = group.value.name in placement.online
+        online = group.name in placement.online
         for site in group.sites:
             found[site.name] = {"kind": transform_name(total), "online": online}
     return found
 
 
 def _online(chosen: Choice) -> list[dict[str, Any]]:
-    found = [(g.value.name, chosen.placement.online.get(g.value.name), g) for g in chosen.siblings]
+    found = [(g.name, chosen.placement.online.get(g.name), g) for g in chosen.siblings]
     before_sites = [(name, t, cost_fraction(group, t)) for name, t, group in found if t is not None]
     between = [(name, transform, cost) for name, (transform, cost) in chosen.placement.boundaries.items()]
     return [
@@ -190,6 +191,7 @@ def _unrotated(facts: Facts) -> list[dict[str, str]]:
     """Why sites read a plain basis: the graph forbids another, or none was predicted to help."""
     entries = obstacles(facts.analysis, facts.sites)
     blocked, transforms = {entry["site"] for entry in entries}, _transforms(facts)
+    inputs = {site.name: group.name for group in facts.choice.siblings for site in group.sites}
     reason = "none of the transforms that its space allows was predicted to lower the error enough"
     reason = "no transforms were asked for" if facts.options.transforms == "none" else reason
     for site in facts.sites:
@@ -197,7 +199,7 @@ def _unrotated(facts: Facts) -> list[dict[str, str]]:
             continue
         if site.name not in blocked:
             entries.append({"site": site.name, "what": "rotating its input", "reason": reason})
-        elif site.input is not None and site.input.name in facts.choice.placement.errors:
+        elif inputs.get(site.name) in facts.choice.placement.errors:
             what, why = "an online transform of its input", "none was predicted to lower the error by what it costs"
             entries.append({"site": site.name, "what": what, "reason": why})
     return entries

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.spaces import Site
+from qcompile.ir.required import operand
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
+    from qcompile.transforms.orders.orders import Variant
 
 __all__ = ["FITTED_BLOCKS", "LEAST_GAIN", "fitted", "not_worth", "orthogonal_candidates"]
 
@@ -41,8 +43,8 @@ def orthogonal_candidates(
     """
     from qcompile.transforms import has_hadamard
 
-    variant = "default" if Freedom.ORTHOGONAL in freedom else "regular"
-    group = (scheme.weight.group if scheme.weight else None) or size
+    variant: Variant = "default" if Freedom.ORTHOGONAL in freedom else "regular"
+    group = scheme.group or size
     found: dict[str, Transform] = {}
 
     def add(block: int) -> None:
@@ -60,7 +62,7 @@ def orthogonal_candidates(
 
 
 @lru_cache
-def _hadamard(size: int, block: int, seed: int, variant: Literal["default", "regular"]) -> Transform:
+def _hadamard(size: int, block: int, seed: int, variant: Variant) -> Transform:
     """One for all groups that ask: it keeps its steps."""
     from qcompile.transforms import BlockDiagonal, Hadamard
 
@@ -68,7 +70,7 @@ def _hadamard(size: int, block: int, seed: int, variant: Literal["default", "reg
     return whole if block == size else BlockDiagonal(whole, size // block)
 
 
-def _largest_block(size: int, variant: Literal["default", "regular"]) -> int:
+def _largest_block(size: int, variant: Variant) -> int:
     """The largest divisor with a Hadamard matrix: for sizes that have none themselves."""
     from qcompile.transforms import has_hadamard
 
@@ -100,5 +102,5 @@ def not_worth(value: ir.Value, sites: Sequence[Site]) -> str | None:
         node = value.producer()
         if node is None or node.op_type not in VIEWS:
             break
-        value, readers = node.inputs[0], {node}
+        value, readers = operand(node, 0), {node}
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -247,7 +248,7 @@ def _objective(problem: Problem) -> np.ndarray:
         return np.minimum(loss / unit, 2.0) * 1e4
 
 
-def _solve(objective: np.ndarray, upper: np.ndarray, constraints: list) -> tuple[np.ndarray, float]:
+def _solve(objective: np.ndarray, upper: np.ndarray, constraints: list[Any]) -> tuple[np.ndarray, float]:
     from scipy.optimize import Bounds, milp
 
     result = milp(objective, integrality=np.ones_like(objective), bounds=Bounds(0, upper), constraints=constraints,

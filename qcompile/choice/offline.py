@@ -76,7 +76,7 @@ def place_offline(analysis: Analysis, groups: Sequence[Siblings], online: Online
     for wall in walls:
         between = _between(analysis.axes, wall, placement.offline)
         if between is not None:
-            placement.boundaries[wall.node.name] = between, fractions[wall]
+            placement.boundaries[wall.name] = between, fractions[wall]
 
 
 # -- one candidate for each space ------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def candidates_of(
         errors, transforms = _compare(analysis, node, compared, online, online.seed + number, placement.offline)
         base = errors["none"]
         placement.errors[names.get(node, f"axis{number}")] = {n: e / base if base else 1.0 for n, e in errors.items()}
-        name = list(transforms)[-1] if online.kind != "auto" and transforms else min(errors, key=errors.get)
+        name = list(transforms)[-1] if online.kind != "auto" and transforms else min(errors, key=errors.__getitem__)
         if name in transforms:
             scale = len(readers) / len(compared)
             before, after = placement.offline, placement.offline | {node: transforms[name]}
@@ -128,6 +128,7 @@ def _compare(
             for group, transform in zip(readers, transforms, strict=True)
         )
 
+    assert node.size is not None  # no space has an axis of unknown size
     made = orthogonal_candidates(node.size, online.scheme(readers[0]), online.kind, seed, node.freedom)
     return {"none": error(chosen)} | {name: error({**chosen, node: item}) for name, item in made.items()}, made
 

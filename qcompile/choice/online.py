@@ -51,7 +51,7 @@ class Online:
     price: float
     seed: int
     barred: set[Siblings]  # groups with a weight that is read in another basis too
-    _known: dict[tuple, OnlineChoice] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
 
     @property
     def forced(self) -> bool:
@@ -96,8 +96,10 @@ class Online:
     def _candidates(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
         plain = self.kind != "wush" and offline is None
         found = orthogonal_candidates(group.width, scheme, "auto", self.seed) if plain else {}
-        own, least = self.statistics.get(group.value.name), scheme.weight.group or group.width
-        for block in FITTED_BLOCKS if own is not None else ():
+        own, least = self.statistics.get(group.name), scheme.group or group.width
+        if own is None:
+            return found
+        for block in FITTED_BLOCKS:
             if block >= least and group.width % block == 0:
                 found[f"wush-{block}"] = fitted(group.sites, offline, own, block)
         return found

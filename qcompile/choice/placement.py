@@ -40,7 +40,7 @@ class Placement:
 def total_transform(analysis: Analysis, group: Siblings, placement: Placement) -> Transform | None:
     """The transform of the group's input: offline, then online."""
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
-    online = placement.online.get(group.value.name)
+    online = placement.online.get(group.name)
     if offline is None or online is None:
         return offline if online is None else online
     return compose(offline, online)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from qcompile.analysis.spaces import Site
+    from qcompile.formats import Format
+    from qcompile.formats.structured.vector import VectorFormat
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
@@ -60,21 +62,23 @@ def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) 
     of, error = item.known.get(key, (None, 0.0))
     if of is None or of() is not transform:  # another one may have been there
         with alone() if item.sample is None else nullcontext():  # of a few rows of the weight
-            error = _error(item, scheme, transform)
+            error = _error(item, scheme.weight, scheme.activation, transform)
         of = (lambda: None) if transform is None else weakref.ref(transform)
         item.known[key] = of, error
     return error
 
 
-def _error(item: Probe, scheme: Scheme, transform: Transform | None) -> float:
+def _error(
+    item: Probe, fmt: Format | VectorFormat, activation: Format | None, transform: Transform | None
+) -> float:  # fmt: skip
     weight, sample = item.weight, item.sample
     if transform is not None:
         weight = transform.dual().apply(weight, -1)
         sample = None if sample is None else transform.apply(sample, -1)
-    rounded = fake_quantize(weight, scheme.weight)
+    rounded = fake_quantize(weight, fmt)
     if sample is None:
         return float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
-    seen = sample if scheme.activation is None else fake_quantize_rows(sample, scheme.activation)
+    seen = sample if activation is None else fake_quantize_rows(sample, activation)
     exact = sample @ weight.T
     return float((seen @ rounded.T - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
 

@@ -16,6 +16,7 @@ from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error
 from qcompile.choice.transforms import KINDS, place
 from qcompile.errors import InputError
+from qcompile.ir.required import constant
 from qcompile.run.data import Data
 from qcompile.run.sources import DataLike
 from qcompile.run.taps import visible
@@ -140,7 +141,7 @@ def choose(
     first = schemes[0]
     edge = target.scheme(target.edge)
     inner = [group for group in groups if several or not all(site.name in edges for site in group.sites)]
-    probes = {group: probes_of(group, statistics.get(group.value.name), alphas) for group in inner}
+    probes = {group: probes_of(group, statistics.get(group.name), alphas) for group in inner}
     placement = place(
         analysis, probes, lambda _: first, kind=options.transforms, statistics=statistics,
         fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
@@ -170,12 +171,12 @@ def _statistics(
     needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
     if not needed:
         return {}
-    seen = {group.value.name: group.axis for group in groups}
-    routes = {group.value.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
+    seen = {group.name: group.axis for group in groups}
+    routes = {group.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
     found = collect(model, seen, data, routes=routes, progress=progress)
-    for group in (group for group in groups if group.value.name not in found):
+    for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"
-        if group.nested and group.value.name not in visible(model, [group.value.name]):
+        if group.nested and group.name not in visible(model, [group.name]):
             why = "the body that it stands in may read another number of rows at every step"
         for site in group.sites:
             decline(site.name, "calibrating it", why)
@@ -194,11 +195,11 @@ def _assign(
         found = [Option(s.name, e, _cost(group.sites, s, target)) for s, e in zip(schemes, losses, strict=True)]
         units.append((group.sites, found))
     for site in chosen.tables:
-        own = probe(site, None)
-        losses = [chosen.alphas[site.name] * site_error(own, Scheme(scheme.weight)) for scheme in schemes]
+        table, alpha = probe(site, None), chosen.alphas[site.name]
+        losses = [alpha * site_error(table, Scheme(scheme.weight)) for scheme in schemes]
         found = [Option(s.name, loss, _cost([site], s, target)) for s, loss in zip(schemes, losses, strict=True)]
         units.append(([site], found))
-    weights = sum(int(s.weight.const_value.size) for sites, _ in units for s in sites)
+    weights = sum(constant(site.weight).size for sites, _ in units for site in sites)
     budgets = {unit: bound * (weights if unit == "bits" else 1) for unit, bound in options.budget.items()}
     chosen.assignment = assign([found for _, found in units], budgets)
     by_name = {scheme.name: scheme for scheme in schemes}
@@ -213,7 +214,7 @@ def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, fl
     """The cost of sites in each budget; an embedding table is looked up, which takes no time to speak of."""
     bits = stored = 0.0
     for site in sites:
-        count = int(site.weight.const_value.size)
+        count = constant(site.weight).size
         width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
         bits += count * scheme.bits
         stored += count * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8

@@ -81,7 +81,7 @@ def place(
 
 
 def _place_online(group: Siblings, online: Online, placement: Placement) -> None:
-    choice, name = online.best(group, placement.offline), group.value.name
+    choice, name = online.best(group, placement.offline), group.name
     if choice.errors:
         placement.errors[name] = dict(choice.errors)
     if choice.skipped is not None:
@@ -116,5 +116,5 @@ def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, S
 
 def _follow(group: Siblings, leader: Siblings, placement: Placement) -> None:
     """Take the online transform of the group that shares a weight."""
-    if leader.value.name in placement.online:
-        placement.online[group.value.name] = placement.online[leader.value.name]
+    if leader.name in placement.online:
+        placement.online[group.name] = placement.online[leader.name]

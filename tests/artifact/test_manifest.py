@@ -1,0 +1,19 @@
+"""What a manifest says of sites is known by names that lowering cannot take."""
+
+from __future__ import annotations
+
+import qcompile as qc
+
+#: The second site reads what the first makes: lowering puts another operator, and another value, in its place.
+CHAIN = """g (float[n,64] x) => (float[n,64] y) <float[64,64] a, float[64,64] b, float[64,64] c> {
+    h = MatMul(x, a)
+    m = MatMul(h, b)
+    s = Sigmoid(m)
+    y = MatMul(s, c) }"""
+
+
+def test_transforms_of_values_that_lowering_replaces_are_told(parse, tmp_path):
+    artifact = qc.export(parse(CHAIN), "reference", tmp_path / "artifact", transforms="wush")
+    manifest = artifact.manifest
+    assert [entry["value"] for entry in manifest["online_transforms"]] == ["x", "h"]
+    assert [site["transform_in"]["online"] for site in manifest["sites"]] == [True, True, False]  # the last is an edge
