@@ -140,6 +140,12 @@ class Rotated:
         return self.prepared.model
 
     @property
+    def checked(self) -> Equivalence:
+        """The distance from the source, where it has been measured."""
+        assert self.equivalence is not None, "the rotated graph was not checked"
+        return self.equivalence
+
+    @property
     def wanted(self) -> Chosen:
         """The choice, if something is to be quantized."""
         assert self.chosen is not None, "the graph was rotated alone"
@@ -168,8 +174,7 @@ class Quantized:
     @property
     def equivalence(self) -> Equivalence:
         """The distance of the rotated graph from its source."""
-        assert self.rotated.equivalence is not None, "quantizing checks it"
-        return self.rotated.equivalence
+        return self.rotated.checked
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as leaving:
-        status = leaving.code
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,16 @@ _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 class CommandGroup(TyperGroup):
     """Commands that answer a mistake of the user with one sentence and status 2; other errors keep their traceback."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
+        standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
+    ) -> Any:  # fmt: skip
         """Run a command. Without ``standalone_mode``, errors reach the caller."""
+        run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return run()
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = run()
         except Exception as error:
             message = mistake(error)
             if message is None:

@@ -135,7 +135,7 @@ def _losses(losses: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def rotation_table(rotated: Rotated, output: Path) -> Table:
     """The result of ``qcompile rotate``."""
-    placement, equal = rotated.placement, rotated.equivalence
+    placement, equal = rotated.placement, rotated.checked
     sizes = Counter(f"{node.size}" for node in placement.offline)
     spaces = f"{len(placement.offline)}" + (f" (sizes: {_counts(sizes)})" if sizes else "")
     return _facts(str(output), [

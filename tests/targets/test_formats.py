@@ -22,7 +22,8 @@ def test_most_families_and_grids_export() -> None:
 @pytest.mark.parametrize("name", EXPORTS[::4])
 def test_formats_of_single_values_export(parse, tmp_path, name):
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    artifact = qc.export(parse(MODEL, w=weight), "reference", tmp_path / "out", formats=[name, "int8-g32"], method="rtn")
+    model = parse(MODEL, w=weight)
+    artifact = qc.export(model, "reference", tmp_path / "out", formats=[name, "int8-g32"], method="rtn")
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
     error = np.linalg.norm(artifact.run({"x": x})["y"] - x @ weight) / np.linalg.norm(x @ weight)
     assert 0 < error < 0.5
