@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "add_function", "ensure_function", "opset"]
+__all__ = ["ALLOWZERO", "DOMAIN", "add_function", "ensure_function", "opset"]
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
 DOMAIN = "qcompile"
+
+#: The version from which on a 0 in the shape for a Reshape may be a size, not an axis to keep.
+ALLOWZERO = 14
 
 
 def opset(model: ir.Model) -> int:

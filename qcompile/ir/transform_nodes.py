@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError
-from qcompile.ir.functions import DOMAIN, ensure_function, opset
+from qcompile.ir.functions import ALLOWZERO, DOMAIN, ensure_function, opset
 from qcompile.ir.graph import append_node, ensure_initializer, label
 
 __all__ = ["Structure", "append_transform", "read_transform"]
@@ -130,11 +130,7 @@ def _guard(model: ir.Model, value: ir.Value, structure: Structure) -> _Guard:
     if value.shape is not None and all(isinstance(dim, int) and dim > 0 for dim in value.shape):
         return _Guard.NONE
     batched = any(matrix.ndim == 3 or inner > 1 for _, inner, matrix in structure.steps)
-    return _Guard.BRANCH if batched or opset(model) < _ALLOWZERO else _Guard.SHAPE
-
-
-#: The version from which on a 0 in the shape for a Reshape may be a size.
-_ALLOWZERO = 14
+    return _Guard.BRANCH if batched or opset(model) < ALLOWZERO else _Guard.SHAPE
 
 
 def _function(structure: Structure, guard: _Guard) -> str:

@@ -229,21 +229,22 @@ class _Rewriter:
         lead, places, rows, counts = self._shared("routes", *key, make=lambda: self._routes(letters, size))
         there = self._op("Greater", [self._op("Size", [places], [], ir.DataType.INT64), self._ints(0)], [1],
                          ir.DataType.BOOL)  # fmt: skip
+        shape = self._op("Concat", [lead, self._ints(*form.size(form.free))], [len(form.output)], ir.DataType.INT64,
+                         axis=0)  # fmt: skip
+        sizes = form.size([*letters, *form.free])
         self.body = ir.Graph((), (), nodes=(), name=f"{self.name}/experts")
         parts = self._op("Split", [rows, counts], [None, size], outputs=form.count, axis=0)
         made = self._each([parts] if form.count == 1 else parts)
-        self.body.outputs.append(self._op("Concat", made, [None, self.width], axis=0))
+        joined = self._op("Concat", made, [None, self.width], axis=0)
+        back = self._op("ScatterND", [joined, places, joined], [None, self.width])
+        self.body.outputs.append(self._op("Reshape", [back, shape], sizes))
         products = self.body
         self.body = ir.Graph((), (), nodes=(), name=f"{self.name}/nothing")
-        empty = add_initializer(self.model, f"{self.name}/empty", np.zeros((0, self.width), self.dtype.numpy()))
-        self.body.outputs.append(self._op("Identity", [empty], [0, self.width]))
+        zero = ir.tensor(np.zeros(1, self.dtype.numpy()))
+        self.body.outputs.append(self._op("ConstantOfShape", [shape], sizes, value=zero))
         nothing, self.body = self.body, None
-        joined = self._op("If", [there], [None, self.width], then_branch=products, else_branch=nothing)
-        back = self._op("ScatterND", [joined, places, joined], [None, self.width])
-        shape = self._op("Concat", [lead, self._ints(*form.size(form.free))], [len(form.output)], ir.DataType.INT64,
-                         axis=0)  # fmt: skip
-        letters += form.free
-        return self._op("Reshape", [back, shape], form.size(letters)), letters
+        result = self._op("If", [there], sizes, then_branch=products, else_branch=nothing)
+        return result, [*letters, *form.free]
 
     def _routes(self, letters: Sequence[str], size: int) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
         """The sizes of the letters; the places of the rows in the order of their experts; those rows; each's count."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.ir.functions import DOMAIN
+from qcompile.ir.functions import ALLOWZERO, DOMAIN
 
 __all__ = ["Body"]
 
@@ -84,6 +84,20 @@ class Body:
             reduced = self._append(op, (x,), [ir.AttrInt64s("axes", [-1])])
         reduced = self.Slice(reduced, self.vector(0), self.vector(1), self.vector(-1))
         return reduced if keep else self.Squeeze(reduced, self.vector(-1))
+
+    def reshape(self, x: ir.Value, shape: ir.Value) -> ir.Value:
+        """A float value in a computed shape, in which a 0 is a size."""
+        if self.opset >= ALLOWZERO:
+            return self.Reshape(x, shape, allowzero=1)
+        some = self.Greater(self.Size(x), self.constant(0, np.int64))
+        there, nothing = self._branch("Reshape", x, shape), self._branch("ConstantOfShape", shape)
+        return self.If(some, then_branch=there, else_branch=nothing)
+
+    def _branch(self, op: str, *inputs: ir.Value) -> ir.Graph:
+        """A body of one operator on values around it."""
+        node = ir.Node("", op, inputs)
+        node.outputs[0].name = f"{op.lower()}{len(self._nodes)}"
+        return ir.Graph((), node.outputs, nodes=[node], name=op)
 
     def column(self, x: ir.Value) -> ir.Value:
         """A new last axis of size 1, to broadcast along."""

@@ -87,15 +87,20 @@ def linear_function(fmt: Format, opset: int) -> ir.Function:
 
 
 def lookup_function(fmt: Format, opset: int) -> ir.Function:
-    """Rows of a packed table by ``indices`` of any shape: only the rows that are asked for are decoded."""
+    """Rows of a packed table by ``indices`` of any shape: only the rows that are asked for are decoded, and one more.
+
+    Without that one, where no row is asked for, a -1 in a shape would stand for any number.
+    """
     body = Body(opset)
     indices = body.input("indices")
-    flat = body.Reshape(indices, body.vector(-1))
+    flat = body.Pad(body.Reshape(indices, body.vector(-1)), body.vector(0, 1))
     parts = {name: body.input(name) for name in part_names(fmt)}
     rows = [value if name == "tensor_scale" else body.Gather(value, flat, axis=0) for name, value in parts.items()]
     decoded = body.call(f"Decode{label(fmt)}", rows)
-    shape = body.Concat(body.Shape(indices), body.vector(-1), axis=0)
-    return body.function(f"Lookup{label(fmt)}", body.Reshape(decoded, shape))
+    width = body.Slice(body.Shape(decoded), body.vector(1), body.vector(2))
+    asked = body.Slice(decoded, body.vector(0), body.vector(-1), body.vector(0))
+    out = body.reshape(asked, body.Concat(body.Shape(indices), width, axis=0))
+    return body.function(f"Lookup{label(fmt)}", out)
 
 
 def _read_scale(body: Body, scales: ir.Value, fmt: Format) -> ir.Value:
