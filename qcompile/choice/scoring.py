@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.formats import fake_quantize, fake_quantize_rows
+from qcompile.shapes.arithmetic import Scalar
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from qcompile.analysis.spaces import Site
     from qcompile.formats import Format
-    from qcompile.formats.structured.vector import VectorFormat
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
@@ -69,7 +69,7 @@ def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) 
 
 
 def _error(
-    item: Probe, fmt: Format | VectorFormat, activation: Format | None, transform: Transform | None
+    item: Probe, fmt: Scalar, activation: Format | None, transform: Transform | None
 ) -> float:  # fmt: skip
     weight, sample = item.weight, item.sample
     if transform is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
-from qcompile.ir.graph import check_graph, open_dimensions
+from qcompile.ir.graph import check_graph, name_standard_domain, open_dimensions
 from qcompile.ir.required import constant
 from qcompile.ir.tensors import check_weights, initializers, weights_of
 from qcompile.ir.widen import computes_in_bfloat16, to_single
@@ -120,8 +120,9 @@ def _from_onnx(path: Path) -> Source:
         raise InputError(f"'{path}' is not a valid ONNX graph: {_root_cause(error)}") from error
     except (DecodeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"'{path}' is not a readable ONNX model: it is truncated or of another kind") from error
-    if not len(model.graph) or not model.opset_imports:
+    if not (len(model.graph) or model.graph.outputs) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
+    name_standard_domain(model)
     files = [path, *_external_files(model, path)]
     check_graph(model, str(path))
     beside = ThreadPoolExecutor(1)
@@ -231,6 +232,7 @@ def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: S
 
 
 def _from_model(model: ir.Model, path: str) -> Source:
+    name_standard_domain(model)
     check_graph(model, path)
     finite = check_weights(weights_of(model), path)
     digest, size = hashlib.sha256(), 0

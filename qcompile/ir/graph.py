@@ -15,7 +15,8 @@ from qcompile.ir.text import refusal
 
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "ensure_initializer",
-    "is_float", "is_read", "label", "name_of", "name_outputs", "open_dimensions", "static", "tidy",
+    "is_float", "is_read", "label", "name_of", "name_outputs", "name_standard_domain", "open_dimensions", "static",
+    "tidy",
 ]  # fmt: skip
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
@@ -95,6 +96,15 @@ def open_dimensions(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *values):
         if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
             value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
+
+
+def name_standard_domain(model: ir.Model) -> None:
+    """Write the standard domain in one way: ``ai.onnx`` is another name for the empty one."""
+    graphs = (model.graph, *(function.graph for function in model.functions.values()))
+    for imports in (graph.opset_imports for graph in graphs):
+        if "ai.onnx" in imports:
+            imports.setdefault("", imports.pop("ai.onnx"))
+            imports.pop("ai.onnx", None)
 
 
 def name_outputs(model: ir.Model, names: Sequence[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError
 from qcompile.ir.required import dtype_of, name_of, operand, sizes_of
-from qcompile.run.sources import DataLike, batches_of, describe_inputs
+from qcompile.run.sources import DataLike, batches_of, describe_inputs, input_values
 
 __all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
+
+#: Elements of the largest input that is drawn: open dimensions are smaller where there are many.
+DRAWN_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -118,15 +122,18 @@ def example_inputs(
 
     Integers are drawn below the smallest table that they index, so that every lookup is in range.
     """
-    rng = np.random.default_rng(seed)
-    draw, symbols = draw or Draw(), dict(sizes or {})
-    inputs = {}
-    for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
-            continue
-        shape = [_dimension(dim, i, symbols, draw) for i, dim in enumerate(value.shape or ())]
-        inputs[name_of(value)] = _random(value, shape, rng, draw.flag)
-    return inputs
+    rng, draw = np.random.default_rng(seed), draw or Draw()
+    values = input_values(model)
+    shapes = _shapes(values, sizes or {}, draw)
+    while draw.other > 1 and max(map(math.prod, shapes), default=0) > DRAWN_ELEMENTS:
+        draw = replace(draw, other=draw.other // 2)
+        shapes = _shapes(values, sizes or {}, draw)
+    return {name_of(value): _random(value, shape, rng, draw.flag) for value, shape in zip(values, shapes, strict=True)}
+
+
+def _shapes(values: Sequence[ir.Value], sizes: Mapping[str, int], draw: Draw) -> list[list[int]]:
+    symbols = dict(sizes)
+    return [[_dimension(dim, i, symbols, draw) for i, dim in enumerate(value.shape or ())] for value in values]
 
 
 def _dimension(dim: Any, position: int, symbols: dict[str, int], draw: Draw) -> int:

@@ -133,7 +133,7 @@ def squeeze(analysis: Analysis, node: ir.Node) -> None:
         for position in sorted(p % rank for p in positions):
             refs.insert(position, analysis.axes.one)
     elif node.op_type == "Squeeze":
-        gone = {p % len(refs) for p in positions} if positions is not None else _ones(analysis, refs)
+        gone = {p % len(refs) for p in positions} if refs and positions is not None else _ones(analysis, refs)
         refs = [ref for i, ref in enumerate(refs) if i not in gone]
     else:
         analysis.opaque(node, f"{label(node)} has axes that are computed at run time")

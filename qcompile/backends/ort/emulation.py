@@ -30,7 +30,7 @@ _FLOAT = ir.DataType.FLOAT
 def takes(scheme: Scheme) -> bool:
     """Every scalar weight format; scalar activation formats whose scales stay within a row."""
     fmt = scheme.activation
-    return takes_lookup(scheme) and (fmt is None or isinstance(fmt, Format) and supported(fmt))
+    return takes_lookup(scheme) and (fmt is None or supported(fmt))
 
 
 def takes_lookup(scheme: Scheme) -> bool:

@@ -91,7 +91,7 @@ def _run(
     check_names(inputs, [entry["name"] for entry in about["inputs"]])
     arguments = []
     for entry in about["inputs"]:
-        array = np.ascontiguousarray(inputs[entry["name"]])
+        array = np.asarray(inputs[entry["name"]], order="C")  # also without dimensions
         if str(array.dtype) != entry["dtype"]:
             raise InputError(f"input '{entry['name']}' has type {array.dtype}, but the artifact takes {entry['dtype']}")
         arguments.append(tvm.runtime.tensor(array))

@@ -30,9 +30,7 @@ def check_plan(node: ir.Node, plan: Plan) -> None:
     """
     read_site(node)
     weight, activation = plan.scheme.weight, plan.scheme.activation
-    taken = isinstance(weight, Format) and (
-        activation is None or isinstance(activation, Format) and supported(activation)
-    )
+    taken = isinstance(weight, Format) and (activation is None or supported(activation))
     if not taken:
         raise TargetError(f"TVM: no kernel for site '{name_of(node)}' in format '{plan.scheme.name}'")
 

@@ -47,6 +47,7 @@ class FoldConstants:
 
         def should_fold(node: ir.Node) -> bool | None:
             kept = node.op_type in _RANDOM or node.domain == DOMAIN or _transposes_weight(node, self.small_bytes)
+            kept = kept or any(v is not None and v.dtype == ir.DataType.STRING for v in node.inputs)  # have no bytes
             return False if kept else None
 
         total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
