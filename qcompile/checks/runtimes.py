@@ -209,11 +209,16 @@ def _force(
     given: list[tuple[ir.Value, np.ndarray]] = []
     for value in dict.fromkeys(wanted):
         array = values[name_of(value)]
-        new = ir.Value(name=f"given_{len(given)}", type=value.type, shape=ir.Shape(array.shape))
+        new = ir.Value(name=f"given_{len(given)}", type=value.type or _type_of(array), shape=ir.Shape(array.shape))
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, new)
         given.append((new, array))
     return given
+
+
+def _type_of(array: np.ndarray) -> ir.TensorType:
+    """The type of a value that the graph states none for, such as a result of If or Loop."""
+    return ir.TensorType(ir.DataType.from_numpy(array.dtype))
 
 
 def _finish(
@@ -222,6 +227,8 @@ def _finish(
 ) -> Case:  # fmt: skip
     """The case: with a site of ours for every quantized value, and without what nothing reads."""
     results = {name: values[name] for name in map(name_of, model.graph.outputs)}
+    for value in model.graph.outputs:
+        value.type = value.type or _type_of(results[name_of(value)])
     codes: dict[str, np.ndarray] = {}
     seen = set()
     for plan, site in sites:

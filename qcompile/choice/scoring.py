@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.formats import fake_quantize, fake_quantize_rows
-from qcompile.shapes.arithmetic import Scalar
+from qcompile.formats.scalar import Scalar
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
 

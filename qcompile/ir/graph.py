@@ -14,7 +14,7 @@ from qcompile.ir.required import graph_of
 from qcompile.ir.text import refusal
 
 __all__ = [
-    "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "ensure_initializer",
+    "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "drop_unused", "ensure_initializer",
     "is_float", "is_read", "label", "name_of", "name_outputs", "name_standard_domain", "open_dimensions", "static",
     "tidy",
 ]  # fmt: skip
@@ -150,12 +150,25 @@ def distinguish(model: ir.Model) -> None:
 
 def tidy(model: ir.Model) -> None:
     """Drop what nothing reads, and give every constant's tensor the name of its value."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
+    drop_unused(model)
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and value.const_value.name != name:
             value.const_value.name = name
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Drop what nothing reads: of what the bodies of a dropped operator read from outside, too, nothing is left."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graphs = (model.graph, *model.functions.values())
+    owners = [node for graph in graphs for node in graph.all_nodes() if bodies(node)]
+    RemoveUnusedNodesPass()(model)
+    dropped = [node for node in owners if node.graph is None]
+    for inner in [inner for node in dropped for body in bodies(node) for inner in body.all_nodes()]:
+        for place in range(len(inner.inputs)):  # onnx_ir lets go of the inputs of the operator alone
+            inner.replace_input_with(place, None)
+    if dropped:
+        drop_unused(model)
 
 
 def append_node(

@@ -85,3 +85,52 @@ def test_other_inputs_give_other_codes() -> None:
 def test_picking_weights_are_exact(name: str) -> None:
     features = np.array([0, 3, 69])
     assert torch.equal(picking(get_format(name), features, 70).dequantize(), torch.eye(70)[features])
+
+
+BRANCHES = """
+    merged (int64[batch, length] ids, float[batch, length, 64] past, bool first) => (float[batch, length, 96] y)
+    <float[96, 64] table, float[64, 64] up, float[64, 96] head> {
+        h = Gather(table, ids)
+        mixed = If (first) <
+            then_branch = prefill () => (a) { a = MatMul(h, up) },
+            else_branch = decode () => (c) { b = MatMul(h, up)  c = Add(b, past) }
+        >
+        y = MatMul(mixed, head)
+    }
+"""
+LOOPS = """
+    steps (float[batch, 64] x, int64 times) => (float[batch, 64] y) <float[64, 64] up, float[64, 64] again> {
+        h = MatMul(x, up)
+        last = Loop (times, "", h) <
+            body = step (int64 i, bool go, float[batch, 64] s) => (bool goes, float[batch, 64] t) {
+                goes = Identity(go)
+                m = MatMul(s, again)
+                t = Tanh(m)
+            }
+        >
+        y = MatMul(last, up)
+    }
+"""
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "Triton"])
+@pytest.mark.parametrize("graph", [BRANCHES, LOOPS], ids=["If", "Loop"])
+def test_sites_behind_bodies_are_cut_off_from_them(graph: str, runtime: str, parse) -> None:
+    """Nothing of a body is left in front of a site that reads it, and the value is typed though its operator is not."""
+    backend, name, package = RUNTIMES[runtime]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    model = plan(parse(graph), Options("reference", formats=("nvfp4/nvfp4",), method="rtn"))
+    for node in model.graph:
+        for value in node.outputs:
+            value.type = None
+    inputs = example_inputs(model, sizes={"batch": 2, "length": 6})
+    with lowered_to(get_target("reference"), tapped(model)) as run:
+        values = inputs | run(inputs)
+    case = sites_alone(model, values)
+    assert not [node for node in case.model.graph if node.op_type in ("If", "Loop", "Gather")]
+    target = get_target(name)
+    quick = replace(target, options={**target.options, "ahead": False})
+    found = agreement(case, observe(case, quick, backend))
+    assert found.results > 0
+    assert found.rel_l2 < ROUNDING

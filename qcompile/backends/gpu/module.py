@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.objects import Objects
 from qcompile.backends.gpu.statements import finish
-from qcompile.ir.required import dtype_of
+from qcompile.errors import TargetError
 
 __all__ = ["write_module"]
 
@@ -84,7 +84,13 @@ def _described(value: ir.Value) -> str:
 
 
 def _types(values: Sequence[ir.Value]) -> str:
-    return ", ".join(f'"{value.name}": torch.{_TORCH[dtype_of(value)]}' for value in values)
+    return ", ".join(f'"{value.name}": torch.{_type(value)}' for value in values)
+
+
+def _type(value: ir.Value) -> str:
+    if not isinstance(value.type, ir.TensorType) or value.type.dtype not in _TORCH:
+        raise TargetError(f"triton: '{value.name}' is {value.type}, which is no type of tensors in torch")
+    return _TORCH[value.type.dtype]
 
 
 def _init(program: Program, objects: Objects, source: str) -> list[str]:

@@ -22,7 +22,7 @@ from qcompile.backends.relax.sites import check_plan, lower_site
 from qcompile.errors import QCompileError, TargetError
 from qcompile.ir import required
 from qcompile.ir.functions import opset
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import drop_unused, name_of
 from qcompile.targets.plans import plan_of
 
 __all__ = ["Translated", "translate"]
@@ -54,7 +54,7 @@ def translate(model: ir.Model, lanes: Lanes) -> Translated:
     """
     common.InlinePass(lambda function: (function.domain, function.name) not in OPERATORS)(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveUnusedNodesPass()(model)
+    drop_unused(model)
     _check(model)
     g = Builder(lanes, opset(model))
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir.passes.common as common
 
-from qcompile.ir.graph import distinguish, snapshot, tidy
+from qcompile.ir.graph import distinguish, drop_unused, snapshot, tidy
 from qcompile.passes.state import State
 
 __all__ = ["NameValues"]
@@ -22,7 +22,7 @@ class NameValues:
     def apply(self, state: State) -> bool:
         """Rename operators and values."""
         before = snapshot(state.model)
-        common.RemoveUnusedNodesPass()(state.model)
+        drop_unused(state.model)
         common.NameFixPass()(state.model)
         distinguish(state.model)
         tidy(state.model)  # outputs that nothing reads lose the names that they were given
