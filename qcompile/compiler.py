@@ -25,7 +25,7 @@ from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Options, check_options
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant
 from qcompile.notes import Progress
 from qcompile.passes.hooks import Telling
@@ -213,7 +213,7 @@ def _quantize(rotated: Rotated) -> Quantized:
             _round(rotated)
         equal = checking.result()
     equal = settle(prepared.source, prepared.model, prepared.seen, equal)
-    plans = {name_of(node): found for node, found in planned(prepared.model)}
+    plans = {node_name(node): found for node, found in planned(prepared.model)}
     return Quantized(replace(rotated, equivalence=equal), plans, checks)
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.functions import DOMAIN
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 
 __all__ = ["Boundary", "boundaries"]
 
@@ -40,7 +40,7 @@ class Boundary:
     @property
     def name(self) -> str:
         """The operator's name."""
-        return name_of(self.node)
+        return node_name(self.node)
 
 
 def boundaries(analysis: Analysis) -> list[Boundary]:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
 from qcompile.errors import InternalError
-from qcompile.ir.graph import SMALL, bodies, is_float, label, name_of, static
+from qcompile.ir.graph import SMALL, bodies, is_float, label, node_name, static
 from qcompile.ir.required import sizes_of
 from qcompile.transforms.freedom import Freedom
 
@@ -78,7 +78,7 @@ class Site:
     @property
     def name(self) -> str:
         """The operator's name."""
-        return name_of(self.node)
+        return node_name(self.node)
 
     @property
     def shape(self) -> tuple[int, ...]:

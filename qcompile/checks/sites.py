@@ -20,7 +20,7 @@ from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import FORMATS, Format, Quantized, fake_quantize_rows
 from qcompile.ir import required
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.run.compare import compare
 from qcompile.run.session import Session
 from qcompile.targets.plans import Plan
@@ -87,11 +87,11 @@ def _sampled(node: ir.Node) -> Sampled | None:
         if chosen is not None and chosen.const_value is not None:
             return None
         name = None if chosen is None else chosen.name
-        return Sampled(name_of(node), read, written, experts=form, indices=name)
+        return Sampled(node_name(node), read, written, experts=form, indices=name)
     bias = None if site.bias is None else site.bias.const_value
     if node.inputs[1] is not site.weight or site.before is not None or (site.bias is not None and bias is None):
         return None
-    return Sampled(name_of(node), read, written, site.alpha, site.beta, bias)
+    return Sampled(node_name(node), read, written, site.alpha, site.beta, bias)
 
 
 def check_lowering(

@@ -14,9 +14,9 @@ from qcompile.ir.required import graph_of
 from qcompile.ir.text import refusal
 
 __all__ = [
-    "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "drop_unused", "ensure_initializer",
-    "is_float", "is_read", "label", "name_of", "name_outputs", "name_standard_domain", "open_dimensions", "static",
-    "tidy",
+    "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "drop_unused",
+    "ensure_initializer", "is_float", "is_read", "label", "name_outputs", "name_standard_domain", "node_name",
+    "open_dimensions", "static", "tidy",
 ]  # fmt: skip
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
@@ -160,7 +160,7 @@ def drop_unused(model: ir.Model) -> None:
     """Drop what nothing reads: of what the bodies of a dropped operator read from outside, too, nothing is left."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    graphs = (model.graph, *model.functions.values())
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     owners = [node for graph in graphs for node in graph.all_nodes() if bodies(node)]
     RemoveUnusedNodesPass()(model)
     dropped = [node for node in owners if node.graph is None]
@@ -212,14 +212,14 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
 
 
-def name_of(node: ir.Node) -> str:
+def node_name(node: ir.Node) -> str:
     """The name of an operator, or of its first output where it has none."""
     return node.name or node.outputs[0].name or "?"
 
 
 def label(node: ir.Node) -> str:
     """A node in a message: ``MatMul 'layers.0.q_proj'``."""
-    return f"{node.op_type} '{name_of(node)}'"
+    return f"{node.op_type} '{node_name(node)}'"
 
 
 def snapshot(model: ir.Model) -> list[object]:

@@ -22,7 +22,7 @@ from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
 from qcompile.ir import required
-from qcompile.ir.graph import add_initializer, append_node, ensure_initializer, name_of
+from qcompile.ir.graph import add_initializer, append_node, ensure_initializer, node_name
 from qcompile.ir.required import dtype_of, graph_of, operand, shape_of
 from qcompile.targets.plans import Plan, give_plan, planned
 
@@ -83,7 +83,7 @@ class _Rewriter:
 
     def __init__(self, model: ir.Model, form: Experts, plan: Plan, shared: _Shared) -> None:
         self.model, self.form, self.plan, self.shared = model, form, plan, shared
-        self.node, self.name, self.dtype = form.site.node, name_of(form.site.node), dtype_of(form.site.weight)
+        self.node, self.name, self.dtype = form.site.node, node_name(form.site.node), dtype_of(form.site.weight)
         self.width = math.prod(form.size(form.free))
         self.made: list[str] = []
         self.body: ir.Graph | None = None  # where operators go, else in front of the site

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 
 from qcompile.formats import quantize
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan, give_plan
 from qcompile.targets.scheme import Scheme
 
@@ -16,7 +16,7 @@ __all__ = ["node_named", "plan_site"]
 
 def node_named(model: ir.Model, name: str) -> ir.Node:
     """The one operator of that name, which may stand in a body."""
-    (node,) = [node for node in model.graph.all_nodes() if name_of(node) == name]
+    (node,) = [node for node in model.graph.all_nodes() if node_name(node) == name]
     return node
 
 

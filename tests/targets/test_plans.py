@@ -13,7 +13,7 @@ from planning import node_named, plan_site
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
 from qcompile.compiler import Options, plan
-from qcompile.ir.graph import name_of, tidy
+from qcompile.ir.graph import node_name, tidy
 from qcompile.targets.plans import SCHEME, drop_plans, give_plan, plan_of, planned
 from qcompile.targets.registry import backend, get_target, lowered_to
 
@@ -38,7 +38,7 @@ def written(model: ir.Model) -> bytes:
 def test_plans_come_in_the_order_of_the_graph(parse):
     model = products(parse)
     assert [node.name for node, _ in planned(model)] == ["", ""]
-    assert [name_of(node) for node, _ in planned(model)] == ["h", "y"]
+    assert [node_name(node) for node, _ in planned(model)] == ["h", "y"]
     assert all(plan_of(node) is found for node, found in planned(model))
     assert plan_of(node_named(model, "s")) is None
 
@@ -62,7 +62,7 @@ def test_a_copy_keeps_plans_and_shares_their_weights(model):
     for (node, found), (other, theirs) in zip(planned(model), planned(copy), strict=True):
         assert node is not other
         assert found is theirs
-        assert name_of(node) == name_of(other)
+        assert node_name(node) == node_name(other)
         assert node.metadata_props[SCHEME] == other.metadata_props[SCHEME] == found.scheme.name
     drop_plans(copy)
     assert not planned(copy)

@@ -24,7 +24,7 @@ from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError
 from qcompile.ir.functions import DOMAIN
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant
 from qcompile.ir.tensors import release
 from qcompile.targets.plans import planned
@@ -97,7 +97,7 @@ def _prepare(model: ir.Model) -> None:
     if any(value.shape is None for node in model.graph for value in node.outputs):
         common.ShapeInferencePass()(model)
     common.CommonSubexpressionEliminationPass()(model)
-    if lost := sorted(name_of(node) for node, _ in sites if node.graph is None):  # merged with an equal operator
+    if lost := sorted(node_name(node) for node, _ in sites if node.graph is None):  # merged with an equal operator
         raise InputError(f"lowering: the graph has no site named {', '.join(lost)}")
 
 

@@ -15,7 +15,7 @@ from qcompile.backends.gpu.objects import Objects, label
 from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
 from qcompile.errors import InternalError, TargetError
 from qcompile.ir import required
-from qcompile.ir.graph import add_initializer, append_node, name_of
+from qcompile.ir.graph import add_initializer, append_node, node_name
 from qcompile.ir.transform_nodes import read_transform
 from qcompile.targets.plans import Plan, planned
 from qcompile.targets.scheme import Scheme
@@ -57,7 +57,7 @@ def place_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict[
     Raises:
         TargetError: if a site or its format has no kernel.
     """
-    found = [(name_of(node), plan, read_site(node)) for node, plan in planned(model)]
+    found = [(node_name(node), plan, read_site(node)) for node, plan in planned(model)]
     notes: dict[str, dict[str, Any]] = {}
     tables: dict[ir.Value, str] = {}
     for name, plan, site in found:
@@ -113,7 +113,7 @@ def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch
 def _read_linear(node: ir.Node) -> Linear:
     site = read_site(node)
     if not isinstance(site, Linear):
-        raise InternalError(f"site '{name_of(node)}' is no product with a matrix any more")
+        raise InternalError(f"site '{node_name(node)}' is no product with a matrix any more")
     return site
 
 

@@ -17,7 +17,7 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.weights import packed_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
@@ -69,6 +69,6 @@ def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...]) -> Kernel:
         if isinstance(site, kernel.site) and kernel.takes(plan.scheme):
             return kernel
     raise TargetError(
-        f"onnxruntime: no kernel for site '{name_of(node)}' ({node.op_type}) in format '{plan.scheme.name}'; "
+        f"onnxruntime: no kernel for site '{node_name(node)}' ({node.op_type}) in format '{plan.scheme.name}'; "
         f"the target has {', '.join(allowed)}"
     )

@@ -15,7 +15,7 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan, planned
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import Unrolled, unroll
@@ -53,7 +53,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     with threads(os.cpu_count() or 1) as beside:
         packed = [beside.submit(kernel.pack, plan.weight) for (_, plan), kernel in zip(sites, chosen, strict=True)]
         work = zip(sites, chosen, packed, strict=True)
-        said = {name_of(node): _lower_site(emitter, node, plan, kernel, parts) for (node, plan), kernel, parts in work}
+        said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     return Lowered(_save(model, folder), unrolled.joined(said))
 

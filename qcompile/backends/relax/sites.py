@@ -16,7 +16,7 @@ from qcompile.backends.relax.weights import Layout, layout_of, pack_parts
 from qcompile.errors import TargetError
 from qcompile.formats import Format
 from qcompile.ir import required
-from qcompile.ir.graph import name_of
+from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan
 
 __all__ = ["check_plan", "lower_site"]
@@ -32,7 +32,7 @@ def check_plan(node: ir.Node, plan: Plan) -> None:
     weight, activation = plan.scheme.weight, plan.scheme.activation
     taken = isinstance(weight, Format) and (activation is None or supported(activation))
     if not taken:
-        raise TargetError(f"TVM: no kernel for site '{name_of(node)}' in format '{plan.scheme.name}'")
+        raise TargetError(f"TVM: no kernel for site '{node_name(node)}' in format '{plan.scheme.name}'")
 
 
 def lower_site(g: Builder, node: ir.Node, plan: Plan) -> tuple[relax.Expr, str]:

@@ -22,7 +22,7 @@ from qcompile.backends.relax.sites import check_plan, lower_site
 from qcompile.errors import QCompileError, TargetError
 from qcompile.ir import required
 from qcompile.ir.functions import opset
-from qcompile.ir.graph import drop_unused, name_of
+from qcompile.ir.graph import drop_unused, node_name
 from qcompile.targets.plans import plan_of
 
 __all__ = ["Translated", "translate"]
@@ -104,7 +104,7 @@ def _describe(value: ir.Value, variable: relax.Var) -> dict[str, Any]:
 def _lower(g: Builder, node: ir.Node, sites: dict[str, str]) -> None:
     """Translate one node. TVM's own errors are raised with the node's name."""
     if (plan := plan_of(node)) is not None:
-        result, sites[name_of(node)] = lower_site(g, node, plan)
+        result, sites[node_name(node)] = lower_site(g, node, plan)
         g.set(node.outputs[0], result)
         return
     inputs = [g.get(value) for value in node.inputs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, made_by, put, same_shape, sole_reader
-from qcompile.ir.graph import append_node, name_of
+from qcompile.ir.graph import append_node, node_name
 from qcompile.ir.required import graph_of, operand, producer_of
 
 __all__ = ["fuse"]
@@ -25,7 +25,7 @@ def _silu(node: ir.Node) -> None:
     for a, other in commuted(node):
         sigmoid = made_by(other, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is a:
-            made = append_node(node, "Swish", [a], name=name_of(node), like=node.outputs[0])
+            made = append_node(node, "Swish", [a], name=node_name(node), like=node.outputs[0])
             made.outputs[0].name = node.outputs[0].name
             ir.convenience.replace_all_uses_with(node.outputs[0], made.outputs[0], replace_graph_outputs=True)
             graph_of(node).remove(node, safe=True)

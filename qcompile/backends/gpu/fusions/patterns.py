@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.ir.graph import append_node, name_of
+from qcompile.ir.graph import append_node, node_name
 from qcompile.ir.required import graph_of, operands
 
 __all__ = ["PRIVATE", "commuted", "made_by", "number", "put", "same_shape", "sole_reader"]
@@ -56,7 +56,7 @@ def same_shape(a: ir.Value, b: ir.Value) -> bool:
 def put(old: ir.Node, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Node:
     """A node of ours in the place of another, whose first output it takes over."""
     value = old.outputs[0]
-    node = append_node(old, op, inputs, attributes, name=name_of(old), domain=PRIVATE, like=value)
+    node = append_node(old, op, inputs, attributes, name=node_name(old), domain=PRIVATE, like=value)
     node.outputs[0].name = value.name
     ir.convenience.replace_all_uses_with(value, node.outputs[0], replace_graph_outputs=True)
     graph_of(old).remove(old, safe=True)
