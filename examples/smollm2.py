@@ -79,6 +79,7 @@ def find_gguf(source: Path, scratch: Path) -> Path:
 def write_tokens(gguf: Path, text: Path, output: Path, length: int, rows: int, part: tuple[float, float]) -> None:
     """Write `input_ids` int64 [rows, length]: consecutive pieces of the text, no special tokens."""
     from transformers import AutoTokenizer
+
     content = text.read_text(encoding="utf-8")
     content = content[int(part[0] * len(content)) : int(part[1] * len(content))]
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -95,6 +96,7 @@ def write_model(gguf: Path, args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output} exists: remove it or name another folder")
     import torch
     from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(args.seed)
     for module in model.model.layers.modules() if args.perturb else ():
@@ -115,8 +117,10 @@ def export(model, path: Path, exporter: str, opset: int) -> None:
     """Trace `input_ids -> logits` and write the graph to `path`, the weights to one file beside it."""
     import onnx_ir
     import torch
+
     class Logits(torch.nn.Module):
         """Makes the mask, for TorchScript lacks ops of torch's own; onnxruntime's RoPE wants positions for each row."""
+
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             step = torch.arange(input_ids.shape[1])
             mask, position = (step[:, None] >= step)[None, None], step.expand(input_ids.shape)
@@ -126,8 +130,16 @@ def export(model, path: Path, exporter: str, opset: int) -> None:
     dynamic = {"dynamic_shapes": axes} if dynamo else {"dynamic_axes": axes | {"logits": axes["input_ids"]}}
     (logits := Logits().eval()).language_model = model
     with warnings.catch_warnings(action="ignore"):  # deprecation of TorchScript, tracer's notes on constant booleans
-        torch.onnx.export(logits, (torch.zeros((2, 16), dtype=torch.int64),), str(path), dynamo=dynamo,
-                          opset_version=opset, input_names=["input_ids"], output_names=["logits"], **dynamic)
+        torch.onnx.export(
+            logits,
+            (torch.zeros((2, 16), dtype=torch.int64),),
+            str(path),
+            dynamo=dynamo,
+            opset_version=opset,
+            input_names=["input_ids"],
+            output_names=["logits"],
+            **dynamic,
+        )
     if not dynamo:  # TorchScript embeds the weights
         onnx_ir.save(onnx_ir.load(path), path, external_data="model.onnx.data")
 
@@ -136,6 +148,7 @@ def compare(model, path: Path, seed: int) -> float:
     """The largest relative L2 distance between onnxruntime's logits and torch's own, over CHECKED_SHAPES."""
     import onnxruntime
     import torch
+
     session, errors = onnxruntime.InferenceSession(path), []
     for shape in CHECKED_SHAPES:
         ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))

@@ -129,9 +129,7 @@ def test_a_missing_extra_is_said(monkeypatch, tmp_path):
 
 def test_gptq_says_where_it_cannot_learn(tmp_path):
     np.savez(tmp_path / "few.npz", input_ids=np.load(ZOO / "language_model_calibration.npz")["input_ids"][:2, :100])
-    artifact = qc.export(
-        str(LM), "cpu-int4", tmp_path / "out", calibration=tmp_path / "few.npz", transforms="none"
-    )
+    artifact = qc.export(str(LM), "cpu-int4", tmp_path / "out", calibration=tmp_path / "few.npz", transforms="none")
     reasons = {entry["reason"] for entry in artifact.manifest["declined"] if entry["what"] == "GPTQ"}
     few = "calibration data has 200 rows for its 512 features, so it is rounded to nearest"
     assert few in reasons

@@ -39,9 +39,7 @@ HELD_OUT = (
 
 # Not source text anybody wrote: code page tables, rendered manuals, build variables. Tests are left
 # out because they repeat the modules they test, the held-out ones too.
-SKIPPED_FOLDERS = frozenset(
-    ["site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"]
-)
+SKIPPED_FOLDERS = frozenset(["site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"])
 SKIPPED_PREFIX = "_sysconfigdata"
 
 SEPARATOR = b"\0"

@@ -129,9 +129,7 @@ def main() -> None:
     parser.add_argument("model", choices=exporters)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=HERE)
-    parser.add_argument(
-        "--corpus", type=Path, help="a file made by corpus.py; default: this Python's library"
-    )
+    parser.add_argument("--corpus", type=Path, help="a file made by corpus.py; default: this Python's library")
     parser.add_argument("--opset", type=int, default=23)
     options = parser.parse_args()
     exporters[options.model](options.weights, options.folder, options.corpus, options.opset)

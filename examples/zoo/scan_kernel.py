@@ -96,9 +96,7 @@ def _grid(u: Tensor) -> tuple[int, int]:
 def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     inputs = [x.contiguous() for x in (u, delta, A, B, C, D)]
     y = torch.empty_like(inputs[0])
-    _forward_kernel[_grid(u)](
-        *inputs, y, u.shape[1], u.shape[2], N=A.shape[1], BLOCK=CHANNELS_PER_PROGRAM, num_warps=1
-    )
+    _forward_kernel[_grid(u)](*inputs, y, u.shape[1], u.shape[2], N=A.shape[1], BLOCK=CHANNELS_PER_PROGRAM, num_warps=1)
     return y
 
 
@@ -108,9 +106,7 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> T
 
 
 @torch.library.custom_op("zoo::scan_backward", mutates_args=())
-def _scan_backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dy: Tensor
-) -> list[Tensor]:
+def _scan_backward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dy: Tensor) -> list[Tensor]:
     inputs = [x.contiguous() for x in (u, delta, A, B, C, D, dy)]
     grid = _grid(u)
     du, d_delta = torch.empty_like(inputs[0]), torch.empty_like(inputs[1])

@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, rows: int, len
     parser.add_argument("--evaluate-every", type=int, default=250, help="steps between held-out losses")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=default_device)
-    parser.add_argument(
-        "--corpus", type=Path, help="a file made by corpus.py; default: this Python's library"
-    )
+    parser.add_argument("--corpus", type=Path, help="a file made by corpus.py; default: this Python's library")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop early, as a safeguard")
 
 
@@ -114,15 +112,11 @@ class Report:
         train_loss = torch.stack(self.losses).mean().item()
         self.losses.clear()
         mark = "(best)" if held_out < self.best else ""
-        line = (
-            f"step {step:6d}  train {train_loss:.4f}  held out {held_out:.4f}  {self.seconds():.0f} s {mark}"
-        )
+        line = f"step {step:6d}  train {train_loss:.4f}  held out {held_out:.4f}  {self.seconds():.0f} s {mark}"
         print(line, flush=True)
         if held_out < self.best:
             self.best = held_out
-            save_file(
-                {n: p.detach().cpu().contiguous() for n, p in self.model.state_dict().items()}, self.output
-            )
+            save_file({n: p.detach().cpu().contiguous() for n, p in self.model.state_dict().items()}, self.output)
 
 
 def train(model: nn.Module, options: argparse.Namespace, output: Path) -> None:
@@ -132,9 +126,7 @@ def train(model: nn.Module, options: argparse.Namespace, output: Path) -> None:
     text = torch.from_numpy(splits["train"].copy()).to(device)
     generator = torch.Generator(device).manual_seed(options.seed)
     model.to(device).train()
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text):,} bytes to learn", flush=True
-    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text):,} bytes to learn", flush=True)
     fast = torch.compile(model) if device.type == "cuda" else model
     optimizer = optimizer_for(model, options.learning_rate, options.weight_decay)
     report = Report(model, output)

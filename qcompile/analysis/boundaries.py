@@ -51,5 +51,3 @@ def boundaries(analysis: Analysis) -> list[Boundary]:
 
 def _features(analysis: Analysis, value: ir.Value | None) -> Ref:
     return analysis.axes.find(analysis.refs(value)[-1])
-
-

@@ -99,4 +99,3 @@ def routes_of(group: Siblings) -> list[Route]:
 def cost_fraction(group: Siblings, transform: Transform) -> float:
     """Arithmetic of an online transform, relative to that of the sites that it serves."""
     return transform.flops / group.flops if group.flops else math.inf
-

@@ -19,6 +19,7 @@ __all__ = [
     "bits_of", "count_of", "declined_entries", "obstacles", "site_entry", "space_entries", "ties", "transform_name",
 ]  # fmt: skip
 
+
 def count_of(site: Site) -> int:
     """The number of elements of a site's weight."""
     return math.prod(site.shape)

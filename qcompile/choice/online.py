@@ -111,4 +111,3 @@ def features_last(analysis: Analysis, group: Siblings) -> bool:
     while len(refs) > 1 and analysis.axes.size(refs[-1]) == 1:
         refs.pop()
     return all(site.ref_in is refs[-1] for site in group.sites)
-

@@ -86,7 +86,10 @@ def _free(leaf: Ref) -> bool:
 
 
 def _separation(
-    analysis: Analysis, space: Space, uses: Sequence[tuple[ir.Value, int]], waiting: Mapping[Site, bool],
+    analysis: Analysis,
+    space: Space,
+    uses: Sequence[tuple[ir.Value, int]],
+    waiting: Mapping[Site, bool],
     most_axes: int,
 ) -> dict[ir.Value, set[ir.Node | None]]:
     """Values at which boundaries keep culprits from sites, with the readers that they keep from the rest.

@@ -87,9 +87,7 @@ class Quantize:
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
-                    rounded = self._round(
-                        state, group, site, scheme.weight, teacher(scheme.activation)
-                    )
+                    rounded = self._round(state, group, site, scheme.weight, teacher(scheme.activation))
                     give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
@@ -123,9 +121,7 @@ class Quantize:
         """From the float graph alone."""
         return lesson_of(self.statistics[name_of(group.value)], transform, self.device)
 
-    def _round(
-        self, state: State, group: Siblings, site: Site, fmt: Scalar, lesson: Lesson | None
-    ) -> Quantized:
+    def _round(self, state: State, group: Siblings, site: Site, fmt: Scalar, lesson: Lesson | None) -> Quantized:
         unusable = None if lesson is None else lesson.unusable
         usable = lesson if unusable is None else None
         weight = weight_matrix(site).to(self.device)

@@ -13,10 +13,7 @@ __all__ = ["DIGITS", "compare", "number"]
 DIGITS = 6
 
 
-
-def compare(
-    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
-) -> tuple[float, float]:
+def compare(reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> tuple[float, float]:
     """Relative L2 and largest absolute difference, the worst over the outputs that hold floating-point numbers."""
     relative = absolute = 0.0
     for name, want in reference.items():

@@ -238,4 +238,3 @@ class Interpreter:
         except Exception as error:  # operators are Python functions that raise whatever comes up
             raise InputError(f"neither onnxruntime nor ONNX's evaluator runs the graph: {first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
-

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "Lowered", "backend", "get_target", "lowered_to", "runtime_of", "runtimes", "targets"]
 
 
-
 @dataclass(frozen=True)
 class Lowered:
     """The result of lowering a graph.

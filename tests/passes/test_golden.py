@@ -1,6 +1,6 @@
 """Every pass alone, on graphs and results that can be read: ``tests/golden``.
 
-    QCOMPILE_UPDATE_GOLDEN=1 pytest tests/passes/test_golden.py     # rewrites results; read the difference
+QCOMPILE_UPDATE_GOLDEN=1 pytest tests/passes/test_golden.py     # rewrites results; read the difference
 """
 
 from __future__ import annotations

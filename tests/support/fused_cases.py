@@ -10,13 +10,19 @@ GRU = "float[1,3*D,C] w, float[1,3*D,D] r, float[1,6*D] b"
 LSTM = "float[1,4*D,C] w, float[1,4*D,D] r, float[1,8*D] b"
 EXPERTS = "float[2,D,C] w, float[2,D] b, float[2,C,D] v, float[2,C] c"
 #: Operands of the state-space operators from sites of their own.
-SCAN = ("u0 = MatMul(s, wu)\n u = Reshape(u0, hs)\n d0 = MatMul(s, wd)\n d1 = Abs(d0)\n d2 = Mul(d1, tenth)\n d = Reshape(d2, hs)\n"
-        "p0 = MatMul(s, wp)\n p = Reshape(p0, ks)\n q0 = MatMul(s, wq)\n q = Reshape(q0, ks)\n ")
-SCANNED = ("float[1,5] s, float[5,A*B*C] wu, float[5,A*B*C] wd, float[5,A*B*D] wp, float[5,A*B*D] wq, float tenth = {0.1}, int64[3] hs = {A,B,C}, "
-           "int64[3] ks = {A,B,D}, float[C,D] k, float[C] o")
+SCAN = (
+    "u0 = MatMul(s, wu)\n u = Reshape(u0, hs)\n d0 = MatMul(s, wd)\n d1 = Abs(d0)\n d2 = Mul(d1, tenth)\n d = Reshape(d2, hs)\n"
+    "p0 = MatMul(s, wp)\n p = Reshape(p0, ks)\n q0 = MatMul(s, wq)\n q = Reshape(q0, ks)\n "
+)
+SCANNED = (
+    "float[1,5] s, float[5,A*B*C] wu, float[5,A*B*C] wd, float[5,A*B*D] wp, float[5,A*B*D] wq, float tenth = {0.1}, int64[3] hs = {A,B,C}, "
+    "int64[3] ks = {A,B,D}, float[C,D] k, float[C] o"
+)
 DUALITY = SCAN.replace("d = Reshape(d2, hs)", "d = Reshape(d2, ds)")
-DUAL = ("float[1,5] s, float[5,A*B*C*E] wu, float[5,A*B*C] wd, float[5,A*B*2*D] wp, float[5,A*B*2*D] wq, float tenth = {0.1}, int64[4] hs = {A,B,C,E}, "
-        "int64[3] ds = {A,B,C}, int64[4] ks = {A,B,2,D}, float[C] k, float[C] o")
+DUAL = (
+    "float[1,5] s, float[5,A*B*C*E] wu, float[5,A*B*C] wd, float[5,A*B*2*D] wp, float[5,A*B*2*D] wq, float tenth = {0.1}, int64[4] hs = {A,B,C,E}, "
+    "int64[3] ds = {A,B,C}, int64[4] ks = {A,B,2,D}, float[C] k, float[C] o"
+)
 CASES = [
     Case("quick gelu", "A B C", "P P P", "g = com.microsoft.QuickGelu(h)"),
     Case("onnxruntime's gelu", "A B C", "P P P", "g = com.microsoft.Gelu(h)"),

@@ -102,9 +102,7 @@ def _middle(analysis: Analysis, factors: list[Ref], target: list[Dim], reason: s
         return [axes.product(factors)]
     for ref in factors:
         axes.constrain(ref, Freedom.NONE, f"{reason} mixes it with axes that cannot be followed")
-    return [
-        dim if isinstance(dim, Ref) else axes.frozen(dim, f"{reason} makes it from several axes") for dim in target
-    ]
+    return [dim if isinstance(dim, Ref) else axes.frozen(dim, f"{reason} makes it from several axes") for dim in target]
 
 
 @rule("Flatten")

@@ -67,9 +67,7 @@ def _check(model: ir.Model, kernels: tuple[str, ...]) -> None:
         choose(node, plan, kernels)
 
 
-def _lower_site(
-    emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, parts: Future[Parts]
-) -> Mapping[str, Any]:
+def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, parts: Future[Parts]) -> Mapping[str, Any]:
     emitter.at(node)
     value, notes = kernel.emit(emitter, read_site(node), plan, parts.result())
     emitter.replace(node, value)

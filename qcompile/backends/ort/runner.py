@@ -74,4 +74,3 @@ def _run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     except Exception as error:  # as above
         raise InputError(f"onnxruntime cannot run the artifact: {runtime_message(error)}") from error
     return dict(zip((value.name for value in session.get_outputs()), values, strict=True))
-

@@ -210,7 +210,6 @@ class VectorQuantized:
 
         return decode_lines(self.shape, self.axis, scales, decode, group)
 
-
     def as_table(self) -> Quantized:
         """The same values in a block format of table levels: of one value a code, on a grid, not rotated.
 

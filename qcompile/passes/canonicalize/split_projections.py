@@ -42,6 +42,7 @@ class _Cut:
     dropped: bool = False
     order: tuple[int, ...] | None = None
 
+
 @dataclass(frozen=True)
 class SplitProjections:
     """Cut fused projections before they are shaped into heads."""

@@ -95,9 +95,7 @@ def test_features_that_are_not_last_keep_their_stack(parse):
     ))  # fmt: skip
     chosen, declined = quantizable(prepared.analysis)
     assert not chosen
-    assert [entry.reason for entry in declined] == [
-        "the features that it reads are not along the last axis"
-    ]
+    assert [entry.reason for entry in declined] == ["the features that it reads are not along the last axis"]
 
 
 @pytest.mark.parametrize("name", ["experts batched", "experts gathered"])

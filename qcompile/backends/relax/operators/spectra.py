@@ -18,9 +18,7 @@ __all__: list[str] = []
 
 
 @operator("DFT")
-def _dft(
-    g: Builder, node: ir.Node, x: Value, length: Value | None = None, axis: Value | None = None
-) -> relax.Expr:
+def _dft(g: Builder, node: ir.Node, x: Value, length: Value | None = None, axis: Value | None = None) -> relax.Expr:
     """``[..., n, ..., 1 or 2]``, real or complex, to ``[..., n, ..., 2]``."""
     x, get = g.tensor(x), node.attributes
     rank = len(g.shape(x))

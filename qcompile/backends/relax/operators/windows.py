@@ -16,9 +16,7 @@ from qcompile.backends.relax.operators.registry import operator, refuse
 __all__: list[str] = []
 
 
-def _window(
-    g: Builder, node: ir.Node, x: relax.Expr, kernel: list[int]
-) -> tuple[list[int], list[int], list[int]]:
+def _window(g: Builder, node: ir.Node, x: relax.Expr, kernel: list[int]) -> tuple[list[int], list[int], list[int]]:
     """Strides, dilations, and what to pad."""
     spatial = len(kernel)
     strides = list(node.attributes.get_ints("strides", (1,) * spatial))
