@@ -1,9 +1,8 @@
 """Stacks of matrices as their matrices, for runtimes whose kernels take one matrix: ordinary sites among ordinary ops.
 
-A batched product is split along the axis of its experts into one product each; a stack without such an axis is one
-wide matrix. Looked-up experts come in two ways: *routed*, where the rows that chose an expert are gathered, multiplied
-and put back, so that each is multiplied once; and, for runtimes without sizes that depend on data, a product of every
-row with every expert, out of which each picks its own.
+A batched product is split along the axis of its experts into one product each; a stack without such an axis is one wide
+matrix. Looked-up experts come *routed*, where the rows that chose an expert are gathered, multiplied and put back; and,
+for runtimes without sizes that depend on data, as a product of every row with every expert: each row picks its own.
 """
 
 from __future__ import annotations
