@@ -175,6 +175,6 @@ def test_an_unknown_operator_is_named_before_anything_is_written(compiled: list,
     model = build("g (float[3,3] x) => (float z) { z = Det(x) }")
     next(iter(model.graph)).name = "culprit"
     with pytest.raises(TargetError, match=r"node 'culprit' \(Det\) cannot be lowered: the lowering table has no row"):
-        lower_to(model, [], get_target("hopper-int4"), tmp_path)
+        lower_to(model, get_target("hopper-int4"), tmp_path)
     assert not list(tmp_path.iterdir())
     assert not compiled
