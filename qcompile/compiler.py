@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
@@ -26,7 +25,6 @@ from qcompile.choice.selection import Options, check_options
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import node_name
-from qcompile.ir.required import constant
 from qcompile.notes import Progress
 from qcompile.passes.hooks import Telling
 from qcompile.passes.pipeline import run_pass
@@ -130,14 +128,16 @@ def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
         state.decline("*", "computing in bfloat16", reason)
     PREPARE.apply(state, [] if progress is None else [Telling(progress)])
     source.check()
-    return Prepared(source, state, analyze(state.model))
+    analysis = analyze(state.model)
+    for site in analysis.infinite:
+        state.decline(site.name, "transforming and quantizing its weight", f"'{site.weight.name}' holds infinity")
+    return Prepared(source, state, analysis)
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
     """Choose a scheme and a transform for every site that the target can quantize."""
     options, state, analysis = request.options, prepared.state, prepared.analysis
     held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
-    refuse_infinite(prepared)
     sites, declined = quantizable(analysis, request.target)
     state.declined += declined
     if not sites:
@@ -148,17 +148,6 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     )  # fmt: skip
     plain = None if held_out is None else _plain_loss(prepared, request, choice, held_out)
     return Chosen(prepared, request, sites, choice, held_out, plain)
-
-
-def refuse_infinite(prepared: Prepared) -> None:
-    """Refuse weights that hold infinity: they have no scale.
-
-    Raises:
-        InputError: naming the weight.
-    """
-    for site in () if prepared.source.finite else prepared.analysis.sites:
-        if not np.isfinite(constant(site.weight).numpy()).all():
-            raise InputError(f"weight '{site.weight.name}' of '{prepared.source.path}' holds infinity")
 
 
 def _plain_loss(prepared: Prepared, request: Request, choice: selection.Choice, held_out: Data) -> float | None:

@@ -14,7 +14,7 @@ from qcompile.artifact.drawing import drawing
 from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties
 from qcompile.artifact.pages import render_inspection, render_report
 from qcompile.checks.equivalence import observe_source
-from qcompile.compiler import prepare, refuse_infinite
+from qcompile.compiler import prepare
 from qcompile.errors import InputError
 from qcompile.ir.files import write_text
 from qcompile.run.data import load_data
@@ -59,7 +59,6 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     from qcompile import __version__
 
     analysis = prepared.analysis
-    refuse_infinite(prepared)
     chosen, declined = quantizable(analysis)
     quantized = {site.name for site in chosen}
     tied = ties(analysis.sites)

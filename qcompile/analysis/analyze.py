@@ -6,6 +6,8 @@ import onnx_ir as ir
 
 from qcompile.analysis import boundaries, rules  # noqa: F401  (they register rules)
 from qcompile.analysis.spaces import Analysis, run
+from qcompile.ir.required import constant
+from qcompile.ir.tensors import holds_infinity
 
 __all__ = ["analyze"]
 
@@ -23,6 +25,8 @@ def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
     for value in model.graph.inputs:
         analysis.refs_or_none(value)
     run(analysis, model.graph)
+    analysis.infinite = [site for site in analysis.sites if holds_infinity(constant(site.weight))]
+    analysis.sites = [site for site in analysis.sites if site not in analysis.infinite]
     for value in model.graph.outputs:
         analysis.axes.at = value
         analysis.freeze([value], f"'{value.name}' is an output of the graph")

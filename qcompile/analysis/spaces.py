@@ -20,6 +20,7 @@ from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
 from qcompile.errors import InternalError
 from qcompile.ir.graph import SMALL, bodies, is_float, label, node_name, static
 from qcompile.ir.required import sizes_of
+from qcompile.ir.tensors import holds_infinity
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
@@ -157,6 +158,8 @@ class Analysis:
         self.sites: list[Site] = []
         self.norms: list[Norm] = []
         self.scalings: list[Scaling] = []
+        self.infinite: list[Site] = []  # those whose weights hold infinity: no transform may meet it
+        self.mixed: set[str] = set()  # the reasons of axes along which there may be infinity
         self._spaces: list[Space] | None = None
 
     # -- what rules use -----------------------------------------------------------------------------------
@@ -182,7 +185,12 @@ class Analysis:
         if value.shape is None:
             return None
         if value.const_value is not None and is_float(value):
-            return [self.axes.fresh(size) for size in sizes_of(value)]
+            refs = [self.axes.fresh(size) for size in sizes_of(value)]
+            if holds_infinity(value.const_value):
+                self.mixed.add(reason := f"'{value.name}' holds infinity")
+                for ref in refs:
+                    self.axes.constrain(ref, Freedom.NONE, reason)
+            return refs
         what = "is not a floating-point value" if value.const_value is not None else "comes from outside"
         return [self.axes.frozen(static(dim), f"'{value.name}' {what}") for dim in value.shape]
 
@@ -221,6 +229,13 @@ class Analysis:
         for output in node.outputs:
             shape = output.shape
             self.set(output, None if shape is None else [self.axes.frozen(static(dim), reason) for dim in shape])
+
+    def infinity(self, ref: Ref | None) -> str | None:
+        """The reason why there may be infinity along an axis, ``None`` if there is none."""
+        if ref is None or not self.mixed:
+            return None
+        found = (self.mixed & leaf.node.reasons for leaf in self.axes.leaves(ref))
+        return next((min(reasons) for reasons in found if reasons), None)
 
     def free(self, ref: Ref) -> Freedom:
         """The meet of the freedoms of all leaves under an axis."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Online", "OnlineChoice", "features_last"]
+__all__ = ["Online", "OnlineChoice", "able"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Online:
         return self._known[key]
 
     def _able(self, group: Siblings) -> bool:
-        return group not in self.barred and features_last(self.analysis, group)
+        return group not in self.barred and able(self.analysis, group)
 
     def _forced(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
         if offline is not None:
             return OnlineChoice(None, 0.0)
         if not self._able(group):
-            return OnlineChoice(None, 1.0)
+            return OnlineChoice(None, 1.0, skipped=self.analysis.infinity(group.ref))
         found = list(orthogonal_candidates(group.width, self.scheme(group), self.kind, self.seed).values())
         reason = not_worth(group.value, group.sites) if found else None
         return OnlineChoice(found[-1] if found and reason is None else None, 1.0, skipped=reason)
@@ -103,6 +103,11 @@ class Online:
             if block >= least and group.width % block == 0:
                 found[f"wush-{block}"] = fitted(group.sites, offline, own, block)
         return found
+
+
+def able(analysis: Analysis, group: Siblings) -> bool:
+    """Whether there can be an online transform in front of a group: it would spread infinity over all features."""
+    return features_last(analysis, group) and analysis.infinity(group.ref) is None
 
 
 def features_last(analysis: Analysis, group: Siblings) -> bool:

@@ -17,7 +17,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.cuts import components
 from qcompile.choice.offline import place_offline
-from qcompile.choice.online import Online, features_last
+from qcompile.choice.online import Online, able
 from qcompile.choice.placement import Placement
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError
@@ -105,7 +105,7 @@ def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, S
     for found in readers.values():
         known = [group for group in found if group is not None]
         pairs += zip(known, known[1:], strict=False)
-        if None in found or (len(set(known)) > 1 and not all(features_last(analysis, group) for group in known)):
+        if None in found or (len(set(known)) > 1 and not all(able(analysis, group) for group in known)):
             spoiled.update(known)
     decided = {group: None if group in spoiled else group for group in groups}
     for component in components(pairs):

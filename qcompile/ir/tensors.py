@@ -12,12 +12,16 @@ import onnx_ir as ir
 from qcompile.errors import InputError
 from qcompile.ir.required import constant
 
-__all__ = ["Derived", "EAGER_BYTES", "check_weights", "initializers", "read", "release", "total_bytes", "weights_of"]
+__all__ = [
+    "Derived", "EAGER_BYTES", "check_weights", "holds_infinity", "initializers", "read", "release", "total_bytes",
+    "weights_of",
+]  # fmt: skip
 
 #: Below this many bytes of constants, folded ones are kept in memory.
 EAGER_BYTES = 4 << 30
 
 _BYTES = "qcompile.bytes"
+_FINITE = "qcompile.finite"
 
 
 #: Held while a file is mapped for a tensor, or let go of: that may happen in several threads.
@@ -95,15 +99,34 @@ def check_weights(weights: Mapping[str, ir.TensorProtocol], path: str) -> bool:
 
 
 def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
+    tensor.meta[_FINITE] = finite = _holds_numbers(name, tensor, path)
+    return finite
+
+
+def holds_infinity(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant holds infinity, or is computed from one that does; what is known of a tensor stays with it."""
+    while isinstance(tensor, Derived):
+        tensor = tensor.source
+    if tensor.dtype.is_floating_point() and tensor.size and _FINITE not in tensor.meta:
+        array = _mapped(tensor)
+        tensor.meta[_FINITE] = _sums_up(array) or not np.isinf(array.astype(np.float64)).any()
+    return not tensor.meta.get(_FINITE, True)
+
+
+def _holds_numbers(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
     array = _mapped(tensor)
-    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(array.sum(dtype=np.float32)):
-            return True
+    if _sums_up(array):
+        return True
     wide = array.astype(np.float64)
     if np.isnan(wide).any():
         raise InputError(f"weight '{name}' of '{path}' holds NaN")
     return bool(np.isfinite(wide).all())
+
+
+def _sums_up(array: np.ndarray) -> bool:
+    # A sum is not finite if any element is not, and needs no array of flags. It may also overflow: then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float32)))
 
 
 def _mapped(tensor: ir.TensorProtocol) -> np.ndarray:

@@ -51,7 +51,7 @@ def _positions(analysis: Analysis, most_axes: int) -> dict[ir.Value, set[ir.Node
     positions: dict[ir.Value, set[ir.Node | None]] = {}
     uses = None
     for space in analysis.spaces:
-        if Freedom.ORTHOGONAL_ONES in space.freedom:
+        if Freedom.ORTHOGONAL_ONES in space.freedom or analysis.mixed & space.node.reasons:
             continue
         waiting = _waiting(analysis, space)
         if len({site.input for site in waiting}) > 1 or not all(waiting.values()):  # else one transform will do

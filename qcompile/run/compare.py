@@ -20,7 +20,7 @@ def compare(reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
         if not np.issubdtype(want.dtype, np.floating):
             continue
         have, finite = other[name], np.isfinite(want)
-        if not (finite == np.isfinite(have)).all():
+        if have.shape != want.shape or not _alike(want, have, finite):
             return float("inf"), float("inf")
         if not finite.all():
             want, have = want[finite], have[finite]
@@ -29,6 +29,13 @@ def compare(reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
         relative = max(relative, error / norm if norm else error)
         absolute = max(absolute, float(np.abs(difference, out=difference).max(initial=0.0)))
     return relative, absolute
+
+
+def _alike(want: np.ndarray, have: np.ndarray, finite: np.ndarray) -> bool:
+    """Whether NaN and each infinity stand at the same places."""
+    if not np.array_equal(finite, np.isfinite(have)):
+        return False
+    return bool(finite.all()) or np.array_equal(want[~finite], have[~finite], equal_nan=True)
 
 
 def _length(vector: np.ndarray) -> float:

@@ -27,7 +27,8 @@ def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[
     readers = Counter(site.weight for site in analysis.sites)
     several = {weight for weight, count in readers.items() if count > 1}
     for site in analysis.sites:
-        reason = _unsupported(site, shared) or (target and _beyond(site, target)) or _entangled(analysis, site, several)
+        reason = analysis.infinity(site.ref_in) or _unsupported(site, shared) or (target and _beyond(site, target))
+        reason = reason or _entangled(analysis, site, several)
         if reason is None:
             chosen.append(site)
         else:
