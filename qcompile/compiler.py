@@ -24,7 +24,7 @@ from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Options, check_options
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
-from qcompile.ir.graph import node_name
+from qcompile.ir.graph import node_name, state_outputs
 from qcompile.notes import Progress
 from qcompile.passes.hooks import Telling
 from qcompile.passes.pipeline import run_pass
@@ -128,6 +128,7 @@ def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
         state.decline("*", "computing in bfloat16", reason)
     PREPARE.apply(state, [] if progress is None else [Telling(progress)])
     source.check()
+    state_outputs(state.model, source.model)
     analysis = analyze(state.model)
     for site in analysis.infinite:
         state.decline(site.name, "transforming and quantizing its weight", f"'{site.weight.name}' holds infinity")

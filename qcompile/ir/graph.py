@@ -16,7 +16,7 @@ from qcompile.ir.text import refusal
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "drop_unused",
     "ensure_initializer", "is_float", "is_read", "label", "name_outputs", "name_standard_domain", "node_name",
-    "open_dimensions", "static", "tidy",
+    "open_dimensions", "state_outputs", "static", "tidy",
 ]  # fmt: skip
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
@@ -105,6 +105,20 @@ def name_standard_domain(model: ir.Model) -> None:
         if "ai.onnx" in imports:
             imports.setdefault("", imports.pop("ai.onnx"))
             imports.pop("ai.onnx", None)
+
+
+def state_outputs(model: ir.Model, source: ir.Model) -> None:
+    """State of the outputs what the source states of its own: callers may read the names of dimensions."""
+    for value, other in zip(model.graph.outputs, source.graph.outputs, strict=True):
+        if other.shape is None:
+            continue
+        own = other.shape if value.shape is None or len(value.shape) != len(other.shape) else value.shape
+        pairs = zip(own, other.shape, strict=True)
+        value.shape = ir.Shape([have if isinstance(have, int) or _unnamed(said) else said for have, said in pairs])
+
+
+def _unnamed(dim: object) -> bool:
+    return isinstance(dim, ir.SymbolicDim) and dim.value is None
 
 
 def name_outputs(model: ir.Model, names: Sequence[str]) -> None:

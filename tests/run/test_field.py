@@ -64,6 +64,19 @@ def test_inputs_with_many_open_dimensions_are_small(tmp_path: Path) -> None:
     assert 0 < math.prod(drawn.shape) <= DRAWN_ELEMENTS
 
 
+def test_outputs_keep_the_names_of_their_dimensions(tmp_path: Path) -> None:
+    """Behind a norm that onnxruntime fused with a sum, ONNX infers no shape."""
+    text = """g (float[batch,length,32] x) => (float[batch,length,64] y) { h = MatMul(x, w)\n u = MatMul(x, w)
+        y = com.microsoft.SkipLayerNormalization(h, u, scale, shift) }"""
+    header = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    vectors = {"scale": np.ones(64, np.float32), "shift": np.zeros(64, np.float32)}
+    file = saved(tmp_path / "m.onnx", text, header, w=WEIGHT, **vectors)
+    qc.export(file, "cpu-int8", tmp_path / "out")
+    for model in (qc.rotate(file).model, qc.capture(tmp_path / "out" / "model.onnx").model):
+        (value,) = model.graph.outputs
+        assert [dim if isinstance(dim, int) else dim.value for dim in value.shape] == ["batch", "length", 64]
+
+
 @pytest.mark.parametrize("target", ["cpu-int8", "tvm-cpu"])
 def test_a_number_may_be_an_input(target: str, tmp_path: Path) -> None:
     if target == "tvm-cpu":
