@@ -230,13 +230,6 @@ class Analysis:
             shape = output.shape
             self.set(output, None if shape is None else [self.axes.frozen(static(dim), reason) for dim in shape])
 
-    def infinity(self, ref: Ref | None) -> str | None:
-        """The reason why there may be infinity along an axis, ``None`` if there is none."""
-        if ref is None or not self.mixed:
-            return None
-        found = (self.mixed & leaf.node.reasons for leaf in self.axes.leaves(ref))
-        return next((min(reasons) for reasons in found if reasons), None)
-
     def free(self, ref: Ref) -> Freedom:
         """The meet of the freedoms of all leaves under an axis."""
         freedom = Freedom.GENERAL

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import Node
 from qcompile.analysis.folding import axis_transform
+from qcompile.analysis.infinity import infinity
 from qcompile.analysis.siblings import Siblings, cost_fraction
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
@@ -73,7 +74,7 @@ class Online:
         if offline is not None:
             return OnlineChoice(None, 0.0)
         if not self._able(group):
-            return OnlineChoice(None, 1.0, skipped=self.analysis.infinity(group.ref))
+            return OnlineChoice(None, 1.0, skipped=infinity(self.analysis, group.value, group.ref))
         found = list(orthogonal_candidates(group.width, self.scheme(group), self.kind, self.seed).values())
         reason = not_worth(group.value, group.sites) if found else None
         return OnlineChoice(found[-1] if found and reason is None else None, 1.0, skipped=reason)
@@ -107,7 +108,7 @@ class Online:
 
 def able(analysis: Analysis, group: Siblings) -> bool:
     """Whether there can be an online transform in front of a group: it would spread infinity over all features."""
-    return features_last(analysis, group) and analysis.infinity(group.ref) is None
+    return features_last(analysis, group) and infinity(analysis, group.value, group.ref) is None
 
 
 def features_last(analysis: Analysis, group: Siblings) -> bool:

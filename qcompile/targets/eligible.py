@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 import onnx_ir as ir
 
 from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.infinity import infinity
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.analysis.stacks import experts_of, is_stack
@@ -27,8 +28,8 @@ def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[
     readers = Counter(site.weight for site in analysis.sites)
     several = {weight for weight, count in readers.items() if count > 1}
     for site in analysis.sites:
-        reason = analysis.infinity(site.ref_in) or _unsupported(site, shared) or (target and _beyond(site, target))
-        reason = reason or _entangled(analysis, site, several)
+        reason = infinity(analysis, site.input, site.ref_in) or _unsupported(site, shared)
+        reason = reason or (target and _beyond(site, target)) or _entangled(analysis, site, several)
         if reason is None:
             chosen.append(site)
         else:
