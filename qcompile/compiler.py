@@ -138,7 +138,9 @@ def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
 def _choose(prepared: Prepared, request: Request) -> Chosen:
     """Choose a scheme and a transform for every site that the target can quantize."""
     options, state, analysis = request.options, prepared.state, prepared.analysis
-    held_out = None if options.evaluation is None else load_data(options.evaluation, prepared.model)
+    held_out = None
+    if options.evaluation is not None:
+        held_out = load_data(options.evaluation, prepared.model, option="--evaluation")
     sites, declined = quantizable(analysis, request.target)
     state.declined += declined
     if not sites:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from qcompile.artifact.pages import render_inspection, render_report
 from qcompile.checks.equivalence import observe_source
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
+from qcompile.ir.capture import begin_capture
 from qcompile.ir.files import write_text
 from qcompile.run.data import load_data
 from qcompile.stages import float_model
@@ -23,6 +26,7 @@ from qcompile.targets.eligible import quantizable
 
 if TYPE_CHECKING:
     from qcompile.checks.losses import Measured
+    from qcompile.ir.capture import Source
     from qcompile.notes import Progress
     from qcompile.stages import Prepared
 
@@ -121,8 +125,33 @@ def verify(
     """
     artifact = Artifact.open(artifact_folder)
     stated = artifact.manifest["source"]
-    prepared = prepare(against if against is not None else stated["path"])
+    prepared = prepare(against if against is not None else _source_of(artifact))
     if prepared.source.sha256 != stated["sha256"]:
         raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
-    observed = observe_source(prepared.source, load_data(inputs, prepared.model))
+    observed = observe_source(prepared.source, load_data(inputs, prepared.model, option="--evaluation"))
     return float_model(replace(prepared, observed=observed)).measure(artifact.load(), observed.data)
+
+
+def _source_of(artifact: Artifact) -> Source:
+    """The model that an artifact was made from; a relative path is from where the export ran, which may be elsewhere.
+
+    Raises:
+        InputError: if it is not there any more.
+    """
+    stated = artifact.manifest["source"]
+    present = [place for place in _places(artifact, Path(stated["path"])) if place.is_file()]
+    if not present:
+        raise InputError(f"there is no file '{stated['path']}': name the model of '{artifact.folder}' with --against")
+    sources = map(begin_capture, present)
+    first = next(sources)
+    return next((source for source in chain([first], sources) if source.sha256 == stated["sha256"]), first)
+
+
+def _places(artifact: Artifact, path: Path) -> Iterator[Path]:
+    """Where the source may be: as the path says, and, if it is relative, from the artifact's folder or one around it.
+
+    The manifest says nothing of the folder of the export, for it is the same wherever it is made.
+    """
+    yield path
+    if not path.is_absolute():
+        yield from (folder / path for folder in (artifact.folder.resolve(), *artifact.folder.resolve().parents))

@@ -43,10 +43,12 @@ class Data:
     Args:
         batches: mappings from input name to array.
         random: whether they were drawn at random because no data was given.
+        option: the option of the command that gives data, for messages.
     """
 
     batches: tuple[Mapping[str, np.ndarray], ...]
     random: bool
+    option: str = "--calibration"
 
     @property
     def about(self) -> str:
@@ -55,30 +57,39 @@ class Data:
 
     def first(self, count: int) -> Data:
         """The same with the first batches alone."""
-        return Data(self.batches[:count], self.random)
+        return replace(self, batches=self.batches[:count])
 
 
-def load_data(source: DataLike | None, model: ir.Model, *, seed: int = 0, batches: int = 8) -> Data:
+def load_data(
+    source: DataLike | None, model: ir.Model, *, seed: int = 0, batches: int = 8, option: str = "--calibration"
+) -> Data:
     """Data in any of the forms of ``sources``, or random inputs.
 
     Every array holds rows along its first axis; they are cut into batches.
+
+    Args:
+        source: the data; ``None`` for random inputs.
+        model: the graph that is to take them.
+        seed: of random inputs.
+        batches: how many of these.
+        option: the option of the command that the data came with, or would.
 
     Raises:
         InputError: if a file is missing or unreadable, or names or types are not those of the graph's inputs.
     """
     if source is None:
-        return _drawn(model, seed, batches)
-    found = tuple(batches_of(source, model))
+        return Data(_drawn(model, seed, batches), random=True, option=option)
+    found = tuple(batches_of(source, model, option))
     if not found:
         raise InputError(f"the data holds nothing; the model takes {describe_inputs(model)}")
-    return Data(found, random=False)
+    return Data(found, random=False, option=option)
 
 
 # -- random data -------------------------------------------------------------------------------------------------------
 
 
-def _drawn(model: ir.Model, seed: int, batches: int, draw: Draw = DRAWS[0]) -> Data:
-    return Data(tuple(example_inputs(model, seed=seed + i, draw=draw) for i in range(batches)), random=True)
+def _drawn(model: ir.Model, seed: int, batches: int, draw: Draw = DRAWS[0]) -> tuple[dict[str, np.ndarray], ...]:
+    return tuple(example_inputs(model, seed=seed + i, draw=draw) for i in range(batches))
 
 
 def accepted(
@@ -96,7 +107,7 @@ def accepted(
     flags = any(value.dtype == ir.DataType.BOOL for value in model.graph.inputs)
     for draw in [draw for draw in DRAWS if draw.flag or flags] if data.random else DRAWS[:1]:
         if draw is not DRAWS[0]:
-            data = _drawn(model, seed, len(data.batches), draw)
+            data = replace(data, batches=_drawn(model, seed, len(data.batches), draw))
         try:
             outputs = run(data.batches[0])
             if all(_says_something(array) for array in outputs.values()):
@@ -107,7 +118,7 @@ def accepted(
     first = refusals[0]
     if not data.random:
         raise first
-    reason = f"the model takes no random inputs: give it real ones with --calibration; {first}"
+    reason = f"the model takes no random inputs: give it real ones with {data.option}; {first}"
     raise InputError(f"{reason}. It takes {describe_inputs(model)}") from first
 
 

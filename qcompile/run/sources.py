@@ -6,6 +6,7 @@ gives either, or a path: ``.npz``, ``.npy``, ``.safetensors``, a folder of any o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,19 @@ def shape_of(value: ir.Value) -> str:
     return f"[{', '.join(str(dim) if isinstance(dim, int) else str(dim.value or '?') for dim in value.shape)}]"
 
 
-def batches_of(data: DataLike, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
+def batches_of(data: DataLike, model: ir.Model, option: str = "--calibration") -> Iterator[dict[str, np.ndarray]]:
     """Batches for a graph; what has more rows than a batch is cut.
 
     Raises:
-        InputError: if it is none of the known forms, or its names, types or numbers do not fit the graph.
+        InputError: if it is none of the known forms, or its names, types or numbers do not fit the graph; ``option``
+            is the option of the command that names it.
     """
     if isinstance(data, str | Path):
-        yield from _of_path(Path(data), model)
+        yield from _of_path(Path(data), model, option)
     elif isinstance(data, Mapping):
         yield from _cut(model, _checked(data, model, "the data"))
     elif callable(data):
-        yield from batches_of(data(), model)
+        yield from batches_of(data(), model, option)
     elif isinstance(data, Iterable):
         yield from _of_iterable(data, model)
     else:
@@ -97,12 +99,13 @@ def _with_batch_axis(arrays: dict[str, np.ndarray], model: ir.Model) -> dict[str
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def _of_path(path: Path, model: ir.Model) -> Iterator[dict[str, np.ndarray]]:
+def _of_path(path: Path, model: ir.Model, option: str) -> Iterator[dict[str, np.ndarray]]:
     if not path.exists():
-        raise InputError(f"there is no calibration data at '{path}'")
+        raise InputError(f"there is no data at '{path}', which {option} names")
     files = sorted(file for file in path.iterdir() if file.suffix in _FILES) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"the folder '{path}' has no {', '.join(_FILES[:-1])} or {_FILES[-1]} files to calibrate with")
+        kinds = f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
+        raise InputError(f"the folder '{path}', which {option} names, has no {kinds} files")
     for file in files:
         yield from _cut(model, _read(file, model))
 
@@ -145,6 +148,8 @@ def _checked(arrays: Mapping[str, Any], model: ir.Model, what: str) -> dict[str,
         check_names(made, list(values))
     except InputError as error:
         raise InputError(str(error) if what == "the data" else f"{what}: {error}") from error
+    if made and not any(array.size for array in made.values()):  # one that is empty may be a past without length
+        raise InputError(f"{what} is empty: none of its arrays holds a value")
     return {name: _typed(array, values[name], what) for name, array in made.items()}
 
 
@@ -197,5 +202,5 @@ def _cut(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str
 
 def _rows_per_batch(arrays: Mapping[str, np.ndarray]) -> int:
     """Rows that make up a batch: few enough for the outputs of a model with a large vocabulary to fit in memory."""
-    largest = max((array[0].size for array in arrays.values() if array.ndim and len(array)), default=1)
+    largest = max((math.prod(array.shape[1:]) for array in arrays.values() if array.ndim), default=1)
     return max(1, BATCH_ELEMENTS // max(largest, 1))

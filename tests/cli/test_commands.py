@@ -337,6 +337,26 @@ def test_verify(artifact: Path, model: Path) -> None:
     assert "is not the model" in refused(model.parent, "verify", artifact, "--against", model.parent / "other.onnx")
 
 
+def test_verify_from_another_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest keeps a relative path as it was given, and is the same wherever the export is made."""
+    elsewhere, deep = model.parent / "elsewhere", model.parent / "a" / "b"
+    elsewhere.mkdir()
+    monkeypatch.chdir(model.parent)
+    for folder in ("out", deep):
+        done("export", model.name, "--target", "cpu-int4", "-o", folder, "--method", "rtn", "-q")
+    assert (deep / "manifest.json").read_text() == Path("out/manifest.json").read_text()
+    other = random_weights()
+    other["up"][0, 0] += 1
+    onnx.save(graph(other), elsewhere / model.name)  # of the same name, where the commands run
+    monkeypatch.chdir(elsewhere)
+    for folder in ("../out", deep):
+        assert "relative L2" in done("verify", folder).stdout
+    model.unlink()
+    assert "is not the model" in refused(model.parent, "verify", "../out")
+    (elsewhere / model.name).unlink()
+    assert "no file 'mlp.onnx': name the model of '../out' with --against" in refused(model.parent, "verify", "../out")
+
+
 # -- rotate, inspect, lists ------------------------------------------------------------------------------------------
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from commands import done, refused
 from typer.testing import CliRunner
 
 import qcompile as qc
 from qcompile.cli.commands import app
 from qcompile.errors import InputError
 from qcompile.ir.capture import capture
-from qcompile.run.data import accepted, example_inputs, load_data
+from qcompile.run.data import _split, accepted, example_inputs, load_data
 from qcompile.run.session import evaluate
 
 #: A mask of flags that forbid: with all of them set, nothing is left but NaN.
@@ -49,6 +50,56 @@ def test_a_model_that_takes_none_asks_for_real_ones(parse, tmp_path):
     assert len(refused.stderr.splitlines()) == 1
     done = CliRunner().invoke(app, [*command, "--calibration", str(tmp_path / "x.npz")])
     assert done.exit_code == 0, done.stderr
+
+
+def test_a_command_names_the_option_that_it_has(parse, tmp_path):
+    ir.save(parse(BAKED), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 5, 8), np.float32))
+    qc.export(str(tmp_path / "m.onnx"), "cpu-int4", tmp_path / "out", calibration=tmp_path / "x.npz")
+    asked = refused(tmp_path, "verify", tmp_path / "out")
+    assert "give it real ones with --evaluation; onnxruntime" in asked
+    done("verify", tmp_path / "out", "--evaluation", tmp_path / "x.npz")
+    (tmp_path / "none").mkdir()
+    export = ("export", tmp_path / "m.onnx", "--target", "cpu-int4", "-o", tmp_path / "other")
+    for given, option in ((export, "--calibration"), (("verify", tmp_path / "out"), "--evaluation")):
+        for path, said in ((tmp_path / "gone", "there is no data at"), (tmp_path / "none", "has no .npz files")):
+            message = refused(tmp_path, *given, option, path)
+            assert said in message
+            assert f"which {option} names" in message
+
+
+#: The first step of a decoder: nothing is past yet. One site reads that alone.
+PREFILL = """g (float[b,s,64] x, float[b,p,64] past) => (float[b,s,64] y)
+    <int64[1] length, float[64,64] query, float[64,64] key, float[64,64] out> {
+        q = MatMul(x, query)  before = MatMul(past, key)
+        all = Concat<axis=1>(before, q)  mean = ReduceMean<keepdims=1>(all, length)
+        mixed = Add(mean, q)  y = MatMul(mixed, out) }"""
+
+
+@pytest.mark.parametrize("method", ["gptq", "search", "rtn"])
+def test_a_past_may_be_empty(parse, tmp_path, method):
+    ir.save(parse(PREFILL, length=np.array([1])), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((4, 16, 64)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x, past=np.zeros((4, 0, 64), np.float32))
+    given = {"calibration": tmp_path / "x.npz", "transforms": "none", "method": method}
+    manifest = qc.export(str(tmp_path / "m.onnx"), "cpu-int8", tmp_path / "out", **given).manifest
+    assert [site["format"] for site in manifest["sites"]].count("float") < 3
+    assert 0 < manifest["quantization"]["rel_l2"] < 0.1
+
+
+def test_rows_go_along_where_one_array_has_none(parse):
+    """A past whose length comes first is empty along its first axis; the file is one batch then."""
+    model = parse("g (float[b,8] x, float[p,8] past) => (float[m,8] y) { y = Concat<axis=0>(past, x) }")
+    given = {"x": np.ones((6, 8), np.float32), "past": np.ones((0, 8), np.float32)}
+    (batch,) = _split(model, given)
+    assert {name: array.shape for name, array in batch.items()} == {"x": (6, 8), "past": (0, 8)}
+
+
+def test_data_without_a_value_is_refused(parse, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((0, 8), np.float32), past=np.zeros((0, 8), np.float32))
+    model = parse("g (float[b,8] x, float[p,8] past) => (float[m,8] y) { y = Concat<axis=0>(past, x) }")
+    with pytest.raises(InputError, match="is empty: none of its arrays holds a value"):
+        load_data(tmp_path / "x.npz", model)
 
 
 def test_nothing_but_nan_is_no_answer(parse):

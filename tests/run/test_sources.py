@@ -84,7 +84,7 @@ MISTAKES = {
     "cannot take data from a int": 7,
     "item 0 of the data is a str": ["x"],
     r"the data holds nothing; the model takes x float32 \[n, 8\]": [],
-    "there is no calibration data at": "/nowhere/x.npz",
+    "there is no data at": "/nowhere/x.npz",
 }
 
 
