@@ -23,8 +23,8 @@ def infinity(analysis: Analysis, value: ir.Value | None, ref: Ref | None) -> str
 def _reached(analysis: Analysis) -> set[ir.Value]:
     """All values that are computed from a constant that holds infinity, those of bodies included."""
     outer = {inner: node for node in analysis.model.graph for body in bodies(node) for inner in body.all_nodes()}
-    constants = [value for value in analysis.refs_of if value.const_value is not None]
-    queue = [value for value in constants if holds_infinity(value.const_value)]
+    constants = [(value, value.const_value) for value in analysis.refs_of]
+    queue = [value for value, tensor in constants if tensor is not None and holds_infinity(tensor)]
     reached = set(queue)
     while queue:
         readers = [found for node, _ in queue.pop().uses() for found in {node, outer.get(node, node)}]
