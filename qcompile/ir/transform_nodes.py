@@ -10,7 +10,6 @@ the same, but ONNX's reference evaluator knows no overloads and takes one body f
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +74,11 @@ def append_transform(
         dtype: of the constants, but of those that are indices.
         name: of the node and of its result.
     """
-    text = _function(structure, _guard(model, value, structure))
+    padded = any(m.ndim == 3 or inner > 1 for _, inner, m in structure.steps) and _may_be_empty(model, value)
+    settings = (
+        " <allowzero = 1>" if opset(model) >= ALLOWZERO else ""
+    )  # a 0 in the shape is a size, not an axis to keep
+    text = _function(structure, padded, settings)
     function = ensure_function(model, f"Transform_{_digest(text.encode())}", text)
     inputs = [value, *(_constant(model, step, dtype) for step in structure.steps)]
     return append_node(before, function, inputs, _attributes(structure), name=name, domain=DOMAIN, like=value).outputs[
@@ -117,47 +120,35 @@ def _digest(content: bytes) -> str:
 # ---- bodies ------------------------------------------------------------------------------------------------------
 
 
-class _Guard(enum.Enum):
-    """The way in which a body takes a value without elements."""
-
-    NONE = "there always are some"
-    SHAPE = "its shape is taken as it is"
-    BRANCH = "nothing is computed"
-
-
-def _guard(model: ir.Model, value: ir.Value, structure: Structure) -> _Guard:
-    """The cheapest one that holds: onnxruntime has no product of a matrix with a batch of nothing."""
-    if value.shape is not None and all(isinstance(dim, int) and dim > 0 for dim in value.shape):
-        return _Guard.NONE
-    batched = any(matrix.ndim == 3 or inner > 1 for _, inner, matrix in structure.steps)
-    return _Guard.BRANCH if batched or opset(model) < ALLOWZERO else _Guard.SHAPE
-
-
-def _function(structure: Structure, guard: _Guard) -> str:
+def _function(structure: Structure, padded: bool, settings: str) -> str:
     """Signature and body in ONNX's textual syntax."""
     steps = structure.steps
-    lines = ["shape = Shape(x)", "v0 = Identity(x)"]
+    start, end = _with_a_row(_size(structure.steps[0])) if padded else _AS_IT_IS
+    body = ["shape = Shape(x)", *start]
     for i, step in enumerate(steps):
-        lines += _step(i, step)
-    settings = "<allowzero = 1>" if guard is _Guard.SHAPE else ""
-    result = "full" if guard is _Guard.BRANCH else "y"
-    lines += [f"last = Identity(v{len(steps)})", f"{result} = Reshape {settings} (last, shape)"]
-    body = _unless_empty(lines) if guard is _Guard.BRANCH else "\n".join(lines)
+        body += _step(i, step)
+    body += [f"last = Identity(v{len(steps)})", *(line.replace("{settings}", settings) for line in end)]
     declared, inputs = ", ".join((_KIND, *_SIZES)), ", ".join(["x", *(f"m{i}" for i in range(len(steps)))])
-    return f"<{declared}> ({inputs}) => (y) {{ {body} }}"
+    return f"<{declared}> ({inputs}) => (y) {{ " + "\n".join(body) + " }"
 
 
-def _unless_empty(lines: Sequence[str]) -> str:
-    """Lines that make ``y``: what those make of ``x``, or ``x`` itself where it has no elements."""
-    return "\n".join(
-        [
-            "count = Size(x)",
-            "zero = Constant <value = int64 {0}> ()",
-            "some = Greater(count, zero)",
-            f"y = If (some) <then_branch = there () => (full) {{ {chr(10).join(lines)} }},",
-            "else_branch = nothing () => (none) { none = Identity(x) }>",
-        ]
-    )
+#: Lines before and after the steps.
+_AS_IT_IS = ["v0 = Identity(x)"], ["y = Reshape{settings} (last, shape)"]
+
+
+def _size(step: Step) -> int:
+    """Length of the axis that a step sees."""
+    outer, inner, matrix = step
+    return outer * matrix.shape[-1] * inner
+
+
+def _with_a_row(size: int) -> tuple[list[str], list[str]]:
+    """The same around a row of zeros more: onnxruntime's batched product of nothing ends the process."""
+    start = [f"flat = Constant <value = int64[2] {{-1, {size}}}> ()", "rows = Reshape(x, flat)",
+             "more = Constant <value = int64[4] {0, 0, 1, 0}> ()", "v0 = Pad(rows, more)"]  # fmt: skip
+    end = ["zero = Constant <value = int64[1] {0}> ()", "end = Constant <value = int64[1] {-1}> ()",
+           "all = Reshape(last, flat)", "own = Slice(all, zero, end, zero)", "y = Reshape{settings} (own, shape)"]  # fmt: skip
+    return start, end
 
 
 def _step(i: int, step: Step) -> list[str]:
@@ -179,3 +170,24 @@ def _step(i: int, step: Step) -> list[str]:
     sizes = ", ".join(map(str, (-1, *seen)))
     view = f"r{i} = Constant <value = int64[{1 + len(seen)}] {{{sizes}}}> ()"
     return [view, f"w{i} = Reshape(v{i}, r{i})", *lines]
+
+
+#: Operators whose result has as many rows as the data asks for: perhaps none.
+_UNCOUNTED = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+
+
+def _may_be_empty(model: ir.Model, value: ir.Value) -> bool:
+    """Whether a value may have no row though the inputs have some, as that of an expert which no token chose."""
+    named = {str(dim.value) for given in model.graph.inputs for dim in given.shape or () if not isinstance(dim, int)}
+    if value.shape is not None and all(isinstance(dim, int) or str(dim.value) in named for dim in value.shape):
+        return False
+    seen, queue = set(), [value]
+    while queue:
+        node = queue.pop().producer()
+        if node is None or node in seen:
+            continue
+        if node.op_type in _UNCOUNTED:
+            return True
+        seen.add(node)
+        queue.extend(read for read in node.inputs if read is not None)
+    return False

@@ -135,27 +135,6 @@ def test_every_runtime_applies_it_to_rows_that_the_data_chooses(
     assert np.abs(got - want).max(initial=0) <= limit
 
 
-OPEN = "g (float[n,t,{size}] x) => (float[n,t,{size}] y) {{ h = Relu(x)\n y = Relu(h) }}"
-
-
-@pytest.mark.parametrize("version", [13, 14, 23])
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0), (2, 3)])
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_values_without_elements_keep_their_shape(
-    name: str, shape: tuple[int, int], version: int, parse: Callable
-) -> None:
-    transform = TRANSFORMS[name]
-    proto = ir.to_proto(written(parse(OPEN.format(size=transform.size), version), structure_of(transform)))
-    onnx.checker.check_model(proto, full_check=True)
-    x = draw(*shape, transform.size).abs().float()
-    want = transform.apply(x.double()).clamp(min=0).numpy()
-    for run in RUNTIMES.values():
-        (got,) = run(proto, {"x": x.numpy()})
-        assert got.shape == want.shape
-        limit = 1e-6 * np.abs(transform.matrix().numpy()).sum(1).max()
-        assert np.abs(got - want).max(initial=0) <= limit * float(x.max() if x.numel() else 1)
-
-
 def test_nothing_but_attributes_and_constants_says_what_a_transform_is(parse: Callable) -> None:
     wanted = structure_of(TRANSFORMS["kronecker of blocks"])
     proto = ir.to_proto(written(parse(FEW.format(size=SIZE)), wanted))
