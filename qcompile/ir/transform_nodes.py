@@ -147,7 +147,8 @@ def _with_a_row(size: int) -> tuple[list[str], list[str]]:
     start = [f"flat = Constant <value = int64[2] {{-1, {size}}}> ()", "rows = Reshape(x, flat)",
              "more = Constant <value = int64[4] {0, 0, 1, 0}> ()", "v0 = Pad(rows, more)"]  # fmt: skip
     end = ["zero = Constant <value = int64[1] {0}> ()", "end = Constant <value = int64[1] {-1}> ()",
-           "all = Reshape(last, flat)", "own = Slice(all, zero, end, zero)", "y = Reshape{settings} (own, shape)"]  # fmt: skip
+           "all = Reshape(last, flat)", "own = Slice(all, zero, end, zero)",
+           "y = Reshape{settings} (own, shape)"]  # fmt: skip
     return start, end
 
 
