@@ -6,7 +6,6 @@ import onnx_ir as ir
 
 from qcompile.analysis import boundaries, rules  # noqa: F401  (they register rules)
 from qcompile.analysis.spaces import Analysis, run
-from qcompile.ir.required import constant
 from qcompile.ir.tensors import holds_infinity
 
 __all__ = ["analyze"]
@@ -25,7 +24,8 @@ def analyze(model: ir.Model, *, join_norms: bool = True) -> Analysis:
     for value in model.graph.inputs:
         analysis.refs_or_none(value)
     run(analysis, model.graph)
-    analysis.infinite = [site for site in analysis.sites if holds_infinity(constant(site.weight))]
+    weights = [(site, site.weight.const_value) for site in analysis.sites]
+    analysis.infinite = [site for site, tensor in weights if tensor is not None and holds_infinity(tensor)]
     analysis.sites = [site for site in analysis.sites if site not in analysis.infinite]
     for value in model.graph.outputs:
         analysis.axes.at = value

@@ -13,8 +13,9 @@ import qcompile as qc
 from qcompile.cli.commands import app
 from qcompile.errors import InputError
 from qcompile.ir.capture import capture
-from qcompile.run.data import _split, accepted, example_inputs, load_data
+from qcompile.run.data import accepted, example_inputs, load_data
 from qcompile.run.session import evaluate
+from qcompile.run.sources import _cut
 
 #: A mask of flags that forbid: with all of them set, nothing is left but NaN.
 FORBIDDING = """g (float[n,8] x, bool[n,8] pad) => (float[n,8] y) <float[8,8] w>
@@ -62,7 +63,10 @@ def test_a_command_names_the_option_that_it_has(parse, tmp_path):
     (tmp_path / "none").mkdir()
     export = ("export", tmp_path / "m.onnx", "--target", "cpu-int4", "-o", tmp_path / "other")
     for given, option in ((export, "--calibration"), (("verify", tmp_path / "out"), "--evaluation")):
-        for path, said in ((tmp_path / "gone", "there is no data at"), (tmp_path / "none", "has no .npz files")):
+        for path, said in (
+            (tmp_path / "gone", "there is no data at"),
+            (tmp_path / "none", "has no .npz, .npy or .safetensors files"),
+        ):
             message = refused(tmp_path, *given, option, path)
             assert said in message
             assert f"which {option} names" in message
@@ -91,7 +95,7 @@ def test_rows_go_along_where_one_array_has_none(parse):
     """A past whose length comes first is empty along its first axis; the file is one batch then."""
     model = parse("g (float[b,8] x, float[p,8] past) => (float[m,8] y) { y = Concat<axis=0>(past, x) }")
     given = {"x": np.ones((6, 8), np.float32), "past": np.ones((0, 8), np.float32)}
-    (batch,) = _split(model, given)
+    (batch,) = _cut(model, given)
     assert {name: array.shape for name, array in batch.items()} == {"x": (6, 8), "past": (0, 8)}
 
 
