@@ -63,7 +63,8 @@ def test_a_command_names_the_option_that_it_has(parse, tmp_path):
     (tmp_path / "none").mkdir()
     export = ("export", tmp_path / "m.onnx", "--target", "cpu-int4", "-o", tmp_path / "other")
     for given, option in ((export, "--calibration"), (("verify", tmp_path / "out"), "--evaluation")):
-        for path, said in (
+        empty = "has no .npz, .npy or .safetensors files"
+        for path, said in ((tmp_path / "gone", "there is no data at"), (tmp_path / "none", empty)):
             (tmp_path / "gone", "there is no data at"),
             (tmp_path / "none", "has no .npz, .npy or .safetensors files"),
         ):
