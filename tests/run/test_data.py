@@ -62,11 +62,11 @@ def test_a_command_names_the_option_that_it_has(parse, tmp_path):
     done("verify", tmp_path / "out", "--evaluation", tmp_path / "x.npz")
     (tmp_path / "none").mkdir()
     export = ("export", tmp_path / "m.onnx", "--target", "cpu-int4", "-o", tmp_path / "other")
+    empty = "has no .npz, .npy or .safetensors files"
     for given, option in ((export, "--calibration"), (("verify", tmp_path / "out"), "--evaluation")):
-        empty = "has no .npz, .npy or .safetensors files"
-        for path, said in ((tmp_path / "gone", "there is no data at"), (tmp_path / "none", empty)):
+        for path, said in (
             (tmp_path / "gone", "there is no data at"),
-            (tmp_path / "none", "has no .npz, .npy or .safetensors files"),
+            (tmp_path / "none", empty),
         ):
             message = refused(tmp_path, *given, option, path)
             assert said in message
