@@ -34,7 +34,7 @@ from qcompile.passes.rotate import Rotate
 from qcompile.passes.state import State
 from qcompile.run.data import Data, load_data
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
-from qcompile.targets.eligible import quantizable
+from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import drop_plans, planned
 from qcompile.targets.registry import backend, get_target, lowered_to, runtime_of
 from qcompile.targets.scheme import Scheme
@@ -144,7 +144,8 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     sites, declined = quantizable(analysis, request.target)
     state.declined += declined
     if not sites:
-        raise InputError(f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized")
+        none = f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized"
+        raise InputError(none + said_of_weights(state.declined))
     choice = selection.choose(
         analysis, sites, request.target, request.schemes, options, prepared.seen.data, state.decline,
         request.progress,

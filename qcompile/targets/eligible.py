@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -15,7 +16,13 @@ from qcompile.errors import TargetError
 from qcompile.notes import Declined
 from qcompile.targets.target import Target
 
-__all__ = ["quantizable"]
+__all__ = ["WEIGHT", "quantizable", "said_of_weights"]
+
+#: The thing that is not done to a site that is left alone.
+WEIGHT = "quantizing its weight"
+
+#: Sites that a message names for one reason.
+SHOWN = 3
 
 
 def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[Site], list[Declined]]:
@@ -33,13 +40,28 @@ def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[
         if reason is None:
             chosen.append(site)
         else:
-            declined.append(Declined(site.name, "quantizing its weight", reason))
+            declined.append(Declined(site.name, WEIGHT, reason))
     grouped = {id(site) for group in siblings_of(chosen) for site in group.sites}
     for site in chosen:
         if site.input is not None and id(site) not in grouped:
             reason = f"another site reads '{site.input.name}' along another axis"
-            declined.append(Declined(site.name, "quantizing its weight", reason))
+            declined.append(Declined(site.name, WEIGHT, reason))
     return [site for site in chosen if site.input is None or id(site) in grouped], declined
+
+
+def said_of_weights(declined: Iterable[Declined]) -> str:
+    """The reasons against weights as the end of a sentence: each once, with the sites that are left alone for it."""
+    sites: dict[str, list[str]] = defaultdict(list)
+    for entry in declined:
+        if entry.what == WEIGHT:
+            sites[entry.reason].append(entry.site)
+    found = [f"{reason} ({_few(names)})" for reason, names in sites.items()]
+    return f": {'; '.join(found)}" if found else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
 def _beyond(site: Site, target: Target) -> str | None:
