@@ -302,8 +302,8 @@ def test_a_shape_that_depends_on_data_is_named(parse: Callable, tmp_path: Path) 
 
 
 def test_a_format_without_a_kernel(parse: Callable, tmp_path: Path) -> None:
-    message = refused(small(parse, "ptqtp-g64"), get_target("tvm-cpu"), tmp_path)
-    assert "no kernel for site 'site' in format 'ptqtp-g64'" in message
+    message = refused(small(parse, "higgs-p1-n16"), get_target("tvm-cpu"), tmp_path)
+    assert "no kernel for site 'site' in format 'higgs-p1-n16'" in message
 
 
 def test_a_planned_site_in_a_body(tmp_path: Path) -> None:
