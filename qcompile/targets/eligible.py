@@ -70,10 +70,10 @@ def _beyond(site: Site, target: Target) -> str | None:
         return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
     if is_stack(site) and target.stacks == "none":
         return f"its weight is a stack of matrices, which target '{target.name}' does not compute"
-    form = read_site(site.node) if is_stack(site) and target.stacks == "matrices" else None
-    if isinstance(form, Stack):
+    if is_stack(site) and target.stacks == "matrices":
         try:
-            experts_of(form)
+            if isinstance(form := read_site(site.node), Stack):  # a stack of one matrix is a matrix
+                experts_of(form)
         except TargetError as error:
             return str(error)
     return None

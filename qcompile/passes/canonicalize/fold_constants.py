@@ -32,15 +32,15 @@ class FoldConstants:
     name: ClassVar[str] = "fold-constants"
 
     def apply(self, state: State) -> bool:
-        """Rewrite operators on constants, again until nothing changes: shapes that are found let more be folded."""
-        before = last = snapshot(state.model)
-        self._fold(state.model)
-        while (found := snapshot(state.model)) != last:
-            last = found
+        """Rewrite operators on constants, again as long as some go: shapes that are found let more be folded."""
+        before, count = snapshot(state.model), _count(state.model) + 1
+        while (left := _count(state.model)) < count:  # names of open dimensions may be new each time: no end in them
+            count = left
             self._fold(state.model)
-        if found != before:
+        changed = snapshot(state.model) != before
+        if changed:
             state.edited()
-        return found != before
+        return changed
 
     def _fold(self, model: ir.Model) -> None:
         import onnxscript.optimizer
@@ -64,6 +64,10 @@ class FoldConstants:
         for value in model.graph.initializers.values():
             if value.const_value is not None and value.shape != value.const_value.shape:  # inferred before it was known
                 value.shape = ir.Shape(value.const_value.shape.numpy())
+
+
+def _count(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())
 
 
 def _shapes_known(model: ir.Model) -> bool:
