@@ -69,3 +69,10 @@ def test_run_stops_where_there_is_no_environment(scripts: Path, failing: str) ->
     status, calls = call(scripts, "run", failing)
     assert status == 3
     assert calls[-1].startswith(failing)
+
+
+def test_check_says_that_its_tools_are_missing(scripts: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "FAILING": "nothing"}
+    run = subprocess.run([scripts / ".ci" / "check"], env=environment, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("the tools are missing: pip install")

@@ -94,33 +94,28 @@ def check_weights(weights: Mapping[str, ir.TensorProtocol], path: str) -> bool:
     Raises:
         InputError: naming the file and the weight.
     """
-    found = {_is_finite(name, tensor, path) for name, tensor in weights.items()}
-    return False not in found
-
-
-def _is_finite(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
-    tensor.meta[_FINITE] = finite = _holds_numbers(name, tensor, path)
-    return finite
+    infinite = [(name, tensor) for name, tensor in weights.items() if not _is_finite(tensor)]
+    for name, tensor in infinite:
+        if np.isnan(_mapped(tensor).astype(np.float64)).any():
+            raise InputError(f"weight '{name}' of '{path}' holds NaN")
+    return not infinite
 
 
 def holds_infinity(tensor: ir.TensorProtocol) -> bool:
-    """Whether a constant holds infinity, or is computed from one that does; what is known of a tensor stays with it."""
+    """Whether a constant holds infinity, or is computed from one that does."""
     while isinstance(tensor, Derived):
         tensor = tensor.source
-    if tensor.dtype.is_floating_point() and tensor.size and _FINITE not in tensor.meta:
+    if not tensor.dtype.is_floating_point() or not tensor.size or _is_finite(tensor):
+        return False
+    return bool(np.isinf(_mapped(tensor).astype(np.float64)).any())
+
+
+def _is_finite(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant holds nothing but numbers; asked once of each tensor, by whichever thread comes first."""
+    if _FINITE not in tensor.meta:
         array = _mapped(tensor)
-        tensor.meta[_FINITE] = _sums_up(array) or not np.isinf(array.astype(np.float64)).any()
-    return not tensor.meta.get(_FINITE, True)
-
-
-def _holds_numbers(name: str, tensor: ir.TensorProtocol, path: str) -> bool:
-    array = _mapped(tensor)
-    if _sums_up(array):
-        return True
-    wide = array.astype(np.float64)
-    if np.isnan(wide).any():
-        raise InputError(f"weight '{name}' of '{path}' holds NaN")
-    return bool(np.isfinite(wide).all())
+        tensor.meta[_FINITE] = _sums_up(array) or bool(np.isfinite(array.astype(np.float64)).all())
+    return bool(tensor.meta[_FINITE])
 
 
 def _sums_up(array: np.ndarray) -> bool:

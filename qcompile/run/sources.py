@@ -27,7 +27,7 @@ DataLike = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | Callab
 #: Elements of the largest input in one batch.
 BATCH_ELEMENTS = 1024
 
-#: Batches that are taken of an iterable that may not end.
+#: Items of an iterable; one with more may have no end.
 MOST_BATCHES = 4096
 
 _FILES = (".npz", ".npy", ".safetensors")
@@ -81,7 +81,7 @@ def _of_iterable(data: Iterable[Any], model: ir.Model) -> Iterator[dict[str, np.
     """One batch an item; the rows of a data set, which have no batch axis, become batches of one."""
     for number, item in enumerate(data):
         if number == MOST_BATCHES:
-            return
+            raise InputError(f"the data has more than {MOST_BATCHES} items, or no end: give the first of them alone")
         what = f"item {number} of the data"
         if isinstance(item, Sequence | np.ndarray) and len(input_values(model)) == 1 and not isinstance(item, str):
             item = {name_of(input_values(model)[0]): item}  # a list of arrays, where the graph has one input
@@ -184,6 +184,10 @@ def _cut(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str
     """Cut rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
     ragged = [name for name, array in arrays.items() if array.dtype == object]
     if ragged:
+        counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise InputError(f"rows of several lengths need as many of every input: {said}")
         for row in range(len(arrays[ragged[0]])):
             yield {name: array[row][None] if name in ragged else array[row : row + 1] for name, array in arrays.items()}
         return

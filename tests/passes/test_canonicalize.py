@@ -11,6 +11,8 @@ import pytest
 import qcompile as qc
 from qcompile.analysis.analyze import analyze
 from qcompile.compiler import prepare
+from qcompile.passes.canonicalize.fold_constants import FoldConstants
+from qcompile.passes.state import State
 from qcompile.run.compare import compare
 from qcompile.run.session import evaluate
 
@@ -103,3 +105,18 @@ def test_types_of_a_loop_are_those_of_its_states(tmp_path):
     model = prepare(tmp_path / "m.onnx").model
     x = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
     assert (evaluate(model, x)["y"] == np.maximum(x["x"], 0)).all()
+
+
+TURNED = """g (float[n,8] x) => (float[n,8] y%s) <float[8,8] w, float[8,8] v> {
+    t = Transpose(w)\n h = MatMul(x, t)\n u = Transpose(v)\n y = MatMul(h, u) }"""
+
+
+@pytest.mark.parametrize(("output", "left"), [("", []), (", float[8,8] u", ["Transpose"])])
+def test_a_transposed_weight_becomes_one_constant(parse, output, left):
+    """Its operator goes: as long as it stood there, each round of folding made the constant again, without end."""
+    model = parse(TURNED % output)
+    step = FoldConstants(small_bytes=16)
+    assert step.apply(State(model))
+    assert [node.op_type for node in model.graph] == ["MatMul", *left, "MatMul"]
+    assert sorted(name for name in model.graph.initializers if name.endswith("_T")) == ["v_T", "w_T"]
+    assert not step.apply(State(model))

@@ -15,7 +15,7 @@ from qcompile.errors import InputError
 from qcompile.ir.capture import capture
 from qcompile.run.data import accepted, example_inputs, load_data
 from qcompile.run.session import evaluate
-from qcompile.run.sources import _cut
+from qcompile.run.sources import batches_of
 
 #: A mask of flags that forbid: with all of them set, nothing is left but NaN.
 FORBIDDING = """g (float[n,8] x, bool[n,8] pad) => (float[n,8] y) <float[8,8] w>
@@ -96,7 +96,7 @@ def test_rows_go_along_where_one_array_has_none(parse):
     """A past whose length comes first is empty along its first axis; the file is one batch then."""
     model = parse("g (float[b,8] x, float[p,8] past) => (float[m,8] y) { y = Concat<axis=0>(past, x) }")
     given = {"x": np.ones((6, 8), np.float32), "past": np.ones((0, 8), np.float32)}
-    (batch,) = _cut(model, given)
+    (batch,) = batches_of(given, model)
     assert {name: array.shape for name, array in batch.items()} == {"x": (6, 8), "past": (0, 8)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,17 @@ def test_numbers_that_the_graph_cannot_hold_are_refused(parse):
     model = parse("g (int32[n] i) => (float[n,4] y) <float[8,4] e> { y = Gather(e, i) }")
     with pytest.raises(InputError, match="too large for int32"):
         load_data({"i": np.array([1 << 40])}, model)
+
+
+def test_rows_of_several_lengths_are_counted(parse):
+    rows, cache = [np.arange(n) for n in (3, 5, 2)], np.zeros((2, 0, 8), np.float32)
+    with pytest.raises(InputError, match="need as many of every input: ids has 3, cache has 2"):
+        load_data({"ids": rows, "cache": cache}, parse(TWO))
+
+
+def test_data_without_an_end_is_refused(parse):
+    with pytest.raises(InputError, match="more than 4096 items, or no end"):
+        load_data(itertools.repeat({"x": X[:1]}), parse(ONE))
 
 
 def test_one_array_needs_one_input(parse, tmp_path):

@@ -34,9 +34,10 @@ class FoldConstants:
     def apply(self, state: State) -> bool:
         """Rewrite operators on constants, again as long as some go: shapes that are found let more be folded."""
         before, count = snapshot(state.model), _count(state.model) + 1
-        while (left := _count(state.model)) < count:  # names of open dimensions may be new each time: no end in them
+        while (left := _count(state.model)) < count:
             count = left
             self._fold(state.model)
+        _turn_weights(state.model)
         changed = snapshot(state.model) != before
         if changed:
             state.edited()
@@ -58,9 +59,6 @@ class FoldConstants:
                 should_fold=should_fold,
             )  # fmt: skip
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        for node in list(model.graph):
-            if node.op_type == "Transpose" and node.domain == "" and operand(node, 0).const_value is not None:
-                _fold_transpose(model, node)
         for value in model.graph.initializers.values():
             if value.const_value is not None and value.shape != value.const_value.shape:  # inferred before it was known
                 value.shape = ir.Shape(value.const_value.shape.numpy())
@@ -86,8 +84,22 @@ def _transposes_weight(node: ir.Node, small_bytes: int) -> bool:
     return tensor.nbytes > small_bytes and readers <= {"MatMul", "Gemm"}
 
 
-def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
-    """A transposed weight, computed when it is read, so that a large model is not held in memory."""
+def _turn_weights(model: ir.Model) -> None:
+    """Make transposed weights constants, computed when they are read: a large model is not held in memory."""
+    for node in list(model.graph):
+        if node.op_type != "Transpose" or node.domain or operand(node, 0).const_value is None:
+            continue
+        made = node.outputs[0]
+        readers = list(made.uses())
+        if readers:
+            turned = _turned(model, node)
+            for reader, index in readers:
+                reader.replace_input_with(index, turned)
+        if not made.is_graph_output():
+            model.graph.remove(node, safe=True)
+
+
+def _turned(model: ir.Model, node: ir.Node) -> ir.Value:
     weight = operand(node, 0)
     source = constant(weight)
     sizes = source.shape.numpy()
@@ -97,4 +109,4 @@ def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
     tensor = Derived(source, lambda tensor: ir.tensor(read(tensor).transpose(order)), shape, name=name)
     value = add_initializer(model, name, tensor)
     tensor.name = value.name
-    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+    return value
