@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from qcompile.transforms.freedom import Freedom
 
-__all__ = ["Axes", "Limit", "Mode", "Node", "Ref", "Structure", "complete"]
+__all__ = ["Axes", "Limit", "Mode", "AxisNode", "Ref", "Structure", "complete"]
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Limit:
 
 
 @dataclass(eq=False)
-class Node:
+class AxisNode:
     """A node of the union-find forest. ``size`` is ``None`` for a dynamic axis."""
 
     size: int | None
@@ -84,7 +84,7 @@ class Node:
 class Ref:
     """An axis' view of a node."""
 
-    node: Node
+    node: AxisNode
     mode: Mode = Mode.SAME
 
     def through(self, mode: Mode) -> Ref:
@@ -96,7 +96,7 @@ class Axes:
     """The forest of one graph, and the operations that rules are written in."""
 
     def __init__(self) -> None:
-        self.one = Ref(Node(1, freedom=Freedom.NONE))
+        self.one = Ref(AxisNode(1, freedom=Freedom.NONE))
         self.at: object = None  # the operator or the value that constrains just now
 
     # -- making and looking up ------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Axes:
         if size == 1:
             return self.one
         freedom = Freedom.GENERAL if size is not None else Freedom.NONE
-        return Ref(Node(size, freedom=freedom))
+        return Ref(AxisNode(size, freedom=freedom))
 
     def frozen(self, size: int | None, reason: str) -> Ref:
         """A new axis that may not change basis, for that reason."""
@@ -203,7 +203,7 @@ class Axes:
             self._copy_structure(a.node, b.node)
             self._unify_structures(a, b, reason)
 
-    def _link(self, loser: Node, winner: Ref, reason: str) -> None:
+    def _link(self, loser: AxisNode, winner: Ref, reason: str) -> None:
         if winner.mode is Mode.PLAIN:
             self.constrain(Ref(winner.node), Freedom.MONOMIAL, reason)
         loser.parent = winner
@@ -215,17 +215,17 @@ class Axes:
         winner.node.reasons |= loser.reasons
         self._blame(winner.node, loser.culprits)
 
-    def _blame(self, node: Node, culprits: set[object]) -> None:
+    def _blame(self, node: AxisNode, culprits: set[object]) -> None:
         node.culprits |= culprits
         node.culprits.discard(None)
         for child in node.children:
             self._blame(self.find(child).node, culprits)
 
-    def _copy_structure(self, leaf: Node, model: Node) -> None:
+    def _copy_structure(self, leaf: AxisNode, model: AxisNode) -> None:
         leaf.structure = model.structure
         leaf.children = [self._child(leaf, self.size(child)) for child in model.children]
 
-    def _child(self, node: Node, size: int | None) -> Ref:
+    def _child(self, node: AxisNode, size: int | None) -> Ref:
         ref = self.fresh(size)
         for limit in node.limits:
             self.constrain(ref, limit.freedom, limit.reason)
@@ -264,7 +264,7 @@ class Axes:
             return factors[0] if factors else self.one
         sizes = complete(self.size(factor) for factor in factors)
         size = None if sizes is None else math.prod(sizes)
-        return Ref(Node(size, Structure.PRODUCT, factors, limits=[]))
+        return Ref(AxisNode(size, Structure.PRODUCT, factors, limits=[]))
 
     def factors(self, ref: Ref) -> list[Ref]:
         """The flattened factors of an axis, without those of size one."""
@@ -362,11 +362,11 @@ class Axes:
             return refs[0]
         sizes = complete(self.size(ref) for ref in refs)
         size = None if sizes is None else sum(sizes)
-        return Ref(Node(size, Structure.SUM, [self._segment(ref) for ref in refs]))
+        return Ref(AxisNode(size, Structure.SUM, [self._segment(ref) for ref in refs]))
 
     def _segment(self, ref: Ref) -> Ref:
         # A segment of size one is an axis of its own: the shared unit axis has no place of its own to refine.
-        return Ref(Node(1, freedom=Freedom.NONE)) if self.size(ref) == 1 else ref
+        return Ref(AxisNode(1, freedom=Freedom.NONE)) if self.size(ref) == 1 else ref
 
     def as_sum(self, ref: Ref, wanted: Sequence[int | None], reason: str) -> list[Ref] | None:
         """``ref`` as consecutive segments of those sizes, refining it where needed; ``None`` if it cannot be."""
@@ -377,7 +377,7 @@ class Axes:
             return [root]
         if 0 in sizes:
             parts = self.as_sum(ref, [size for size in sizes if size], reason)
-            return parts and [parts.pop(0) if size else Ref(Node(0, freedom=Freedom.NONE)) for size in sizes]
+            return parts and [parts.pop(0) if size else Ref(AxisNode(0, freedom=Freedom.NONE)) for size in sizes]
         if root.node.structure is Structure.LEAF:
             root.node.structure = Structure.SUM
             root.node.children = [self._segment_child(root.node, size) for size in sizes]
@@ -386,8 +386,8 @@ class Axes:
             return self._split_product(root, sizes, reason)
         return self._split_sum(root, sizes, reason)
 
-    def _segment_child(self, node: Node, size: int) -> Ref:
-        return Ref(Node(1, freedom=Freedom.NONE)) if size == 1 else self._child(node, size)
+    def _segment_child(self, node: AxisNode, size: int) -> Ref:
+        return Ref(AxisNode(1, freedom=Freedom.NONE)) if size == 1 else self._child(node, size)
 
     def _split_product(self, root: Ref, sizes: Sequence[int], reason: str) -> list[Ref] | None:
         """Split ``o·i`` at multiples of ``i``: the outer factor is split, the inner one shared."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Axes, Mode, Node, Ref, Structure, complete
+from qcompile.analysis.axes import Axes, AxisNode, Mode, Ref, Structure, complete
 from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError, InternalError
 from qcompile.ir.graph import is_float
@@ -134,7 +134,7 @@ def change_axes(model: ir.Model, value: ir.Value, changes: Sequence[Change]) -> 
         value.const_value = Folded(source, changes, name=value.name, keep=_fits(model))
 
 
-def axis_transform(axes: Axes, ref: Ref, chosen: Mapping[Node, Transform]) -> Transform | None:
+def axis_transform(axes: Axes, ref: Ref, chosen: Mapping[AxisNode, Transform]) -> Transform | None:
     """The transform of a whole axis, from those of its leaves; ``None`` if nothing on it changes."""
     from qcompile.transforms import DirectSum, Identity, Kronecker
 
@@ -183,7 +183,7 @@ def permutation_part(transform: Transform) -> Transform | None:
     raise InputError(f"a transform of kind '{transform.kind}' cannot pass a product of two activations")
 
 
-def fold(analysis: Analysis, chosen: Mapping[Node, Transform]) -> int:
+def fold(analysis: Analysis, chosen: Mapping[AxisNode, Transform]) -> int:
     """Transform every constant that has an axis in a transformed space; returns how many changed."""
     changed = 0
     for value, refs in list(analysis.refs_of.items()):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Axes, Limit, Mode, Node, Ref, Structure
+from qcompile.analysis.axes import Axes, AxisNode, Limit, Mode, Ref, Structure
 from qcompile.errors import InternalError
 from qcompile.ir.graph import SMALL, bodies, is_float, label, node_name, static
 from qcompile.ir.required import sizes_of
@@ -125,7 +125,7 @@ class Space:
     """One class of axes that change basis together: a leaf of the axis forest."""
 
     id: str
-    node: Node
+    node: AxisNode
     values: list[str] = field(default_factory=list)
     readers: list[Site] = field(default_factory=list)
     writers: list[Site] = field(default_factory=list)
@@ -252,7 +252,7 @@ class Analysis:
         return self._spaces
 
     def _collect(self) -> list[Space]:
-        spaces: dict[Node, Space] = {}
+        spaces: dict[AxisNode, Space] = {}
         for value, refs in self.refs_of.items():
             for axis, ref in enumerate(refs or ()):
                 for leaf in self.axes.leaves(ref):
@@ -268,7 +268,7 @@ class Analysis:
                     spaces[leaf.node].writers.append(site)
         return list(spaces.values())
 
-    def space_of(self, node: Node) -> Space | None:
+    def space_of(self, node: AxisNode) -> Space | None:
         """The space of a leaf node."""
         return next((space for space in self.spaces if space.node is node), None)
 
@@ -279,7 +279,7 @@ class Analysis:
         names = {space.node: space.id for space in self.spaces}
         return self._expression(ref, names)
 
-    def _expression(self, ref: Ref, names: dict[Node, str]) -> str:
+    def _expression(self, ref: Ref, names: dict[AxisNode, str]) -> str:
         root = self.axes.find(ref)
         if root.node.structure is Structure.LEAF:
             return names.get(root.node, "1")
@@ -287,9 +287,9 @@ class Analysis:
         parts = [self._expression(child, names) for child in self.axes.children(root)]
         return sign.join(f"({part})" if sign == "*" and "+" in part else part for part in parts)
 
-    def uses(self) -> dict[Node, list[tuple[ir.Value, int]]]:
+    def uses(self) -> dict[AxisNode, list[tuple[ir.Value, int]]]:
         """For every leaf, the (value, axis) pairs that contain it."""
-        uses: dict[Node, list[tuple[ir.Value, int]]] = defaultdict(list)
+        uses: dict[AxisNode, list[tuple[ir.Value, int]]] = defaultdict(list)
         for value, refs in self.refs_of.items():
             for axis, ref in enumerate(refs or ()):
                 for leaf in self.axes.leaves(ref):

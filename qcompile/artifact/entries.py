@@ -10,7 +10,7 @@ from qcompile.ir.graph import is_float
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
-    from qcompile.analysis.axes import Node, Ref
+    from qcompile.analysis.axes import AxisNode, Ref
     from qcompile.analysis.spaces import Analysis, Site, Space
     from qcompile.notes import Declined
     from qcompile.transforms import Transform
@@ -62,14 +62,14 @@ def _kronecker(transform: Any) -> str:
 # -- spaces ----------------------------------------------------------------------------------------------------------
 
 
-def space_entries(analysis: Analysis, offline: Mapping[Node, Transform] | None = None) -> list[dict[str, Any]]:
+def space_entries(analysis: Analysis, offline: Mapping[AxisNode, Transform] | None = None) -> list[dict[str, Any]]:
     """Every space that holds floating-point values or touches a site, with its transform."""
     numeric = _numeric_nodes(analysis)
     shown = [s for s in analysis.spaces if s.readers or s.writers or s.node in numeric]
     return [_space(space, (offline or {}).get(space.node)) for space in shown]
 
 
-def _numeric_nodes(analysis: Analysis) -> set[Node]:
+def _numeric_nodes(analysis: Analysis) -> set[AxisNode]:
     uses = analysis.uses().items()
     return {node for node, found in uses if any(value.dtype is None or is_float(value) for value, _ in found)}
 
@@ -134,7 +134,7 @@ def obstacles(analysis: Analysis, sites: Sequence[Site]) -> list[dict[str, str]]
     return [{"site": site.name, "what": what, "reason": reason} for site, reason in found if reason]
 
 
-def _obstacle(analysis: Analysis, ref: Ref, names: Mapping[Node, Space]) -> str | None:
+def _obstacle(analysis: Analysis, ref: Ref, names: Mapping[AxisNode, Space]) -> str | None:
     spaces = [names[leaf.node] for leaf in analysis.axes.leaves(ref) if leaf.node in names]
     if not spaces:
         return "the axis that it reads has no static size above one"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from qcompile.analysis.axes import Node
+from qcompile.analysis.axes import AxisNode
 
 __all__ = ["components", "minimum_cut"]
 
 
-def minimum_cut(costs: Mapping[Node, tuple[float, float]], edges: Sequence[tuple[Node, Node, float]]) -> set[Node]:
+def minimum_cut(
+    costs: Mapping[AxisNode, tuple[float, float]], edges: Sequence[tuple[AxisNode, AxisNode, float]]
+) -> set[AxisNode]:
     """The spaces that change basis, so that the sum of costs is least: exact, as a minimum cut.
 
     Args:

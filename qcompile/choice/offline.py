@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile.analysis.axes import Axes, Mode, Node, Ref, Structure
+from qcompile.analysis.axes import Axes, AxisNode, Mode, Ref, Structure
 from qcompile.analysis.boundaries import Boundary, boundaries
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.siblings import Siblings
@@ -84,10 +84,10 @@ def place_offline(analysis: Analysis, groups: Sequence[Siblings], online: Online
 
 def candidates_of(
     analysis: Analysis, groups: Sequence[Siblings], online: Online, placement: Placement
-) -> dict[Node, Candidate]:  # fmt: skip
+) -> dict[AxisNode, Candidate]:  # fmt: skip
     """By space, the transform that serves its readers best, if any does, in the basis of those chosen before."""
     names = {space.node: space.id for space in analysis.spaces}
-    found: dict[Node, Candidate] = {}
+    found: dict[AxisNode, Candidate] = {}
     for number, (node, readers) in enumerate(_readers(analysis, groups).items()):
         if not _allowed(node) or online.kind == "wush":
             continue
@@ -106,8 +106,8 @@ def candidates_of(
     return found
 
 
-def _readers(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Node, list[Siblings]]:
-    readers: dict[Node, list[Siblings]] = defaultdict(list)
+def _readers(analysis: Analysis, groups: Sequence[Siblings]) -> dict[AxisNode, list[Siblings]]:
+    readers: dict[AxisNode, list[Siblings]] = defaultdict(list)
     for group in groups:
         for leaf in analysis.axes.leaves(group.ref):
             if leaf.node.size and leaf.node.size > 1 and leaf.mode is not Mode.PLAIN:
@@ -116,12 +116,12 @@ def _readers(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Node, list[
 
 
 def _compare(
-    analysis: Analysis, node: Node, readers: Sequence[Siblings], online: Online, seed: int,
-    chosen: Mapping[Node, Transform],
+    analysis: Analysis, node: AxisNode, readers: Sequence[Siblings], online: Online, seed: int,
+    chosen: Mapping[AxisNode, Transform],
 ) -> tuple[dict[str, float], dict[str, Transform]]:  # fmt: skip
     """The error of the readers under each candidate, and the candidates."""
 
-    def error(chosen: Mapping[Node, Transform]) -> float:
+    def error(chosen: Mapping[AxisNode, Transform]) -> float:
         transforms = [axis_transform(analysis.axes, group.ref, chosen) for group in readers]
         return sum(
             online.probes[group].error(online.scheme(group), transform)
@@ -134,14 +134,14 @@ def _compare(
 
 
 def _counts(
-    analysis: Analysis, groups: Sequence[Siblings], found: Mapping[Node, Candidate]
-) -> tuple[dict[Node, tuple[float, float]], list[tuple[Node, Node, float]]]:  # fmt: skip
+    analysis: Analysis, groups: Sequence[Siblings], found: Mapping[AxisNode, Candidate]
+) -> tuple[dict[AxisNode, tuple[float, float]], list[tuple[AxisNode, AxisNode, float]]]:  # fmt: skip
     """With forced transforms: how many online ones a space saves, and the spaces that change together or not at all.
 
     The segments of one input do, because a transform in front of its readers would mix them. A little more than one
     for each input, so that of as many online transforms those that serve whole spaces are taken.
     """
-    still, saved, joined = Node(1), dict.fromkeys(found, 0.0), []
+    still, saved, joined = AxisNode(1), dict.fromkeys(found, 0.0), []
     for group in groups:
         segments = [analysis.axes.leaves(segment) for segment in analysis.axes.segments(group.ref)]
         nodes = [next((leaf.node for leaf in leaves if leaf.node in found), still) for leaves in segments]
@@ -152,26 +152,26 @@ def _counts(
     return {node: (count, 0.0) for node, count in saved.items()}, joined
 
 
-def _allowed(node: Node) -> bool:
+def _allowed(node: AxisNode) -> bool:
     return node.structure is Structure.LEAF and Freedom.ORTHOGONAL_ONES in node.freedom
 
 
 # -- boundaries ------------------------------------------------------------------------------------------------------
 
 
-def _of_side(analysis: Analysis, side: Ref, found: Mapping[Node, Candidate]) -> list[Node]:
+def _of_side(analysis: Analysis, side: Ref, found: Mapping[AxisNode, Candidate]) -> list[AxisNode]:
     return [leaf.node for leaf in analysis.axes.leaves(side) if leaf.node in found]
 
 
-def _sides(analysis: Analysis, wall: Boundary, found: Mapping[Node, Candidate]) -> list[tuple[Node, Node]]:
+def _sides(analysis: Analysis, wall: Boundary, found: Mapping[AxisNode, Candidate]) -> list[tuple[AxisNode, AxisNode]]:
     """The pairs of spaces of which both must change, or none, for the boundary to cost nothing."""
     if all(side.node.structure is Structure.LEAF for side in (wall.before, wall.after)):
         return [(wall.before.node, wall.after.node)]
-    still = Node(1)  # the parts of a product have no counterpart on the other side
+    still = AxisNode(1)  # the parts of a product have no counterpart on the other side
     return [(node, still) for side in (wall.before, wall.after) for node in _of_side(analysis, side, found)]
 
 
-def _fraction(analysis: Analysis, wall: Boundary, found: Mapping[Node, Candidate]) -> float:
+def _fraction(analysis: Analysis, wall: Boundary, found: Mapping[AxisNode, Candidate]) -> float:
     """The arithmetic of an online transform at a boundary, relative to that of the sites of its spaces."""
     nodes = [node for side in (wall.before, wall.after) for node in _of_side(analysis, side, found)]
     work = sum(group.flops for node in nodes for group in found[node].readers)
@@ -179,7 +179,7 @@ def _fraction(analysis: Analysis, wall: Boundary, found: Mapping[Node, Candidate
 
 
 def _price_of(
-    analysis: Analysis, wall: Boundary, found: Mapping[Node, Candidate], fraction: float, online: Online
+    analysis: Analysis, wall: Boundary, found: Mapping[AxisNode, Candidate], fraction: float, online: Online
 ) -> float:  # fmt: skip
     if online.forced:
         return 1.0
@@ -187,7 +187,7 @@ def _price_of(
     return (online.price * fraction + LEAST_GAIN) * sum(found[node].error for node in nodes)
 
 
-def _between(axes: Axes, wall: Boundary, offline: Mapping[Node, Transform]) -> Transform | None:
+def _between(axes: Axes, wall: Boundary, offline: Mapping[AxisNode, Transform]) -> Transform | None:
     """The transform from the basis before a boundary to the one behind it, ``None`` if they are the same."""
     from qcompile.transforms import Compose
 
@@ -198,7 +198,7 @@ def _between(axes: Axes, wall: Boundary, offline: Mapping[Node, Transform]) -> T
 
 
 def _share(
-    analysis: Analysis, walls: Sequence[Boundary], changed: set[Node], found: Mapping[Node, Candidate],
+    analysis: Analysis, walls: Sequence[Boundary], changed: set[AxisNode], found: Mapping[AxisNode, Candidate],
     placement: Placement,
 ) -> None:  # fmt: skip
     """Give changed spaces that only boundaries part one transform that all of them allow: nothing to compute there."""

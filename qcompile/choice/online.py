@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qcompile.analysis.axes import Node
+from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.infinity import infinity
 from qcompile.analysis.siblings import Siblings, cost_fraction
@@ -59,7 +59,7 @@ class Online:
         """Whether every site is to see another basis, at whatever price."""
         return self.kind in ("hadamard", "block")
 
-    def best(self, group: Siblings, chosen: Mapping[Node, Transform]) -> OnlineChoice:
+    def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform]) -> OnlineChoice:
         """The choice for a group, where those spaces change basis."""
         key = group, *(chosen.get(leaf.node) for leaf in self.analysis.axes.leaves(group.ref))
         if key not in self._known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qcompile.analysis.axes import Node
+from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
@@ -30,7 +30,7 @@ class Placement:
         skipped: by name of the value, why its sites got no online transform although one was asked for.
     """
 
-    offline: dict[Node, Transform]
+    offline: dict[AxisNode, Transform]
     online: dict[str, Transform]
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     boundaries: dict[str, tuple[Transform, float]] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from qcompile.errors import InputError
 from qcompile.formats.format import Format
 from qcompile.formats.registry import SCALAR_FORMATS
 from qcompile.formats.structured.family import FAMILIES, FamilyFormat
-from qcompile.formats.structured.planes import PLANE_FORMATS, PlaneFormat
+from qcompile.formats.structured.trit_planes import PLANE_FORMATS, PlaneFormat
 from qcompile.formats.structured.twin_log import TWIN_LOG_FORMATS, TwinLogFormat
 from qcompile.formats.structured.two_axis import TWO_AXIS_FORMATS, TwoAxisFormat
 from qcompile.formats.structured.vector import VECTOR_FORMATS, VectorFormat

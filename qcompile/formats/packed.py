@@ -20,7 +20,7 @@ from qcompile.formats.format import Format
 from qcompile.formats.packing import pack_codes, unpack_codes
 from qcompile.formats.quantizer import Quantized
 from qcompile.formats.scales import scale_code, scale_from_code
-from qcompile.formats.structured.planes import PlaneFormat, PlaneQuantized
+from qcompile.formats.structured.trit_planes import PlaneFormat, PlaneQuantized
 from qcompile.formats.structured.twin_log import TwinLogFormat, TwinLogQuantized
 from qcompile.formats.structured.two_axis import TwoAxisFormat, TwoAxisQuantized
 from qcompile.formats.structured.vector import VectorFormat, VectorQuantized

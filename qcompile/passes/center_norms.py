@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Mode, Node, Structure
+from qcompile.analysis.axes import AxisNode, Mode, Structure
 from qcompile.analysis.folding import rewrite
 from qcompile.analysis.spaces import Analysis, Norm
 from qcompile.ir.functions import DOMAIN
@@ -27,7 +27,7 @@ from qcompile.passes.state import State
 __all__ = ["CenterNorms"]
 
 #: For every leaf, the (value, axis) pairs that contain it.
-Uses = Mapping[Node, Sequence[tuple[ir.Value, int]]]
+Uses = Mapping[AxisNode, Sequence[tuple[ir.Value, int]]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _center(state: State) -> int:
     """Turn LayerNorms into RMSNorms where all that writes their input can be centered."""
     analysis = state.analyze_apart()
     uses = analysis.uses()
-    groups: dict[Node, list[Norm]] = defaultdict(list)
+    groups: dict[AxisNode, list[Norm]] = defaultdict(list)
     for norm in analysis.norms:
         groups[analysis.axes.find(norm.ref_in).node].append(norm)
     converted = 0
@@ -66,7 +66,7 @@ def _center(state: State) -> int:
     return converted
 
 
-def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: Uses) -> str | None:
+def _why_not_centered(analysis: Analysis, node: AxisNode, norms: list[Norm], uses: Uses) -> str | None:
     if node.structure is not Structure.LEAF:
         return "its input axis is split by other operators"
     if not all(norm.centered and norm.node.domain != "com.microsoft" for norm in norms):
@@ -88,7 +88,7 @@ def _why_not_centered(analysis: Analysis, node: Node, norms: list[Norm], uses: U
     return None
 
 
-def _center_writers(analysis: Analysis, node: Node, uses: Uses) -> None:
+def _center_writers(analysis: Analysis, node: AxisNode, uses: Uses) -> None:
     for value, axis in uses[node]:
         if value.const_value is not None:
             rewrite(analysis.model, value, partial(_centered, axis=axis))

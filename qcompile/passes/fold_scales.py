@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Mode, Node, Ref, Structure
+from qcompile.analysis.axes import AxisNode, Mode, Ref, Structure
 from qcompile.analysis.folding import change_axes
 from qcompile.analysis.spaces import Analysis, Norm, Scaling
 from qcompile.errors import InternalError
@@ -96,8 +96,8 @@ class _Around:
     def __init__(self, analysis: Analysis, smallest: float) -> None:
         self.analysis, self.smallest = analysis, smallest
         self.uses = analysis.uses()
-        self.scaled: dict[Node, list[Scaling]] = defaultdict(list)
-        self.scales: dict[Node, list[Norm | Scaling]] = defaultdict(list)
+        self.scaled: dict[AxisNode, list[Scaling]] = defaultdict(list)
+        self.scales: dict[AxisNode, list[Norm | Scaling]] = defaultdict(list)
         for scaling in analysis.scalings:
             for leaf in analysis.axes.leaves(scaling.ref_in):
                 self.scaled[leaf.node].append(scaling)
@@ -105,7 +105,7 @@ class _Around:
             for leaf in analysis.axes.leaves(item.ref_out):
                 self.scales[leaf.node].append(item)
 
-    def constants(self, node: Node) -> list[tuple[ir.Value, int]]:
+    def constants(self, node: AxisNode) -> list[tuple[ir.Value, int]]:
         """The constants that have the leaf, each with the axis."""
         return [(value, axis) for value, axis in self.uses[node] if value.const_value is not None]
 
@@ -122,15 +122,15 @@ def _scale_of(item: Norm | Scaling) -> ir.Value:
     return item.scale
 
 
-def _by_space(analysis: Analysis) -> dict[Node, list[Norm | Scaling]]:
-    groups: dict[Node, list[Norm | Scaling]] = defaultdict(list)
+def _by_space(analysis: Analysis) -> dict[AxisNode, list[Norm | Scaling]]:
+    groups: dict[AxisNode, list[Norm | Scaling]] = defaultdict(list)
     for item in _scaled(analysis):
         if item.scale is not None and item.scale.const_value is not None and not analysis.uniform(item.scale):
             groups[analysis.axes.find(item.ref_out).node].append(item)
     return groups
 
 
-def _fold_forward(around: _Around, node: Node, group: list[Norm | Scaling]) -> str | None:
+def _fold_forward(around: _Around, node: AxisNode, group: list[Norm | Scaling]) -> str | None:
     """Fold the scale of one space into its readers; the reason if that cannot be done."""
     analysis = around.analysis
     scale = constant(_scale_of(group[0])).numpy().astype(np.float64).reshape(-1)
@@ -158,14 +158,14 @@ def _fold_forward(around: _Around, node: Node, group: list[Norm | Scaling]) -> s
     return None
 
 
-def _why_not(node: Node, wanted: Freedom) -> str | None:
+def _why_not(node: AxisNode, wanted: Freedom) -> str | None:
     if wanted in node.freedom:
         return None
     limits = [limit for limit in node.limits if wanted not in limit.freedom]
     return limits[0].reason if limits else f"the space is only {node.freedom.label}"
 
 
-def _alone(analysis: Analysis, node: Node, constants: list[tuple[ir.Value, int]]) -> bool:
+def _alone(analysis: Analysis, node: AxisNode, constants: list[tuple[ir.Value, int]]) -> bool:
     """Whether the leaf is a whole axis of each of those constants."""
     return all(analysis.axes.find(analysis.refs(value)[axis]).node is node for value, axis in constants)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
-from qcompile.analysis.axes import Node, Ref
+from qcompile.analysis.axes import AxisNode, Ref
 from qcompile.analysis.boundaries import OP
 from qcompile.analysis.spaces import Analysis, Site, Space
 from qcompile.ir.functions import DOMAIN, ensure_function
@@ -135,7 +135,7 @@ def _parts(culprit: object, outer: dict[ir.Node, ir.Node]) -> list[_Part]:
     return [node, ("read", node), ("write", node)]
 
 
-def _may_stand(analysis: Analysis, space: Node, value: ir.Value, most_axes: int) -> bool:
+def _may_stand(analysis: Analysis, space: AxisNode, value: ir.Value, most_axes: int) -> bool:
     """Whether there can be a boundary at a value: its features, and they alone, are of the space."""
     refs = analysis.refs_of.get(value) or []
     holds = [any(leaf.node is space for leaf in analysis.axes.leaves(ref)) for ref in refs]

@@ -19,7 +19,7 @@ from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.ir.required import name_of
 from qcompile.passes.state import State
-from qcompile.rounding.moments import Lesson, lesson_of
+from qcompile.rounding.moments import InputMoments, input_moments
 from qcompile.rounding.sequential import Walk
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.calibration import Routed, Statistics
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Quantize"]
 
 #: Gives what the sites of a group learn from, by the format that they read their input in; ``None`` for nothing.
-Teacher = Callable[[Format | None], Lesson | None]
+Teacher = Callable[[Format | None], InputMoments | None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Quantize:
             if scheme.weight is not None:
                 rounded = quantize_scalar(weight_matrix(site), scheme.weight)
                 give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
-        for done, (group, teacher) in enumerate(self._lessons(state)):
+        for done, (group, teacher) in enumerate(self._input_moments(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
@@ -93,8 +93,8 @@ class Quantize:
                 self.progress("quantizing", done + 1, len(self.groups))
         return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
 
-    def _lessons(self, state: State) -> Iterator[tuple[Siblings, Teacher]]:
-        """Every group with what gives a lesson for it, by the format that its sites read their input in.
+    def _input_moments(self, state: State) -> Iterator[tuple[Siblings, Teacher]]:
+        """Every group with what gives input moments for it, by the format that its sites read their input in.
 
         Those that a walk passes come first, in the order of the graph: the sites of one are planned when the next
         comes.
@@ -109,7 +109,7 @@ class Quantize:
             if walk is not None:
                 for group in walk:
                     done.add(group)
-                    yield group, walk.lesson
+                    yield group, walk.moments
         except InputError as error:
             reason = f"{error}; the other sites learn from the float graph alone"
             state.decline("*", "rounding all sites in the order of the graph", reason)
@@ -117,13 +117,13 @@ class Quantize:
             if group not in done:
                 yield group, partial(self._static, group, transform) if group in known else lambda _: None
 
-    def _static(self, group: Siblings, transform: Transform | None, _: Format | None = None) -> Lesson:
+    def _static(self, group: Siblings, transform: Transform | None, _: Format | None = None) -> InputMoments:
         """From the float graph alone."""
-        return lesson_of(self.statistics[name_of(group.value)], transform, self.device)
+        return input_moments(self.statistics[name_of(group.value)], transform, self.device)
 
-    def _round(self, state: State, group: Siblings, site: Site, fmt: Scalar, lesson: Lesson | None) -> Quantized:
-        unusable = None if lesson is None else lesson.unusable
-        usable = lesson if unusable is None else None
+    def _round(self, state: State, group: Siblings, site: Site, fmt: Scalar, moments: InputMoments | None) -> Quantized:
+        unusable = None if moments is None else moments.unusable
+        usable = moments if unusable is None else None
         weight = weight_matrix(site).to(self.device)
         if self.method != "rtn":
             weight = weight.contiguous()  # the others walk over it often
@@ -134,7 +134,7 @@ class Quantize:
         importance = None if usable is None else usable.importance
         scales = search_scales(weight, fmt, weight=importance) if self.method == "search" else None
         nearest = quantize(weight, fmt, scales=scales)
-        if self.method != "gptq" or lesson is None:
+        if self.method != "gptq" or moments is None:
             return _to_cpu(nearest)
         form = routed(site)
         route = None if form is None else form.route
@@ -157,7 +157,7 @@ class Quantize:
         count, short, errors = len(matrices), 0, []
         for expert, places in enumerate(matrices):
             statistics = rows.of(expert)
-            own = None if statistics is None else lesson_of(statistics, transform, self.device)
+            own = None if statistics is None else input_moments(statistics, transform, self.device)
             if own is None or own.unusable is not None:
                 short += 1
                 continue
@@ -184,15 +184,15 @@ def _scheme_names(state: State) -> list[str | None]:
     return [node.metadata_props.get(SCHEME) for node in state.model.graph.all_nodes()]
 
 
-def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized, lesson: Lesson) -> Quantized:
+def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized, moments: InputMoments) -> Quantized:
     """GPTQ's weight, unless rounding to nearest errs less on rows that GPTQ has not seen."""
-    result = lesson.learn(weight, nearest.format)
+    result = moments.learn(weight, nearest.format)
     if result.damping > 0.011:
         reason = f"its inputs needed a damping of {result.damping:g}"
         state.decline(site.name, "the usual damping of GPTQ", reason)
-    if not len(lesson.exact):
+    if not len(moments.exact):
         return result.quantized
-    errors = {way: lesson.error(weight, q) for way, q in (("gptq", result.quantized), ("nearest", nearest))}
+    errors = {way: moments.error(weight, q) for way, q in (("gptq", result.quantized), ("nearest", nearest))}
     state.notes.setdefault("held_out", {})[site.name] = errors
     if errors["gptq"] <= errors["nearest"]:
         return result.quantized

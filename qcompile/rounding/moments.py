@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qcompile.formats import Format, Quantized
     from qcompile.transforms import Transform
 
-__all__ = ["Lesson", "lesson_of"]
+__all__ = ["InputMoments", "input_moments"]
 
 #: How much of the way a weight is moved to the least-squares estimate for the input of the quantized graph. That
 #: estimate shrinks outputs the more the noisier its input is, which later layers do not expect; on the shipped
@@ -31,7 +31,7 @@ SHIFT = 0.5
 
 
 @dataclass(eq=False)
-class Lesson:
+class InputMoments:
     """The input of some sites, in the basis in which they read it.
 
     Args:
@@ -86,11 +86,11 @@ class Lesson:
         return float((made - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
 
 
-def lesson_of(statistics: Statistics, transform: Transform | None, device: str = "cpu") -> Lesson:
+def input_moments(statistics: Statistics, transform: Transform | None, device: str = "cpu") -> InputMoments:
     """From statistics of the float graph alone, before the transform."""
     moment = torch.from_numpy(np.ascontiguousarray(statistics.second_moment))
     rows = torch.from_numpy(statistics.held_out)
     if transform is not None:
         moment = transform.apply(transform.apply(moment, 0), 1)
         rows = transform.apply(rows, -1)
-    return Lesson(moment.to(device), None, rows.to(device), rows.to(device), statistics.rows)
+    return InputMoments(moment.to(device), None, rows.to(device), rows.to(device), statistics.rows)

@@ -22,7 +22,7 @@ from qcompile.formats import fake_quantize_rows
 from qcompile.ir.graph import label
 from qcompile.ir.required import name_of
 from qcompile.ir.tensors import read, release
-from qcompile.rounding.moments import Lesson
+from qcompile.rounding.moments import InputMoments
 from qcompile.run.segments import Part, parts, runner
 from qcompile.statistics.calibration import held_out_from, rows_of_value
 from qcompile.targets.plans import plan_of
@@ -38,7 +38,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Walk:
-    """Goes through the groups of a graph in its order: ``for group in walk``, with ``lesson`` within.
+    """Goes through the groups of a graph in its order: ``for group in walk``, with ``moments`` within.
 
     Sites in the bodies of other operators compute with their float weights in both graphs, and so do stacks of
     experts that are looked up before their input is known.
@@ -70,7 +70,7 @@ class Walk:
                 first.setdefault(group_of[node], node)
         self._stops = {node: group for group, node in first.items()}
         self._parts = list(parts(model.graph, self._stops.__contains__))
-        self._known: dict[Format | None, Lesson] = {}
+        self._known: dict[Format | None, InputMoments] = {}
         self._readers = Counter(name_of(value) for part in self._parts for value in part.reads)
 
     def __iter__(self) -> Iterator[Siblings]:
@@ -87,13 +87,13 @@ class Walk:
                 self._at, self._known = (name_of(_read_by(read_site(part.nodes[0]))), group.axis), {}
                 yield group
 
-    def lesson(self, activation: Format | None) -> Lesson:
-        """A lesson from the input of the group at which the walk stands, as sites read it in that format."""
+    def moments(self, activation: Format | None) -> InputMoments:
+        """Input moments from the input of the group at which the walk stands, as sites read it in that format."""
         if activation not in self._known:
-            self._known[activation] = self._lesson(activation)
+            self._known[activation] = self._moments(activation)
         return self._known[activation]
 
-    def _lesson(self, activation: Format | None) -> Lesson:
+    def _moments(self, activation: Format | None) -> InputMoments:
         name, axis = self._at
         moment = cross = torch.zeros((), dtype=torch.float64, device=self._device)
         exact, seen, rows, learned = [], [], 0, 0
@@ -106,7 +106,7 @@ class Walk:
             exact.append(x[stop:])
             seen.append(read_[stop:])
             rows, learned = rows + len(x), learned + stop
-        return Lesson(moment / max(learned, 1), cross / max(learned, 1), torch.cat(exact), torch.cat(seen), rows)
+        return InputMoments(moment / max(learned, 1), cross / max(learned, 1), torch.cat(exact), torch.cat(seen), rows)
 
     def _run(self, part: Part) -> None:
         """One part of both graphs, on all batches."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.analysis.axes import Axes, Node, Ref
+from qcompile.analysis.axes import Axes, AxisNode, Ref
 from qcompile.analysis.boundaries import Boundary, boundaries
 from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Analysis
@@ -106,7 +106,7 @@ def test_without_transforms_no_boundary_stays(parse):
 
 def test_spaces_in_a_row_share_a_transform_that_all_of_them_allow():
     """Boundaries a|b, c|b and d|c where a, b and c change: one transform for the three, its inverse before d."""
-    a, b, c, d = (Node(4) for _ in range(4))
+    a, b, c, d = (AxisNode(4) for _ in range(4))
     c.freedom = Freedom.ORTHOGONAL_ONES
     walls = [Boundary(SimpleNamespace(), Ref(x), Ref(y)) for x, y in ((a, b), (c, b), (c, d))]
     own = {node: Hadamard(4, seed) for seed, node in enumerate((a, b))} | {c: Hadamard(4, 2, "regular")}
@@ -124,12 +124,12 @@ COST = st.integers(0, 9).map(float)
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(COST, COST), min_size=1, max_size=5), st.data())
 def test_cut_is_the_best_of_all_labellings(pairs, data):
-    nodes = [Node(4) for _ in range(len(pairs) + 1)]  # the last has no costs: it stays plain
+    nodes = [AxisNode(4) for _ in range(len(pairs) + 1)]  # the last has no costs: it stays plain
     costs = dict(zip(nodes, pairs, strict=False))
     ends = st.tuples(st.sampled_from(nodes), st.sampled_from(nodes), COST)
     edges = data.draw(st.lists(ends, max_size=8))
 
-    def total(changed: set[Node]) -> float:
+    def total(changed: set[AxisNode]) -> float:
         own = sum(pair[node in changed] for node, pair in costs.items())
         return own + sum(cost for a, b, cost in edges if (a in changed) != (b in changed))
 
@@ -174,7 +174,7 @@ class Costs:
 
     analysis: Analysis
     groups: Mapping[Siblings, Probes]
-    found: Mapping[Node, Candidate]
+    found: Mapping[AxisNode, Candidate]
     scheme: Scheme
     price: float
 
@@ -182,7 +182,7 @@ class Costs:
         done = [transform for transform in transforms if transform is not None]
         return self.groups[group].error(self.scheme, Compose(tuple(done)) if done else None)
 
-    def reader(self, group: Siblings, changed: set[Node], transform: Transform | None) -> float:
+    def reader(self, group: Siblings, changed: set[AxisNode], transform: Transform | None) -> float:
         node = self.analysis.axes.find(group.ref).node
         own = self.found[node].transform if node in changed else None
         if transform is None:
@@ -190,7 +190,7 @@ class Costs:
         paid = 1 + self.price * transform.flops / group.flops
         return self.error(group, own, transform) * paid + LEAST_GAIN * self.error(group, own)
 
-    def walls(self, changed: set[Node]) -> float:
+    def walls(self, changed: set[AxisNode]) -> float:
         total = 0.0
         for wall in boundaries(self.analysis):
             sides = [side.node for side in (wall.before, wall.after)]
@@ -201,11 +201,11 @@ class Costs:
                 total += paid * sum(item.error for item in both)
         return total
 
-    def of(self, changed: set[Node], placement: Placement) -> float:
+    def of(self, changed: set[AxisNode], placement: Placement) -> float:
         chosen = [(group, placement.online.get(group.value.name)) for group in self.groups]
         return self.walls(changed) + sum(self.reader(group, changed, transform) for group, transform in chosen)
 
-    def least(self, changed: set[Node]) -> float:
+    def least(self, changed: set[AxisNode]) -> float:
         total = self.walls(changed)
         for group in self.groups:
             plain = self.analysis.axes.find(group.ref).node not in changed

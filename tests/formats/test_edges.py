@@ -12,7 +12,7 @@ from qcompile.errors import InputError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS, Format, fake_quantize, quantize
 from qcompile.formats.format import Kind, ScaleType
 from qcompile.formats.structured.family import FamilyFormat
-from qcompile.formats.structured.planes import PlaneFormat
+from qcompile.formats.structured.trit_planes import PlaneFormat
 from qcompile.formats.structured.twin_log import TwinLogFormat
 from qcompile.formats.structured.two_axis import TwoAxisFormat
 from qcompile.formats.structured.vector import VectorFormat

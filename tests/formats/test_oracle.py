@@ -9,7 +9,7 @@ from format_oracle import quantize as oracle
 from qcompile.errors import InputError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS, Format, fake_quantize, quantize
 from qcompile.formats.structured.family import FamilyFormat
-from qcompile.formats.structured.planes import PlaneFormat
+from qcompile.formats.structured.trit_planes import PlaneFormat
 from qcompile.formats.structured.twin_log import TwinLogFormat, twin_log_levels
 from qcompile.formats.structured.two_axis import TwoAxisFormat
 from qcompile.formats.structured.vector import VectorFormat

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qcompile.formats import get_format, quantize
-from qcompile.rounding.moments import Lesson, lesson_of
+from qcompile.rounding.moments import InputMoments, input_moments
 from qcompile.statistics.calibration import Statistics
 from qcompile.transforms import Hadamard
 
@@ -21,10 +21,10 @@ def drawn(rows: int = 4096, size: int = 64) -> torch.Tensor:
     )
 
 
-def lesson(x: torch.Tensor, seen: torch.Tensor, crossed: bool) -> Lesson:
+def moments(x: torch.Tensor, seen: torch.Tensor, crossed: bool) -> InputMoments:
     """From all rows but the last 256."""
     moment, cross = (part[:-256].double().T @ seen[:-256].double() / (len(x) - 256) for part in (seen, x))
-    return Lesson(moment, cross if crossed else None, x[-256:], seen[-256:], len(x))
+    return InputMoments(moment, cross if crossed else None, x[-256:], seen[-256:], len(x))
 
 
 def test_weights_move_towards_what_undoes_earlier_losses():
@@ -32,21 +32,21 @@ def test_weights_move_towards_what_undoes_earlier_losses():
     seen = x * torch.linspace(0.8, 1.1, 64)  # a loss that a weight can undo
     errors = {}
     for crossed in (False, True):
-        own = lesson(x, seen, crossed)
+        own = moments(x, seen, crossed)
         errors[crossed] = own.error(weight, own.learn(weight, FORMAT).quantized)
     assert errors[True] < 0.5 * errors[False]
 
 
 def test_equal_inputs_move_nothing():
     x, weight = drawn(), torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
-    results = [lesson(x, x, crossed).learn(weight, FORMAT).quantized for crossed in (False, True)]
+    results = [moments(x, x, crossed).learn(weight, FORMAT).quantized for crossed in (False, True)]
     assert torch.equal(results[0].codes, results[1].codes)
 
 
 def test_a_lesson_from_statistics_is_in_the_basis_of_the_sites():
     x, turned = drawn(), Hadamard(64, 3)
     statistics = Statistics((x.double().T @ x.double() / len(x)).numpy(), x[:8].numpy(), len(x), x[-256:].numpy())
-    own = lesson_of(statistics, turned)
+    own = input_moments(statistics, turned)
     moved = turned.apply(x, -1)
     torch.testing.assert_close(own.moment, moved.double().T @ moved.double() / len(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(own.seen, moved[-256:], rtol=1e-4, atol=1e-4)
@@ -57,5 +57,5 @@ def test_a_lesson_from_statistics_is_in_the_basis_of_the_sites():
 @pytest.mark.parametrize(("rows", "scale", "reason"), [(63, 1.0, "63 rows"), (64, 0.0, "zero"), (64, 1.0, None)])
 def test_what_teaches_nothing_is_said(rows, scale, reason):
     x = drawn(rows) * scale
-    found = Lesson(x.double().T @ x.double(), None, x, x, rows).unusable
+    found = InputMoments(x.double().T @ x.double(), None, x, x, rows).unusable
     assert found is None if reason is None else reason in found

@@ -83,22 +83,22 @@ def test_what_sites_see(parse, name):
     for site in tables:
         plan_nearest(site, Scheme(SCHEME.weight))
     walk = Walk(model, groups, tables, batches)
-    lessons = {}
+    moments = {}
     for group in walk:
-        lessons[group] = walk.lesson(SCHEME.activation)
+        moments[group] = walk.moments(SCHEME.activation)
         for site in group.sites:
             plan_nearest(site, SCHEME)
-    assert list(lessons) == [group for group in groups if not any(site.nested for site in group.sites)]
-    names = {group: group.value.name for group in lessons}
+    assert list(moments) == [group for group in groups if not any(site.nested for site in group.sites)]
+    names = {group: group.value.name for group in moments}
     exact, seen = (observed(graph, batches, names.values()) for graph in (unplanned, model.clone()))
-    for group, lesson in lessons.items():
+    for group, own in moments.items():
         x = [rows(values[names[group]], group.axis) for values in exact]
         y = [fake_quantize_rows(rows(values[names[group]], group.axis), SCHEME.activation) for values in seen]
-        stop = len(x[0]) - len(lesson.exact) // 2
+        stop = len(x[0]) - len(own.exact) // 2
         assert 0 < stop < len(x[0])
-        for found, wanted in ((lesson.exact, x), (lesson.seen, y)):
+        for found, wanted in ((own.exact, x), (own.seen, y)):
             torch.testing.assert_close(found, torch.cat([part[stop:] for part in wanted]), rtol=1e-5, atol=1e-5)
         x, y = (torch.cat([part[:stop] for part in parts]).double() for parts in (x, y))
-        torch.testing.assert_close(lesson.moment, y.T @ y / len(y), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(lesson.cross, x.T @ y / len(y), rtol=1e-4, atol=1e-5)
-        assert lesson.rows == 2 * len(exact[0][names[group]].reshape(-1, group.width))
+        torch.testing.assert_close(own.moment, y.T @ y / len(y), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own.cross, x.T @ y / len(y), rtol=1e-4, atol=1e-5)
+        assert own.rows == 2 * len(exact[0][names[group]].reshape(-1, group.width))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from qcompile.analysis.analyze import analyze
-from qcompile.analysis.axes import Node
+from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import fold
 from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError
@@ -114,20 +114,20 @@ def member(freedom: Freedom, size: int, seed: int) -> Transform:
     return Compose(tuple(parts))
 
 
-def claimed(analysis: Analysis, seed: int) -> dict[Node, Transform]:
+def claimed(analysis: Analysis, seed: int) -> dict[AxisNode, Transform]:
     """A random member of the freedom that each space claims."""
     chosen = [space for space in analysis.spaces if space.freedom != Freedom.NONE]
     return {space.node: member(space.freedom, space.size, seed + i) for i, space in enumerate(chosen)}
 
 
-def change(model: ir.Model, choose: Callable[[Analysis], Mapping[Node, Transform]], seed: int = 0) -> float:
+def change(model: ir.Model, choose: Callable[[Analysis], Mapping[AxisNode, Transform]], seed: int = 0) -> float:
     """Relative L2 between a model and itself in another basis, both in float64."""
     return basis_change(model, choose, seed)[0]
 
 
 def basis_change(
     model: ir.Model,
-    choose: Callable[[Analysis], Mapping[Node, Transform]],
+    choose: Callable[[Analysis], Mapping[AxisNode, Transform]],
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
 ) -> tuple[float, np.dtype]:

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Node, Ref
+from qcompile.analysis.axes import AxisNode, Ref
 from qcompile.analysis.spaces import Analysis, follows
 from qcompile.ir.graph import SMALL
 from qcompile.shapes.arithmetic import OPERATORS, Arithmetic
@@ -109,7 +109,7 @@ def take(analysis: Analysis, factors: list[Ref], dim: Ref, *, back: bool, reason
     return taken
 
 
-def _parts(analysis: Analysis, dim: Ref) -> tuple[int, list[Node]]:
+def _parts(analysis: Analysis, dim: Ref) -> tuple[int, list[AxisNode]]:
     """A size as a number times the lengths of dynamic axes."""
     factors = analysis.axes.factors(dim)
     number = math.prod(size for ref in factors if (size := analysis.axes.size(ref)) is not None)
@@ -141,7 +141,7 @@ def _times(analysis: Analysis, a: Dim, b: Dim) -> Dim:
         return b if a == 1 else a
     if a is None or b is None or any(isinstance(side, int) and side < 1 for side in (a, b)):
         return None
-    return analysis.axes.product([Ref(Node(side)) if isinstance(side, int) else side for side in (a, b)])
+    return analysis.axes.product([Ref(AxisNode(side)) if isinstance(side, int) else side for side in (a, b)])
 
 
 def _divided(analysis: Analysis, a: Dim, b: Dim) -> Dim:
@@ -150,7 +150,7 @@ def _divided(analysis: Analysis, a: Dim, b: Dim) -> Dim:
     number, dynamic = _parts(analysis, a)
     if number % b:
         return None
-    return analysis.axes.product([Ref(Node(number // b)), *map(Ref, dynamic)])
+    return analysis.axes.product([Ref(AxisNode(number // b)), *map(Ref, dynamic)])
 
 
 def _largest(analysis: Analysis, a: Dim, b: Dim) -> Dim:

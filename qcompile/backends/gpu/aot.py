@@ -164,12 +164,12 @@ def _bytes_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -
              "y": f"*{_TYPES[dtype]}", "partial": "*fp32", "counters": "*i32"}  # fmt: skip
     types |= dict.fromkeys(("M", "N", "K", "stride_x"), "i32")
     aligned = [name for name in _aligned(meta) if name in types]
-    name = _name("eight", meta, tile.rows, tile.tokens)
-    return Config(name, "eight", "eight_kernel", types, constants, aligned, tile.warps)
+    name = _name("int4_by_8bit", meta, tile.rows, tile.tokens)
+    return Config(name, "int4_by_8bit", "int4_by_8bit_kernel", types, constants, aligned, tile.warps)
 
 
 def _scaled_config(meta: Mapping[str, Any], arch: str, dtype: str, tokens: int) -> Config:
-    from qcompile.backends.gpu.kernels.operands import SCALED_TILE, SCALED_WARPS
+    from qcompile.backends.gpu.kernels.both_quantized import SCALED_TILE, SCALED_WARPS
 
     second = meta["group"] == 16
     types = dict.fromkeys(("x", "x_scales", "w", "w_scales"), "*u8") | {"row_scale": "*fp32", "y": f"*{_TYPES[dtype]}"}

@@ -15,11 +15,11 @@ import onnx_ir.passes.common as common
 from qcompile.backends.gpu.ahead import FOLDER, compile_ahead
 from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.fusions import fuse
+from qcompile.backends.gpu.insert_sites import insert_sites, insert_transforms
 from qcompile.backends.gpu.manifest import ARCHITECTURES, BANDWIDTH
 from qcompile.backends.gpu.module import stored_name, write_module
 from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.objects import Objects
-from qcompile.backends.gpu.placing import place_sites, place_transforms
 from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError
@@ -58,9 +58,9 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     unrolled = unroll(model, routed=False)  # a CUDA graph holds no sizes that depend on data
     _prepare(model)
     objects = Objects(Names())
-    place_transforms(model, objects)
+    insert_transforms(model, objects)
     _inline(model)
-    sites = unrolled.joined(place_sites(model, objects, arches[0]))
+    sites = unrolled.joined(insert_sites(model, objects, arches[0]))
     fuse(model)
     program = Program(model, objects.names)
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qcompile.backends.gpu.operands import pack_bytes, pack_scaled, takes_bytes, takes_scaled
-from qcompile.backends.gpu.planes import checked, pack_planes
+from qcompile.backends.gpu.pack_codes import pack_bytes, pack_scaled, takes_bytes, takes_scaled
+from qcompile.backends.gpu.pack_words import checked, pack_planes
 from qcompile.backends.gpu.rotations import plan_transform
 from qcompile.errors import TargetError
 from qcompile.formats import Element, Format, Kind, Quantized, ScaleRule, ScaleType
@@ -83,7 +83,7 @@ def pack(weights: Sequence[Quantized], scheme: Scheme, target_arch: str) -> Pack
 
 
 def _checked_activation(fmt: Format) -> dict[str, Any]:
-    from qcompile.backends.gpu.kernels.forms import has_kernel
+    from qcompile.backends.gpu.kernels.row_launches import has_kernel
 
     meta = describe(fmt)
     if not has_kernel(meta):

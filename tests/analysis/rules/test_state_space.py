@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qcompile.analysis.analyze import analyze
-from qcompile.analysis.axes import Mode, Node, Ref
+from qcompile.analysis.axes import AxisNode, Mode, Ref
 from qcompile.ir.state_space import add_bodies
 from qcompile.transforms.freedom import Freedom
 
@@ -96,7 +96,7 @@ def test_a_rotation_would_change_the_selective_scan(graph, change, member, write
 
     def choose(analysis):
         axes_of = {value.name: refs for value, refs in analysis.refs_of.items()}
-        turned = Node(analysis.axes.size(axes_of[writer][1]))
+        turned = AxisNode(analysis.axes.size(axes_of[writer][1]))
         axes_of[writer][1] = Ref(turned)
         axes_of[reader][int(reader == "wc")] = Ref(turned, Mode.DUAL)
         return {turned: member(Freedom.ORTHOGONAL, turned.size, 3)}

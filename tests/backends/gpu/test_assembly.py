@@ -92,7 +92,7 @@ ROTATE = """
 import sys
 import triton.language as tl
 from qcompile.backends.gpu import aot, packing
-from qcompile.backends.gpu.kernels.forms import encoding
+from qcompile.backends.gpu.kernels.row_launches import encoding
 from qcompile.backends.gpu.kernels.launch import rotation_of
 from qcompile.formats import get_format
 from qcompile.transforms import Hadamard

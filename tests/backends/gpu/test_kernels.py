@@ -90,10 +90,10 @@ def test_many_tokens_with_scales_on_the_weight() -> None:
 
 
 def test_an_expanded_weight_larger_than_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcompile.backends.gpu.kernels import planes
+    from qcompile.backends.gpu.kernels import weight_only
 
-    monkeypatch.setattr(planes, "_ROWS", 128)  # of 206
-    monkeypatch.setattr(planes, "_SLAB", 1)
+    monkeypatch.setattr(weight_only, "_ROWS", 128)  # of 206
+    monkeypatch.setattr(weight_only, "_SLAB", 1)
     fmt = get_format("int4-g32")
     q = quantize(torch.randn(206, 64), fmt)
     arrays, meta = packing.pack([q], Scheme(fmt), "sm_90")

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="the kernels need triton")
 
 from qcompile.backends.gpu import packing
 from qcompile.backends.gpu.kernels import Linear
-from qcompile.backends.gpu.planes import FLOAT_BITS, pack_planes
+from qcompile.backends.gpu.pack_words import FLOAT_BITS, pack_planes
 from qcompile.backends.gpu.rotations import plan_transform
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .activation_type import Activation
-from .forms import has_kernel, run_rows
+from .row_launches import has_kernel, run_rows
 from .tables import table_of
 
 __all__ = ["dequantize", "quantize_activation", "unscaled"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .activation_type import Activation
-from .forms import run_rows
+from .row_launches import run_rows
 from .transform import Transform
 
 __all__ = ["gate", "modulate", "rms_norm"]

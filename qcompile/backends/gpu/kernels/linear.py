@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .activation import quantize_activation, unscaled
 from .activation_type import Activation
-from .operands import Bytes, Scaled
-from .planes import Planes
+from .both_quantized import Bytes, Scaled
+from .weight_only import Planes
 
 __all__ = ["Linear"]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .activation import quantize_activation
 from .activation_type import Activation
-from .forms import empty_activation, encoding
 from .launch import INTERPRETED, rotation_of
 from .rotate import rotate_kernel
+from .row_launches import empty_activation, encoding
 
 __all__ = ["Transform"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qcompile.backends.gpu.ops import attention, control, elementwise, indexing, matrix, ours, reductions, shaping
+from qcompile.backends.gpu.ops import attention, control, elementwise, indexing, matrix, private, reductions, shaping
 from qcompile.backends.gpu.ops.call import Call
 
 __all__ = ["TABLE"]
@@ -13,5 +13,5 @@ _STANDARD = (attention, control, elementwise, indexing, matrix, reductions, shap
 
 TABLE: dict[tuple[str, str], str | Callable[[Call], str | None]] = {
     **{("", op): row for module in _STANDARD for op, row in module.ROWS.items()},
-    **ours.ROWS,
+    **private.ROWS,
 }

@@ -1,4 +1,4 @@
-"""Layouts of weights for 8-bit and block-scaled matrix instructions; ``planes`` has those decoded into bfloat16.
+"""Layouts of weights for 8-bit and block-scaled matrix instructions; ``pack_words`` has those decoded into bfloat16.
 
 "scaled": E2M1 codes in pairs along K, ``codes [N, width / 2]``, and the bytes of their scales ``[N, groups]``.
 "bytes": INT4 codes of two planes in a byte, ``words [tiles, N, PLANE]``, and scales ``[tiles, N, groups of a tile]``.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qcompile.backends.gpu.planes import numpy_of, tiled
+from qcompile.backends.gpu.pack_words import numpy_of, tiled
 from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.packing import pack_codes
 from qcompile.formats.scales import scale_code

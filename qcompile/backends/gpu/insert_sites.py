@@ -20,13 +20,13 @@ from qcompile.ir.transform_nodes import read_transform
 from qcompile.targets.plans import Plan, planned
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["place_sites", "place_transforms"]
+__all__ = ["insert_sites", "insert_transforms"]
 
 
 # ---- transforms --------------------------------------------------------------------------------------------------
 
 
-def place_transforms(model: ir.Model, objects: Objects) -> None:
+def insert_transforms(model: ir.Model, objects: Objects) -> None:
     """Let online transforms, which are function nodes, become nodes that name a packed transform."""
     for node in list(model.graph.all_nodes()):
         structure = read_transform(node)
@@ -48,7 +48,7 @@ class _Placed:
     site: Linear
 
 
-def place_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
+def insert_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
     """Every planned site becomes a node of ours, siblings with one input and scheme together.
 
     Returns:

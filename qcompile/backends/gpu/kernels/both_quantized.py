@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .activation import unscaled
 from .activation_type import Activation
-from .eight import eight_kernel
+from .int4_by_8bit import int4_by_8bit_kernel
 from .launch import INTERPRETED, eight_tile_of, split_of
 from .scaled import scaled_kernel
 
@@ -47,7 +47,7 @@ class Bytes:
         tiles = triton.cdiv(out_size, tile.rows) * triton.cdiv(rows, tile.tokens)
         split = split_of(tile, tiles, words.shape[0]) if 2 * tiles <= self._counters.numel() else 1
         partial = words.new_empty(tiles * split * tile.rows * tile.tokens if split > 1 else 0, dtype=torch.float32)
-        eight_kernel[(tiles, split)](
+        int4_by_8bit_kernel[(tiles, split)](
             codes, words, self.tensors["scales"], self.tensors["row_scale"], x.scales, bias, y, partial,
             self._counters, rows, out_size, size, size, FLOAT=meta["floating"], GROUP=meta["tile_group"],
             PLANE=meta["plane"], BIAS=bias is not None, EVEN_K=size % meta["tile"] == 0, ASM=not INTERPRETED,

@@ -1,6 +1,6 @@
 """INT4 weights times 8-bit activations with a scale for each token, on the 8-bit matrix instructions.
 
-A byte of the weight holds the codes of two planes, as in ``planes`` but for 8-bit operands: the codes of
+A byte of the weight holds the codes of two planes, as in ``weight_only`` but for 8-bit operands: the codes of
 neighbouring bytes share a register as neighbouring operands do. For FP8 a code is sign and magnitude and becomes the
 E4M3 subnormal ``code · 2^-9``; for INT8 it is two's complement and becomes ``code · 16``. The sums of a group are
 exact integers (or FP8 sums of at most 128 products) and take the group's scale in float32.
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .matmul import store_share
 
-__all__ = ["eight_kernel"]
+__all__ = ["int4_by_8bit_kernel"]
 
 _FP8_0 = tl.constexpr("and.b32 $0, $1, 0x87878787;")
 _FP8_1 = tl.constexpr(
@@ -83,7 +83,7 @@ def _step(
 
 
 @triton.jit(do_not_specialize=["M"])
-def eight_kernel(
+def int4_by_8bit_kernel(
     x, words, scales, row_scale, token_scale, bias, y, partial, counters, M, N, K, stride_x,
     FLOAT: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr, BIAS: tl.constexpr, EVEN_K: tl.constexpr,
     ASM: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, HALVES: tl.constexpr, SPLIT: tl.constexpr,
