@@ -71,16 +71,8 @@ SHARED_NAMES = {
     "a node as the row of a table sees it": "call",
     "a program, as it is written and as it runs in the artifact": "program",
     "other things under one name: to get names of their own": (
-        "forms fused operands planes registry sequences sites state tables"
+        "fused registry sequences sites state tables"
     ),
-}
-
-#: Files with docstrings that begin in an order that makes readers stumble. They are copied into artifacts, whose bytes
-#: change with them: to be mended with the next change of the files themselves.
-STUMBLING = {
-    "qcompile/backends/gpu/kernels/activation_type.py",
-    "qcompile/backends/gpu/kernels/rounding.py",
-    "qcompile/backends/gpu/runtime/__init__.py",
 }
 
 #: A docstring names what it describes, or says what to do; it does not begin with a clause about it.
@@ -217,10 +209,7 @@ def stumbling(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", modules().values(), ids=name_of)
 def test_docstrings_begin_with_what_they_describe(path: Path) -> None:
     found = stumbling(path)
-    if name_of(path) in STUMBLING:
-        assert found, f"take {name_of(path)} off the list"
-    else:
-        assert found == []
+    assert found == []
 
 
 def test_modules_have_names_of_their_own() -> None:

@@ -43,7 +43,7 @@ def test_equal_inputs_move_nothing():
     assert torch.equal(results[0].codes, results[1].codes)
 
 
-def test_a_lesson_from_statistics_is_in_the_basis_of_the_sites():
+def test_input_moments_from_statistics_are_in_the_basis_of_the_sites():
     x, turned = drawn(), Hadamard(64, 3)
     statistics = Statistics((x.double().T @ x.double() / len(x)).numpy(), x[:8].numpy(), len(x), x[-256:].numpy())
     own = input_moments(statistics, turned)

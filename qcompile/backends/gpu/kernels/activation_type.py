@@ -1,4 +1,4 @@
-"""What a quantized activation is."""
+"""A quantized activation: codes, scales, and the names of their layout."""
 
 from __future__ import annotations
 

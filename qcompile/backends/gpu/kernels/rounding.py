@@ -206,7 +206,7 @@ def stored_scale(
 
 @triton.jit
 def effective_scale(value, second, HAS_SECOND: tl.constexpr):
-    """What one step of the codes is worth."""
+    """The worth of one step of the codes."""
     return value * second if HAS_SECOND else value
 
 

@@ -1,1 +1,1 @@
-"""What a generated program needs besides kernels; shipped as it is with every artifact."""
+"""The part of a generated program that is no kernel; shipped as it is with every artifact."""
