@@ -70,9 +70,7 @@ SHARED_NAMES = {
     ),
     "a node as the row of a table sees it": "call",
     "a program, as it is written and as it runs in the artifact": "program",
-    "other things under one name: to get names of their own": (
-        "fused registry sequences sites state tables"
-    ),
+    "other things under one name: to get names of their own": ("fused registry sequences sites state tables"),
 }
 
 #: A docstring names what it describes, or says what to do; it does not begin with a clause about it.
