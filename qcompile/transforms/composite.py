@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -72,9 +72,6 @@ class BlockDiagonal(StepTransform):
     def torch_steps(self, dtype: torch.dtype, device: torch.device) -> list[Step]:
         return [embed(step, self.count, 1) for step in _torch_steps(self.block, dtype, device)]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "block": self.block.to_json(), "count": self.count}
-
 
 @dataclass(frozen=True, eq=False)
 class Kronecker(StepTransform):
@@ -123,9 +120,6 @@ class Kronecker(StepTransform):
         slow = [embed(step, 1, self.right.size) for step in left]
         return slow + [embed(step, self.left.size, 1) for step in right]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "left": self.left.to_json(), "right": self.right.to_json()}
-
 
 @dataclass(frozen=True, eq=False)
 class DirectSum(StepTransform):
@@ -171,9 +165,6 @@ class DirectSum(StepTransform):
         if len({part.size for part in self.parts}) == 1:
             return [(len(self.parts), 1, torch.stack([part.matrix() for part in self.parts]))]
         return [(1, 1, self.matrix())]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "parts": [part.to_json() for part in self.parts]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,9 +220,6 @@ class Compose(StepTransform):
         if not stack:
             return Identity(self.size)
         return stack[0] if len(stack) == 1 else Compose(tuple(stack))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "parts": [part.to_json() for part in self.parts]}
 
 
 def _flattened(transform: Transform) -> list[Transform]:

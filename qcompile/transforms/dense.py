@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 from qcompile.errors import InputError
-from qcompile.transforms.fields import StepTransform, as_tensor, encode_tensor, freeze, join
+from qcompile.transforms.fields import StepTransform, as_tensor, freeze, join
 from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step
 
@@ -73,9 +73,6 @@ class _Matrices(StepTransform):
         """One step; its matrix is the whole ``[count, b, b]`` stack for ``BlockDense``."""
         outer = self.matrices.shape[0] if self.matrices.ndim == 3 else 1
         return [(outer, 1, self.matrices)]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "matrices": encode_tensor(self.matrices)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +147,6 @@ class RandomOrthogonal(StepTransform):
     def factors(self) -> list[Step]:
         matrix = _haar(self.size, self.seed)
         return [(1, 1, matrix.T.contiguous() if self.transposed else matrix)]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @lru_cache(maxsize=4)

@@ -6,12 +6,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from qcompile.errors import InputError
-from qcompile.transforms.fields import StepTransform, as_tensor, encode_tensor, freeze
+from qcompile.transforms.fields import StepTransform, as_tensor, freeze
 from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step, check_axis
 
@@ -45,9 +45,6 @@ class Identity(StepTransform):
 
     def factors(self) -> list[Step]:
         return []
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +91,6 @@ class Diagonal(StepTransform):
     def factors(self) -> list[Step]:
         return [(1, 1, self.values)]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "values": encode_tensor(self.values)}
-
 
 @dataclass(frozen=True, eq=False)
 class Permutation(StepTransform):
@@ -137,9 +131,6 @@ class Permutation(StepTransform):
 
     def factors(self) -> list[Step]:
         return [(1, 1, self.indices)]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "indices": self.indices.tolist()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +183,6 @@ class Householder(StepTransform):
     def factors(self) -> list[Step]:
         return [(1, 1, self.matrix())]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "size": self.size, "vector": encode_tensor(self.vector)}
-
 
 @dataclass(frozen=True, eq=False)
 class Givens(StepTransform):
@@ -242,6 +230,3 @@ class Givens(StepTransform):
 
     def factors(self) -> list[Step]:
         return [(1, 1, self.matrix())]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,19 @@ def encode_tensor(tensor: torch.Tensor) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": array.dtype.name, "data": base64.b64encode(array.tobytes()).decode()}
 
 
-def decode_tensor(data: dict[str, Any]) -> torch.Tensor:
+def decode_tensor(data: Mapping[str, Any]) -> torch.Tensor:
     """The inverse of ``encode_tensor``."""
     array = np.frombuffer(base64.b64decode(data["data"]), np.dtype(data["dtype"]).newbyteorder("<"))
     return torch.from_numpy(array.astype(data["dtype"]).reshape(data["shape"]))
+
+
+def _encode(value: Any) -> Any:
+    """A field of a transform as JSON; indices are written out, other tensors are bytes."""
+    if isinstance(value, Transform):
+        return value.to_json()
+    if isinstance(value, torch.Tensor):
+        return encode_tensor(value) if value.dtype.is_floating_point else value.tolist()
+    return [_encode(part) for part in value] if isinstance(value, tuple) else value
 
 
 class StepTransform(Transform):
@@ -98,6 +107,11 @@ class StepTransform(Transform):
         with torch.no_grad():
             apply_steps(x, self._steps(x), axis, in_place=True)
         return x
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"kind", "size", …}`` with the fields under their names."""
+        fields = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"kind": self.kind, "size": self.size, **fields}
 
     def _key(self) -> tuple[object, ...]:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))

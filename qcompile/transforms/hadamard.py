@@ -97,8 +97,9 @@ class Hadamard(StepTransform):
         return list(_steps(self, _TORCH_PASS, dtype, device))
 
     def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"kind": self.kind, "size": self.size, "seed": self.seed, "variant": self.variant}
-        return {**data, "transposed": True} if self.transposed else data
+        """The fields; ``transposed`` where it is."""
+        data = super().to_json()
+        return data if self.transposed else {name: value for name, value in data.items() if name != "transposed"}
 
 
 def random_hadamard(size: int, seed: int) -> Hadamard:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from qcompile.errors import InputError
-from qcompile.transforms.composite import BlockDiagonal, Compose, DirectSum, Kronecker
-from qcompile.transforms.dense import BlockDense, Dense, RandomOrthogonal
-from qcompile.transforms.elementary import Diagonal, Givens, Householder, Identity, Permutation
 from qcompile.transforms.fields import decode_tensor
-from qcompile.transforms.hadamard import Hadamard
 from qcompile.transforms.transform import Transform
 
 __all__ = ["from_json"]
-
-_READERS: dict[str, Callable[[Mapping[str, Any]], Transform]] = {
-    "identity": lambda d: Identity(d["size"]),
-    "hadamard": lambda d: Hadamard(d["size"], d["seed"], d["variant"], d.get("transposed", False)),
-    "random-orthogonal": lambda d: RandomOrthogonal(d["size"], d["seed"], d["transposed"]),
-    "diagonal": lambda d: Diagonal(decode_tensor(d["values"])),
-    "permutation": lambda d: Permutation(d["indices"]),
-    "householder": lambda d: Householder(decode_tensor(d["vector"])),
-    "givens": lambda d: Givens(d["size"], d["first"], d["second"], d["angle"]),
-    "dense": lambda d: Dense(decode_tensor(d["matrices"])),
-    "block-dense": lambda d: BlockDense(decode_tensor(d["matrices"])),
-    "block": lambda d: BlockDiagonal(from_json(d["block"]), d["count"]),
-    "kronecker": lambda d: Kronecker(from_json(d["left"]), from_json(d["right"])),
-    "direct-sum": lambda d: DirectSum(tuple(map(from_json, d["parts"]))),
-    "compose": lambda d: Compose(tuple(map(from_json, d["parts"]))),
-}
 
 
 def from_json(data: Mapping[str, Any]) -> Transform:
@@ -38,10 +22,30 @@ def from_json(data: Mapping[str, Any]) -> Transform:
     Raises:
         InputError: if the kind is unknown or a field is missing.
     """
-    kind = data.get("kind")
-    if kind not in _READERS:
-        raise InputError(f"unknown transform kind {kind!r}; known: {', '.join(sorted(_READERS))}")
+    kind = str(data.get("kind"))
+    if kind not in _kinds():
+        raise InputError(f"unknown transform kind {kind!r}; known: {', '.join(sorted(_kinds()))}")
+    made = _kinds()[kind]
+    names = {field.name for field in dataclasses.fields(made)}
     try:
-        return _READERS[kind](data)
+        return made(**{name: _decode(value) for name, value in data.items() if name in names})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{kind} transform cannot be read: {type(error).__name__}: {error}") from error
+
+
+@cache
+def _kinds() -> Mapping[str, type[Transform]]:
+    """Every kind by its name: the modules of the package register theirs when they are imported."""
+    package = importlib.import_module("qcompile.transforms")
+    for module in pkgutil.iter_modules(package.__path__, "qcompile.transforms."):
+        importlib.import_module(module.name)
+    return Transform.kinds
+
+
+def _decode(value: Any) -> Any:
+    """A field of a transform from JSON."""
+    if isinstance(value, Mapping):
+        return from_json(value) if "kind" in value else decode_tensor(value)
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return tuple(map(_decode, value))
+    return value

@@ -26,11 +26,19 @@ class Transform(ABC):
     """An invertible ``size x size`` matrix that knows its structure.
 
     Subclasses are frozen dataclasses whose fields are how they are constructed (size, seed, factors), never a
-    dense matrix where a construction exists; ``to_json`` and ``from_json`` round-trip through those fields.
+    dense matrix where a construction exists; ``to_json`` and ``from_json`` round-trip through those fields. A class
+    that names its ``kind`` is registered in ``kinds``.
     """
 
     kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Transform]]] = {}
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the kind, if the class names one: ``from_json`` finds it there."""
+        super().__init_subclass__(**options)
+        if "kind" in vars(cls):
+            cls.kinds[cls.kind] = cls
 
     if TYPE_CHECKING:  # a field of some subclasses: a property that is really there would become its default
 
