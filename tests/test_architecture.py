@@ -91,9 +91,14 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports anywhere, annotations' imports included, as an absolute name."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -101,14 +106,15 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_imports(module: str) -> set[str]:
+@cache
+def own_imports(module: str) -> frozenset[str]:
     """The modules of this package that a module imports."""
     found = set()
     for name in imports(modules()[module]):
         if under(name, "qcompile"):
             inner = name.removeprefix("qcompile").removeprefix(".")
             found.add(inner if inner in modules() else inner.rpartition(".")[0])
-    return found - {module}
+    return frozenset(found - {module})
 
 
 def under(module: str, package: str) -> bool:
@@ -125,15 +131,16 @@ def apartment(module: str) -> str:
     return ".".join(module.split(".")[:2]) if room(module) == "backends" else room(module)
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if name])
-def test_imports_go_down(module: str) -> None:
-    assert room(module) in FLOORS, f"give {room(module)} a floor"
+def test_imports_go_down() -> None:
+    known = [module for module in modules() if module]
+    assert [module for module in known if room(module) not in FLOORS] == [], "give it a floor"
     wrong = []
-    for other in own_imports(module) - {""}:
-        same = apartment(other) in (apartment(module), "backends")
-        if not same and FLOORS[room(other)] >= FLOORS[room(module)] and (module, other) not in EXCEPTIONS:
-            wrong.append(other)
-    assert not wrong, f"{module} imports {wrong}, which do not lie below it"
+    for module in known:
+        for other in own_imports(module) - {""}:
+            same = apartment(other) in (apartment(module), "backends")
+            if not same and FLOORS[room(other)] >= FLOORS[room(module)] and (module, other) not in EXCEPTIONS:
+                wrong.append(f"{module} imports {other}, which does not lie below it")
+    assert wrong == []
 
 
 def test_no_module_knows_a_module_that_knows_it() -> None:
@@ -148,11 +155,11 @@ def test_no_exception_is_out_of_date() -> None:
     assert [name for name in FLOORS if name not in map(room, modules())] == []
 
 
-@pytest.mark.parametrize("path", [p for n, p in modules().items() if room(n) not in ("backends", "")], ids=name_of)
-def test_the_core_names_no_runtime(path: Path) -> None:
+def test_the_core_names_no_runtime() -> None:
     """What a runtime is called is the business of its backend's manifest."""
-    found = re.findall(r'"(ort|tvm|triton|relax|gpu)"', path.read_text())
-    assert not found, f"{name_of(path)} names {found}"
+    core = [path for name, path in modules().items() if room(name) not in ("backends", "")]
+    found = {name_of(path): re.findall(r'"(ort|tvm|triton|relax|gpu)"', path.read_text()) for path in core}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_passes_do_not_import_each_other() -> None:
@@ -173,13 +180,14 @@ def test_the_links_stand(folder: Path) -> None:
     assert link.resolve() == folder
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.py")), ids=name_of)
-def test_what_artifacts_carry_needs_only_torch_and_triton(path: Path) -> None:
-    outside = [node.module or "" for node in ast.walk(ast.parse(path.read_text()))
-               if isinstance(node, ast.ImportFrom) and node.level == 0]  # fmt: skip
-    outside += [a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names]
+def test_what_artifacts_carry_needs_only_torch_and_triton() -> None:
     allowed = {"torch", "triton", *sys.stdlib_module_names}
-    assert not [module for module in outside if module.partition(".")[0] not in allowed]
+    for path in SHIPPED.rglob("*.py"):
+        nodes = list(ast.walk(tree_of(path)))
+        outside = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
+        outside += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        wrong = [module for module in outside if module.partition(".")[0] not in allowed]
+        assert not wrong, f"{name_of(path)} imports {wrong}"
 
 
 def test_nothing_imports_under_the_bare_names() -> None:
@@ -188,26 +196,23 @@ def test_nothing_imports_under_the_bare_names() -> None:
         assert not bare, f"{name_of(path)} imports {bare}"
 
 
-@pytest.mark.parametrize("path", modules().values(), ids=name_of)
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    documented = ast.get_docstring(ast.parse(path.read_text()))
-    assert documented, f"{name_of(path)} has no docstring"
-    assert documented.splitlines()[0].strip()
+def test_every_module_says_what_it_is_for() -> None:
+    said = {name_of(path): (ast.get_docstring(tree_of(path)) or "").partition("\n")[0] for path in modules().values()}
+    assert [path for path, line in said.items() if not line.strip()] == [], "these have no docstring"
 
 
 def stumbling(path: Path) -> list[str]:
     """Docstrings of a module, its public classes and functions that begin with one of the words."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     kinds = (ast.ClassDef, ast.FunctionDef)
     public = (node for node in ast.walk(tree) if isinstance(node, kinds) and not node.name.startswith("_"))
     documented = [ast.get_docstring(node) or "" for node in (tree, *public)]
     return [text.partition("\n")[0] for text in documented if FIRST_WORDS.match(text)]
 
 
-@pytest.mark.parametrize("path", modules().values(), ids=name_of)
-def test_docstrings_begin_with_what_they_describe(path: Path) -> None:
-    found = stumbling(path)
-    assert found == []
+def test_docstrings_begin_with_what_they_describe() -> None:
+    found = {name_of(path): stumbling(path) for path in modules().values()}
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 def test_modules_have_names_of_their_own() -> None:
@@ -218,16 +223,15 @@ def test_modules_have_names_of_their_own() -> None:
     assert listed - shared == set(), "take them off the list"
 
 
-@pytest.mark.parametrize("path", modules().values(), ids=name_of)
-def test_files_stay_short(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= LIMIT or LONG.get(name_of(path)), f"{name_of(path)} has {lines} lines: split it, or say why not"
+def test_files_stay_short() -> None:
+    lines = {name_of(path): len(path.read_text().splitlines()) for path in modules().values()}
+    long = {path: count for path, count in lines.items() if count > LIMIT and not LONG.get(path)}
+    assert long == {}, "split it, or say why not"
 
 
-@pytest.mark.parametrize("path", modules().values(), ids=name_of)
-def test_no_module_is_named_after_a_dependency(path: Path) -> None:
-    assert path.stem not in DEPENDENCIES
-    assert path.parent.name not in DEPENDENCIES
+def test_no_module_is_named_after_a_dependency() -> None:
+    taken = [p for p in modules().values() if p.stem in DEPENDENCIES or p.parent.name in DEPENDENCIES]
+    assert taken == []
 
 
 def test_every_pass_is_named_after_its_file() -> None:

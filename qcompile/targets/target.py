@@ -54,6 +54,22 @@ class Target:
     bodies: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check that the data fit each other.
+
+        Raises:
+            TargetError: if it has no backend, or if a scheme that it falls back on is none that it runs.
+            InputError: if a scheme has a format that there is not.
+        """
+        if not self.backends:
+            raise TargetError(f"target '{self.name}' names no backend")
+        for name in self.schemes:
+            if name != "*" and Scheme.parse(name).name != name:
+                raise TargetError(f"target '{self.name}': scheme '{name}' is called '{Scheme.parse(name).name}'")
+        for name in (self.default, self.edge, self.plain or self.default):
+            if self.scheme(name).name != name:
+                raise TargetError(f"target '{self.name}' falls back on '{name}', which is none of its schemes")
+
     def scheme(self, text: str) -> Scheme:
         """The scheme that a name means on this target.
 

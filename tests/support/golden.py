@@ -5,6 +5,8 @@
     graph; declared values that no operator makes are random constants
     --- becomes, or --- stays, or --- refused
     graph, or nothing, or the sentence
+    --- plans
+    operator: its scheme, one a line
     --- declined
     site: what was not done: why, one a line
 
@@ -29,6 +31,7 @@ from qcompile.choice.scoring import probes_of
 from qcompile.choice.transforms import place
 from qcompile.passes.index import parse_passes
 from qcompile.passes.pipeline import Pass
+from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.targets.scheme import Scheme
 
@@ -40,6 +43,9 @@ _SECTION = re.compile(r"^--- (\w+)\n", re.M)
 
 #: Makes of a graph in the syntax of ``qcompile rotate`` the pass that places transforms of that kind.
 _ROTATE = re.compile(r"rotate\{transforms=(\w+)\}")
+
+#: Makes of a graph the pass that rounds every site to one scheme, without data.
+_QUANTIZE = re.compile(r"quantize\{scheme=([\w/-]+),method=(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,10 @@ class Case:
         return changes.parse(self.graph)
 
     def make(self, model: ir.Model) -> Pass:
-        """The pass, with its options; ``rotate`` is made for the graph."""
+        """The pass, with its options; ``rotate`` and ``quantize`` are made for the graph."""
+        quantize = _QUANTIZE.fullmatch(self.step)
+        if quantize is not None:
+            return _quantize(model, *quantize.groups())
         found = _ROTATE.fullmatch(self.step)
         if found is None:
             (step,) = parse_passes(self.step).passes
@@ -78,6 +87,14 @@ class Case:
         step = "" if self.step == self.file else f"pass: {self.step}\n"
         parts = "".join(f"--- {name}\n{text}" for name, text in self.sections.items())
         return f"=== {self.title}\n{step}{self.graph}{parts}\n"
+
+
+def _quantize(model: ir.Model, scheme: str, method: str) -> Quantize:
+    sites = analyze(model).sites
+    groups = [(own, None) for own in siblings_of(sites)]
+    read = {site for own, _ in groups for site in own.sites}
+    tables = [site for site in sites if site not in read]
+    return Quantize(groups, tables, {site.name: Scheme.parse(scheme) for site in sites}, {}, method)
 
 
 def _placement(analysis: Analysis, siblings: Sequence[Siblings], kind: str) -> Placement:

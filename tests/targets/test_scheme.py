@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, TargetError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS
 from qcompile.formats.scalar import is_scalar
 from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
 
 STRUCTURED = {type(fmt): name for name, fmt in EXTENDED_FORMATS.items()}
 
@@ -32,3 +33,21 @@ def test_weights_without_levels_are_refused(name):
 def test_activations_with_a_structure_are_refused(name):
     with pytest.raises(InputError, match=f"no target quantizes activations to '{name}'"):
         Scheme.parse(f"int4-g32/{name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"default": "int8-g32"}, "cannot run format 'int8-g32'"),
+        ({"edge": "int4"}, "no format 'int4'"),
+        ({"plain": "nvfp4"}, "cannot run format 'nvfp4'"),
+        ({"schemes": ("int4-g32/int4-g32",)}, "falls back on 'int4-g32', which is none of its schemes"),
+        ({"schemes": ("int4-g32", "magic")}, "no format 'magic'"),
+        ({"backends": ()}, "names no backend"),
+    ],
+)
+def test_a_target_whose_data_do_not_fit_cannot_be_declared(change, message):
+    parts = {"backends": ("ort",), "schemes": ("int4-g32",), "default": "int4-g32"}
+    assert Target("mine", "", **parts).scheme("int4-g32").name == "int4-g32"
+    with pytest.raises((InputError, TargetError), match=message):
+        Target("mine", "", **(parts | change))
