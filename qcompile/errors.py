@@ -13,6 +13,7 @@ stage must have given it, that is an ``InternalError``.
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 
 __all__ = [
@@ -27,6 +28,10 @@ __all__ = [
     "reason_of",
     "runtime_message",
 ]
+
+
+#: What pip calls this project.
+DISTRIBUTION = "qcompile-nn"
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
@@ -68,7 +73,18 @@ class MissingExtraError(TargetError):
     """
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional dependency: pip install 'qcompile[{extra}]'")
+        super().__init__(f"{what} needs the extra '{extra}': pip install {_requirements(extra)}")
+
+
+def _requirements(extra: str) -> str:
+    """What an extra installs, as arguments for pip: true of a checkout as of a release."""
+    try:
+        known = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:  # run from a folder that pip has not installed
+        return f"-e '.[{extra}]' in a checkout of qcompile"
+    found = (line.partition(";") for line in known)
+    names = [name.strip() for name, _, when in found if re.search(rf"extra == ['\"]{extra}['\"]", when)]
+    return " ".join(f"'{name}'" for name in names)
 
 
 class VerificationError(QCompileError):

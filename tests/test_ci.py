@@ -60,7 +60,9 @@ def test_check_runs_all_and_fails_where_any_failed(scripts: Path, failing: str) 
 @pytest.mark.parametrize("failing", ["nothing", *CHECKS, "pytest -n 2 --dist worksteal"])
 def test_run_checks_first_and_tests_last(scripts: Path, failing: str) -> None:
     status, calls = call(scripts, "run", failing, "--maxfail", "1")
-    assert started(calls, ["python3 -m venv", "pip install", *CHECKS, "pytest -n 2 --dist worksteal --maxfail 1"]), calls
+    assert started(calls, ["python3 -m venv", "pip install", *CHECKS, "pytest -n 2 --dist worksteal --maxfail 1"]), (
+        calls
+    )
     assert (status == 0) == (failing == "nothing")
 
 

@@ -118,7 +118,7 @@ def test_a_missing_extra_is_said(monkeypatch, tmp_path):
     without = lambda name, *rest: None if name == "triton" else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", without)
     artifact = qc.export(str(LM), "blackwell-fp4", tmp_path / "out", transforms="none", method="rtn")
-    assert "pip install 'qcompile[triton]'" in artifact.manifest["runtimes"]["triton"]["missing"]
+    assert "the extra 'triton': pip install 'triton>=" in artifact.manifest["runtimes"]["triton"]["missing"]
     assert artifact.run({"input_ids": np.ones((1, 4), np.int64)})["logits"].shape == (1, 4, 256)
     with pytest.raises(qc.InputError, match="no files for runtime 'triton'"):
         artifact.load("triton")

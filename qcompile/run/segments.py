@@ -13,7 +13,7 @@ from qcompile.errors import InputError, first_line
 from qcompile.ir.graph import SMALL
 from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import release
-from qcompile.run.session import check_names
+from qcompile.run.input_names import check_names
 
 if TYPE_CHECKING:
     import onnx

@@ -20,12 +20,13 @@ from qcompile.errors import InputError, first_line, runtime_message
 from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import read
 from qcompile.ir.widen import to_double
+from qcompile.run.input_names import check_names
 from qcompile.threads import threads
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Interpreter", "Run", "Session", "check_names", "double_session", "evaluate", "evaluate_double"]
+__all__ = ["Interpreter", "Run", "Session", "double_session", "evaluate", "evaluate_double"]
 
 #: A graph as a function of named inputs.
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -171,16 +172,6 @@ def _give_initializers(
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers([*arrays], values)
     return values
-
-
-def check_names(inputs: Mapping[str, np.ndarray], expected: Sequence[str]) -> None:
-    """Refuse inputs whose names differ from the graph's."""
-    missing = [name for name in expected if name not in inputs]
-    unknown = [name for name in inputs if name not in expected]
-    if missing or unknown:
-        said = [f"lacks {', '.join(missing)}"] if missing else []
-        said += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        raise InputError(f"the data {' and '.join(said)}; the model's inputs are {', '.join(expected)}")
 
 
 def _with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:

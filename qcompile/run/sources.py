@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qcompile.errors import InputError
 from qcompile.ir.files import read_arrays
 from qcompile.ir.required import name_of
-from qcompile.run.session import check_names
+from qcompile.run.input_names import check_names
 
 __all__ = ["DataLike", "batches_of", "describe_inputs", "input_values", "shape_of", "type_of"]
 

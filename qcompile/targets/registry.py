@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qcompile.errors import InputError, MissingExtraError, TargetError
-from qcompile.run.session import Run
 from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from qcompile.run.session import Run
 
 __all__ = ["Backend", "Lowered", "backend", "get_target", "lowered_to", "runtime_of", "runtimes", "targets"]
 
@@ -109,9 +109,25 @@ def _manifest(name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Modules:
-    lower: Callable[..., Lowered]
-    load: Callable[..., Callable[..., Any]]
-    rehearse: Callable[..., Callable[..., Any]]
+    """The modules of a backend, imported when they are called: artifacts run where nothing else is installed."""
+
+    name: str
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"qcompile.backends.{self.name}.{name}")
+
+    @property
+    def lower(self) -> Callable[..., Lowered]:
+        return self._module("lowering").lower
+
+    @property
+    def load(self) -> Callable[..., Callable[..., Any]]:
+        return self._module("runner").load
+
+    @property
+    def rehearse(self) -> Callable[..., Callable[..., Any]]:
+        runner = self._module("runner")
+        return getattr(runner, "rehearse", runner.load)
 
 
 def backend(name: str) -> Backend:
@@ -125,9 +141,7 @@ def backend(name: str) -> Backend:
     extra = _manifest(name).EXTRA
     if extra is not None and importlib.util.find_spec(extra) is None:
         raise MissingExtraError(f"the {runtime_of(name)} runtime", extra)
-    lowering = importlib.import_module(f"qcompile.backends.{name}.lowering")
-    runner = importlib.import_module(f"qcompile.backends.{name}.runner")
-    return _Modules(lowering.lower, runner.load, getattr(runner, "rehearse", runner.load))
+    return _Modules(name)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def source() -> User:
 
 
 def expressions() -> User:
-    tvm = pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+    tvm = pytest.importorskip("tvm", reason="TVM is not installed: it is the extra 'tvm'")
     import tvm_ffi
 
     from qcompile.backends.relax import folds, known

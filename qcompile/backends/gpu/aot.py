@@ -66,7 +66,7 @@ def compile_config(config: Config, arch: str) -> Compiled:
         import triton
         from triton.compiler import ASTSource
     except ImportError as error:
-        raise MissingExtraError("triton", "ahead-of-time compilation") from error
+        raise MissingExtraError("ahead-of-time compilation", "triton") from error
     import importlib
 
     kernel = getattr(importlib.import_module(f"qcompile.backends.gpu.kernels.{config.module}"), config.kernel)

@@ -17,7 +17,7 @@ import numpy as np
 from qcompile.backends.gpu.ahead import FOLDER as CUBINS
 from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError, TargetError
-from qcompile.run.session import check_names
+from qcompile.run.input_names import check_names
 
 __all__ = ["import_program", "load", "rehearse"]
 

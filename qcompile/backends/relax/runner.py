@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import InputError
-from qcompile.run.session import check_names
+from qcompile.run.input_names import check_names
 
 __all__ = ["load", "rehearse"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+pytest.importorskip("tvm", reason="TVM is not installed: it is the extra 'tvm'")
 
 import qcompile as qc
 

@@ -17,7 +17,7 @@ import torch
 from planning import plan_site
 from stack_cases import body_model
 
-pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+pytest.importorskip("tvm", reason="TVM is not installed: it is the extra 'tvm'")
 
 import tvm
 

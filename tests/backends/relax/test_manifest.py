@@ -31,6 +31,6 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tvm" else found(name, *rest))
     with pytest.raises(
-        MissingExtraError, match=r"^the tvm runtime needs an optional dependency: pip install 'qcompile\[tvm\]'$"
+        MissingExtraError, match=r"^the tvm runtime needs the extra 'tvm': pip install 'apache-tvm>=[\d.]+'$"
     ):
         backend("relax")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+pytest.importorskip("tvm", reason="TVM is not installed: it is the extra 'tvm'")
 
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load

@@ -6,7 +6,7 @@ import pytest
 from families import load, stored
 from stack_cases import STACKS, stack_model
 
-pytest.importorskip("tvm", reason="TVM is not installed: pip install 'qcompile[tvm]'")
+pytest.importorskip("tvm", reason="TVM is not installed: it is the extra 'tvm'")
 
 from qcompile.backends.relax import lowering
 from qcompile.backends.relax.runner import load as load_library
