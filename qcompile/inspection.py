@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -138,20 +137,9 @@ def _source_of(artifact: Artifact) -> Source:
     Raises:
         InputError: if it is not there any more.
     """
-    stated = artifact.manifest["source"]
-    present = [place for place in _places(artifact, Path(stated["path"])) if place.is_file()]
+    stated, present = artifact.manifest["source"], artifact.sources()
     if not present:
         raise InputError(f"there is no file '{stated['path']}': name the model of '{artifact.folder}' with --against")
     sources = map(begin_capture, present)
     first = next(sources)
     return next((source for source in chain([first], sources) if source.sha256 == stated["sha256"]), first)
-
-
-def _places(artifact: Artifact, path: Path) -> Iterator[Path]:
-    """Where the source may be: as the path says, and, if it is relative, from the artifact's folder or one around it.
-
-    The manifest says nothing of the folder of the export, for it is the same wherever it is made.
-    """
-    yield path
-    if not path.is_absolute():
-        yield from (folder / path for folder in (artifact.folder.resolve(), *artifact.folder.resolve().parents))

@@ -10,6 +10,8 @@ from qcompile.ir.graph import is_float
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qcompile.analysis.axes import AxisNode, Ref
     from qcompile.analysis.spaces import Analysis, Site, Space
     from qcompile.notes import Declined
@@ -17,7 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bits_of", "count_of", "declined_entries", "obstacles", "site_entry", "space_entries", "ties", "transform_name",
+    "value_entries",
 ]  # fmt: skip
+
+
+def value_entries(values: Iterable[ir.Value]) -> list[dict[str, Any]]:
+    """Names, types and shapes of values: an open dimension by its name, ``None`` for what is not known."""
+    return [
+        {
+            "name": value.name,
+            "dtype": None if value.dtype is None else str(value.dtype.numpy()),
+            "shape": None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape],
+        }
+        for value in values
+    ]
 
 
 def count_of(site: Site) -> int:

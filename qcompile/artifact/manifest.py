@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.analysis.siblings import cost_fraction
 from qcompile.analysis.spaces import Analysis
+from qcompile.artifact.alone import digests
 from qcompile.artifact.entries import (
     bits_of,
     count_of,
@@ -19,13 +20,14 @@ from qcompile.artifact.entries import (
     space_entries,
     ties,
     transform_name,
+    value_entries,
 )
 from qcompile.artifact.pages import render_report, template
 from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
 from qcompile.run.compare import number
-from qcompile.run.sources import DataLike
+from qcompile.run.sources import DataLike, input_values
 
 if TYPE_CHECKING:
     from qcompile.analysis.spaces import Site
@@ -109,9 +111,16 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "bytes": {"source": facts.source.bytes, "artifact": _bytes_in(facts.folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
         "bits_per_weight": number(_bits_per_weight(facts)),
-        "files": sorted({name for entry in facts.runtimes.values() for name in entry.get("files", ())}),
+        "files": _files(facts),
+        "inputs": value_entries(input_values(facts.analysis.model)),
+        "outputs": value_entries(facts.analysis.model.graph.outputs),
+        "digests": digests(facts.folder, _files(facts)),
         "notes": dict(lowered.notes),
     }  # fmt: skip
+
+
+def _files(facts: Facts) -> list[str]:
+    return sorted({name for entry in facts.runtimes.values() for name in entry.get("files", ())})
 
 
 def _implementation(checked: Checked) -> dict[str, Any]:

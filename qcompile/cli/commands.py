@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from qcompile.cli.console import CommandGroup, Progress, budgets, names, say
+from qcompile.errors import VerificationError
 
 __all__ = ["app", "main"]
 
@@ -219,13 +220,27 @@ def verify(
     evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure on; random inputs without.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure an artifact against the model that it was made from."""
-    from qcompile.artifact.artifact import Artifact
-    from qcompile.cli.tables import measured_table
-    from qcompile.inspection import verify as check
+    """Measure an artifact against the model that it was made from.
 
-    measured = check(artifact, against, evaluation)
-    say(measured_table(measured, Artifact.open(artifact).manifest), quiet=quiet)
+    Where that is not found, the artifact is checked by itself: its files against the digests in the manifest, and
+    whether it runs here. This imports no torch.
+    """
+    from qcompile.artifact.artifact import Artifact
+    from qcompile.cli.tables import alone_table, measured_table
+
+    opened = Artifact.open(artifact)
+    if against is not None or opened.sources():
+        from qcompile.inspection import verify as check
+
+        say(measured_table(check(artifact, against, evaluation), opened.manifest), quiet=quiet)
+        return
+    from qcompile.artifact.alone import check_alone
+    from qcompile.ir.files import read_arrays
+
+    found = check_alone(opened, None if evaluation is None else read_arrays(evaluation))
+    say(alone_table(found, opened.manifest), quiet=quiet)
+    if found.faults:
+        raise VerificationError("; ".join(found.faults))
 
 
 @app.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from qcompile.artifact.alone import Alone
     from qcompile.artifact.artifact import Artifact
     from qcompile.checks.losses import Measured
     from qcompile.opt import Optimized
@@ -154,6 +155,15 @@ def arrays_table(arrays: Mapping[str, np.ndarray], output: Path) -> Table:
     for name, array in arrays.items():
         table.add_row(Text(name), "x".join(map(str, array.shape)) or "scalar", str(array.dtype))
     return table
+
+
+def alone_table(found: Alone, stated: Mapping[str, Any]) -> Table:
+    """An artifact checked by itself, because its source is not here."""
+    rows = [("source", f"not here: '{stated['source']['path']}'; --against names it")]
+    rows += [("files as written", f"{found.files} of {len(stated['digests'])}")]
+    rows += [(f"in {name}", said) for name, said in found.runs.items()]
+    rows += [("wrong", fault) for fault in found.faults]
+    return _facts("artifact alone", rows)
 
 
 def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:

@@ -354,7 +354,7 @@ def test_verify_from_another_folder(model: Path, monkeypatch: pytest.MonkeyPatch
     model.unlink()
     assert "is not the model" in refused(model.parent, "verify", "../out")
     (elsewhere / model.name).unlink()
-    assert "no file 'mlp.onnx': name the model of '../out' with --against" in refused(model.parent, "verify", "../out")
+    assert "not here: 'mlp.onnx'; --against names it" in done("verify", "../out").stdout
 
 
 # -- rotate, inspect, lists ------------------------------------------------------------------------------------------
