@@ -29,6 +29,7 @@ FLOORS = {
     "statistics": 5,
     "targets": 4,
     "analysis": 3, "run": 3,
+    "operators": 2,
     "shapes": 1, "formats": 1,
     "transforms": 0, "ir": 0,
     "errors": -1, "threads": -1, "notes": -1,
@@ -69,7 +70,6 @@ SHARED_NAMES = {
         "linear matmul norms packing quantize rotary rotate rounding rows scales scan transform"
     ),
     "a node as the row of a table sees it": "call",
-    "a program, as it is written and as it runs in the artifact": "program",
     "other things under one name: to get names of their own": ("fused registry sequences sites state tables"),
 }
 

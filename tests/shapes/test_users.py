@@ -14,7 +14,7 @@ from shape_cases import CASES, Case
 
 from qcompile.analysis.axes import Axes, Ref
 from qcompile.analysis.rules import sizes
-from qcompile.backends.gpu import symbols
+from qcompile.operators import symbols
 from qcompile.shapes.arithmetic import Arithmetic, Undecided, as_array, is_number, settled
 from qcompile.shapes.evaluate import evaluate
 

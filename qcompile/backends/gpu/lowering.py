@@ -13,13 +13,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.backends.gpu.ahead import FOLDER, compile_ahead
-from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.fusions import fuse
 from qcompile.backends.gpu.insert_sites import insert_sites, insert_transforms
 from qcompile.backends.gpu.manifest import ARCHITECTURES, BANDWIDTH
 from qcompile.backends.gpu.module import stored_name, write_module
-from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.objects import Objects
+from qcompile.backends.gpu.private_rows import PRECISION, TABLE
 from qcompile.backends.gpu.storage import write_safetensors
 from qcompile.backends.gpu.version import check_triton
 from qcompile.errors import InputError
@@ -27,6 +26,9 @@ from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant
 from qcompile.ir.tensors import release
+from qcompile.operators import library
+from qcompile.operators.names import Names
+from qcompile.operators.writer import Program
 from qcompile.targets.plans import planned
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import unroll
@@ -35,7 +37,12 @@ from qcompile.targets.target import Target
 __all__ = ["lower"]
 
 MODULE, WEIGHTS, LAYOUT = "model.py", "weights.safetensors", "layout.json"
-_COPIED = ("kernels", "runtime")
+
+#: Folders of the artifact, and what is copied into them.
+_COPIED = {
+    "kernels": [Path(__file__).parent / "kernels"],
+    "runtime": [Path(__file__).parent / "runtime", Path(library.__path__[0])],
+}
 _KEPT = ("RMSNorm", "LayerNorm", "SelectiveScan", "StateSpaceDuality")
 
 
@@ -62,7 +69,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     _inline(model)
     sites = unrolled.joined(insert_sites(model, objects, arches[0]))
     fuse(model)
-    program = Program(model, objects.names)
+    program = Program(model, objects.names, TABLE, PRECISION, "triton")
     title = f"{model.graph.name or 'A model'} for {target.name} ({', '.join(arches)})"
     source = write_module(model, program, objects, title)
     size = _write(folder, source, program, objects)
@@ -115,8 +122,11 @@ def _inline(model: ir.Model) -> None:
 def _write(folder: Path, source: str, program: Program, objects: Objects) -> int:
     """Nothing is written before the whole graph is translated. Returns the bytes of weights that a step reads."""
     (folder / MODULE).write_text(source)
-    for name in _COPIED:
-        shutil.copytree(Path(__file__).parent / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, folders in _COPIED.items():
+        for path in sorted(file for origin in folders for file in origin.glob("*.py")):
+            if not (folder / name / path.name).exists():
+                (folder / name).mkdir(exist_ok=True)
+                shutil.copy(path, folder / name / path.name)
     tensors: dict[str, Any] = {}
     for name, packed in objects.packed.items():
         for part, array in packed.tensors.items():

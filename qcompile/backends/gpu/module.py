@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qcompile.backends.gpu.codegen import Program
 from qcompile.backends.gpu.objects import Objects
-from qcompile.backends.gpu.statements import finish
 from qcompile.errors import TargetError
+from qcompile.operators.statements import finish
+from qcompile.operators.writer import Program
 
 __all__ = ["write_module"]
 

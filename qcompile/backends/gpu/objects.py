@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.backends.gpu.names import Names
 from qcompile.backends.gpu.packing import describe
 from qcompile.formats import Format
+from qcompile.operators.names import Names
 
 __all__ = ["Objects", "Packed", "label"]
 

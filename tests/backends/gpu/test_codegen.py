@@ -100,13 +100,14 @@ def test_positions_stay_float32_in_bfloat16(lower: Callable) -> None:
 
 
 def test_the_protocol_names_all_that_rows_use_of_a_program_and_nothing_else() -> None:
-    from qcompile.backends.gpu import precision, program
-    from qcompile.backends.gpu.codegen import Program
+    from qcompile.backends.gpu import private_rows
+    from qcompile.operators import protocol, writer
 
-    folder = Path(precision.__file__).parent
-    trees = [ast.parse(path.read_text()) for path in (folder / "precision.py", *folder.glob("ops/*.py"))]
+    below = {"protocol.py", "values.py", "writer.py"}
+    files = [path for path in Path(protocol.__file__).parent.glob("*.py") if path.name not in below]
+    trees = [ast.parse(path.read_text()) for path in (Path(private_rows.__file__), *files)]
     attributes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     used = {node.attr for node in attributes if ast.unparse(node.value) in ("program", "c.program", "self.program")}
-    own = vars(program.Program)
+    own = vars(protocol.Program)
     assert used == {*own["__annotations__"], *(name for name in own if not name.startswith("_"))}
-    assert {name for name in used if callable(own.get(name))} <= {*dir(Program)}
+    assert {name for name in used if callable(own.get(name))} <= {*dir(writer.Program)}

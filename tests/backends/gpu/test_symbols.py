@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.backends.gpu.symbols import ARITHMETIC, Symbol, cast, host_array, text_of, texts_of
+from qcompile.operators.symbols import ARITHMETIC, Symbol, cast, host_array, text_of, texts_of
 
 N = Symbol("n", natural=True)
 

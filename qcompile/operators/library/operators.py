@@ -44,8 +44,7 @@ def slice_(
         if part.step > 0:
             x = x[(slice(None),) * (axis % x.ndim) + (part,)]
         else:
-            end = None if end < -x.shape[axis] else end
-            chosen = range(x.shape[axis])[start : end : part.step]
+            chosen = range(x.shape[axis])[start : None if end < -x.shape[axis] else end : part.step]
             x = (
                 x.flip(axis).narrow(axis, x.shape[axis] - 1 - chosen.start, chosen.start - chosen.stop)
                 if chosen
@@ -144,7 +143,8 @@ def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, reduction: str) -> Ten
     if reduction == "add":
         return x.index_put(where, updates, accumulate=True)
     size, inner = x.shape[: len(where)], x.shape[len(where) :]
-    flat = sum(part * math.prod(size[i + 1 :]) for i, part in enumerate(where)).reshape(-1, *[1] * len(inner))
+    flat = torch.stack([part * math.prod(size[i + 1 :]) for i, part in enumerate(where)]).sum(0)
+    flat = flat.reshape(-1, *[1] * len(inner))
     rows = updates.reshape(-1, *inner)
     return x.reshape(-1, *inner).scatter_reduce(0, flat.expand_as(rows), rows, _REDUCTIONS[reduction]).reshape(x.shape)
 
@@ -234,8 +234,12 @@ def resize(
     """Resampling along each axis in turn, as the standard defines its coordinates."""
     for i, axis in enumerate(range(x.ndim) if axes is None else axes):
         old = x.shape[axis]
-        new = int(sizes[i]) if sizes is not None else math.floor(old * scales[i])
-        scale = new / old if sizes is not None else scales[i]
+        if sizes is not None:
+            new = int(sizes[i])
+            scale = new / old
+        else:
+            assert scales is not None, "either of the two is given"
+            new, scale = math.floor(old * scales[i]), scales[i]
         if new == old and scale == 1:
             continue
         at = torch.arange(new, dtype=torch.float64, device=x.device)

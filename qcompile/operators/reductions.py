@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qcompile.backends.gpu.ops.call import Call, refuse
+from qcompile.operators.call import Call
 
 __all__ = ["ROWS"]
 
@@ -35,7 +35,7 @@ def _arg(name: str) -> Callable[[Call], str]:
     def row(c: Call) -> str:
         axis, keep = c.int("axis", 0), bool(c.int("keepdims", 1))
         if c.int("select_last_index", 0):
-            raise refuse(c.node, "select_last_index is not supported")
+            raise c.refuse("select_last_index is not supported")
         return f"torch.{name}({c[0]}, {axis}, keepdim={keep})"
 
     return row
@@ -56,7 +56,7 @@ def _softmax(function: str) -> Callable[[Call], str]:
 def _layer_norm(c: Call) -> str:
     axis, bias = c.int("axis", -1), c.optional(2)
     if len(c.node.outputs) > 1 and any(out.uses() for out in c.node.outputs[1:]):
-        raise refuse(c.node, "its mean and deviation are read")
+        raise c.refuse("its mean and deviation are read")
     shape = f"({c.dim(0, -1) or f'{c[0]}.shape[-1]'},)" if c.is_last(0, axis) else f"{c[0]}.shape[{axis}:]"
     return f"F.layer_norm({c[0]}, {shape}, {c[1]}, {bias}, {c.float('epsilon', 1e-5)})"
 
@@ -64,7 +64,7 @@ def _layer_norm(c: Call) -> str:
 def _rms_norm(c: Call) -> str:
     axis, eps = c.int("axis", -1), c.float("epsilon", 1e-5)
     if axis != -1 and c.axis(0, axis) != c.need_rank(0) - 1:
-        raise refuse(c.node, "it does not normalize the last axis")
+        raise c.refuse("it does not normalize the last axis")
     if c.rank(1) != 1:  # a weight that differs along other axes too
         return f"F.rms_norm({c[0]}, {c[0]}.shape[-1:], None, {eps}) * {c[1]}"
     return f"{c.program.kernel('rms_norm')}({c[0]}, {c[1]}, {eps})"
@@ -73,7 +73,7 @@ def _rms_norm(c: Call) -> str:
 def _batch_norm(c: Call) -> str:
     if c.int("training_mode", 0):  # by the statistics of this very input
         if any(value.uses() or value.is_graph_output() for value in c.node.outputs[1:]):
-            raise refuse(c.node, "its running statistics are read")
+            raise c.refuse("its running statistics are read")
         return f"F.batch_norm({c[0]}, None, None, {c[1]}, {c[2]}, True, eps={c.float('epsilon', 1e-5)})"
     return f"F.batch_norm({c[0]}, {c[3]}, {c[4]}, {c[1]}, {c[2]}, eps={c.float('epsilon', 1e-5)})"
 

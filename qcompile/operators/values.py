@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu import host
-from qcompile.backends.gpu.names import Names
-from qcompile.backends.gpu.precision import FLOATS
-from qcompile.backends.gpu.statements import Statement
-from qcompile.backends.gpu.symbols import Symbol, texts_of
 from qcompile.errors import TargetError
 from qcompile.ir.required import name_of, shape_of
+from qcompile.operators import host
+from qcompile.operators.names import Names
+from qcompile.operators.precision import Precision
+from qcompile.operators.statements import Statement
+from qcompile.operators.symbols import Symbol, texts_of
 
 __all__ = ["Values"]
 
@@ -33,10 +33,12 @@ class Values:
     Args:
         opset: version of the standard operators.
         names: gives identifiers.
+        precision: the types that it computes in.
+        runtime: what computes, for messages.
     """
 
-    def __init__(self, opset: int, names: Names) -> None:
-        self.opset, self.names = opset, names
+    def __init__(self, opset: int, names: Names, precision: Precision, runtime: str) -> None:
+        self.opset, self.names, self.precision, self.runtime = opset, names, precision, runtime
         self.weights: dict[str, tuple[ir.Value, str]] = {}  # attribute -> (constant, how it is loaded)
         self.notes: dict[str, Any] = {"captures": True}
         self.hosts: dict[ir.Value, np.ndarray] = {}
@@ -83,14 +85,15 @@ class Values:
 
     def tensor(self, value: ir.Value, narrow: bool) -> str:
         """A value on the device, its floats in the program's dtype or in float32."""
+        narrow = narrow or not self.precision.mixed
         if value.const_value is not None and value not in self._variables:
             return f"self.{self._weight(value, narrow)}"
         if value in self.hosts:
             return self._materialize(value, narrow)
         if value not in self._variables:
-            raise TargetError(f"triton: the graph computes '{value.name}' nowhere")
+            raise TargetError(f"{self.runtime}: the graph computes '{value.name}' nowhere")
         name = self._variables[value]
-        if self.kind(value) not in FLOATS or self.is_narrow(value) == narrow:
+        if self.kind(value) not in self.precision.floats or self.is_narrow(value) == narrow:
             return name
         wanted, text = (f"{name}_narrow", f"{name}.to(dtype)") if narrow else (f"{name}_wide", f"{name}.float()")
         return self._once(("precision", value, narrow), wanted, text)
@@ -100,7 +103,7 @@ class Values:
         return self.tensor(value, self.is_narrow(value))
 
     def _weight(self, value: ir.Value, narrow: bool) -> str:
-        mode = ("narrow" if narrow else "wide") if self.kind(value) in FLOATS else "raw"
+        mode = ("narrow" if narrow else "wide") if self.kind(value) in self.precision.floats else "raw"
         key = ("weight", value, mode)
         if key not in self._made:
             self._made[key] = self.names.make(name_of(value))
@@ -136,9 +139,11 @@ class Values:
     def cast(self, value: ir.Value, kind: ir.DataType) -> str:
         """A cast; between floats of 16 and 32 bits there is none, they share the program's dtype."""
         own, text = self.kind(value), self.own(value)
-        if own == kind or own in FLOATS and kind in FLOATS:
+        floats = self.precision.floats
+        if own == kind or own in floats and kind in floats:
             return text
-        return f"{text}.float()" if kind in FLOATS else f"{text}.to({self.dtype(kind, False)})"
+        as_float = ".float()" if self.precision.mixed else ".to(dtype)"
+        return f"{text}{as_float}" if kind in floats else f"{text}.to({self.dtype(kind, False)})"
 
     def fetch(self, value: ir.Value, how: str) -> str:
         """A value of the GPU as numbers of the host: the program waits for it there."""
@@ -151,10 +156,10 @@ class Values:
         Raises:
             TargetError: if torch has none for it.
         """
-        if kind in FLOATS:
-            return "dtype" if narrow else "torch.float32"
+        if kind in self.precision.floats:
+            return "dtype" if narrow or not self.precision.mixed else "torch.float32"
         if kind not in _TORCH:
-            raise TargetError(f"triton: values of type {kind.name} cannot be computed")
+            raise TargetError(f"{self.runtime}: values of type {kind.name} cannot be computed")
         return _TORCH[kind]
 
     def helper(self, name: str) -> str:

@@ -32,7 +32,9 @@ def attention_with_cache(
     """
     flat = q.ndim == 3
     if flat:
-        q, k, v = (x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in zip((q, k, v), (*heads, heads[1]), strict=True))
+        assert heads is not None, "flat values come with the numbers of their heads"
+        counts = (heads[0], heads[1], heads[1])
+        q, k, v = (x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in zip((q, k, v), counts, strict=True))
     offset = 0
     if past is not None:
         offset = past[0].shape[2]
@@ -67,7 +69,8 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float |
     scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return torch.softmax(scores.float(), -1).to(v.dtype) @ v
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, -1, dtype=wide).to(v.dtype) @ v
 
 
 def rotary(

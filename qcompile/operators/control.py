@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu.ops.call import Call, refuse
-from qcompile.backends.gpu.statements import finish
-from qcompile.backends.gpu.symbols import Symbol, texts_of
 from qcompile.ir.required import name_of
+from qcompile.operators.call import Call
+from qcompile.operators.statements import finish
+from qcompile.operators.symbols import Symbol, texts_of
 
 __all__ = ["ROWS"]
 
@@ -67,7 +67,7 @@ def _scan(c: Call) -> None:
     body, count = c.node.attributes["body"].as_graph(), c.need_int("num_scan_inputs")
     states = len(c) - count
     if any(c.ints("scan_input_directions", [])) or any(c.ints("scan_output_directions", [])):
-        raise refuse(c.node, "it runs backwards")
+        raise c.refuse("it runs backwards")
     axes = c.ints("scan_input_axes", [0] * count)
     stacked = c.ints("scan_output_axes", [0] * (len(c.node.outputs) - states))
     targets, step = c.program.bind(c.node, c.narrow), c.program.names.make("step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qcompile.backends.gpu.ops.call import Call, refuse
+from qcompile.operators.call import Call
 
 __all__ = ["ROWS"]
 
@@ -62,7 +62,7 @@ def _shape(c: Call) -> str:
 
 def _refused(name: str) -> Callable[[Call], str]:
     def row(c: Call) -> str:
-        raise refuse(c.node, f"{name} is random: its result would differ at every run")
+        raise c.refuse(f"{name} is random: its result would differ at every run")
 
     return row
 

@@ -1,4 +1,4 @@
-"""Translates a graph into statements of torch, node by node, through the lowering table."""
+"""Translates a graph into statements of torch, node by node, through a table of operators."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu import host
-from qcompile.backends.gpu.names import Names
-from qcompile.backends.gpu.ops import TABLE
-from qcompile.backends.gpu.ops.call import Call, refuse
-from qcompile.backends.gpu.precision import HALVES, narrows
-from qcompile.backends.gpu.symbols import ARITHMETIC
-from qcompile.backends.gpu.values import Values
 from qcompile.ir.required import name_of, operand
+from qcompile.operators import host
+from qcompile.operators.call import Call
+from qcompile.operators.names import Names
+from qcompile.operators.precision import Precision
+from qcompile.operators.symbols import ARITHMETIC
+from qcompile.operators.table import Table
+from qcompile.operators.values import Values
 from qcompile.shapes.evaluate import measured
 
 __all__ = ["Program"]
@@ -33,10 +33,14 @@ class Program(Values):
     Args:
         model: the graph, fused and with our nodes in place.
         names: gives identifiers; those of packed weights and formats are taken already.
+        table: the rows of operators.
+        precision: the types that it computes in.
+        runtime: what computes, for messages.
     """
 
-    def __init__(self, model: ir.Model, names: Names) -> None:
-        super().__init__(model.opset_imports.get("", 18), names)
+    def __init__(self, model: ir.Model, names: Names, table: Table, precision: Precision, runtime: str) -> None:
+        super().__init__(model.opset_imports.get("", 18), names, precision, runtime)
+        self.table = table
         self.emit("device, dtype = self.device, self.dtype", ("device", "dtype"), tensors=False)
         self.inputs = [self._declare(value) for value in model.graph.inputs if not value.is_initializer()]
         self.emit_nodes(model.graph)
@@ -44,7 +48,7 @@ class Program(Values):
 
     def _declare(self, value: ir.Value) -> str:
         name = self.names.make(name_of(value))
-        self.let(value, name, value.dtype in HALVES)
+        self.let(value, name, value.dtype in self.precision.narrow)
         for axis, dim in enumerate(value.shape or ()):
             if not isinstance(dim, int) and dim.value is not None and dim.value not in self._dims:
                 size = self._dims[dim.value] = self.names.make(dim.value)
@@ -89,10 +93,10 @@ class Program(Values):
     # ---- everything else -----------------------------------------------------------------------------------------
 
     def _emit_node(self, node: ir.Node) -> None:
-        row = TABLE.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+        row = self.table.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+        call = Call(self, node, self.precision.narrows(self, node))
         if row is None:
-            raise refuse(node, "the lowering table has no row for this operator")
-        call = Call(self, node, narrows(self, node))
+            raise call.refuse("the lowering table has no row for this operator")
         text = _fill(row, call) if isinstance(row, str) else row(call)
         if text is not None:  # else the row wrote its own statements
             targets = self.bind(node, call.narrow)

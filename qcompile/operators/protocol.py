@@ -8,23 +8,25 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu.names import Names
-from qcompile.backends.gpu.statements import Statement
-from qcompile.backends.gpu.symbols import Symbol
+from qcompile.operators.names import Names
+from qcompile.operators.statements import Statement
+from qcompile.operators.symbols import Symbol
 
 __all__ = ["Program"]
 
 
 class Program(Protocol):
-    """The part of ``codegen.Program`` that calls, rows and precision use: they stand below it.
+    """The part of ``writer.Program`` that calls, rows and precision use: they stand below it.
 
     Attributes:
+        runtime: what computes, for messages.
         opset: version of the standard operators.
         names: gives identifiers.
         notes: facts about the whole program, such as whether it can be captured as a CUDA graph.
         hosts: values that the host computes, as arrays of numbers and symbols.
     """
 
+    runtime: str
     opset: int
     names: Names
     notes: dict[str, Any]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu.symbols import ARITHMETIC, KINDS, host_array
+from qcompile.operators.symbols import ARITHMETIC, KINDS, host_array
 from qcompile.shapes import evaluate as shapes
 
 __all__ = ["constant", "evaluate"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from qcompile.backends.gpu.ops.call import Call, refuse
+from qcompile.operators.call import Call
 
 __all__ = ["ROWS"]
 
 
 def _attention(c: Call) -> str:
     if len(c) > 6 and c.has(6):
-        raise refuse(c.node, "it has lengths that are not padded")
+        raise c.refuse("it has lengths that are not padded")
     if len(c.node.outputs) > 3 and c.node.outputs[3].uses():
-        raise refuse(c.node, "the scores are read")
+        raise c.refuse("the scores are read")
     options = {
         "heads": (c.int("q_num_heads"), c.int("kv_num_heads")) if c.int("q_num_heads") else None,
         "causal": bool(c.int("is_causal", 0)) or None,

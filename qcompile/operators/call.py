@@ -9,18 +9,13 @@ from typing import Any, overload
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu.program import Program
-from qcompile.backends.gpu.symbols import Symbol, text_of, texts_of
 from qcompile.errors import TargetError
 from qcompile.ir import required
 from qcompile.ir.text import refusal
+from qcompile.operators.protocol import Program
+from qcompile.operators.symbols import Symbol, text_of, texts_of
 
-__all__ = ["Call", "refuse"]
-
-
-def refuse(node: ir.Node, reason: str) -> TargetError:
-    """The error for a node that cannot be lowered."""
-    return refusal(TargetError, "triton: node '{name}' ({op}) cannot be lowered: {reason}", node, reason=reason)
+__all__ = ["Call"]
 
 
 class Call:
@@ -34,6 +29,11 @@ class Call:
 
     def __init__(self, program: Program, node: ir.Node, narrow: bool) -> None:
         self.program, self.node, self.narrow = program, node, narrow
+
+    def refuse(self, reason: str) -> TargetError:
+        """The error for a node that cannot be translated."""
+        sentence = f"{self.program.runtime}: node '{{name}}' ({{op}}) cannot be lowered: {{reason}}"
+        return refusal(TargetError, sentence, self.node, reason=reason)
 
     # ---- inputs --------------------------------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ class Call:
         """
         found = required.optional(self.node, i)
         if found is None:
-            raise refuse(self.node, f"input {i} is missing")
+            raise self.refuse(f"input {i} is missing")
         return found
 
     def __getitem__(self, i: int) -> str:
@@ -103,7 +103,7 @@ class Call:
             return default
         item = self.item(i)
         if item is None or isinstance(item, Symbol):
-            raise refuse(self.node, f"input {i} is not constant")
+            raise self.refuse(f"input {i} is not constant")
         return item
 
     def numbers(self, i: int) -> list[Any] | None:
@@ -142,7 +142,7 @@ class Call:
         """
         rank = self.rank(i)
         if rank is None:
-            raise refuse(self.node, f"the rank of '{self.value(i).name}' is not known")
+            raise self.refuse(f"the rank of '{self.value(i).name}' is not known")
         return rank
 
     def dim(self, i: int, axis: int) -> int | None:
@@ -230,7 +230,7 @@ class Call:
         return found
 
     def _missing(self, name: str) -> TargetError:
-        return refuse(self.node, f"its attribute '{name}' is missing")
+        return self.refuse(f"its attribute '{name}' is missing")
 
     def axes(self, i: builtins.int) -> list[builtins.int] | None:
         """Axes, from an attribute (older opsets) or from input ``i``; ``None`` if neither is given."""
@@ -240,7 +240,7 @@ class Call:
             return None
         found = self.numbers(i)
         if found is None:
-            raise refuse(self.node, "its axes are not constant")
+            raise self.refuse("its axes are not constant")
         return found
 
     # ---- what the program offers ---------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.gpu.ops.call import Call, refuse
-from qcompile.backends.gpu.symbols import Symbol, texts_of
+from qcompile.operators.call import Call
+from qcompile.operators.symbols import Symbol, texts_of
 
 __all__ = ["ROWS"]
 
@@ -59,7 +59,7 @@ def _transpose(c: Call) -> str:
 def _unsqueeze(c: Call) -> str:
     axes = c.axes(1)
     if axes is None:
-        raise refuse(c.node, "its axes are missing")
+        raise c.refuse("its axes are missing")
     if any(axis < 0 for axis in axes) and any(axis >= 0 for axis in axes):
         rank = c.need_rank(0) + len(axes)
         axes = [axis % rank for axis in axes]
@@ -109,7 +109,7 @@ def _slice(c: Call) -> str:
     axes = c.numbers(3) if c.has(3) else list(range(len(starts)))
     steps = c.numbers(4) if c.has(4) else [1] * len(starts)
     if axes is None or steps is None:
-        raise refuse(c.node, "its axes or steps are not constant")
+        raise c.refuse("its axes or steps are not constant")
     if any(step < 0 for step in steps):
         bounds = ", ".join(f"[{', '.join(texts_of(_array(list(b))))}]" for b in (starts, ends, axes, steps))
         return f"{c.helper('slice_')}({c[0]}, {bounds})"
@@ -176,7 +176,7 @@ def _eye_like(c: Call) -> str:
     stated = c.int("dtype")
     kind = ir.DataType(stated) if stated else c.kind(0)
     if kind is None:
-        raise refuse(c.node, "the type of its result is not known")
+        raise c.refuse("the type of its result is not known")
     return f"{c.helper('eye')}({c[0]}.shape, {c.int('k', 0)}, {c.dtype(kind)}, device)"
 
 

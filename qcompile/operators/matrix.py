@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qcompile.backends.gpu.ops.call import Call, refuse
+from qcompile.operators.call import Call
 
 __all__ = ["ROWS"]
 
@@ -85,7 +85,7 @@ def _conv_transpose(c: Call) -> str:
     n, strides, dilations = _window(c)
     pads = c.ints("pads", [0] * (2 * n))
     if "output_shape" in c.node.attributes or c.string("auto_pad", "NOTSET") != "NOTSET" or pads[:n] != pads[n:]:
-        raise refuse(c.node, "it has an output shape, automatic or asymmetric padding")
+        raise c.refuse("it has an output shape, automatic or asymmetric padding")
     extra = c.ints("output_padding", [0] * n)
     return (
         f"F.conv_transpose{n}d({c[0]}, {c[1]}, {c.optional(2)}, stride={_tuple(strides)}, padding={_tuple(pads[:n])}, "
@@ -96,7 +96,7 @@ def _conv_transpose(c: Call) -> str:
 def _max_pool(c: Call) -> str:
     n, strides, dilations = _window(c)
     if len(c.node.outputs) > 1 and c.node.outputs[1].uses():
-        raise refuse(c.node, "its indices are read")
+        raise c.refuse("its indices are read")
     pads, ceil = c.ints("pads", [0] * (2 * n)), bool(c.int("ceil_mode", 0))
     rest = f"{c.ints('kernel_shape')}, {strides}, {dilations}, {pads}, {ceil}"
     return f'{c.helper("max_pool")}({c[0]}, {rest}, "{c.string("auto_pad", "NOTSET")}")'
@@ -105,11 +105,11 @@ def _max_pool(c: Call) -> str:
 def _average_pool(c: Call) -> str:
     n, strides, dilations = _window(c)
     if any(d != 1 for d in dilations):
-        raise refuse(c.node, "its window is dilated")
+        raise c.refuse("its window is dilated")
     padding, x = _pads(c, n)
     counted = bool(c.int("count_include_pad", 0))
     if x != c[0] and not counted:
-        raise refuse(c.node, "its padding is not symmetric and is left out of the mean")
+        raise c.refuse("its padding is not symmetric and is left out of the mean")
     return (
         f"F.avg_pool{n}d({x}, {_tuple(c.need_ints('kernel_shape'))}, {_tuple(strides)}, {_tuple(padding)}, "
         f"ceil_mode={bool(c.int('ceil_mode', 0))}, count_include_pad={counted})"
@@ -128,20 +128,20 @@ def _global_pool(operation: str) -> Callable[[Call], str]:
 
 def _resize(c: Call) -> str:
     if c.opset < 11:
-        raise refuse(c.node, "Resize before operator set 11 is not supported")
+        raise c.refuse("Resize before operator set 11 is not supported")
     sizes = c.sizes(3) if c.has(3) and not c.is_empty(3) else "None"
     scales = c.sizes(2) if sizes == "None" else "None"
     mode, nearest = c.string("mode", "nearest"), c.string("nearest_mode", "round_prefer_floor")
     where = c.string("coordinate_transformation_mode", "half_pixel")
     if c.int("antialias", 0) or c.int("exclude_outside", 0) or where == "tf_crop_and_resize":
-        raise refuse(c.node, "antialias, exclude_outside and tf_crop_and_resize are not supported")
+        raise c.refuse("antialias, exclude_outside and tf_crop_and_resize are not supported")
     axes, cubic = c.ints("axes"), c.float("cubic_coeff_a", -0.75)
     return f'{c.helper("resize")}({c[0]}, {sizes}, {scales}, {axes}, "{mode}", "{where}", "{nearest}", {cubic})'
 
 
 def _dft(c: Call) -> str:
     if c.has(1) or c.int("onesided", 0):
-        raise refuse(c.node, "it has a length or is one-sided")
+        raise c.refuse("it has a length or is one-sided")
     axis = c.int("axis", 1) if c.opset < 20 else int(c.number(2, -2))
     return f"{c.helper('dft')}({c[0]}, {c.axis(0, axis)}, {bool(c.int('inverse', 0))})"
 

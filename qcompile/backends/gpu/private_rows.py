@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qcompile.backends.gpu.ops.call import Call
-from qcompile.ir.functions import DOMAIN
+import onnx_ir as ir
 
-__all__ = ["ROWS"]
+from qcompile.ir.functions import DOMAIN
+from qcompile.operators.call import Call
+from qcompile.operators.precision import HALVES, Precision
+from qcompile.operators.table import STANDARD, Table
+
+__all__ = ["PRECISION", "TABLE"]
+
+#: Floats share the program's dtype, but for those that it would spoil.
+PRECISION = Precision((ir.DataType.FLOAT, *HALVES), HALVES, mixed=True, kernels="gpu")
 
 
 def _linear(c: Call) -> str:
@@ -68,7 +75,8 @@ def _attention(c: Call) -> str:
     return f"{c.helper('attention')}({c[0]}, {c[1]}.transpose(-1, -2), {c[2]}{mask}, scale={c.float('scale', 1.0)})"
 
 
-ROWS = {
+TABLE: Table = {
+    **STANDARD,
     ("gpu", "Attention"): _attention,
     ("gpu", "Embedding"): _embedding,
     ("gpu", "Gate"): _kernel("gate", lambda c: [c[0], c[1], f'"{c.string("kind")}"']),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qcompile.backends.gpu.ops.call import Call, refuse
+from qcompile.operators.call import Call
 
 __all__ = ["ROWS"]
 
@@ -106,7 +106,7 @@ def _cast(c: Call) -> str:
 def _cast_like(c: Call) -> str:
     kind = c.kind(1)
     if kind is None:
-        raise refuse(c.node, "the type that it casts to is not known")
+        raise c.refuse("the type that it casts to is not known")
     return c.program.cast(c.value(0), kind)
 
 

@@ -1,0 +1,1 @@
+"""Functions that generated source calls; they ship with every program of torch."""
