@@ -199,9 +199,9 @@ class Call:
     def float(self, name: str, default: builtins.float) -> builtins.float: ...
 
     def float(self, name: str, default: builtins.float | None = None) -> builtins.float | None:
-        """An attribute, as short as float32 allows."""
+        """An attribute; in programs that people read, as short as float32 allows."""
         found = self.node.attributes.get_float(name, default)
-        return found if found is None else float(str(np.float32(found)))
+        return found if found is None or self.program.exact else float(str(np.float32(found)))
 
     def string(self, name: str, default: str = "") -> str:
         """An attribute."""

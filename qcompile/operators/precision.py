@@ -10,11 +10,10 @@ import onnx_ir as ir
 from qcompile.ir.required import operand
 from qcompile.operators.protocol import Program
 
-__all__ = ["HALVES", "ONE", "Precision"]
+__all__ = ["MIXED", "ONE", "Precision"]
 
-#: Floats of 16 bits.
-HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_EVERY = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *HALVES)
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_EVERY = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *_HALVES)
 
 _PRODUCTS = {"MatMul", "Gemm", "Einsum"}
 _RECURRENT = {"Loop", "Scan"}
@@ -43,6 +42,9 @@ class Precision:
         """Whether a node computes in the program's dtype."""
         return not self.mixed or node.domain == self.kernels or _narrows(program, node, self.floats)
 
+
+#: Floats share the program's dtype, but for those that it would spoil.
+MIXED = Precision((ir.DataType.FLOAT, *_HALVES), _HALVES, mixed=True)
 
 #: Every float is in the program's dtype.
 ONE = Precision(_EVERY, _EVERY, mixed=False)

@@ -22,6 +22,7 @@ class Program(Protocol):
         runtime: what computes, for messages.
         opset: version of the standard operators.
         names: gives identifiers.
+        exact: whether numbers are written out in full; else as people read them.
         notes: facts about the whole program, such as whether it can be captured as a CUDA graph.
         hosts: values that the host computes, as arrays of numbers and symbols.
     """
@@ -29,6 +30,7 @@ class Program(Protocol):
     runtime: str
     opset: int
     names: Names
+    exact: bool
     notes: dict[str, Any]
     hosts: dict[ir.Value, np.ndarray]
 

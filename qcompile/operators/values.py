@@ -39,6 +39,7 @@ class Values:
 
     def __init__(self, opset: int, names: Names, precision: Precision, runtime: str) -> None:
         self.opset, self.names, self.precision, self.runtime = opset, names, precision, runtime
+        self.exact = not precision.mixed
         self.weights: dict[str, tuple[ir.Value, str]] = {}  # attribute -> (constant, how it is loaded)
         self.notes: dict[str, Any] = {"captures": True}
         self.hosts: dict[ir.Value, np.ndarray] = {}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import onnx_ir as ir
+from dataclasses import replace
 
 from qcompile.ir.functions import DOMAIN
 from qcompile.operators.call import Call
-from qcompile.operators.precision import HALVES, Precision
+from qcompile.operators.precision import MIXED
 from qcompile.operators.table import STANDARD, Table
 
 __all__ = ["PRECISION", "TABLE"]
 
-#: Floats share the program's dtype, but for those that it would spoil.
-PRECISION = Precision((ir.DataType.FLOAT, *HALVES), HALVES, mixed=True, kernels="gpu")
+PRECISION = replace(MIXED, kernels="gpu")
 
 
 def _linear(c: Call) -> str:
