@@ -193,7 +193,10 @@ class _Program(Program):
         part = Part()
         part.add(node)
         given = [self.own(value) for value in part.reads]
+        stated = [(value, value.dtype) for value in node.outputs]
         targets = self.bind(node, not self.precision.mixed)
+        for value, dtype in stated:
+            value.type = None if dtype is None else ir.TensorType(dtype)  # what is not stated, onnxruntime decides
         call = ", ".join([str(len(self.foreign)), *given])
         self.foreign.append((node, part, reason))
         self.emit(f"{', '.join(targets)}, *_ = self.apart({call})", targets)

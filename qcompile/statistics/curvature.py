@@ -1,0 +1,229 @@
+"""How much a model minds errors at a site, from gradients: the Fisher information of its own output distribution.
+
+A metric that is least at the float model grows by half a quadratic form in the change ``δz`` of a site's output. For
+the divergence of logits the form is ``E[(g · δz)²]`` with ``g`` the gradient of the log-probability of tokens that are
+drawn from the model's own distribution (Martens, New insights and perspectives on the natural gradient method,
+arXiv:1412.1193); for the relative squared error of other outputs, with ``g`` that of a random projection. Errors of the
+weight act alike on all rows of a window, so that their effects add up before they are squared; errors of the input are
+independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.forms import Linear, Lookup, Stack, read_site, weight_matrix
+from qcompile.analysis.spaces import Site
+from qcompile.errors import TargetError
+from qcompile.ir.required import name_of
+from qcompile.run.data import Data
+from qcompile.run.executor import Executor, Hook
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompile.notes import Progress
+
+__all__ = ["Curvature", "curvatures"]
+
+#: Draws of the output's distribution for each window: with 8, coefficients are known to about a tenth.
+DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The growth of the metric per unit of squared error of a site's output, relative to the output's energy.
+
+    Args:
+        weight: for errors of the weight, which are the same in every row.
+        input: for errors of the input, which are independent; 0 for an embedding table.
+        coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
+    """
+
+    weight: float
+    input: float
+    coherence: float
+
+
+def curvatures(
+    model: ir.Model, sites: Sequence[Site], data: Data, logits: set[str], *, windows: int, seed: int = 0,
+    device: str = "cpu", progress: Progress | None = None,
+) -> dict[str, Curvature]:  # fmt: skip
+    """The curvature at every site that gradients reach, by its name.
+
+    Sites in bodies, stacks of matrices and kernels larger than 1 are left out, and all sites of a graph with an
+    operator that the engine has no row for.
+
+    Args:
+        logits: names of the outputs that are scores over one vocabulary; without any, of all outputs.
+        windows: how many entries of the data, evenly spread, are used.
+    """
+    places = [place for place in map(_place, sites) if place is not None]
+    names = {name for place in places for name in (place.x, place.y)}
+    outputs = sorted(logits) or [name_of(value) for value in model.graph.outputs if value.dtype in _FLOATS]
+    engine = Executor(model, outputs=outputs, hooked=names, device=device)
+    if engine.foreign or not outputs:
+        return {}
+    places = [place for place in places if {place.x, place.y} <= engine.hooked]
+    chosen, rng = _spread(data.batches, windows), np.random.default_rng(seed)
+    for done, batch in enumerate(chosen):
+        _collect(engine, places, batch, bool(logits), rng)
+        if progress is not None:
+            progress("measuring sensitivities", done + 1, len(chosen))
+    return {place.site.name: place.curvature() for place in places if place.energy > 0}
+
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def _spread(batches: Sequence[Mapping[str, np.ndarray]], windows: int) -> list[Mapping[str, np.ndarray]]:
+    """Batches spread evenly over the data, as many as hold about so many entries: data may be sorted."""
+    entries = max(max((len(a) for a in batch.values() if a.ndim), default=1) for batch in batches)
+    count = min(len(batches), max(1, -(-windows // entries)))
+    return [batches[i] for i in np.linspace(0, len(batches) - 1, count).astype(int)]
+
+
+@dataclass
+class _Place:
+    """A site in the engine, and the sums that its curvature follows from."""
+
+    site: Site
+    form: Linear | Lookup
+    x: str
+    y: str
+    weight: torch.Tensor
+    seen: float = 0.0  # Σ‖x‖²
+    energy: float = 0.0  # Σ‖xWᵀ‖²
+    together: float = 0.0  # Σ over windows of ‖Σ g xᵀ‖²
+    apart: float = 0.0  # Σ‖g‖²‖x‖²
+    through: float = 0.0  # Σ‖Wᵀg‖²‖x‖²/d
+    units: float = 0.0  # tokens, or batches where the metric is relative
+
+    def _rows(self, value: torch.Tensor, order: tuple[int, ...] | None) -> list[torch.Tensor]:
+        """Rows ``[rows, features]`` of each entry of a value, which is one window where its entries stand apart."""
+        value = value if order is None else value.permute(order)
+        windows = value if value.ndim > 2 else value[None]
+        return [window.reshape(-1, value.shape[-1]).float() for window in windows]
+
+    def see(self, x: torch.Tensor, units: int) -> None:
+        """Add what the site reads."""
+        self.units += units
+        if isinstance(self.form, Lookup):
+            self.energy += x.numel()
+            return
+        weight = self.weight.to(x.device)
+        for rows in self._rows(x, self.form.before):
+            self.seen += float(rows.square().sum())
+            self.energy += float((rows @ weight.T).square().sum())
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Add the gradient at the output for one draw."""
+        import torch
+
+        if isinstance(self.form, Lookup):
+            rows, g = x.reshape(-1) % len(self.weight), g.reshape(-1, g.shape[-1]).float()
+            sums = torch.zeros(len(self.weight), g.shape[1], device=g.device).index_add(0, rows, g)
+            self.together += float(sums.square().sum())
+            self.apart += float(g.square().sum())
+            return
+        after = None if self.form.after is None else tuple(np.argsort(self.form.after).tolist())
+        weight = self.weight.to(g.device)
+        pairs = zip(self._rows(x, self.form.before), self._rows(g * self.form.alpha, after), strict=True)
+        for rows, grads in pairs:
+            size = rows.square().sum(1)
+            self.together += _together(grads, rows)
+            self.apart += float((grads.square().sum(1) * size).sum())
+            self.through += float(((grads @ weight).square().sum(1) * size).sum()) / rows.shape[1]
+
+    def curvature(self) -> Curvature:
+        """The coefficients, from the sums over all windows and draws."""
+        count = DRAWS * max(self.units, 1)
+        if isinstance(self.form, Lookup):  # relative to the energy of the table, as errors of tables are
+            spread = float(self.weight.square().sum()) / self.weight.numel()
+            return Curvature(0.5 * self.together / count * spread, 0.0, self.together / max(self.apart, 1e-30))
+        width = self.weight.shape[1]
+        by_weight = len(self.weight) * self.seen / self.energy
+        by_input = float(self.weight.square().sum()) * self.seen / width / self.energy
+        return Curvature(
+            0.5 * self.together / count / by_weight, 0.5 * self.through / count / by_input,
+            self.together / max(self.apart, 1e-30),
+        )  # fmt: skip
+
+
+def _place(site: Site) -> _Place | None:
+    if site.nested:
+        return None
+    try:
+        form = read_site(site.node)
+    except TargetError:
+        return None
+    if isinstance(form, Stack):
+        return None
+    x = name_of(form.x if isinstance(form, Linear) else form.indices)
+    return _Place(site, form, x, name_of(site.node.outputs[0]), weight_matrix(site).contiguous())
+
+
+def _collect(
+    engine: Executor, places: Sequence[_Place], batch: Mapping[str, np.ndarray], logits: bool, rng: np.random.Generator
+) -> None:
+    """Add one batch to the sums of all places."""
+    import torch
+
+    seen: dict[str, torch.Tensor] = {}
+    nudges: dict[str, torch.Tensor] = {}
+    read, written = ({place.x for place in places}, {place.y for place in places})
+
+    def at(name: str) -> Hook:
+        def hook(value: torch.Tensor) -> torch.Tensor:
+            if name in written:
+                nudges[name] = torch.zeros_like(value, requires_grad=True)
+                value = value + nudges[name]
+            if name in read:
+                seen[name] = value.detach()
+            return value
+
+        return hook
+
+    outputs = engine(batch, {name: at(name) for name in read | written})
+    units = sum(value[..., 0].numel() for value in outputs.values()) if logits else 1
+    for place in places:
+        place.see(seen[place.x], units)
+    for draw in range(DRAWS):
+        score = _score(outputs, logits, rng)
+        grads = torch.autograd.grad(score, list(nudges.values()), retain_graph=draw + 1 < DRAWS, allow_unused=True)
+        found = dict(zip(nudges, grads, strict=True))
+        for place in places:
+            g = found[place.y]
+            if g is not None:
+                place.add(seen[place.x], g)
+
+
+def _score(outputs: Mapping[str, torch.Tensor], logits: bool, rng: np.random.Generator) -> torch.Tensor:
+    """A function of the outputs whose squared gradients are, in the mean over draws, twice the metric's curvature."""
+    import torch
+
+    total = torch.zeros(())
+    for value in outputs.values():
+        noise = torch.Generator(value.device).manual_seed(int(rng.integers(1 << 62)))
+        if logits:
+            scores = value.reshape(-1, value.shape[-1]).float().log_softmax(-1)
+            drawn = torch.multinomial(scores.detach().exp(), 1, generator=noise)
+            total = total.to(value.device) + scores.gather(1, drawn).sum()
+        else:
+            direction = torch.randn(value.shape, generator=noise, device=value.device)
+            size = value.detach().norm().clamp_min(1e-30) * len(outputs) ** 0.5
+            total = total.to(value.device) + (direction * value).sum() / size
+    return total
+
+
+def _together(g: torch.Tensor, x: torch.Tensor) -> float:
+    """``‖Σ g xᵀ‖²`` of rows ``[rows, out]`` and ``[rows, in]``, by what is cheaper: the matrix, or products of rows."""
+    rows, out, width = len(g), g.shape[1], x.shape[1]
+    if rows * (out + width) < out * width:
+        return float(((g @ g.T) * (x @ x.T)).sum())
+    return float((g.T @ x).square().sum())

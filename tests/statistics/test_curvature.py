@@ -1,0 +1,96 @@
+"""Curvatures are those of the mathematics where it is known, and those of noise in the weights elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+import torch
+
+from qcompile.analysis.analyze import analyze
+from qcompile.analysis.spaces import Analysis
+from qcompile.run.data import Data
+from qcompile.statistics.curvature import Curvature, curvatures
+from qcompile.statistics.sensitivity import sensitivities
+
+
+def analyzed(body: str, weights: dict[str, np.ndarray], ends: str = "(float[N,L,6] x) => (float[N,L,K] y)") -> Analysis:
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 21]> g {ends} {{ {body} }}')
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items())
+    return analyze(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+
+
+def measured(analysis: Analysis, batches: list[dict[str, np.ndarray]], logits: set[str]) -> dict[str, Curvature]:
+    windows = sum(len(next(iter(batch.values()))) for batch in batches)
+    return curvatures(analysis.model, analysis.sites, Data(tuple(batches), random=False), logits, windows=windows)
+
+
+def test_of_a_site_that_writes_the_output() -> None:
+    """Half its relative error is the metric."""
+    rng = np.random.default_rng(0)
+    analysis = analyzed("[one] y = MatMul(x, a)", {"a": rng.standard_normal((6, 40))})
+    batches = [{"x": rng.standard_normal((16, 12, 6), np.float32)} for _ in range(4)]
+    found = measured(analysis, batches, set())["one"]
+    assert found.weight == pytest.approx(0.5, rel=0.15)
+    assert found.input == pytest.approx(0.5, rel=0.15)
+    assert found.coherence == pytest.approx(1, rel=0.15)
+
+
+def test_of_logits() -> None:
+    """The Fisher information of a softmax is known: ``diag(p) - p pᵀ``."""
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((6, 5)).astype(np.float32)
+    analysis = analyzed("[one] y = MatMul(x, a)", {"a": weight})
+    batches = [{"x": rng.standard_normal((8, 64, 6), np.float32)} for _ in range(4)]
+    found = measured(analysis, batches, {"y"})["one"]
+    x = torch.from_numpy(np.concatenate([batch["x"] for batch in batches]).reshape(-1, 6)).double()
+    w = torch.from_numpy(weight).double()
+    p = torch.softmax(x @ w, -1)
+    trace = 1 - p.square().sum(-1)
+    size, energy = x.square().sum(-1), (x @ w).square().sum()
+    by_weight = 0.5 * (size * trace).mean() / (5 * size.sum() / energy)
+    fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    through = torch.einsum("ik,nkl,il->n", w, fisher, w)
+    by_input = 0.5 * (size * through / 6).mean() / (w.square().sum() * size.sum() / 6 / energy)
+    assert found.weight == pytest.approx(float(by_weight), rel=0.1)
+    assert found.input == pytest.approx(float(by_input), rel=0.1)
+
+
+def test_errors_that_act_alike_add_up() -> None:
+    """The output sums over all rows: where they are equal, the effect of the weight grows with their number."""
+    analysis = analyzed(
+        "[one] h = MatMul(x, a) axes = Constant<value_ints=[1]>() y = ReduceSum(h, axes)",
+        {"a": np.random.default_rng(2).standard_normal((6, 8))}, "(float[N,L,6] x) => (float[N,1,8] y)",
+    )  # fmt: skip
+    x = np.repeat(np.random.default_rng(3).standard_normal((32, 1, 6), np.float32), 10, axis=1)
+    assert measured(analysis, [{"x": x}], set())["one"].coherence == pytest.approx(10, rel=1e-3)
+
+
+def test_it_is_what_noise_in_the_weights_shows() -> None:
+    rng = np.random.default_rng(4)
+    weights = {"t": rng.standard_normal((30, 6)), "a": rng.standard_normal((6, 24)), "b": rng.standard_normal((24, 30))}
+    body = "[table] e = Gather(t, x) [one] h = MatMul(e, a) u = Tanh(h) [two] y = MatMul(u, b)"
+    analysis = analyzed(body, weights, "(int64[N,L] x) => (float[N,L,30] y)")
+    data = Data(({"x": rng.integers(0, 30, (64, 32))},), random=False)
+    found = curvatures(analysis.model, analysis.sites, data, {"y"}, windows=64)
+    noise = sensitivities(analysis.model, analysis.sites, data, tokens=2048)
+    e = weights["t"][data.batches[0]["x"]].reshape(-1, 6)
+    u = np.tanh(e @ weights["a"])
+    for name, x, w in (("one", e, weights["a"]), ("two", u, weights["b"])):
+        unit = (w**2).sum() / len(w) * (x**2).sum() / ((x @ w) ** 2).sum()  # of the output, for one of the weight
+        assert found[name].weight == pytest.approx(noise[name] / unit, rel=0.35)
+    assert found["table"].weight == pytest.approx(noise["table"], rel=0.35)
+    assert found["table"].input == 0
+
+
+def test_what_gradients_do_not_reach_is_left_out() -> None:
+    rng = np.random.default_rng(5)
+    weights = {"a": rng.standard_normal((6, 6)), "b": rng.standard_normal((6, 6))}
+    batches = [{"x": rng.standard_normal((2, 6, 6), np.float32)}]
+    body = "[one] h = MatMul(x, a) d = Det(h) s = Unsqueeze(d, c) y = Mul(h, s)"
+    analysis = analyzed("c = Constant<value_ints=[1,2]>() " + body, weights, "(float[N,6,6] x) => (float[N,6,6] y)")
+    assert measured(analysis, batches, set()) == {}  # no gradient of a determinant
+    reads = analyzed("[one] h = MatMul(x, a) [two] y = MatMul(x, b)", weights, "(float[N,6,6] x) => (float[N,6,6] y)")
+    assert measured(reads, batches, set())["two"].weight > 0
+    assert measured(reads, batches, set())["one"] == Curvature(0, 0, 0)  # nothing reads its output
