@@ -11,11 +11,13 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
+from qcompile.analysis.inventory import take_inventory
 from qcompile.analysis.siblings import Siblings
 from qcompile.artifact.artifact import Artifact, write_manifest
 from qcompile.artifact.folder import atomic_folder
 from qcompile.artifact.further import lower_further
 from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
+from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, begin_source, settle
 from qcompile.checks.sites import check_lowering, sites_to_check
@@ -132,7 +134,7 @@ def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
     analysis = analyze(state.model)
     for site in analysis.infinite:
         state.decline(site.name, "transforming and quantizing its weight", f"'{site.weight.name}' holds infinity")
-    return Prepared(source, state, analysis)
+    return Prepared(source, state, analysis, take_inventory(source.model, analysis))
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
@@ -145,7 +147,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     state.declined += declined
     if not sites:
         none = f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized"
-        raise InputError(none + said_of_weights(state.declined))
+        raise InputError(none + said_of_weights([*state.declined, *unsited(prepared.weights)]))
     choice = selection.choose(
         analysis, sites, request.target, request.schemes, options, prepared.seen.data, state.decline,
         request.progress,
@@ -275,10 +277,10 @@ def _write(compared: Compared) -> None:
     """Write the manifest and the report."""
     written = compared.written
     quantized, folder = written.quantized, written.folder
-    rotated, chosen = quantized.rotated, quantized.chosen
+    prepared, chosen = quantized.rotated.prepared, quantized.chosen
     manifest = build_manifest(
         Facts(
-            source=rotated.prepared.source, state=rotated.prepared.state, analysis=rotated.prepared.analysis,
+            source=prepared.source, state=prepared.state, analysis=prepared.analysis, weights=prepared.weights,
             sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
             runtimes=written.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, checked=compared.checked, folder=folder,

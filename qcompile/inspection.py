@@ -14,6 +14,7 @@ from qcompile.artifact.artifact import Artifact, is_artifact
 from qcompile.artifact.drawing import drawing
 from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties
 from qcompile.artifact.pages import render_inspection, render_report
+from qcompile.artifact.weight_entries import QUANTIZABLE, unsited, weight_entries, weights_summary
 from qcompile.checks.equivalence import observe_source
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
@@ -24,6 +25,7 @@ from qcompile.stages import float_model
 from qcompile.targets.eligible import quantizable
 
 if TYPE_CHECKING:
+    from qcompile.analysis.spaces import Site
     from qcompile.checks.losses import Measured
     from qcompile.ir.capture import Source
     from qcompile.notes import Progress
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["describe", "inspect", "inspect_artifact", "inspect_files", "verify"]
 
 #: What an artifact's manifest has in common with the inspection of a model.
-SHARED = ("qcompile", "source", "target", "seed", "spaces", "sites", "declined", "online_transforms")
+SHARED = (
+    "qcompile", "source", "target", "seed", "spaces", "sites", "weights", "weights_summary", "declined",
+    "online_transforms",
+)  # fmt: skip
 
 
 def inspect(model: Any, progress: Progress | None = None, **capture_options: Any) -> dict[str, Any]:
@@ -64,6 +69,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     analysis = prepared.analysis
     chosen, declined = quantizable(analysis)
     quantized = {site.name for site in chosen}
+    found = [*prepared.state.declined, *declined, *unsited(prepared.weights)]
+
+    def stored(site: Site) -> tuple[str, None, float] | None:
+        return ("", None, 0.0) if site.name in quantized else None
+
+    weights = weight_entries(prepared.weights, found, QUANTIZABLE, stored)
     tied = ties(analysis.sites)
     sites = [site_entry(analysis, site, tied[site.name]) for site in analysis.sites]
     return {
@@ -72,7 +83,9 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "graph": {"nodes": len(prepared.model.graph), "operators": _operators(prepared)},
         "spaces": space_entries(analysis),
         "sites": [entry | {"quantizable": entry["name"] in quantized} for entry in sites],
-        "declined": declined_entries([*prepared.state.declined, *declined]) + obstacles(analysis, analysis.sites),
+        "weights": weights,
+        "weights_summary": weights_summary(prepared.weights, weights, QUANTIZABLE),
+        "declined": declined_entries(found) + obstacles(analysis, analysis.sites),
     }
 
 

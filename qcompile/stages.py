@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompile.analysis.inventory import Weight
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.checks.equivalence import Equivalence, Observed
@@ -75,12 +76,14 @@ class Prepared:
         source: the graph as it came.
         state: the graph, and everything that was left alone.
         analysis: sites, spaces and freedoms.
+        weights: every constant of the source, with the sites that hold it.
         observed: the data that the source takes, and its outputs; ``None`` if nothing is to be run.
     """
 
     source: Source
     state: State
     analysis: Analysis
+    weights: Sequence[Weight]
     observed: Observed | None = None
 
     @property

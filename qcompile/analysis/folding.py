@@ -50,7 +50,9 @@ class Folded(Derived):
         """The constant with further changes."""
         if self._tensor is None:
             return Folded(self.source, (*self._changes, *changes), name=self.name, keep=self.cache)
-        return Folded(self._tensor, changes, name=self.name, keep=self.cache)
+        made = Folded(self._tensor, changes, name=self.name, keep=self.cache)
+        made.origin = self.origin
+        return made
 
     def lines(self, axis: int, places: np.ndarray) -> np.ndarray:
         """Some of the vectors along an axis, ``[places, size]``, if possible without computing the others."""

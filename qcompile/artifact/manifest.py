@@ -23,6 +23,7 @@ from qcompile.artifact.entries import (
     value_entries,
 )
 from qcompile.artifact.pages import render_report, template
+from qcompile.artifact.weight_entries import QUANTIZED, unsited, weight_entries, weights_summary
 from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
@@ -30,6 +31,7 @@ from qcompile.run.compare import number
 from qcompile.run.sources import DataLike, input_values
 
 if TYPE_CHECKING:
+    from qcompile.analysis.inventory import Weight
     from qcompile.analysis.spaces import Site
     from qcompile.checks.equivalence import Equivalence
     from qcompile.checks.losses import Measured
@@ -56,6 +58,7 @@ class Facts:
         source: the graph as it came.
         state: everything that was left alone, and notes of passes.
         analysis: the analysis of the graph before it changed basis.
+        weights: every constant of the source, with the sites that hold it.
         sites: the sites that the target can quantize; the others appear as ``float``.
         choice: schemes and transforms.
         plans: how each site that is quantized computes, by name.
@@ -72,6 +75,7 @@ class Facts:
     source: Source
     state: State
     analysis: Analysis
+    weights: Sequence[Weight]
     sites: Sequence[Site]
     choice: Choice
     plans: Mapping[str, Plan]
@@ -98,7 +102,8 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "options": _options(facts.options),
         "spaces": space_entries(facts.analysis, chosen.placement.offline),
         "sites": _sites(facts),
-        "declined": declined_entries(facts.state.declined) + _unrotated(facts),
+        **_weights(facts),
+        "declined": declined_entries([*facts.state.declined, *unsited(facts.weights)]) + _unrotated(facts),
         "online_transforms": _online(chosen),
         "candidates": {key: _numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
         "equivalence": {
@@ -156,6 +161,17 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
         entry |= _choice(site, chosen, facts.plans.get(site.name), lowered)
         entries.append(entry)
     return entries
+
+
+def _weights(facts: Facts) -> dict[str, Any]:
+    def stored(site: Site) -> tuple[str, Quantized, float] | None:
+        plan = facts.plans.get(site.name)
+        if plan is None or plan.scheme.weight is None:
+            return None
+        return plan.scheme.weight.name, plan.weight, _stored(site, plan, facts.lowered) / 8
+
+    entries = weight_entries(facts.weights, facts.state.declined, QUANTIZED, stored)
+    return {"weights": entries, "weights_summary": weights_summary(facts.weights, entries, QUANTIZED)}
 
 
 def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> dict[str, Any]:

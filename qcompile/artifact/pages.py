@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific", "template"]
+__all__ = [
+    "format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific", "template",
+    "times_smaller",
+]  # fmt: skip
 
 #: How losses are called, in the order in which they are shown.
 LOSSES = {"float": "float", "round_to_nearest": "round-to-nearest", "quantized": "this artifact"}
@@ -54,6 +57,7 @@ def template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"bytes": human_bytes, "scientific": scientific, "format_name": format_name}
+    environment.globals["times_smaller"] = times_smaller
     return environment.get_template(name)
 
 
@@ -72,6 +76,13 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def times_smaller(source: float, made: float) -> str:
+    """A size compared with that of the source: ``3.92x smaller``, ``1.10x larger``."""
+    smaller = made <= source
+    ratio = source / max(made, 1) if smaller else made / max(source, 1)
+    return f"{ratio:.2f}x {'smaller' if smaller else 'larger'}"
 
 
 def scientific(value: float | None) -> str:

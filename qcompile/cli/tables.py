@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific
+from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific, times_smaller
+from qcompile.cli.frames import facts, table
+from qcompile.cli.weight_tables import weight_rows, weights_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,26 +41,6 @@ __all__ = [
     "times_table",
 ]
 
-#: How every table looks.
-TITLED: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False}
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, **TITLED)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE, show_header=False, **TITLED)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, Text(value))
-    return table
-
-
 # -- export ----------------------------------------------------------------------------------------------------------
 
 
@@ -67,12 +48,12 @@ def artifact_tables(artifact: Artifact) -> list[Any]:
     """The result of an export: sizes, formats, errors, and the path of the report."""
     m = artifact.manifest
     report = ("report", str(artifact.folder / "report.html"))
-    return [_facts(str(artifact.folder), [*_sizes(m), *_choices(m), *_errors(m), report])]
+    return [facts(str(artifact.folder), [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), report])]
 
 
 def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     source, made = m["bytes"]["source"], m["bytes"]["artifact"]
-    ratio = f"{human_bytes(source)} → {human_bytes(made)}, {source / max(made, 1):.2f}x smaller"
+    ratio = f"{human_bytes(source)} → {human_bytes(made)}, {times_smaller(source, made)}"
     sizes = ("size", f"{source:,} → {made:,} bytes ({ratio})")
     written = m["runtimes"].items()
     runs = ", ".join(name for name, runtime in written if "missing" not in runtime)
@@ -139,7 +120,7 @@ def rotation_table(rotated: Rotated, output: Path) -> Table:
     placement, equal = rotated.placement, rotated.checked
     sizes = Counter(f"{node.size}" for node in placement.offline)
     spaces = f"{len(placement.offline)}" + (f" (sizes: {_counts(sizes)})" if sizes else "")
-    return _facts(str(output), [
+    return facts(str(output), [
         ("rotated spaces", spaces),
         ("online transforms", str(len(placement.online))),
         ("declined", f"{len(rotated.prepared.state.declined)} (qcompile inspect says why)"),
@@ -151,10 +132,10 @@ def rotation_table(rotated: Rotated, output: Path) -> Table:
 
 def arrays_table(arrays: Mapping[str, np.ndarray], output: Path) -> Table:
     """The outputs of a run."""
-    table = _table(str(output), "output", "shape", "type")
+    made = table(str(output), "output", "shape", "type")
     for name, array in arrays.items():
-        table.add_row(Text(name), "x".join(map(str, array.shape)) or "scalar", str(array.dtype))
-    return table
+        made.add_row(Text(name), "x".join(map(str, array.shape)) or "scalar", str(array.dtype))
+    return made
 
 
 def alone_table(found: Alone, stated: Mapping[str, Any]) -> Table:
@@ -173,26 +154,26 @@ def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:
     q = stated["quantization"]
     said = f"relative L2 {scientific(q['rel_l2'])}, divergence {scientific(q['divergence'])} nats"
     rows += [("inputs", str(measured.rows)), ("manifest says", f"{said} on {q['evaluated_inputs']} inputs")]
-    return _facts("artifact vs. source", rows)
+    return facts("artifact vs. source", rows)
 
 
 def targets_table(found: Iterable[Target]) -> Table:
     """All targets."""
-    table = _table("targets", "name", "formats", "default", "what it is")
+    made = table("targets", "name", "formats", "default", "what it is")
     for target in found:
         name = ", ".join((target.name, *target.aliases))
         formats = "any" if "*" in target.schemes else ", ".join(target.schemes)
-        table.add_row(Text(name), Text(formats), Text(target.default), Text(target.summary))
-    return table
+        made.add_row(Text(name), Text(formats), Text(target.default), Text(target.summary))
+    return made
 
 
 def passes_tables(found: Mapping[str, type[Any]], pipelines: Mapping[str, Pipeline]) -> list[Table]:
     """All passes with their options, and the order of those that pipelines are made of."""
-    passes = _table("passes", "name", "options", "what it does")
+    passes = table("passes", "name", "options", "what it does")
     for name, step in found.items():
         options = ", ".join(_option(field) for field in dataclasses.fields(step))
         passes.add_row(Text(name), Text(options), Text((step.__doc__ or "").strip().split("\n")[0]))
-    ordered = _table("pipelines", "name", "its passes, in order")
+    ordered = table("pipelines", "name", "its passes, in order")
     for name, pipeline in pipelines.items():
         ordered.add_row(Text(name), Text(", ".join(step.name for step in pipeline.passes)))
     return [passes, ordered]
@@ -206,22 +187,22 @@ def _option(field: dataclasses.Field[Any]) -> str:
 def optimization_tables(done: Optimized, output: Path) -> list[Table]:
     """The work of ``opt``, and what its passes left alone."""
     equal, declined = done.equivalence, [dataclasses.asdict(entry) for entry in done.state.declined]
-    facts = _facts(str(output), [
+    made = facts(str(output), [
         ("graph", "changed" if done.changed else "the same"),
         *([] if equal is None else [("rewritten vs. source", f"relative L2 {equal.rel_l2:.3g}")]),
         ("written", f"{human_bytes(output.stat().st_size)}"),
     ])  # fmt: skip
-    return [facts, *([_declined(declined)] if declined else [])]
+    return [made, *([_declined(declined)] if declined else [])]
 
 
 def times_table(rows: Sequence[Timed]) -> Table:
     """How long each pass took, and what it did to the number of nodes."""
-    table = _table("passes", "pass", "changed", "seconds", "nodes before", "after")
+    made = table("passes", "pass", "changed", "seconds", "nodes before", "after")
     for row in rows:
-        table.add_row(row.name, "yes" if row.changed else "no", f"{row.seconds:.3f}", str(row.before), str(row.after))
+        made.add_row(row.name, "yes" if row.changed else "no", f"{row.seconds:.3f}", str(row.before), str(row.after))
     total = sum(row.seconds for row in rows)
-    table.add_row("all", "yes" if any(row.changed for row in rows) else "no", f"{total:.3f}", *_ends(rows))
-    return table
+    made.add_row("all", "yes" if any(row.changed for row in rows) else "no", f"{total:.3f}", *_ends(rows))
+    return made
 
 
 def _ends(rows: Sequence[Timed]) -> tuple[str, str]:
@@ -232,43 +213,44 @@ def _ends(rows: Sequence[Timed]) -> tuple[str, str]:
 
 
 def inspection_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Three tables: spaces, sites and reasons."""
-    return [_spaces(found["spaces"]), _sites(found["sites"]), _declined(found["declined"])]
+    """Four tables: spaces, sites, weights and reasons. Artifacts of older versions do not list their weights."""
+    weights = [weights_table(found)] if "weights" in found else []
+    return [_spaces(found["spaces"]), _sites(found["sites"]), *weights, _declined(found["declined"])]
 
 
 def _spaces(spaces: Sequence[Mapping[str, Any]]) -> Table:
     used = [space for space in spaces if space["readers"] or space["writers"]]
-    table = _table(f"spaces: {len(used)} at sites, {len(spaces) - len(used)} elsewhere",
+    made = table(f"spaces: {len(used)} at sites, {len(spaces) - len(used)} elsewhere",
                    "space", "size", "freedom", "transform", "sites", "limited by")  # fmt: skip
     for space in used:
         limits = "\n".join(limit["reason"] for limit in space["limited_by"]) or "nothing"
         sites = f"{len(space['writers'])} write, {len(space['readers'])} read"
-        table.add_row(space["id"], str(space["size"]), space["freedom"], space["transform"], sites, Text(limits))
-    return table
+        made.add_row(space["id"], str(space["size"]), space["freedom"], space["transform"], sites, Text(limits))
+    return made
 
 
 def _sites(sites: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(f"sites: {len(sites)}", "site", "operator", "weight", "reads", "writes", "format", "transform")
+    made = table(f"sites: {len(sites)}", "site", "operator", "weight", "reads", "writes", "format", "transform")
     for site in sites:
         shape = "x".join(map(str, site["weight_shape"]))
         kind = site["transform_in"]["kind"] + (" (online)" if site["transform_in"]["online"] else "")
         reads, writes = site["space_in"] or "indices", site["space_out"] or "-"
-        table.add_row(Text(site["name"]), site["op"], shape, reads, writes, format_name(site), kind)
-    return table
+        made.add_row(Text(site["name"]), site["op"], shape, reads, writes, format_name(site), kind)
+    return made
 
 
 def _declined(declined: Sequence[Mapping[str, str]]) -> Table:
-    table = _table(f"left alone: {len(declined)}", "site", "what was not done", "why")
+    made = table(f"left alone: {len(declined)}", "site", "what was not done", "why")
     for entry in declined:
-        table.add_row(Text(entry["site"]), Text(entry["what"]), Text(entry["reason"]))
-    return table
+        made.add_row(Text(entry["site"]), Text(entry["what"]), Text(entry["reason"]))
+    return made
 
 
 def inputs_table(model: ir.Model) -> Table:
     """The arrays that a graph takes; a dimension that several arrays share has one name."""
     from qcompile.run.sources import input_values, shape_of, type_of
 
-    table = _table("inputs", "name", "type", "shape")
+    made = table("inputs", "name", "type", "shape")
     for value in input_values(model):
-        table.add_row(Text(value.name or ""), Text(type_of(value)), Text(shape_of(value)))
-    return table
+        made.add_row(Text(value.name or ""), Text(type_of(value)), Text(shape_of(value)))
+    return made

@@ -13,8 +13,8 @@ from qcompile.errors import InputError
 from qcompile.ir.required import constant
 
 __all__ = [
-    "Derived", "EAGER_BYTES", "check_weights", "holds_infinity", "initializers", "read", "release", "total_bytes",
-    "weights_of",
+    "Derived", "EAGER_BYTES", "check_weights", "holds_infinity", "initializers", "origin", "read", "release",
+    "total_bytes", "weights_of",
 ]  # fmt: skip
 
 #: Below this many bytes of constants, folded ones are kept in memory.
@@ -38,6 +38,8 @@ class Derived(ir.LazyTensor):
         name: of the result.
         keep: whether the result stays in memory; without, it is computed again at each read.
         dtype: of the result, if it is not that of the source.
+
+    ``origin`` is the constant at the beginning, which came with the model.
     """
 
     def __init__(
@@ -47,11 +49,17 @@ class Derived(ir.LazyTensor):
         made = partial(compute, source)
         super().__init__(made, dtype or source.dtype, ir.Shape(shape.numpy()), name=name, cache=keep)
         self.source = source
+        self.origin = origin(source)
         self._computing = Lock()
 
     def _evaluate(self) -> ir.TensorProtocol:
         with self._computing:  # once, whoever asks
             return super()._evaluate()
+
+
+def origin(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The constant that a constant is computed from: itself, if it is not computed."""
+    return tensor.origin if isinstance(tensor, Derived) else tensor
 
 
 def read(tensor: ir.TensorProtocol) -> np.ndarray:
