@@ -49,6 +49,7 @@ def export(
     seed: int = 0,
     device: str = "cpu",
     tvm_target: str | None = None,
+    latency: bool = False,
     progress: Progress | None = None,
     **capture_options: Any,
 ) -> Artifact:
@@ -68,6 +69,7 @@ def export(
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
+        latency: whether the artifact is timed beside its source, in a few seconds, for ``Artifact.latency``.
         progress: called with a step, the part of it that is done, and the whole.
         capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``.
 
@@ -77,7 +79,7 @@ def export(
     options = Options(
         target=target, budget=dict(budget or {}), calibration=calibration, evaluation=evaluation,
         formats=tuple(formats), transforms=transforms, method=method, seed=seed, device=device,
-        tvm_target=tvm_target,
+        tvm_target=tvm_target, latency=latency,
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
     return _export(model, options, where, progress=progress, **capture_options)

@@ -16,10 +16,11 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.artifact.artifact import Artifact, write_manifest
 from qcompile.artifact.folder import atomic_folder
 from qcompile.artifact.further import lower_further
-from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
+from qcompile.artifact.manifest import Facts, build_manifest, bytes_in, compile_report, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, begin_source, settle
+from qcompile.checks.latency import Transformed, latency
 from qcompile.checks.sites import check_lowering, sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.placement import Placement, total_transform
@@ -73,7 +74,7 @@ def export(
         written = _lower(quantized, temporary)
         compared = _measure(written)
         _write(compared)
-    return Artifact.open(folder)
+    return replace(Artifact.open(folder), latency=_time(compared, Path(folder)) if options.latency else None)
 
 
 def plan(model: Any, options: Options) -> ir.Model:
@@ -271,6 +272,14 @@ def _measure(written: Written) -> Compared:
         )  # fmt: skip
         checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
     return Compared(written, measured, checked)
+
+
+def _time(compared: Compared, folder: Path) -> dict[str, Any]:
+    """Time the artifact beside its source, on the first of the data."""
+    chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.lowered)
+    prepared, target = chosen.prepared, chosen.request.target
+    batch = prepared.seen.data.batches[0]
+    return latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))
 
 
 def _write(compared: Compared) -> None:

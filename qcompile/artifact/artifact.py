@@ -26,10 +26,13 @@ class Artifact:
     Args:
         folder: the folder that holds it.
         manifest: the content of its ``manifest.json``.
+        latency: its time beside its source's, in the words of ``checks.latency``, if it was measured when it was made.
+            No file has it, for artifacts are the same wherever they are made.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
+    latency: Mapping[str, Any] | None = None
 
     @staticmethod
     def open(folder: str | Path) -> Artifact:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from qcompile.targets.registry import Lowered
     from qcompile.targets.target import Target
 
-__all__ = ["REPORT", "Facts", "build_manifest", "compile_report", "stored_bits", "write_report"]
+__all__ = ["REPORT", "Facts", "build_manifest", "bytes_in", "compile_report", "stored_bits", "write_report"]
 
 REPORT = "report.html"
 
@@ -113,7 +113,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(facts),
         "assignment": _assignment(chosen),
-        "bytes": {"source": facts.source.bytes, "artifact": _bytes_in(facts.folder, lowered)},
+        "bytes": {"source": facts.source.bytes, "artifact": bytes_in(facts.folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
         "bits_per_weight": number(_bits_per_weight(facts)),
         "files": _files(facts),
@@ -285,7 +285,8 @@ def _bits_per_weight(facts: Facts) -> float:
     return math.fsum(bits.values()) / max(sum(counts.values()), 1)
 
 
-def _bytes_in(folder: Path, lowered: Lowered) -> int:
+def bytes_in(folder: Path, lowered: Lowered) -> int:
+    """Bytes of the files that a backend wrote."""
     return sum((folder / name).stat().st_size for name in lowered.files)
 
 

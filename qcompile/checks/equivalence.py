@@ -59,11 +59,11 @@ class Equivalence:
     tapped: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # values asked for, on the first input
 
 
-def source_session(source: Source, *, optimize: bool = True) -> Session | Interpreter:
-    """The captured model, ready to run."""
+def source_session(source: Source, *, optimize: bool = True, threads: int = 0) -> Session | Interpreter:
+    """The captured model, ready to run; onnxruntime chooses the number of threads if it is 0."""
     if _is_double(source.model):  # some operators of onnxruntime are for float32 alone
-        return double_session(source.model, optimize=optimize)
-    return Session(source.path if _from_file(source) else source.model, optimize=optimize)
+        return double_session(source.model, optimize=optimize, threads=threads)
+    return Session(source.path if _from_file(source) else source.model, optimize=optimize, threads=threads)
 
 
 def _is_double(model: ir.Model) -> bool:

@@ -57,6 +57,7 @@ class Options:
         device: where torch computes: ``cpu`` or ``cuda``.
         evaluation: data to measure the loss on, in the same forms.
         tvm_target: another machine to compile for, as TVM describes machines.
+        latency: whether the artifact and its source are timed.
     """
 
     target: str
@@ -69,6 +70,7 @@ class Options:
     device: str = "cpu"
     evaluation: DataLike | None = None
     tvm_target: str | None = None
+    latency: bool = False
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Choice:
         placement: the transforms.
         alphas: sensitivities by site name, where they were measured.
         errors: predicted ``t²`` by site name.
+        plain_errors: the same without transforms, of sites that have some, if times are to be weighed against it.
         assignment: how schemes were assigned, where there was a choice.
         ties: by site name, the unit that got one scheme.
     """
@@ -94,6 +97,7 @@ class Choice:
     alphas: dict[str, float]
     schemes: dict[str, Scheme] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    plain_errors: dict[str, float] = field(default_factory=dict)
     assignment: Assignment | None = None
     ties: dict[str, str] = field(default_factory=dict)
 
@@ -159,7 +163,7 @@ def choose(
                 reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
                 decline(site.name, f"the format {first.name}", reason)
     probes |= {group: probes_of(group) for group in groups if group not in probes}
-    _predict(analysis, probes, chosen)
+    _predict(analysis, probes, chosen, options.latency)
     return chosen
 
 
@@ -222,10 +226,12 @@ def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, fl
     return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
 
 
-def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice) -> None:
+def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool) -> None:
     for group, own in probes.items():
         transform = total_transform(analysis, group, chosen.placement)
         for site, item in zip(group.sites, own.items, strict=True):
             chosen.errors[site.name] = site_error(item, chosen.schemes[site.name], transform)
+            if plain and transform is not None:
+                chosen.plain_errors[site.name] = site_error(item, chosen.schemes[site.name])
     for site in chosen.tables:
         chosen.errors[site.name] = site_error(probe(site, None), Scheme(chosen.schemes[site.name].weight))

@@ -87,6 +87,7 @@ def export(
     tvm_target: Annotated[
         str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")
     ] = None,
+    latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model for a target and write the artifact."""
@@ -99,7 +100,7 @@ def export(
         artifact = compile_for(
             model, target, where, budget=limits, calibration=calibration, evaluation=evaluation,
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
-            tvm_target=tvm_target, progress=progress,
+            tvm_target=tvm_target, latency=latency and not quiet, progress=progress,
         )  # fmt: skip
     if not quiet:
         from qcompile.cli.tables import artifact_tables

@@ -48,7 +48,8 @@ def artifact_tables(artifact: Artifact) -> list[Any]:
     """The result of an export: sizes, formats, errors, and the path of the report."""
     m = artifact.manifest
     report = ("report", str(artifact.folder / "report.html"))
-    return [facts(str(artifact.folder), [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), report])]
+    rows = [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), *_times(artifact), report]
+    return [facts(str(artifact.folder), rows)]
 
 
 def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -70,6 +71,24 @@ def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     online = f"{_counts(kinds)} (at most {cost:.1%} of what each serves)" if kinds else "none"
     folded = ("offline transforms", _counts(offline) or "none")
     return [("sites", _counts(formats)), folded, ("online transforms", online)]
+
+
+def _times(artifact: Artifact) -> list[tuple[str, str]]:
+    found = artifact.latency
+    if found is None:
+        return []
+    if "not_measured" in found:
+        return [("latency", f"not measured: {found['not_measured']}")]
+    own, source = found["artifact_ms"], found["source_ms"]
+    ratio = f"{source / own:.2f}x faster" if own <= source else f"{own / source:.2f}x slower"
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found["inputs"].items())
+    how = f"median of {found['runs']} runs in turn, one thread, {shapes}"
+    rows = [("latency", f"source {source:.3g} ms → {own:.3g} ms, {ratio} ({how})")]
+    if online := found.get("online_transforms"):
+        known = "not_measured" not in online
+        said = f"{online['without_ms']:.3g} ms" if known else f"not measured: {online['not_measured']}"
+        rows.append(("without online transforms", said))
+    return [*rows, *(("", f"warning: {text}") for text in found["warnings"])]
 
 
 def _counts(counter: Mapping[str, int]) -> str:

@@ -21,7 +21,7 @@ from qcompile.errors import InputError
 from qcompile.ir.functions import ALLOWZERO, DOMAIN, ensure_function, opset
 from qcompile.ir.graph import append_node, ensure_initializer, label
 
-__all__ = ["Structure", "append_transform", "read_transform"]
+__all__ = ["Structure", "append_transform", "is_transform", "read_transform"]
 
 #: ``(outer, inner, M)`` as in ``transforms.steps``, first applied first.
 Step = tuple[int, int, np.ndarray]
@@ -42,13 +42,18 @@ class Structure:
     steps: Sequence[Step]
 
 
+def is_transform(node: ir.Node) -> bool:
+    """Whether a node applies a transform to the value that it reads first."""
+    return node.domain == DOMAIN and all(name in node.attributes for name in (_KIND, *_SIZES))
+
+
 def read_transform(node: ir.Node) -> Structure | None:
     """The structure of the transform that a node applies, ``None`` for other nodes and matrices that are computed.
 
     Raises:
         InputError: if the constants do not have the sizes that the attributes state.
     """
-    if node.domain != DOMAIN or not all(name in node.attributes for name in (_KIND, *_SIZES)):
+    if not is_transform(node):
         return None
     given = [None if value is None else value.const_value for value in node.inputs[1:]]
     constants = [constant for constant in given if constant is not None]

@@ -49,13 +49,17 @@ class Session:
         model: a graph, or the path of a file.
         taps: names of further values of a graph to return.
         optimize: whether onnxruntime may rewrite the graph and repack weights; without, loading is quick and small.
+        threads: 0 lets onnxruntime choose.
     """
 
-    def __init__(self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True) -> None:
+    def __init__(
+        self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True, threads: int = 0
+    ) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, and said in one sentence
+        options.intra_op_num_threads = threads
         if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -201,9 +205,11 @@ def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[s
         return Interpreter(wide).run(feeds)
 
 
-def double_session(model: ir.Model, taps: Sequence[str] = (), *, optimize: bool = True) -> Session | Interpreter:
+def double_session(
+    model: ir.Model, taps: Sequence[str] = (), *, optimize: bool = True, threads: int = 0
+) -> Session | Interpreter:
     """A graph in float64, ready to run, by onnxruntime if that has all of its operators for float64."""
-    session = Session(model, taps, optimize=optimize)
+    session = Session(model, taps, optimize=optimize, threads=threads)
     try:
         _ = session.inputs
     except InputError:

@@ -22,7 +22,6 @@ from qcompile.errors import InputError, MissingExtraError, TargetError
 from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
 
     from qcompile.run.session import Run
@@ -56,10 +55,21 @@ class Backend(Protocol):
         The sites are those of ``plans.planned``, and ``Lowered.sites`` has them by ``ir.graph.name_of``.
         """
 
-    def load(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-        """The artifact as a function of named inputs."""
+    def load(self, folder: Path, *, threads: int = 0) -> Run:
+        """The artifact as a function of named inputs.
 
-    def rehearse(self, folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        Args:
+            threads: of programs for a CPU, which choose themselves if it is 0; programs for GPUs take no such argument.
+        """
+
+    def load_untransformed(self, folder: Path, *, threads: int = 0) -> tuple[Run, int] | None:
+        """The artifact without its online transforms, and the bytes that these take, to learn what they cost.
+
+        It computes other numbers, in the time of an artifact that has none. ``None`` where there are none, or where
+        the runtime's files do not let them be taken out.
+        """
+
+    def rehearse(self, folder: Path) -> Run | None:
         """The same for one small input, on any machine; ``load`` itself if a runner has nothing else.
 
         ``None`` for an artifact that was compiled for another machine.
@@ -129,6 +139,14 @@ class _Modules:
         runner = self._module("runner")
         return getattr(runner, "rehearse", runner.load)
 
+    @property
+    def load_untransformed(self) -> Callable[..., tuple[Run, int] | None]:
+        return getattr(self._module("runner"), "load_untransformed", _compiled_in)
+
+
+def _compiled_in(_: Path, *, threads: int = 0) -> None:
+    """Leave online transforms in: the runner does not say how they are taken out."""
+
 
 def backend(name: str) -> Backend:
     """The backend of that folder.
@@ -142,6 +160,14 @@ def backend(name: str) -> Backend:
     if extra is not None and importlib.util.find_spec(extra) is None:
         raise MissingExtraError(f"the {runtime_of(name)} runtime", extra)
     return _Modules(name)
+
+    @property
+    def load_untransformed(self) -> Callable[..., tuple[Run, int] | None]:
+        return getattr(self._module("runner"), "load_untransformed", _compiled_in)
+
+
+def _compiled_in(_: Path, *, threads: int = 0) -> None:
+    """Leave online transforms in: the runner does not say how they are taken out."""
 
 
 @contextmanager

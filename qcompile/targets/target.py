@@ -32,6 +32,7 @@ class Target:
         aliases: other names.
         runs_here: whether an artifact runs on any machine at a useful speed; otherwise its quality is measured on the
             reference interpreter.
+        emulated: whether its formats are emulated here, so that the time of an artifact says nothing of its hardware.
         bandwidth: bytes of weights read in a second, an estimate for budgets of latency; ``None`` without one.
         stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
             ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
@@ -49,6 +50,7 @@ class Target:
     transform_price: float = 1.0
     aliases: tuple[str, ...] = ()
     runs_here: bool = True
+    emulated: bool = False
     bandwidth: float | None = None
     stacks: Literal["none", "matrices", "all"] = "none"
     bodies: bool = False

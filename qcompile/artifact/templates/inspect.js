@@ -2,7 +2,7 @@
 // Draws a layered graph on a canvas: only what is visible is drawn, names only where they can be read.
 const found = JSON.parse(document.getElementById("found").textContent);
 const drawn = JSON.parse(document.getElementById("drawn").textContent);
-const { nodes, edges } = drawn, { spaces, sites, declined } = found;
+const { nodes, edges } = drawn, { spaces, sites, weights, declined } = found;
 const COLUMN = 200, ROW = 62, WIDTH = 168, HEIGHT = 36, MOST = 400, FAR = 16, MANY = 4;
 const $ = id => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -235,6 +235,7 @@ function spaceDetail(i) {
 const TABS = {
   spaces: () => order.map(i => ({ text: [spaces[i].id, spaces[i].freedom, ...spaces[i].limited_by.map(l => l.reason), ...spaces[i].values].join(" "), on: chosen.space === i, pick: () => pickSpace(i), make: () => spaceRow(i) })),
   sites: () => sites.map(s => ({ text: [s.name, s.op, s.weight, s.space_in, s.space_out].join(" "), on: nodes[chosen.node]?.site === s, pick: () => goTo(s.name), make: () => siteRow(s) })),
+  weights: () => weights.map(w => ({ text: [w.name, w.kind, w.status, w.format, w.reason, ...w.readers].join(" "), on: w.readers.includes(nodes[chosen.node]?.name), pick: () => goTo(w.readers[0]), make: () => weightRow(w) })),
   declined: () => declined.map(d => ({ text: [d.site, d.what, d.reason].join(" "), on: nodes[chosen.node]?.name === d.site, pick: () => goTo(d.site), make: () => declinedRow(d) })),
   nodes: () => nodes.map(n => ({ text: [n.op, n.name, n.shape, ...n.outs.map(e => e[2])].join(" "), on: chosen.node === n.index, pick: () => { pick(n); show(n); }, make: () => nodeRow(n) })),
 };
@@ -247,6 +248,10 @@ function spaceRow(i) {
 function siteRow(s) {
   return [el("div", { className: "top" }, el("span", { className: "mono", textContent: s.name }), el("span", { className: "dim end", textContent: `${s.op} ${s.weight_shape.join("x")}` })),
     el("div", { className: "dim", textContent: `${s.space_in ?? "indices"} → ${s.space_out}` + ((reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : "") })];
+}
+function weightRow(w) {
+  return [el("div", { className: "top" }, el("span", { className: "mono", textContent: w.name }), el("span", { className: "dim end", textContent: `${w.kind} ${w.shape.join("x")}, ${w.bytes} bytes` })),
+    el("div", { className: "dim", textContent: [w.status, w.reason ?? w.format].filter(Boolean).join(": ") })];
 }
 function declinedRow(d) { return [el("div", { className: "mono", textContent: d.site }), el("div", { textContent: d.what }), el("div", { className: "dim", textContent: d.reason })]; }
 function nodeRow(n) { return [el("div", { className: "top" }, el("span", {}, swatch(n.main), n.op), el("span", { className: "mono dim", textContent: n.name }), el("span", { className: "dim end", textContent: n.shape })) ]; }

@@ -65,6 +65,7 @@ TARGETS = (
         aliases=("blackwell-nvfp4",),
         stacks="matrices",
         bodies=True,
+        emulated=True,
         options={"kernels": ("emulated", "stack", "lookup")},
     ),
     Target(
@@ -77,6 +78,7 @@ TARGETS = (
         edge="mxfp8-e4m3",
         stacks="matrices",
         bodies=True,
+        emulated=True,
         options={"kernels": ("emulated", "stack", "lookup")},
     ),
     Target(
@@ -88,6 +90,7 @@ TARGETS = (
         edge="int8-g32",
         stacks="all",
         bodies=True,
+        emulated=True,
         options={"kernels": ("emulated", "stack", "lookup")},
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from qcompile.errors import InputError, runtime_message
 from qcompile.run.input_names import check_names
 
-__all__ = ["load"]
+__all__ = ["load", "load_untransformed"]
 
 FILE = "model.onnx"
 
@@ -55,6 +56,20 @@ def load(
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise InputError(f"onnxruntime cannot load {path}: {runtime_message(error)}") from error
     return lambda inputs: _run(session, inputs)
+
+
+def load_untransformed(
+    folder: Path, *, threads: int = 0
+) -> tuple[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], int] | None:
+    """The artifact without its online transforms, and their bytes; ``None`` if it has none. Its numbers mean nothing.
+
+    Args: as for ``load``.
+    """
+    from qcompile.backends.ort.untransformed import take_out  # which needs more than artifacts do to run
+
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
+        taken = take_out(Path(folder) / FILE, Path(scratch) / FILE)
+        return None if taken is None else (load(Path(scratch), threads=threads), taken)
 
 
 @cache
