@@ -14,9 +14,10 @@ from qcompile.analysis.analyze import analyze
 from qcompile.analysis.inventory import take_inventory
 from qcompile.analysis.siblings import Siblings
 from qcompile.artifact.artifact import Artifact, write_manifest
+from qcompile.artifact.byte_counts import bytes_in
 from qcompile.artifact.folder import atomic_folder
 from qcompile.artifact.further import lower_further
-from qcompile.artifact.manifest import Facts, build_manifest, bytes_in, compile_report, write_report
+from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, begin_source, settle

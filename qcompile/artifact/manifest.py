@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qcompile.analysis.siblings import cost_fraction
 from qcompile.analysis.spaces import Analysis
 from qcompile.artifact.alone import digests
+from qcompile.artifact.byte_counts import bits_per_weight, bytes_in, stored
 from qcompile.artifact.entries import (
-    bits_of,
     count_of,
     declined_entries,
     obstacles,
@@ -22,8 +22,8 @@ from qcompile.artifact.entries import (
     transform_name,
     value_entries,
 )
-from qcompile.artifact.pages import render_report, template
-from qcompile.artifact.weight_entries import QUANTIZED, unsited, weight_entries, weights_summary
+from qcompile.artifact.pages import QUANTIZED, render_report, template
+from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from qcompile.targets.registry import Lowered
     from qcompile.targets.target import Target
 
-__all__ = ["REPORT", "Facts", "build_manifest", "bytes_in", "compile_report", "stored_bits", "write_report"]
+__all__ = ["REPORT", "Facts", "build_manifest", "compile_report", "write_report"]
 
 REPORT = "report.html"
 
@@ -115,7 +115,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "assignment": _assignment(chosen),
         "bytes": {"source": facts.source.bytes, "artifact": bytes_in(facts.folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
-        "bits_per_weight": number(_bits_per_weight(facts)),
+        "bits_per_weight": number(bits_per_weight(facts.analysis, facts.plans, facts.lowered)),
         "files": _files(facts),
         "inputs": value_entries(input_values(facts.analysis.model)),
         "outputs": value_entries(facts.analysis.model.graph.outputs),
@@ -164,13 +164,13 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _weights(facts: Facts) -> dict[str, Any]:
-    def stored(site: Site) -> tuple[str, Quantized, float] | None:
+    def packed(site: Site) -> tuple[str, Quantized, float] | None:
         plan = facts.plans.get(site.name)
         if plan is None or plan.scheme.weight is None:
             return None
-        return plan.scheme.weight.name, plan.weight, _stored(site, plan, facts.lowered) / 8
+        return plan.scheme.weight.name, plan.weight, stored(site, plan, facts.lowered) / 8
 
-    entries = weight_entries(facts.weights, facts.state.declined, QUANTIZED, stored)
+    entries = weight_entries(facts.weights, facts.state.declined, QUANTIZED, packed)
     return {"weights": entries, "weights_summary": weights_summary(facts.weights, entries, QUANTIZED)}
 
 
@@ -187,7 +187,7 @@ def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> 
         "format": weight.name,
         "activation": scheme.activation.name if scheme.activation else None,
         "bits": scheme.bits,
-        "bits_per_weight": number(_stored(site, plan, lowered) / max(count_of(site), 1)),
+        "bits_per_weight": number(stored(site, plan, lowered) / max(count_of(site), 1)),
     }
 
 
@@ -255,39 +255,6 @@ def _assignment(chosen: Choice) -> dict[str, Any] | None:
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: number(value) for name, value in values.items()}
-
-
-# -- sizes -----------------------------------------------------------------------------------------------------------
-
-
-def stored_bits(weight: Quantized) -> float:
-    """The bits that a quantized weight takes: codes, scales, zero points and the second-level scale."""
-    fmt = weight.format
-    bits = weight.codes.numel() * fmt.bits + weight.scales.numel() * fmt.scale.bits / fmt.rows
-    bits += weight.zero_points.numel() * fmt.bits if weight.zero_points is not None else 0
-    return bits + (32 if weight.tensor_scale is not None else 0)
-
-
-def _stored(site: Site, plan: Plan, lowered: Lowered) -> float:
-    """Bits that a lowered weight takes: as the backend says, or as the format needs."""
-    known = lowered.sites.get(site.name, {}).get("stored_bytes")
-    return stored_bits(plan.weight) if known is None else 8 * known
-
-
-def _bits_per_weight(facts: Facts) -> float:
-    """Stored bits of all site weights over their number; what is shared in one format counts once."""
-    bits, counts = {}, {}
-    for site in facts.analysis.sites:
-        plan = facts.plans.get(site.name)
-        key = (site.weight, plan.scheme.name if plan else "float")
-        bits[key] = bits_of(site) * count_of(site) if plan is None else _stored(site, plan, facts.lowered)
-        counts[key] = count_of(site)
-    return math.fsum(bits.values()) / max(sum(counts.values()), 1)
-
-
-def bytes_in(folder: Path, lowered: Lowered) -> int:
-    """Bytes of the files that a backend wrote."""
-    return sum((folder / name).stat().st_size for name in lowered.files)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

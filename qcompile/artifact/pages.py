@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     import jinja2
 
 __all__ = [
+    "KEPT", "PACKED", "QUANTIZABLE", "QUANTIZED",
     "format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific", "template",
     "times_smaller",
 ]  # fmt: skip
+
+#: The states of a weight: in an artifact; in a model that is inspected; in both.
+QUANTIZED, QUANTIZABLE, KEPT, PACKED = "quantized", "quantizable", "kept", "already quantized"
 
 #: How losses are called, in the order in which they are shown.
 LOSSES = {"float": "float", "round_to_nearest": "round-to-nearest", "quantized": "this artifact"}

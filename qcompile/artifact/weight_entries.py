@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qcompile.artifact.pages import KEPT, PACKED, QUANTIZABLE
 from qcompile.notes import Declined
 from qcompile.targets.eligible import WEIGHT
 
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
     from qcompile.analysis.spaces import Site
     from qcompile.formats import Quantized
 
-__all__ = ["KEPT", "PACKED", "QUANTIZABLE", "QUANTIZED", "Stored", "unsited", "weight_entries", "weights_summary"]
-
-#: The states of a weight: in an artifact; in a model that is inspected; in both.
-QUANTIZED, QUANTIZABLE, KEPT, PACKED = "quantized", "quantizable", "kept", "already quantized"
+__all__ = ["Stored", "unsited", "weight_entries", "weights_summary"]
 
 #: By site, its format, its packed weight, and the bytes of that; ``None`` where it keeps its weight.
 Stored = Callable[["Site"], "tuple[str, Quantized | None, float] | None"]

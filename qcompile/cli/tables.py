@@ -163,7 +163,7 @@ def alone_table(found: Alone, stated: Mapping[str, Any]) -> Table:
     rows += [("files as written", f"{found.files} of {len(stated['digests'])}")]
     rows += [(f"in {name}", said) for name, said in found.runs.items()]
     rows += [("wrong", fault) for fault in found.faults]
-    return _facts("artifact alone", rows)
+    return facts("artifact alone", rows)
 
 
 def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:

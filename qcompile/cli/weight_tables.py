@@ -8,8 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from qcompile.artifact.pages import human_bytes
-from qcompile.artifact.weight_entries import KEPT, PACKED, QUANTIZABLE, QUANTIZED
+from qcompile.artifact.pages import KEPT, PACKED, QUANTIZABLE, QUANTIZED, human_bytes
 from qcompile.cli.frames import table
 
 __all__ = ["weight_rows", "weights_table"]

@@ -161,14 +161,6 @@ def backend(name: str) -> Backend:
         raise MissingExtraError(f"the {runtime_of(name)} runtime", extra)
     return _Modules(name)
 
-    @property
-    def load_untransformed(self) -> Callable[..., tuple[Run, int] | None]:
-        return getattr(self._module("runner"), "load_untransformed", _compiled_in)
-
-
-def _compiled_in(_: Path, *, threads: int = 0) -> None:
-    """Leave online transforms in: the runner does not say how they are taken out."""
-
 
 @contextmanager
 def lowered_to(target: Target, model: ir.Model) -> Iterator[Run]:

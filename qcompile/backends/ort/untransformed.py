@@ -1,4 +1,4 @@
-"""Takes the online transforms out of an artifact's graph, to learn what they cost: what is left computes nothing of use."""
+"""Takes the online transforms out of an artifact's graph, to learn what they cost: the rest computes nothing of use."""
 
 from __future__ import annotations
 
