@@ -203,10 +203,10 @@ class _Held:
 
 
 def _weight(found: _Constant, held: Sequence[_Held]) -> Weight:
-    tensor, uses = found.tensor, [use for one in held for use in one.uses]
+    tensor, uses = found.tensor, sorted((use for one in held for use in one.uses), key=_unpacked)
     sites = tuple(dict.fromkeys(site for one in held for site in one.sites))
     others = [use for one in held for use in one.others]
-    packed = next((node for node, _ in uses if is_packed(node)), None)
+    packed = next((node for node, _ in uses[:1] if is_packed(node)), None)
     output = any(one.value.is_graph_output() for one in held)
     return Weight(
         name=found.name,
@@ -222,6 +222,11 @@ def _weight(found: _Constant, held: Sequence[_Held]) -> Weight:
         reason=reason_of(others, output) if others or output or not sites else None,
         small=not sites and packed is None and _is_small(found),
     )
+
+
+def _unpacked(use: tuple[ir.Node, int]) -> bool:
+    """The order of uses: those as a packed weight tell most of a constant."""
+    return not is_packed(use[0])
 
 
 def _place(site: Site) -> int:

@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from qcompile.analysis.packed_weights import format_of, is_codes, is_packed
 from qcompile.analysis.rules.normalization import SCALED_NORMS
-from qcompile.ir.graph import label
 
 __all__ = ["kind_of", "reason_of"]
 
@@ -78,7 +77,7 @@ def _of_node(node: ir.Node) -> str:
     if node.op_type in _CONVOLUTIONS and node.attributes.get_int("group", 1) > 1:
         return f"a {node.op_type} with groups is no site: no target computes it with quantized weights"
     if node.op_type in _PRODUCTS:
-        return f"{label(node)} is no product of an activation with a constant matrix"
+        return f"{node.op_type} makes no product of an activation with it that is a site"
     if node.op_type in _LOOKUPS:
-        return f"{label(node)} looks up no rows of a matrix by what is computed"
+        return f"{node.op_type} looks up no rows of a matrix in it, or not by what is computed"
     return f"{node.op_type} is no linear map"
