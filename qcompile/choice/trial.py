@@ -1,0 +1,130 @@
+"""Assignments tried out before anything is rounded for good: the float graph with fake quantization, on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcompile.analysis.forms import as_weight, weight_matrix
+from qcompile.analysis.siblings import Siblings
+from qcompile.analysis.spaces import Site
+from qcompile.formats import fake_quantize, fake_quantize_rows
+from qcompile.ir.graph import append_node, node_name
+from qcompile.ir.required import name_of
+from qcompile.run.data import Data
+from qcompile.run.executor import Executor, Hook
+from qcompile.statistics.sensitivity import divergence
+from qcompile.targets.scheme import Scheme
+
+if TYPE_CHECKING:
+    from qcompile.formats import Format
+    from qcompile.formats.scalar import Scalar
+    from qcompile.transforms import Transform
+
+__all__ = ["Trial"]
+
+
+class Trial:
+    """A graph whose sites can be quantized and let go again, and its outputs on some data.
+
+    Weights are rounded to nearest, inputs as a runtime rounds them; the sums are those of the engine.
+
+    Args:
+        model: the float graph; it stays as it is.
+        groups: the sites by the value that they read; those in bodies stay float.
+        tables: embedding tables.
+        data: batches to compare on.
+        logits: names of the outputs that are scores over one vocabulary.
+    """
+
+    def __init__(
+        self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site], data: Data, logits: Collection[str],
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self._groups, self._data, self._logits = [own for own in groups if not own.nested], data, logits
+        self._sites = [site for own in self._groups for site in own.sites] + list(tables)
+        self._engine = Executor(_with_places(model, self._groups), hooked=[_place(own) for own in self._groups],
+                                device=device)  # fmt: skip
+        self._rounded: dict[tuple[str, str, int], torch.Tensor] = {}
+        with torch.no_grad():
+            self._reference = [self._run(batch, {}) for batch in data.batches]
+        self._float = dict(self._engine.weights)
+
+    def divergences(self, schemes: Mapping[str, Scheme], transforms: Mapping[str, Transform | None]) -> np.ndarray:
+        """The divergence from the float graph on each batch.
+
+        Args:
+            schemes: by site name; sites without one stay float.
+            transforms: by the name of the value that siblings read.
+        """
+        hooks: dict[str, Hook] = {}
+        own_transform: dict[str, Transform | None] = {}
+        for own in self._groups:
+            transform = transforms.get(own.name)
+            own_transform |= dict.fromkeys((site.name for site in own.sites), transform)
+            formats = {schemes[site.name].activation for site in own.sites if site.name in schemes}
+            (activation,) = formats or {None}
+            if activation is not None:
+                hooks[_place(own)] = _rounding(activation, transform, own.axis)
+        weights = dict(self._float)
+        for site in self._sites:
+            fmt = schemes[site.name].weight if site.name in schemes else None
+            if fmt is not None:
+                weights[name_of(site.weight)] = self._weight(site, fmt, own_transform.get(site.name))
+        self._engine.weights = weights
+        with torch.no_grad():
+            found = [self._run(batch, hooks) for batch in self._data.batches]
+        return np.array([divergence(a, b, self._logits) for a, b in zip(self._reference, found, strict=True)])
+
+    def _run(self, batch: Mapping[str, np.ndarray], hooks: Mapping[str, Hook]) -> dict[str, np.ndarray]:
+        return {name: value.cpu().numpy() for name, value in self._engine(batch, hooks).items()}
+
+    def _weight(self, site: Site, fmt: Scalar, transform: Transform | None) -> torch.Tensor:
+        """A rounded weight, brought back to the basis of the graph."""
+        key = site.name, fmt.name, id(transform)
+        if key not in self._rounded:
+            weight = weight_matrix(site)
+            turned = weight if transform is None else transform.dual().apply(weight, -1)
+            rounded = fake_quantize(turned, fmt)
+            back = rounded if transform is None else transform.transpose().apply(rounded, -1)
+            array = as_weight(site, back.numpy())
+            self._rounded[key] = torch.from_numpy(np.array(array, np.float32)).to(self._engine.device)
+        return self._rounded[key]
+
+
+def _rounding(fmt: Format, transform: Transform | None, axis: int) -> Hook:
+    """A hook that rounds a value in the basis of a transform."""
+
+    def hook(value: torch.Tensor) -> torch.Tensor:
+        rows = value.movedim(axis, -1)
+        turned = rows if transform is None else transform.apply(rows)
+        rounded = fake_quantize_rows(turned.reshape(-1, rows.shape[-1]), fmt).reshape(rows.shape)
+        back = rounded if transform is None else transform.inverse().apply(rounded)
+        return back.movedim(-1, axis)
+
+    return hook
+
+
+def _place(group: Siblings) -> str:
+    return f"{group.name}/tried"
+
+
+def _with_places(model: ir.Model, groups: Sequence[Siblings]) -> ir.Model:
+    """A copy in which the sites of each group read a value of their own, where other readers see nothing of it."""
+    model = model.clone()
+    nodes = {node_name(node): node for node in model.graph}
+    for own in groups:
+        readers = [nodes[site.name] for site in own.sites]
+        first = min(readers, key=lambda node: list(model.graph).index(node))
+        index = next(i for i, value in enumerate(first.inputs) if value is not None and value.name == own.name)
+        value = first.inputs[index]
+        place = append_node(first, "Identity", [value], name=_place(own), like=value)
+        for node in readers:
+            for i, other in enumerate(node.inputs):
+                if other is value:
+                    node.replace_input_with(i, place.outputs[0])
+    return model
