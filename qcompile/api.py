@@ -15,6 +15,7 @@ from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
 from qcompile.run.data import load_data
+from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
 from qcompile.stages import Rotated
 from qcompile.targets.scheme import Scheme
@@ -50,6 +51,14 @@ def export(
     device: str = "cpu",
     tvm_target: str | None = None,
     latency: bool = False,
+    exclude: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    format_for: Mapping[str, str] | None = None,
+    transform_for: Mapping[str, str] | None = None,
+    tokenizer: str | Path | None = None,
+    window: int | None = None,
+    preprocessing: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
     **capture_options: Any,
 ) -> Artifact:
@@ -58,11 +67,12 @@ def export(
     Args:
         model: what ``capture`` takes or returns: a path, a module with ``example_inputs=``, an exported program.
         target: a name that ``qcompile targets`` lists.
-        folder: the new folder of the artifact; it must not exist. By default ``default_folder``.
+        folder: the new folder of the artifact. By default ``default_folder``.
         budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
-        calibration: data in a form of ``run.sources``: a file or folder, a mapping from the names of inputs to arrays,
-            an iterable of such mappings, or a function that returns one; random inputs without.
-        evaluation: an ``.npz`` file to measure the loss on.
+        calibration: data in a form of ``run.sources``: a file or folder of arrays, a text, a folder of images, a
+            mapping from the names of inputs to arrays, an iterable of such mappings, or a function that returns one;
+            random inputs without.
+        evaluation: data to measure the loss on, in the same forms.
         formats: the formats to choose among; by default the target's own.
         transforms: ``auto``, ``none``, ``hadamard``, ``block`` or ``wush``.
         method: ``gptq``, ``search`` or ``rtn``.
@@ -70,6 +80,17 @@ def export(
         device: where torch computes, ``cpu`` or ``cuda``.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
         latency: whether the artifact is timed beside its source, in a few seconds, for ``Artifact.latency``.
+        exclude: patterns of sites that stay float, such as ``"*.down_proj"``. Patterns are a shell's, over the names of
+            sites and the paths of their modules; ``inspect`` lists both.
+        keep: patterns of sites that stay float bit for bit: nothing is folded into their weights either.
+        format_for: formats by pattern, such as ``{"lm_head": "int8-g32"}``; the last that fits a site decides, but
+            ``exclude`` and ``keep`` come first.
+        transform_for: ways to choose the transform of a site's input by pattern, likewise.
+        tokenizer: the folder of the tokenizer, where data is a text (extra ``text``).
+        window: tokens in each row of a text, where the model leaves that open; by default 512.
+        preprocessing: the folder with ``preprocessor_config.json``, where data is a folder of images (extra
+            ``images``); by default that folder.
+        overwrite: whether an artifact that is at ``folder`` is replaced once the new one is complete.
         progress: called with a step, the part of it that is done, and the whole.
         capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``.
 
@@ -78,16 +99,24 @@ def export(
     """
     options = Options(
         target=target, budget=dict(budget or {}), calibration=calibration, evaluation=evaluation,
-        formats=tuple(formats), transforms=transforms, method=method, seed=seed, device=device,
-        tvm_target=tvm_target, latency=latency,
+        formats=_several(formats), transforms=transforms, method=method, seed=seed, device=device,
+        tvm_target=tvm_target, latency=latency, exclude=_several(exclude), keep=_several(keep),
+        format_for=dict(format_for or {}), transform_for=dict(transform_for or {}),
+        reading=Reading(tokenizer, window, preprocessing),
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
-    return _export(model, options, where, progress=progress, **capture_options)
+    return _export(model, options, where, overwrite=overwrite, progress=progress, **capture_options)
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    """A name alone, or several."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def rotate(
-    model: Any, *, transforms: str = "hadamard", calibration: DataLike | None = None, seed: int = 0,
-    progress: Progress | None = None, **capture_options: Any,
+    model: Any, *, transforms: str = "hadamard", calibration: DataLike | None = None,
+    tokenizer: str | Path | None = None, window: int | None = None, preprocessing: str | Path | None = None,
+    seed: int = 0, progress: Progress | None = None, **capture_options: Any,
 ) -> Rotated:  # fmt: skip
     """Rotate a model, stop while it is still float-equivalent, and check that it is.
 
@@ -95,6 +124,7 @@ def rotate(
         model: as for ``capture``.
         transforms: one of ``choice.transforms.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
         calibration: data to check on; random inputs without it.
+        tokenizer, window, preprocessing: how such data is read, as for ``export``.
         seed: of random signs and inputs.
 
     Raises:
@@ -106,7 +136,8 @@ def rotate(
     probes = {own: probes_of(own) for own in siblings}
     placement = place(prepared.analysis, probes, lambda _: scheme, kind=transforms, seed=seed, progress=progress)
     turn(prepared, siblings, placement, progress)
-    data = load_data(calibration, prepared.source.model, seed=seed, batches=1)
+    reading = Reading(tokenizer, window, preprocessing)
+    data = load_data(calibration, prepared.source.model, seed=seed, batches=1, reading=reading)
     observed = observe_source(prepared.source, data, seed)
     equal = equivalence(prepared.source, prepared.model, observed, progress)
     return Rotated(replace(prepared, observed=observed), siblings, placement, equivalence=equal)

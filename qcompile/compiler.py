@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.inventory import take_inventory
 from qcompile.analysis.siblings import Siblings
+from qcompile.analysis.spaces import KEPT
 from qcompile.artifact.artifact import Artifact, write_manifest
 from qcompile.artifact.byte_counts import bytes_in
 from qcompile.artifact.folder import atomic_folder
@@ -22,26 +23,27 @@ from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, begin_source, settle
 from qcompile.checks.latency import Transformed, latency
+from qcompile.checks.plain_rounding import plain_loss
 from qcompile.checks.sites import check_lowering, sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Options, check_options
+from qcompile.choice.wishes import wishes_of
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import node_name, state_outputs
 from qcompile.notes import Progress
 from qcompile.passes.hooks import Telling
 from qcompile.passes.pipeline import run_pass
-from qcompile.passes.pipelines import PREPARE
+from qcompile.passes.pipelines import preparation
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.passes.state import State
-from qcompile.run.data import Data, load_data
+from qcompile.run.data import load_data
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
-from qcompile.targets.plans import drop_plans, planned
+from qcompile.targets.plans import planned
 from qcompile.targets.registry import backend, get_target, lowered_to, runtime_of
-from qcompile.targets.scheme import Scheme
 from qcompile.threads import threads
 
 __all__ = ["Options", "export", "lowered_to", "plan", "prepare", "turn"]
@@ -51,14 +53,16 @@ REFERENCE = "reference"
 
 
 def export(
-    model: Any, options: Options, folder: str | Path, *, progress: Progress | None = None, **capture_options: Any
-) -> Artifact:
+    model: Any, options: Options, folder: str | Path, *, overwrite: bool = False, progress: Progress | None = None,
+    **capture_options: Any,
+) -> Artifact:  # fmt: skip
     """Compile a model for a target.
 
     Args:
         model: as for ``capture``.
         options: what is wanted.
-        folder: the new folder of the artifact; it must not exist.
+        folder: the new folder of the artifact.
+        overwrite: whether an artifact that is there is replaced.
         progress: called with a step, the part of it that is done, and the whole.
 
     Raises:
@@ -66,7 +70,7 @@ def export(
     """
     request = _request(options, progress)
     check_options(options, request.target, request.schemes)
-    with atomic_folder(Path(folder)) as temporary:
+    with atomic_folder(Path(folder), overwrite) as temporary:
         captured = _capture(model, request, **capture_options)
         prepared = prepare(captured, progress)
         chosen = _choose(prepared, request)
@@ -105,7 +109,8 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     """Read a graph, and the data that it is to be calibrated with."""
     source = begin_capture(model, **capture_options)
     options = request.options
-    return Captured(source, load_data(options.calibration, source.model, seed=options.seed), options.seed)
+    data = load_data(options.calibration, source.model, seed=options.seed, reading=options.reading)
+    return Captured(source, data, options.seed, options.keep)
 
 
 def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:
@@ -130,7 +135,7 @@ def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
     if source.widened:
         reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
         state.decline("*", "computing in bfloat16", reason)
-    PREPARE.apply(state, [] if progress is None else [Telling(progress)])
+    preparation(captured.keep).apply(state, [] if progress is None else [Telling(progress)])
     source.check()
     state_outputs(state.model, source.model)
     analysis = analyze(state.model)
@@ -144,37 +149,24 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     options, state, analysis = request.options, prepared.state, prepared.analysis
     held_out = None
     if options.evaluation is not None:
-        held_out = load_data(options.evaluation, prepared.model, option="--evaluation")
+        held_out = load_data(options.evaluation, prepared.model, option="--evaluation", reading=options.reading)
     sites, declined = quantizable(analysis, request.target)
     state.declined += declined
+    wishes = wishes_of(analysis.sites, request.target, options.exclude, options.format_for, options.transform_for)
+    sites = wishes.allowed(sites, state.decline)
     if not sites:
         none = f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized"
         raise InputError(none + said_of_weights([*state.declined, *unsited(prepared.weights)]))
     choice = selection.choose(
-        analysis, sites, request.target, request.schemes, options, prepared.seen.data, state.decline,
+        analysis, sites, request.target, request.schemes, options, prepared.seen.data, wishes, state.decline,
         request.progress,
     )  # fmt: skip
-    plain = None if held_out is None else _plain_loss(prepared, request, choice, held_out)
+    plain, target = None, request.target
+    if held_out is not None:
+        runs_on = target if target.runs_here else get_target(REFERENCE)
+        plain = plain_loss(float_model(prepared), prepared.model, target, runs_on, choice, held_out)
+        request.tell("measuring plain rounding")
     return Chosen(prepared, request, sites, choice, held_out, plain)
-
-
-def _plain_loss(prepared: Prepared, request: Request, choice: selection.Choice, held_out: Data) -> float | None:
-    """Measure the loss of plain rounding to nearest without transforms: what the work is compared with.
-
-    Sites that got the target's default scheme get the scheme that the target names for this, the others theirs. They
-    are sites of the prepared graph, which is planned for as long as it takes to clone it.
-    """
-    target, model = request.target, prepared.model
-    plain = Scheme.parse(target.plain or target.default)
-    own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn")
-    run_pass(rounding, State(model))
-    rounded = model.clone()
-    drop_plans(model)
-    with lowered_to(target if target.runs_here else get_target(REFERENCE), rounded) as run:
-        loss = float_model(prepared).loss(run, held_out)
-    request.tell("measuring plain rounding")
-    return loss
 
 
 def _rotate(chosen: Chosen) -> Rotated:
@@ -232,6 +224,8 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     """Write the target's files, and those of its other backends, whose faults are said."""
     request, model = quantized.chosen.request, quantized.rotated.model
     target = request.target
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop(KEPT, None)  # what was wished is the manifest's to say
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)
     runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}

@@ -13,8 +13,10 @@ stage must have given it, that is an ``InternalError``.
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import re
+from collections.abc import Iterable
 
 __all__ = [
     "GraphError",
@@ -25,13 +27,18 @@ __all__ = [
     "TargetError",
     "VerificationError",
     "first_line",
+    "nearest",
     "reason_of",
     "runtime_message",
+    "unknown",
 ]
 
 
 #: What pip calls this project.
 DISTRIBUTION = "qcompile-nn"
+
+#: The most names that a sentence lists where some of them are like what was meant.
+LISTED = 24
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
@@ -46,6 +53,24 @@ def runtime_message(error: BaseException) -> str:
     failed = r"^Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
     text = re.sub(failed, r"\1 '\2': ", text)
     return re.sub(r": /\S+\.(cc|h):\d+ .*? was false\. ", ": ", text)[:300]
+
+
+def nearest(word: str, known: Iterable[str], most: int = 5) -> list[str]:
+    """The known names that are most like a word, the nearest first; those that hold it among them."""
+    names = list(dict.fromkeys(known))
+    lower = {name: name.lower() for name in names}
+    near = difflib.get_close_matches(word.lower(), lower.values(), n=most, cutoff=0.5)
+    found = [name for text in near for name in names if lower[name] == text]
+    found += [name for name in names if word and word.lower() in lower[name]]
+    return list(dict.fromkeys(found))[:most]
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    """The sentence that refuses a name: those that are like it, and all where they are few or none is."""
+    names = list(known)
+    near = nearest(word, names)
+    listed = f"; there are {', '.join(names)}" if len(names) <= LISTED or not near else ""
+    return f"unknown {what} '{word}'{listed}" + (f"; the nearest: {', '.join(near)}" if near else "")
 
 
 class QCompileError(Exception):
@@ -80,10 +105,12 @@ def _requirements(extra: str) -> str:
     """What an extra installs, as arguments for pip: true of a checkout as of a release."""
     try:
         known = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:  # run from a folder that pip has not installed
-        return f"-e '.[{extra}]' in a checkout of qcompile"
+    except importlib.metadata.PackageNotFoundError:
+        known = []
     found = (line.partition(";") for line in known)
     names = [name.strip() for name, _, when in found if re.search(rf"extra == ['\"]{extra}['\"]", when)]
+    if not names:  # run from a folder that pip has not installed, or not since the extra came
+        return f"-e '.[{extra}]' in a checkout of qcompile"
     return " ".join(f"'{name}'" for name in names)
 
 

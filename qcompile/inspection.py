@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -12,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact.artifact import Artifact, is_artifact
 from qcompile.artifact.drawing import drawing
-from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties
+from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties, with_modules
 from qcompile.artifact.pages import QUANTIZABLE, render_inspection, render_report
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.checks.equivalence import observe_source
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
-from qcompile.ir.files import write_text
+from qcompile.ir.files import write_json, write_text
 from qcompile.run.data import load_data
+from qcompile.run.reading import Reading
 from qcompile.stages import float_model
 from qcompile.targets.eligible import quantizable
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from qcompile.checks.losses import Measured
     from qcompile.ir.capture import Source
     from qcompile.notes import Progress
+    from qcompile.run.sources import DataLike
     from qcompile.stages import Prepared
 
 __all__ = ["describe", "inspect", "inspect_artifact", "inspect_files", "verify"]
@@ -85,7 +85,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "sites": [entry | {"quantizable": entry["name"] in quantized} for entry in sites],
         "weights": weights,
         "weights_summary": weights_summary(prepared.weights, weights, QUANTIZABLE),
-        "declined": declined_entries(found) + obstacles(analysis, analysis.sites),
+        "declined": with_modules(analysis, declined_entries(found) + obstacles(analysis, analysis.sites)),
     }
 
 
@@ -111,11 +111,8 @@ def inspect_files(
         page = partial(_drawn, found, prepared)
     if html is not None:
         write_text(html, page())
-    text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-    if json_file is not None and str(json_file) != "-":
-        write_text(json_file, text)
-    elif json_file is not None:
-        sys.stdout.write(text)
+    if json_file is not None:
+        write_json(json_file, found)
     return found
 
 
@@ -124,13 +121,15 @@ def _drawn(found: dict[str, Any], prepared: Prepared) -> str:
 
 
 def verify(
-    artifact_folder: str | Path, against: str | Path | None = None, inputs: str | Path | None = None
-) -> Measured:
+    artifact_folder: str | Path, against: str | Path | None = None, inputs: DataLike | None = None, *,
+    tokenizer: str | Path | None = None, window: int | None = None, preprocessing: str | Path | None = None,
+) -> Measured:  # fmt: skip
     """Measure an artifact against its source model again.
 
     Args:
         against: the source model; by default the path that the manifest names.
-        inputs: an ``.npz`` file to measure on; random inputs without it.
+        inputs: data to measure on, in the forms that ``export`` takes; random inputs without it.
+        tokenizer, window, preprocessing: how such data is read; by default as the export read its own.
 
     Raises:
         InputError: if the source is missing, or if the artifact was made from another one.
@@ -140,7 +139,12 @@ def verify(
     prepared = prepare(against if against is not None else _source_of(artifact))
     if prepared.source.sha256 != stated["sha256"]:
         raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
-    observed = observe_source(prepared.source, load_data(inputs, prepared.model, option="--evaluation"))
+    asked = artifact.manifest["options"]
+    reading = Reading(
+        tokenizer or asked.get("tokenizer"), window or asked.get("window"), preprocessing or asked.get("preprocessing")
+    )
+    data = load_data(inputs, prepared.model, option="--evaluation", reading=reading)
+    observed = observe_source(prepared.source, data)
     return float_model(replace(prepared, observed=observed)).measure(artifact.load(), observed.data)
 
 

@@ -14,6 +14,7 @@ from qcompile.passes.index import parse_passes
 from qcompile.passes.pipeline import Hook, Pass, Pipeline
 from qcompile.passes.state import State
 from qcompile.run.data import load_data
+from qcompile.run.reading import Reading
 
 __all__ = ["Optimized", "VerifyEach", "optimize", "wanted"]
 
@@ -73,7 +74,7 @@ def wanted(passes: str, print_after: Sequence[str]) -> Pipeline:
 
 def optimize(
     model: Any, passes: Pipeline, hooks: Sequence[Hook] = (), *, verify: bool = False,
-    calibration: str | Path | None = None, seed: int = 0, **capture_options: Any,
+    calibration: str | Path | None = None, reading: Reading | None = None, seed: int = 0, **capture_options: Any,
 ) -> Optimized:  # fmt: skip
     """Run passes on a clone of a model.
 
@@ -82,6 +83,7 @@ def optimize(
         hooks: called around each pass.
         verify: whether to run the graph after each pass.
         calibration: data to verify on; random inputs without it.
+        reading: how such data is read.
         seed: of random inputs.
 
     Raises:
@@ -92,7 +94,7 @@ def optimize(
     source = begin_capture(model, **capture_options)
     state, verifying = State(source.model.clone()), None
     if verify:
-        data = load_data(calibration, source.model, seed=seed, batches=1)
+        data = load_data(calibration, source.model, seed=seed, batches=1, reading=reading)
         verifying = VerifyEach(source, observe_source(source, data, seed))
     changed = passes.apply(state, [*hooks, *([] if verifying is None else [verifying])])
     source.check()

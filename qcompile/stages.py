@@ -61,11 +61,13 @@ class Captured:
         source: the graph, its file and its digest.
         data: calibration data; ``None`` if nothing is to be run.
         seed: of random inputs.
+        keep: patterns of sites that no pass may change.
     """
 
     source: Source
     data: Data | None = None
     seed: int = 0
+    keep: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

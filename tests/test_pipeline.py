@@ -122,7 +122,7 @@ def test_a_missing_extra_is_said(monkeypatch, tmp_path):
     assert artifact.run({"input_ids": np.ones((1, 4), np.int64)})["logits"].shape == (1, 4, 256)
     with pytest.raises(qc.InputError, match="no files for runtime 'triton'"):
         artifact.load("triton")
-    with pytest.raises(qc.QCompileError, match="the triton runtime needs an optional dependency"):
+    with pytest.raises(qc.QCompileError, match="the triton runtime needs the extra 'triton'"):
         qc.export(str(LM), "hopper-int4", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

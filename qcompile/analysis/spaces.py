@@ -19,11 +19,12 @@ import onnx_ir as ir
 from qcompile.analysis.axes import Axes, AxisNode, Limit, Mode, Ref, Structure
 from qcompile.errors import InternalError
 from qcompile.ir.graph import SMALL, bodies, is_float, label, node_name, static
+from qcompile.ir.module_paths import module_path
 from qcompile.ir.required import sizes_of
 from qcompile.ir.tensors import holds_infinity
 from qcompile.transforms.freedom import Freedom
 
-__all__ = ["Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
+__all__ = ["KEPT", "Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
 
 Rule = Callable[["Analysis", ir.Node], None]
 RULES: dict[tuple[str, str], Rule] = {}
@@ -39,6 +40,9 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
 
     return register
 
+
+#: In an operator's metadata, the pattern by which a user keeps it as it is: its values keep their basis.
+KEPT = "qcompile.kept"
 
 #: Operators on shape tensors: a function that remembers what their entries stand for.
 SIZES: dict[str, Rule] = {}
@@ -80,6 +84,11 @@ class Site:
     def name(self) -> str:
         """The operator's name."""
         return node_name(self.node)
+
+    @property
+    def module(self) -> str | None:
+        """The path of the module that it came from, such as ``model.layers.3.mlp.down_proj``, if anything says it."""
+        return module_path(self.node, self.weight.name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -312,6 +321,8 @@ def _apply(analysis: Analysis, node: ir.Node) -> None:
         analysis.opaque(node, f"{label(node)} reads a value of unknown rank")
     else:
         found(analysis, node)
+    if KEPT in node.metadata_props:
+        analysis.freeze((*node.inputs, *node.outputs), f"{label(node)} is kept as it is")
     for output in node.outputs:
         _check_shape(analysis, output)
     if not node.domain and node.op_type in SIZES:

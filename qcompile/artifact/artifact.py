@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, unknown
 from qcompile.targets.registry import backend, runtimes
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Artifact", "is_artifact", "write_manifest"]
 
-MANIFEST = "manifest.json"
+MANIFEST, REPORT = "manifest.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,26 @@ class Artifact:
         places = [path] if path.is_absolute() else [path, *(folder / path for folder in (here, *here.parents))]
         return [place for place in places if place.is_file()]
 
-    def run(self, inputs: Mapping[str, np.ndarray], runtime: str | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], runtime: str | None = None, provider: str | None = None
+    ) -> dict[str, np.ndarray]:
         """Run the artifact once on named inputs.
 
         Args:
             inputs: by name of the graph's inputs.
             runtime: ``ort``, ``tvm`` or ``triton``; by default the first one that it was made for.
+            provider: where onnxruntime computes, ``cpu``, ``cuda`` or another that it has; by default ``cpu``.
 
         Raises:
-            InputError: if the artifact was not made for that runtime, or the inputs do not fit.
+            InputError: if the artifact was not made for that runtime, or the provider or the inputs do not fit.
         """
-        return self.load(runtime)(inputs)
+        return self.load(runtime, provider)(inputs)
 
-    def load(self, runtime: str | None = None) -> Any:
+    def load(self, runtime: str | None = None, provider: str | None = None) -> Any:
         """The artifact as a function of named inputs, for many calls."""
         known = runtimes()
         if runtime is not None and runtime not in known:
-            raise InputError(f"unknown runtime '{runtime}'; there are {', '.join(known)}")
+            raise InputError(unknown("runtime", runtime, known))
         written = self.manifest["runtimes"]
         wanted = next(iter(written)) if runtime is None else runtime
         if wanted not in written:
@@ -86,7 +90,12 @@ class Artifact:
             )
         if "missing" in written[wanted]:
             raise InputError(f"'{self.folder}' has no files for runtime '{wanted}': {written[wanted]['missing']}")
-        return backend(known[wanted]).load(self.folder)
+        load: Callable[..., Any] = backend(known[wanted]).load
+        if provider is None:
+            return load(self.folder)
+        if "provider" not in inspect.signature(load).parameters:
+            raise InputError(f"runtime '{wanted}' has no providers: it computes where it was made for")
+        return load(self.folder, provider=provider)
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompile.ir.graph import is_float
+from qcompile.ir.module_paths import module_path
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -115,6 +116,7 @@ def _operator(node: ir.Node, spaces: _SpacesOf) -> dict[str, Any]:
     return {
         "op": node.op_type,
         "name": node.name or out.name or "",
+        "module": module_path(node),
         "shape": _shape(out),
         "kind": "node",
         "spaces": list(dict.fromkeys(touched)),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bits_of", "count_of", "declined_entries", "obstacles", "site_entry", "space_entries", "ties", "transform_name",
     "value_entries",
+    "with_modules",
 ]  # fmt: skip
 
 
@@ -109,6 +110,7 @@ def site_entry(analysis: Analysis, site: Site, tie: str | None) -> dict[str, Any
     """A site as it stands in the float graph; an export overwrites the entries that it has chosen."""
     return {
         "name": site.name,
+        "module": site.module,
         "op": site.node.op_type,
         "weight_shape": list(site.shape),
         "space_in": analysis.expression(site.ref_in),
@@ -139,6 +141,12 @@ def ties(sites: Iterable[Site]) -> dict[str, str]:
 def declined_entries(declined: Iterable[Declined]) -> list[dict[str, str]]:
     """Everything that was left alone, with the reasons."""
     return [{"site": entry.site, "what": entry.what, "reason": entry.reason} for entry in declined]
+
+
+def with_modules(analysis: Analysis, entries: Iterable[Mapping[str, str]]) -> list[dict[str, str | None]]:
+    """The same entries, each with the module of its site; ``None`` for what is none, or is of no known module."""
+    modules = {site.name: site.module for site in (*analysis.sites, *analysis.infinite)}
+    return [{"site": entry["site"], "module": modules.get(entry["site"]), **entry} for entry in entries]
 
 
 def obstacles(analysis: Analysis, sites: Sequence[Site]) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from qcompile.artifact.artifact import MANIFEST, REPORT, Artifact, is_artifact
 from qcompile.errors import InputError
 
 __all__ = ["atomic_folder", "undone_on_failure"]
@@ -21,28 +22,67 @@ TOKEN_BYTES = 8
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes it on success, and vanishes on failure.
 
     A lock file beside it is held as long as its process lives: the next export to the same place removes what it can
     lock, and so never the folder of an export that still runs.
 
+    Args:
+        overwrite: whether an artifact that is there makes way, once the new one is complete.
+
     Raises:
-        InputError: if ``target`` exists, at the beginning or at the end.
+        InputError: if ``target`` exists, at the beginning or at the end, and may not be replaced.
     """
     _sweep(target)
-    taken = f"'{target}' exists already: remove it or choose another folder with -o"
-    if target.exists():
-        raise InputError(taken)
+    _check_free(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _new_folder(target) as folder:
         yield folder
-        try:
-            os.replace(folder, target)
-        except OSError as error:
-            if not target.exists():
-                raise
-            raise InputError(taken) from error  # another export made it meanwhile
+        _check_free(target, overwrite)  # another export may have made it meanwhile
+        if target.exists():
+            _exchange(folder, target)
+        else:
+            _move(folder, target)
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise InputError(f"'{target}' exists already: choose another folder with -o, or replace it with --overwrite")
+    if target.exists() and (others := _foreign(target)):
+        raise InputError(f"'{target}' is not replaced: {others}")
+
+
+def _foreign(target: Path) -> str | None:
+    """Why a folder must stay: it is no artifact, or holds files that no export wrote."""
+    if not is_artifact(target):
+        return f"it is no artifact, for it has no {MANIFEST}"
+    artifact = Artifact.open(target)
+    own = {MANIFEST, REPORT, *(name.rstrip("/") for name in artifact.manifest.get("files", ()))}
+    found = (path.relative_to(target) for path in target.rglob("*") if not path.is_dir())
+    foreign = sorted(path for path in found if own.isdisjoint(map(Path.as_posix, (path, *path.parents))))
+    return f"it holds '{foreign[0]}', which is no part of the artifact" if foreign else None
+
+
+def _move(folder: Path, target: Path) -> None:
+    try:
+        os.replace(folder, target)
+    except OSError as error:
+        if not target.exists():
+            raise
+        raise InputError(f"'{target}' exists already: another export made it meanwhile") from error
+
+
+def _exchange(folder: Path, target: Path) -> None:
+    """Put a folder in the place of another, which comes back if that fails and is removed if it does not."""
+    old = folder.with_name(f"{folder.name}.old")
+    os.replace(target, old)
+    try:
+        os.replace(folder, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

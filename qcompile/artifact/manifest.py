@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qcompile.analysis.siblings import cost_fraction
 from qcompile.analysis.spaces import Analysis
 from qcompile.artifact.alone import digests
+from qcompile.artifact.artifact import REPORT
+from qcompile.artifact.asked import budget_entry, options_entry
 from qcompile.artifact.byte_counts import bits_per_weight, bytes_in, stored
 from qcompile.artifact.entries import (
     count_of,
@@ -21,6 +23,7 @@ from qcompile.artifact.entries import (
     ties,
     transform_name,
     value_entries,
+    with_modules,
 )
 from qcompile.artifact.pages import QUANTIZED, render_report, template
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
@@ -28,7 +31,7 @@ from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
 from qcompile.run.compare import number
-from qcompile.run.sources import DataLike, input_values
+from qcompile.run.sources import input_values
 
 if TYPE_CHECKING:
     from qcompile.analysis.inventory import Weight
@@ -42,10 +45,7 @@ if TYPE_CHECKING:
     from qcompile.targets.registry import Lowered
     from qcompile.targets.target import Target
 
-__all__ = ["REPORT", "Facts", "build_manifest", "compile_report", "write_report"]
-
-REPORT = "report.html"
-
+__all__ = ["Facts", "build_manifest", "compile_report", "write_report"]
 
 # -- the manifest ----------------------------------------------------------------------------------------------------
 
@@ -99,11 +99,14 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "source": {"path": facts.source.path, "sha256": facts.source.sha256},
         "target": facts.target.name,
         "seed": facts.options.seed,
-        "options": _options(facts.options),
+        "options": options_entry(facts.options),
         "spaces": space_entries(facts.analysis, chosen.placement.offline),
         "sites": _sites(facts),
         **_weights(facts),
-        "declined": declined_entries([*facts.state.declined, *unsited(facts.weights)]) + _unrotated(facts),
+        "declined": with_modules(
+            facts.analysis,
+            declined_entries([*facts.state.declined, *unsited(facts.weights)]) + _unrotated(facts),
+        ),
         "online_transforms": _online(chosen),
         "candidates": {key: _numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
         "equivalence": {
@@ -113,6 +116,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(facts),
         "assignment": _assignment(chosen),
+        "budget": budget_entry(facts.options, chosen.assignment),
         "bytes": {"source": facts.source.bytes, "artifact": bytes_in(facts.folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
         "bits_per_weight": number(bits_per_weight(facts.analysis, facts.plans, facts.lowered)),
@@ -132,22 +136,6 @@ def _implementation(checked: Checked) -> dict[str, Any]:
     return {"rel_l2": number(checked.rel_l2), "checked_sites": checked.sites}
 
 
-def _options(options: Options) -> dict[str, Any]:
-    return {
-        "budget": {unit: number(bound) for unit, bound in sorted(options.budget.items())},
-        "formats": list(options.formats),
-        "transforms": options.transforms,
-        "method": options.method,
-        "calibration": _said_of(options.calibration),
-        "evaluation": _said_of(options.evaluation),
-    }
-
-
-def _said_of(data: DataLike | None) -> str | None:
-    """Data as a manifest names it: a path, or that it was no file."""
-    return None if data is None else str(data) if isinstance(data, str | Path) else "given in Python"
-
-
 def _sites(facts: Facts) -> list[dict[str, Any]]:
     analysis, chosen, lowered = facts.analysis, facts.choice, facts.lowered
     tied, transforms = ties(analysis.sites), _transforms(facts)
@@ -155,6 +143,7 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
     for site in analysis.sites:
         entry = site_entry(analysis, site, chosen.ties.get(site.name, tied[site.name]))
         entry["transform_in"] = transforms.get(site.name, entry["transform_in"])
+        entry["asked"] = chosen.wishes.said.get(site.name, [])
         entry["lowering"] = dict(lowered.sites.get(site.name, {}))
         if (errors := facts.state.notes.get("held_out", {}).get(site.name)) is not None:
             entry["held_out"] = _numbers(errors)
@@ -218,11 +207,15 @@ def _unrotated(facts: Facts) -> list[dict[str, str]]:
     blocked, transforms = {entry["site"] for entry in entries}, _transforms(facts)
     inputs = {site.name: group.name for group in facts.choice.siblings for site in group.sites}
     reason = "none of the transforms that its space allows was predicted to lower the error enough"
+    chosen = facts.choice.wishes
     reason = "no transforms were asked for" if facts.options.transforms == "none" else reason
     for site in facts.sites:
         if transforms.get(site.name, {}).get("kind") != "none":
             continue
-        if site.name not in blocked:
+        if chosen.kinds.get(site.name) == "none":
+            why = f"{' and '.join(chosen.said[site.name])} leaves its input as it is"
+            entries.append({"site": site.name, "what": "rotating its input", "reason": why})
+        elif site.name not in blocked:
             entries.append({"site": site.name, "what": "rotating its input", "reason": reason})
         elif inputs.get(site.name) in facts.choice.placement.errors:
             what, why = "an online transform of its input", "none was predicted to lower the error by what it costs"

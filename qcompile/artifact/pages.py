@@ -117,7 +117,12 @@ def bars(sites: Sequence[Mapping[str, Any]], key: str, colors: Mapping[str, int]
             "width": round(step * 0.84, 2),
             "height": round(max(site[key], 0.0) / top * CHART[1], 2),
             "color": colors[format_name(site)],
-            "title": f"{site['name']}: {scientific(site[key])} ({format_name(site)})",
+            "title": f"{site['name']}{_of(site)}: {scientific(site[key])} ({format_name(site)})",
         }
         for i, site in enumerate(shown)
     ]
+
+
+def _of(site: Mapping[str, Any]) -> str:
+    """The module of a site behind its name; artifacts of earlier versions do not say it."""
+    return f" ({site['module']})" if site.get("module") else ""

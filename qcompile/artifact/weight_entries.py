@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact.pages import KEPT, PACKED, QUANTIZABLE
+from qcompile.ir.module_paths import module_of_parameter
 from qcompile.notes import Declined
 from qcompile.targets.eligible import WEIGHT
 
@@ -49,6 +50,7 @@ def _entry(weight: Weight, said: Mapping[str, str], done: str, stored: Stored) -
     reason = "; ".join(dict.fromkeys(kept)) if status == KEPT else None
     return {
         "name": weight.name,
+        "module": ", ".join(_modules(weight)) or None,
         "kind": weight.kind,
         "shape": list(weight.shape),
         "dtype": weight.dtype,
@@ -60,6 +62,12 @@ def _entry(weight: Weight, said: Mapping[str, str], done: str, stored: Stored) -
         "bytes_after": None if status == QUANTIZABLE else round(after + (0 if status == done else weight.held)),
         "reason": f"{formats} elsewhere, but {reason}" if formats and reason else reason,
     }
+
+
+def _modules(weight: Weight) -> list[str]:
+    """The modules of the sites that hold a weight; where none does, that of the parameter by its name."""
+    found = [site.module for site in weight.sites] or [module_of_parameter(weight.name)]
+    return list(dict.fromkeys(name for name in found if name is not None))
 
 
 def _bytes_of(found: Sequence[tuple[str, Quantized | None, float]]) -> float:

@@ -21,7 +21,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import LEAST_GAIN, orthogonal_candidates
 from qcompile.choice.cuts import components, minimum_cut
-from qcompile.choice.online import Online
+from qcompile.choice.online import FORCED, Online
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ __all__ = ["Candidate", "candidates_of", "place_offline"]
 
 #: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
 COMPARED = 12
+
+
+#: The loss of a space that does not change although a user asks for it: more than anything that is predicted.
+WISH = 1e9
 
 
 @dataclass(frozen=True)
@@ -89,19 +93,21 @@ def candidates_of(
     names = {space.node: space.id for space in analysis.spaces}
     found: dict[AxisNode, Candidate] = {}
     for number, (node, readers) in enumerate(_readers(analysis, groups).items()):
-        if not _allowed(node) or online.kind == "wush":
+        kind = online.kind_for(readers, f"space {names.get(node, number)}")
+        if not _allowed(node) or kind in ("none", "wush"):
             continue
         spread = np.linspace(0, len(readers) - 1, min(COMPARED, len(readers))).astype(int)
         compared = [readers[i] for i in spread]
-        errors, transforms = _compare(analysis, node, compared, online, online.seed + number, placement.offline)
+        errors, transforms = _compare(analysis, node, compared, online, online.seed + number, placement.offline, kind)
         base = errors["none"]
         placement.errors[names.get(node, f"axis{number}")] = {n: e / base if base else 1.0 for n, e in errors.items()}
-        name = list(transforms)[-1] if online.kind != "auto" and transforms else min(errors, key=errors.__getitem__)
+        name = list(transforms)[-1] if kind != "auto" and transforms else min(errors, key=errors.__getitem__)
         if name in transforms:
             scale = len(readers) / len(compared)
             before, after = placement.offline, placement.offline | {node: transforms[name]}
             plain, changed = (sum(online.best(g, c).cost for g in compared) * scale for c in (before, after))
-            found[node] = Candidate(transforms[name], readers, base * scale, plain, changed)
+            asked = WISH if kind in FORCED and not online.forced else 0.0
+            found[node] = Candidate(transforms[name], readers, base * scale, plain + asked, changed)
             placement.offline[node] = transforms[name]
     return found
 
@@ -117,7 +123,7 @@ def _readers(analysis: Analysis, groups: Sequence[Siblings]) -> dict[AxisNode, l
 
 def _compare(
     analysis: Analysis, node: AxisNode, readers: Sequence[Siblings], online: Online, seed: int,
-    chosen: Mapping[AxisNode, Transform],
+    chosen: Mapping[AxisNode, Transform], kind: str,
 ) -> tuple[dict[str, float], dict[str, Transform]]:  # fmt: skip
     """The error of the readers under each candidate, and the candidates."""
 
@@ -129,7 +135,7 @@ def _compare(
         )
 
     assert node.size is not None  # no space has an axis of unknown size
-    made = orthogonal_candidates(node.size, online.scheme(readers[0]), online.kind, seed, node.freedom)
+    made = orthogonal_candidates(node.size, online.scheme(readers[0]), kind, seed, node.freedom)
     return {"none": error(chosen)} | {name: error({**chosen, node: item}) for name, item in made.items()}, made
 
 

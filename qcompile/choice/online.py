@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from qcompile.analysis.siblings import Siblings, cost_fraction
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
 from qcompile.choice.scoring import Probes
+from qcompile.errors import InputError
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.composite import compose
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Online", "OnlineChoice", "able"]
+__all__ = ["FORCED", "Online", "OnlineChoice", "able"]
+
+#: Kinds of transforms that are not compared with doing nothing.
+FORCED = ("hadamard", "block")
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,41 @@ class Online:
     price: float
     seed: int
     barred: set[Siblings]  # groups with a weight that is read in another basis too
+    fits: bool = True
+    own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
 
     @property
     def forced(self) -> bool:
         """Whether every site is to see another basis, at whatever price."""
-        return self.kind in ("hadamard", "block")
+        return self.kind in FORCED
+
+    def kind_of(self, group: Siblings) -> str:
+        """The kind for a group."""
+        return self.own.get(group, self.kind)
+
+    def kind_for(self, readers: Sequence[Siblings], what: str) -> str:
+        """The kind for a space: that of the readers which have one of their own.
+
+        Raises:
+            InputError: if these differ.
+        """
+        found = {self.own[group]: group for group in readers if group in self.own}
+        if len(found) > 1:
+            said = " and ".join(f"{kind} for what reads '{group.name}'" for kind, group in found.items())
+            raise InputError(f"--transform-for gives {said}, which share {what} and so its transform")
+        return next(iter(found), self.kind)
 
     def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform]) -> OnlineChoice:
         """The choice for a group, where those spaces change basis."""
         key = group, *(chosen.get(leaf.node) for leaf in self.analysis.axes.leaves(group.ref))
         if key not in self._known:
             offline = axis_transform(self.analysis.axes, group.ref, chosen)
-            self._known[key] = self._forced(group, offline) if self.forced else self._by_error(group, offline)
+            self._known[key] = self._chosen(group, offline)
         return self._known[key]
+
+    def _chosen(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
+        return self._forced(group, offline) if self.kind_of(group) in FORCED else self._by_error(group, offline)
 
     def _able(self, group: Siblings) -> bool:
         return group not in self.barred and able(self.analysis, group)
@@ -75,14 +100,14 @@ class Online:
             return OnlineChoice(None, 0.0)
         if not self._able(group):
             return OnlineChoice(None, 1.0, skipped=infinity(self.analysis, group.value, group.ref))
-        found = list(orthogonal_candidates(group.width, self.scheme(group), self.kind, self.seed).values())
+        found = list(orthogonal_candidates(group.width, self.scheme(group), self.kind_of(group), self.seed).values())
         reason = not_worth(group.value, group.sites) if found else None
         return OnlineChoice(found[-1] if found and reason is None else None, 1.0, skipped=reason)
 
     def _by_error(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
-        scheme = self.scheme(group)
+        scheme, kind = self.scheme(group), self.kind_of(group)
         base = self.probes[group].error(scheme, offline)
-        if scheme.weight is None or not self._able(group):
+        if scheme.weight is None or kind == "none" or not self._able(group):
             return OnlineChoice(None, base)
         best, least, errors = None, base, {"none": 1.0}
         for name, transform in self._candidates(group, scheme, offline).items():
@@ -90,14 +115,16 @@ class Online:
             error = self.probes[group].error(scheme, total)
             errors[name] = error / base if base else 1.0
             cost = error * (1 + self.price * cost_fraction(group, transform)) + LEAST_GAIN * base
-            if cost < least or (self.kind == "wush" and best is None):
+            if cost < least or (kind == "wush" and best is None):
                 best, least = transform, cost
         return OnlineChoice(best, least, errors)
 
     def _candidates(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
-        plain = self.kind != "wush" and offline is None
+        wush = self.kind_of(group) == "wush"
+        plain = not wush and offline is None
         found = orthogonal_candidates(group.width, scheme, "auto", self.seed) if plain else {}
-        own, least = self.statistics.get(group.name), scheme.group or group.width
+        own = self.statistics.get(group.name) if self.fits or wush else None
+        least = scheme.group or group.width
         if own is None:
             return found
         for block in FITTED_BLOCKS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -15,9 +15,11 @@ from qcompile.choice.assignment import Assignment, Option, assign
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error
 from qcompile.choice.transforms import KINDS, place
-from qcompile.errors import InputError
+from qcompile.choice.wishes import Wishes
+from qcompile.errors import InputError, unknown
 from qcompile.ir.required import constant
 from qcompile.run.data import Data
+from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
 from qcompile.run.taps import visible
 from qcompile.statistics.calibration import Statistics, collect
@@ -28,16 +30,16 @@ from qcompile.targets.target import Target
 if TYPE_CHECKING:
     from qcompile.notes import Decline, Progress
 
-__all__ = ["Choice", "METHODS", "Options", "check_options", "choose"]
+__all__ = ["Choice", "METHODS", "UNITS", "Options", "check_options", "choose"]
 
 #: How weights are rounded: GPTQ, to nearest with searched scales, to nearest.
 METHODS = ("gptq", "search", "rtn")
 
 #: What a budget may bound.
 UNITS = {
-    "bits": "per weight, without scales",
-    "bytes": "stored",
-    "latency": "milliseconds to read all weights once, estimated",
+    "bits": "mean bits of the codes of sites that are not left out, scales not counted",
+    "bytes": "codes and scales of the same sites",
+    "latency": "milliseconds to read them once, estimated",
 }
 
 
@@ -58,6 +60,11 @@ class Options:
         evaluation: data to measure the loss on, in the same forms.
         tvm_target: another machine to compile for, as TVM describes machines.
         latency: whether the artifact and its source are timed.
+        exclude: patterns of sites and modules that stay float.
+        keep: patterns of those that stay float bit for bit: nothing folds into their weights either.
+        format_for: schemes by pattern; the last that fits a site decides.
+        transform_for: one of ``transforms.KINDS`` by pattern, likewise.
+        reading: how data that are texts or images are read.
     """
 
     target: str
@@ -71,6 +78,11 @@ class Options:
     evaluation: DataLike | None = None
     tvm_target: str | None = None
     latency: bool = False
+    exclude: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    format_for: Mapping[str, str] = field(default_factory=dict)
+    transform_for: Mapping[str, str] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass
@@ -88,6 +100,7 @@ class Choice:
         plain_errors: the same without transforms, of sites that have some, if times are to be weighed against it.
         assignment: how schemes were assigned, where there was a choice.
         ties: by site name, the unit that got one scheme.
+        wishes: of single sites.
     """
 
     siblings: list[Siblings]
@@ -100,6 +113,7 @@ class Choice:
     plain_errors: dict[str, float] = field(default_factory=dict)
     assignment: Assignment | None = None
     ties: dict[str, str] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
@@ -108,9 +122,10 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     Raises:
         InputError: if a word is unknown, or a budget is.
     """
-    for what, word, known in (("transforms", options.transforms, KINDS), ("method", options.method, METHODS)):
+    words = [("transforms", word, KINDS) for word in (options.transforms, *options.transform_for.values())]
+    for what, word, known in (*words, ("method", options.method, METHODS)):
         if word not in known:
-            raise InputError(f"unknown {what} '{word}'; there are {', '.join(known)}")
+            raise InputError(unknown(what, word, known))
     if options.device == "cuda" and not _has_cuda():
         raise InputError("torch finds no CUDA device here: use --device cpu")
     for unit, bound in options.budget.items():
@@ -120,6 +135,8 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
             raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
+    for text in options.format_for.values():
+        target.scheme(text)
     least = min(scheme.bits for scheme in schemes)
     if options.budget.get("bits", least) < least:
         raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")
@@ -133,33 +150,40 @@ def _has_cuda() -> bool:
 
 def choose(
     analysis: Analysis, sites: Sequence[Site], target: Target, schemes: Sequence[Scheme], options: Options, data: Data,
-    decline: Decline, progress: Progress | None = None,
+    wishes: Wishes, decline: Decline, progress: Progress | None = None,
 ) -> Choice:  # fmt: skip
-    """Choose a scheme and a transform for every site."""
+    """Choose a scheme and a transform for every site; a budget counts those with a format of their own, too."""
     edges = edge_sites(analysis.model, sites)
     groups = siblings_of(sites)
     tables = [site for site in sites if site.input is None]
     several = len(schemes) > 1 or bool(options.budget)
-    statistics = _statistics(analysis.model, groups, schemes, options, data, decline, progress)
+    statistics = _statistics(
+        analysis.model, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress
+    )
     alphas = sensitivities(analysis.model, sites, data, seed=options.seed, progress=progress) if several else {}
     first = schemes[0]
     edge = target.scheme(target.edge)
-    inner = [group for group in groups if several or not all(site.name in edges for site in group.sites)]
+
+    def plain_edge(site: Site) -> bool:
+        return site.name in edges and site.name not in wishes.schemes
+
+    inner = [group for group in groups if several or not all(plain_edge(site) for site in group.sites)]
     probes = {group: probes_of(group, statistics.get(group.name), alphas) for group in inner}
     placement = place(
-        analysis, probes, lambda _: first, kind=options.transforms, statistics=statistics,
+        analysis, probes, lambda group: wishes.shared(group, first), kind=options.transforms,
+        kinds=wishes.kinds_of(probes), statistics=statistics,
         fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
     )  # fmt: skip
     if data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
         decline("*", "fitting transforms to the inputs of sites", reason)
-    chosen = Choice(groups, tables, statistics, placement, alphas)
+    chosen = Choice(groups, tables, statistics, placement, alphas, wishes=wishes)
     if several:
         _assign(analysis, probes, schemes, target, options, chosen)
     else:
         for site in sites:
-            chosen.schemes[site.name] = edge if site.name in edges else first
-            if site.name in edges and edge.name != first.name:
+            chosen.schemes[site.name] = wishes.scheme(site, edge if site.name in edges else first)
+            if plain_edge(site) and edge.name != first.name:
                 reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
                 decline(site.name, f"the format {first.name}", reason)
     probes |= {group: probes_of(group) for group in groups if group not in probes}
@@ -193,37 +217,49 @@ def _assign(
 ) -> None:  # fmt: skip
     """Give every group of siblings one scheme, so that the predicted loss is least within the budgets."""
     units: list[tuple[list[Site], list[Option]]] = []
+    scheme_of = chosen.wishes.scheme
     for group, own in probes.items():
-        transform = total_transform(analysis, group, chosen.placement)
-        losses = [own.error(scheme, transform) for scheme in schemes]
-        found = [Option(s.name, e, _cost(group.sites, s, target)) for s, e in zip(schemes, losses, strict=True)]
+        transform, found = total_transform(analysis, group, chosen.placement), []
+        for scheme in schemes:
+            pairs = [(site, scheme_of(site, scheme)) for site in group.sites]
+            errors = [site_error(item, its, transform) for item, (_, its) in zip(own.items, pairs, strict=True)]
+            loss = sum(alpha * error for alpha, error in zip(own.alphas, errors, strict=True))
+            found.append(Option(scheme.name, loss, _cost(pairs, target)))
         units.append((group.sites, found))
     for site in chosen.tables:
         table, alpha = probe(site, None), chosen.alphas[site.name]
-        losses = [alpha * site_error(table, Scheme(scheme.weight)) for scheme in schemes]
-        found = [Option(s.name, loss, _cost([site], s, target)) for s, loss in zip(schemes, losses, strict=True)]
+        found = []
+        for scheme in schemes:
+            its = scheme_of(site, scheme)
+            loss = alpha * site_error(table, Scheme(its.weight))
+            found.append(Option(scheme.name, loss, _cost([(site, its)], target)))
         units.append(([site], found))
     weights = sum(constant(site.weight).size for sites, _ in units for site in sites)
-    budgets = {unit: bound * (weights if unit == "bits" else 1) for unit, bound in options.budget.items()}
-    chosen.assignment = assign([found for _, found in units], budgets)
+    means = [[_mean_bits(option, weights) for option in found] for _, found in units]
+    chosen.assignment = assign(means, options.budget)
     by_name = {scheme.name: scheme for scheme in schemes}
     for number, ((sites, found), index) in enumerate(zip(units, chosen.assignment.choice, strict=True)):
         for site in sites:
-            scheme = by_name[found[index].name]
+            scheme = scheme_of(site, by_name[found[index].name])
             chosen.schemes[site.name] = Scheme(scheme.weight) if site.input is None else scheme
             chosen.ties[site.name] = f"t{number}"
 
 
-def _cost(sites: Sequence[Site], scheme: Scheme, target: Target) -> dict[str, float]:
+def _cost(pairs: Sequence[tuple[Site, Scheme]], target: Target) -> dict[str, float]:
     """The cost of sites in each budget; an embedding table is looked up, which takes no time to speak of."""
     bits = stored = 0.0
-    for site in sites:
+    for site, scheme in pairs:
         count = constant(site.weight).size
         width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
         bits += count * scheme.bits
         stored += count * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8
-    read = 0.0 if sites[0].input is None else stored
+    read = 0.0 if pairs[0][0].input is None else stored
     return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
+
+
+def _mean_bits(option: Option, weights: int) -> Option:
+    """An option whose bits are its part of the mean over so many weights: the number that is bounded is shown."""
+    return replace(option, cost={**option.cost, "bits": option.cost["bits"] / max(weights, 1)})
 
 
 def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool) -> None:

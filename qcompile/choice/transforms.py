@@ -20,7 +20,7 @@ from qcompile.choice.offline import place_offline
 from qcompile.choice.online import Online, able
 from qcompile.choice.placement import Placement
 from qcompile.choice.scoring import Probes
-from qcompile.errors import InputError
+from qcompile.errors import InputError, unknown
 from qcompile.notes import Progress
 from qcompile.statistics.calibration import Statistics
 from qcompile.targets.scheme import Scheme
@@ -37,6 +37,7 @@ def place(
     scheme: Callable[[Siblings], Scheme],
     *,
     kind: str = "auto",
+    kinds: Mapping[Siblings, str] | None = None,
     statistics: Mapping[str, Statistics] | None = None,
     fits: bool = True,
     price: float = 1.0,
@@ -50,6 +51,7 @@ def place(
         scheme: how the sites of a group will compute.
         kind: one of ``KINDS``; ``hadamard`` forces full-width rotations wherever a space allows, and online in
             front of the other sites; ``block`` the same with blocks of the format's group; ``wush`` is WUSH online.
+        kinds: of groups that are to have one of their own; a space whose readers have takes theirs.
         statistics: by value name; without them the identity.
         fits: whether transforms may be fitted to the statistics, and not only compared on them: what is fitted to
             random inputs is worse than nothing on others. ``wush`` asks for it in any case.
@@ -57,17 +59,18 @@ def place(
             factor of at least ``1 + price · c``.
 
     Raises:
-        InputError: if ``kind`` is unknown.
+        InputError: if a kind is unknown, or groups that share a transform are given kinds that differ.
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown transforms '{kind}'; there are {', '.join(KINDS)}")
-    if kind == "none":
+    for word in (kind, *(kinds or {}).values()):
+        if word not in KINDS:
+            raise InputError(unknown("transforms", word, KINDS))
+    if kind == "none" and not kinds:
         return Placement({}, {})
     groups = list(probes)
     placement, partners = Placement({}, {}), _sharing(analysis, groups)
     barred = {group for group in groups if partners[group] is None}
-    known = (statistics or {}) if fits or kind == "wush" else {}
-    online = Online(analysis, probes, scheme, kind, known, price, seed, barred)
+    own = _with_leaders(kinds or {}, partners)
+    online = Online(analysis, probes, scheme, kind, statistics or {}, price, seed, barred, fits, own)
     place_offline(analysis, groups, online, placement)
     for done, group in enumerate(groups):
         leader = partners[group]
@@ -112,6 +115,13 @@ def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, S
         first = next(group for group in groups if group in component)
         decided |= dict.fromkeys(component, None if component & spoiled else first)
     return decided
+
+
+def _with_leaders(
+    kinds: Mapping[Siblings, str], partners: Mapping[Siblings, Siblings | None]
+) -> dict[Siblings, str]:  # fmt: skip
+    """The kinds of groups, and of those that decide for them."""
+    return {leader: kinds[group] for group in kinds if (leader := partners[group]) is not None} | dict(kinds)
 
 
 def _follow(group: Siblings, leader: Siblings, placement: Placement) -> None:

@@ -10,57 +10,27 @@ import gc
 import logging
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qcompile.cli.console import CommandGroup, Progress, budgets, names, say
+from qcompile.cli import options
+from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell
+from qcompile.cli.listing import inputs, passes, targets
 from qcompile.errors import VerificationError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Finds the basis changes that a network's graph allows, and quantizes it for a target with them.",
 )  # fmt: skip
 
 
-class Transforms(StrEnum):
-    """Ways to choose transforms; the words of ``qcompile.choice.transforms.KINDS``."""
-
-    auto = "auto"
-    none = "none"
-    hadamard = "hadamard"
-    block = "block"
-    wush = "wush"
-
-
-class Method(StrEnum):
-    """Ways to round weights; the words of the pass ``quantize``."""
-
-    gptq = "gptq"
-    search = "search"
-    rtn = "rtn"
-
-
-class Device(StrEnum):
-    """Devices on which torch computes."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file (external data beside it) or a .pt2 file.")]
-Folder = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The folder that an export wrote.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, and no tables.")]
-
-
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def root(version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False) -> None:
     """Finds the basis changes that a network's graph allows, and quantizes it for a target with them."""
     if version:
         from qcompile import __version__
@@ -71,27 +41,42 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def export(
-    model: Model,
-    target: Annotated[str, typer.Option(help="A name that `qcompile targets` lists.")],
+    model: options.Model,
+    target: options.Target,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The new folder; else NAME.TARGET.")] = None,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="bits=4.25 (per weight, without scales), bytes=80e6, latency=2 (ms).")
-    ] = None,
-    calibration: Annotated[Path | None, typer.Option(help="An .npz file, or a folder of them.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure the loss on.")] = None,
-    formats: Annotated[list[str] | None, typer.Option(help="Formats to choose among: a,b.")] = None,
-    transforms: Annotated[Transforms, typer.Option(help="Choose by predicted error, or force one.")] = Transforms.auto,
-    method: Annotated[Method, typer.Option(help="How weights are rounded.")] = Method.gptq,
-    seed: Seed = 0,
-    device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.cpu,
-    tvm_target: Annotated[
-        str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")
-    ] = None,
+    budget: options.Budget = None,
+    calibration: options.Calibration = None,
+    evaluation: options.Evaluation = None,
+    tokenizer: options.Tokenizer = None,
+    window: options.Window = None,
+    preprocessing: options.Preprocessing = None,
+    formats: options.Formats = None,
+    transforms: Annotated[
+        options.Transforms, typer.Option(help="Choose by predicted error, or force one.")
+    ] = options.Transforms.auto,
+    method: Annotated[options.Method, typer.Option(help="How weights are rounded.")] = options.Method.gptq,
+    exclude: options.Exclude = None,
+    keep: options.Keep = None,
+    format_for: options.FormatFor = None,
+    transform_for: options.TransformFor = None,
+    seed: options.Seed = 0,
+    device: Annotated[options.Device, typer.Option(help="Where torch computes.")] = options.Device.cpu,
+    tvm_target: options.TvmTarget = None,
     latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
-    quiet: Quiet = False,
+    config: options.Config = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = None,
+    verbose: options.Verbose = False,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Quantize a model for a target and write the artifact."""
+    """Quantize a model for a target and write the artifact.
+
+    Patterns are a shell's, over the names of sites and the paths of their modules, both of which `qcompile inspect`
+    lists; --exclude and --keep come before --format-for and --transform-for.
+    """
     limits = budgets(budget)
+    formats_for, transforms_for = pairs(format_for, "FORMAT"), pairs(transform_for, "TRANSFORM")
     from qcompile.api import default_folder
     from qcompile.api import export as compile_for
 
@@ -100,62 +85,85 @@ def export(
         artifact = compile_for(
             model, target, where, budget=limits, calibration=calibration, evaluation=evaluation,
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
-            tvm_target=tvm_target, latency=latency and not quiet, progress=progress,
+            tvm_target=tvm_target, latency=latency and not quiet, exclude=exclude or (), keep=keep or (),
+            format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
+            preprocessing=preprocessing, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    if not quiet:
-        from qcompile.cli.tables import artifact_tables
+    from qcompile.cli.summaries import artifact_summary
+    from qcompile.cli.tables import artifact_tables
 
-        say(*artifact_tables(artifact))
+    tell(json, artifact_summary(artifact), *artifact_tables(artifact), quiet=quiet)
 
 
 @app.command()
 def rotate(
-    model: Model,
+    model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="The new .onnx file.")],
-    transforms: Annotated[Transforms, typer.Option(help="Which transforms.")] = Transforms.hadamard,
-    calibration: Annotated[Path | None, typer.Option(help="An .npz file to check on; random inputs without.")] = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    transforms: Annotated[options.Transforms, typer.Option(help="Which transforms.")] = options.Transforms.hadamard,
+    calibration: Annotated[Path | None, typer.Option(help="Data to check on; random inputs without.")] = None,
+    tokenizer: options.Tokenizer = None,
+    window: options.Window = None,
+    preprocessing: options.Preprocessing = None,
+    seed: options.Seed = 0,
+    json: options.Json = None,
+    verbose: options.Verbose = False,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fold rotations into a model and stop while it still computes the same."""
     from qcompile.ir.files import refuse_existing, save_model
 
     refuse_existing(output)
     from qcompile.api import rotate as turn
+    from qcompile.cli.summaries import rotation_summary
     from qcompile.cli.tables import rotation_table
 
     with Progress(quiet) as progress:
-        rotated = turn(model, transforms=transforms.value, calibration=calibration, seed=seed, progress=progress)
+        rotated = turn(
+            model, transforms=transforms.value, calibration=calibration, tokenizer=tokenizer, window=window,
+            preprocessing=preprocessing, seed=seed, progress=progress,
+        )  # fmt: skip
         save_model(rotated.model, output)
-    say(rotation_table(rotated, output), quiet=quiet)
+    tell(json, rotation_summary(rotated, output), rotation_table(rotated, output), quiet=quiet)
 
 
 @app.command()
 def opt(
-    model: Model,
+    model: options.Model,
     passes: Annotated[str, typer.Option(help="In order, as canonicalize,fold-scales{smallest=0.01}.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The new .onnx file.")],
     print_after: Annotated[list[str] | None, typer.Option(help="Print the graph after these passes.")] = None,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Show how long each pass takes.")] = False,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Run the graph after each pass.")] = False,
-    calibration: Annotated[Path | None, typer.Option(help="An .npz file to verify on; random inputs without.")] = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    calibration: Annotated[Path | None, typer.Option(help="Data to verify on; random inputs without.")] = None,
+    tokenizer: options.Tokenizer = None,
+    window: options.Window = None,
+    preprocessing: options.Preprocessing = None,
+    seed: options.Seed = 0,
+    json: options.Json = None,
+    verbose: options.Verbose = False,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run any list of passes on a model; `qcompile passes` lists them."""
+    from qcompile.cli.summaries import optimization_summary
     from qcompile.cli.tables import optimization_tables, times_table
     from qcompile.ir.files import refuse_existing, save_model
     from qcompile.opt import optimize, wanted
     from qcompile.passes.hooks import Printing, Telling, Timing
+    from qcompile.run.reading import Reading
 
     refuse_existing(output)
     pipeline = wanted(passes, names(print_after))
     timing = Timing()
     with Progress(quiet) as progress:
         hooks = [timing, Printing(names(print_after)), Telling(progress)]
-        done = optimize(model, pipeline, hooks, verify=verify_each, calibration=calibration, seed=seed)
+        reading = Reading(tokenizer, window, preprocessing)
+        done = optimize(
+            model, pipeline, hooks, verify=verify_each, calibration=calibration, reading=reading, seed=seed
+        )  # fmt: skip
         save_model(done.state.model, output)
-    say(*optimization_tables(done, output), quiet=quiet)
+    tell(json, optimization_summary(done, output), *optimization_tables(done, output), quiet=quiet)
     if time_passes:
         say(times_table(timing.rows))
 
@@ -165,7 +173,9 @@ def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, or the folder of an artifact.")],
     html: Annotated[Path | None, typer.Option(help="Draw the graph with its spaces into this file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write spaces, sites and reasons as JSON; - prints it.")] = None,
-    quiet: Quiet = False,
+    verbose: options.Verbose = False,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show the spaces, the freedoms and the sites of a graph, and why each was left alone."""
     from qcompile.cli.tables import inspection_tables
@@ -176,50 +186,45 @@ def inspect(
     say(*inspection_tables(found), quiet=quiet or json == Path("-"))
 
 
-@app.command()
-def inputs(
-    model: Model,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write random arrays to start from.")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Show the arrays that a model takes: names, types, shapes, and the dimensions that are the same."""
-    from qcompile.cli.tables import inputs_table
-    from qcompile.ir.capture import capture
-    from qcompile.ir.files import refuse_existing, save_arrays
-    from qcompile.run.data import example_inputs
-
-    graph = capture(model).model
-    if output is not None:
-        refuse_existing(output)
-        save_arrays(example_inputs(graph, seed=seed), output)
-    say(inputs_table(graph))
+app.command()(inputs)
 
 
 @app.command()
 def run(
-    artifact: Folder,
+    artifact: options.Folder,
     inputs: Annotated[Path, typer.Option(help="An .npz file with arrays named as the model's inputs.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .npz file for the outputs.")],
     runtime: Annotated[str | None, typer.Option(help="ort, tvm or triton; by default what it was made for.")] = None,
-    quiet: Quiet = False,
+    provider: options.Provider = None,
+    json: options.Json = None,
+    verbose: options.Verbose = False,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run an artifact once on named inputs."""
     from qcompile.artifact.artifact import Artifact
+    from qcompile.cli.summaries import arrays_summary
     from qcompile.cli.tables import arrays_table
     from qcompile.ir.files import read_arrays, save_arrays
 
     opened = Artifact.open(artifact)
-    outputs = opened.run(read_arrays(inputs), runtime)
+    outputs = opened.run(read_arrays(inputs), runtime, provider)
     save_arrays(outputs, output)
-    say(arrays_table(outputs, output), quiet=quiet)
+    tell(json, arrays_summary(outputs, output), arrays_table(outputs, output), quiet=quiet)
 
 
 @app.command()
 def verify(
-    artifact: Folder,
+    artifact: options.Folder,
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="The source; by default where it was.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="An .npz file to measure on; random inputs without.")] = None,
-    quiet: Quiet = False,
+    evaluation: Annotated[Path | None, typer.Option(help="Data to measure on; random inputs without.")] = None,
+    tokenizer: options.Tokenizer = None,
+    window: options.Window = None,
+    preprocessing: options.Preprocessing = None,
+    json: options.Json = None,
+    verbose: options.Verbose = False,
+    log_file: options.LogFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure an artifact against the model that it was made from.
 
@@ -227,39 +232,29 @@ def verify(
     whether it runs here. This imports no torch.
     """
     from qcompile.artifact.artifact import Artifact
+    from qcompile.cli.summaries import alone_summary, measured_summary
     from qcompile.cli.tables import alone_table, measured_table
 
     opened = Artifact.open(artifact)
     if against is not None or opened.sources():
         from qcompile.inspection import verify as check
 
-        say(measured_table(check(artifact, against, evaluation), opened.manifest), quiet=quiet)
+        measured = check(
+            artifact, against, evaluation, tokenizer=tokenizer, window=window, preprocessing=preprocessing
+        )  # fmt: skip
+        tell(json, measured_summary(measured, opened), measured_table(measured, opened.manifest), quiet=quiet)
         return
     from qcompile.artifact.alone import check_alone
     from qcompile.ir.files import read_arrays
 
     found = check_alone(opened, None if evaluation is None else read_arrays(evaluation))
-    say(alone_table(found, opened.manifest), quiet=quiet)
+    tell(json, alone_summary(found, opened), alone_table(found, opened.manifest), quiet=quiet)
     if found.faults:
         raise VerificationError("; ".join(found.faults))
 
 
-@app.command()
-def targets() -> None:
-    """List the targets and the formats that they run."""
-    from qcompile.cli.tables import targets_table
-    from qcompile.targets.registry import targets as known
-
-    say(targets_table({target.name: target for target in known().values()}.values()))
-
-
-@app.command()
-def passes() -> None:
-    """List the passes and their options, and the pipelines."""
-    from qcompile.cli.tables import passes_tables
-    from qcompile.passes.index import PIPELINES, all_passes
-
-    say(*passes_tables(all_passes(), PIPELINES))
+app.command()(targets)
+app.command()(passes)
 
 
 def main() -> None:
@@ -272,7 +267,7 @@ def main() -> None:
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it tells which values have no type: runtimes infer it
     status = 0
     try:
-        app()
+        app(prog_name="qcompile")  # by whatever name it was called: completion goes by it
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     atexit._run_exitfuncs()

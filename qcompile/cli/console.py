@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,12 @@ from qcompile.errors import InputError, QCompileError
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["CommandGroup", "Progress", "budgets", "names", "say"]
+__all__ = ["CommandGroup", "Progress", "budgets", "names", "pairs", "say", "tell"]
+
+#: Between two lines of progress where there is no terminal.
+SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
 
 _MISTAKE, _BUG, _INTERRUPTED = 2, 1, 130
 
@@ -82,11 +90,24 @@ def say(*things: Any, quiet: bool = False) -> None:
             console.print(thing)
 
 
+def tell(json: Path | None, summary: Mapping[str, Any], *things: Any, quiet: bool = False) -> None:
+    """Print tables, or write a summary as JSON; one that is printed takes their place."""
+    from qcompile.ir.files import STDOUT, write_json
+
+    if json is not None:
+        write_json(json, summary)
+    say(*things, quiet=quiet or json == STDOUT)
+
+
 class Progress:
-    """Bars on the standard error, one for each step; called with a step, the part of it that is done, and the whole."""
+    """Bars on the standard error, one for each step; called with a step, the part of it that is done, and the whole.
+
+    Where that is no terminal there are lines in their place, few enough for the log of a long run.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet or not sys.stderr.isatty()
+        self._silent, self._quiet = quiet, quiet or not sys.stderr.isatty()
+        self._spoke = time.monotonic()
         self._bars: rich.progress.Progress | None = None
         self._steps: dict[str, rich.progress.TaskID] = {}
 
@@ -107,6 +128,11 @@ class Progress:
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Show the progress of a step."""
+        if done >= total:
+            logger.info("%s: done", step)
+        if self._bars is None and not self._silent and time.monotonic() - self._spoke >= SECONDS:
+            print(f"{step}: {done} of {total}", file=sys.stderr, flush=True)
+            self._spoke = time.monotonic()
         if self._bars is not None:
             if step not in self._steps:
                 self._steps[step] = self._bars.add_task(step, total=total)
@@ -133,6 +159,22 @@ def budgets(given: Sequence[str] | None) -> dict[str, float]:
         if not equals or unit in found:
             raise InputError(f"budget '{text}' is not of the form bits=4.25 or bytes=80e6, each given once")
         found[unit] = _bound(text, bound)
+    return found
+
+
+def pairs(given: Sequence[str] | None, what: str) -> dict[str, str]:
+    """The words of ``PATTERN=WORD``, by pattern.
+
+    Raises:
+        InputError: if one is not of that form.
+    """
+    found: dict[str, str] = {}
+    for text in given or ():
+        pattern, _, word = text.rpartition("=")
+        if not pattern or not word:
+            raise InputError(f"'{text}' is not of the form PATTERN={what}")
+        found.pop(pattern, None)  # the last counts, and comes last
+        found[pattern] = word
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["facts", "table"]
+__all__ = ["facts", "module_column", "table"]
 
 #: How every table looks.
 TITLED: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False}
@@ -31,3 +31,8 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     for name, value in rows:
         made.add_row(name, Text(value))
     return made
+
+
+def module_column(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The column of modules, if any entry has one: graphs of other writers say nothing of them."""
+    return ["module"] if any(entry.get("module") for entry in entries) else []

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific, times_smaller
-from qcompile.cli.frames import facts, table
+from qcompile.cli.frames import facts, module_column, table
 from qcompile.cli.weight_tables import weight_rows, weights_table
 
 if TYPE_CHECKING:
@@ -59,8 +59,14 @@ def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     written = m["runtimes"].items()
     runs = ", ".join(name for name, runtime in written if "missing" not in runtime)
     lacks = [(f"{name} not written", f"warning: {r['missing']}") for name, r in written if "missing" in r]
-    bits = ("bits per weight", f"{m['bits_per_weight']:.3f}")
-    return [("target", m["target"]), ("runs in", runs), *lacks, sizes, bits]
+    bits = ("bits per weight", f"{m['bits_per_weight']:.3f}, scales included")
+    return [("target", m["target"]), ("runs in", runs), *lacks, sizes, bits, *_budgets(m)]
+
+
+def _budgets(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each budget with the number that it bounds."""
+    found = m.get("budget", {}).items()  # artifacts of earlier versions do not say it
+    return [(f"budget of {unit}", f"{e['spent']:g} of at most {e['bound']:g}: {e['counts']}") for unit, e in found]
 
 
 def _choices(m: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -249,19 +255,23 @@ def _spaces(spaces: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _sites(sites: Sequence[Mapping[str, Any]]) -> Table:
-    made = table(f"sites: {len(sites)}", "site", "operator", "weight", "reads", "writes", "format", "transform")
+    columns = "site", *module_column(sites), "operator", "weight", "reads", "writes", "format", "transform"
+    made = table(f"sites: {len(sites)}", *columns)
     for site in sites:
         shape = "x".join(map(str, site["weight_shape"]))
         kind = site["transform_in"]["kind"] + (" (online)" if site["transform_in"]["online"] else "")
         reads, writes = site["space_in"] or "indices", site["space_out"] or "-"
-        made.add_row(Text(site["name"]), site["op"], shape, reads, writes, format_name(site), kind)
+        own = [site["module"] or "-" for _ in module_column(sites)]
+        names = map(Text, (site["name"], *own))
+        made.add_row(*names, site["op"], shape, reads, writes, format_name(site), kind)
     return made
 
 
-def _declined(declined: Sequence[Mapping[str, str]]) -> Table:
-    made = table(f"left alone: {len(declined)}", "site", "what was not done", "why")
+def _declined(declined: Sequence[Mapping[str, Any]]) -> Table:
+    made = table(f"left alone: {len(declined)}", "site", *module_column(declined), "what was not done", "why")
     for entry in declined:
-        made.add_row(Text(entry["site"]), Text(entry["what"]), Text(entry["reason"]))
+        own = [entry["module"] or "-" for _ in module_column(declined)]
+        made.add_row(*map(Text, (entry["site"], *own, entry["what"], entry["reason"])))
     return made
 
 

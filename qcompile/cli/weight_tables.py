@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from qcompile.artifact.pages import KEPT, PACKED, QUANTIZABLE, QUANTIZED, human_bytes
-from qcompile.cli.frames import table
+from qcompile.cli.frames import module_column, table
 
 __all__ = ["weight_rows", "weights_table"]
 
@@ -19,14 +19,16 @@ REASONS, NAMES = 3, 3
 
 def weights_table(found: Mapping[str, Any]) -> Any:
     """All weights of an inspection, or of the manifest of an artifact."""
+    column = module_column(found["weights"])
     made = table(
-        f"weights: {_shares(found['weights_summary'])}", "weight", "kind", "shape", "bytes", "read by", "state"
+        f"weights: {_shares(found['weights_summary'])}", "weight", *column, "kind", "shape", "bytes", "read by", "state"
     )
     for entry in found["weights"]:
         about = entry["format"] if entry["reason"] is None else entry["reason"]
         state = entry["status"] + (f": {about}" if about else "")
         shape, readers = "x".join(map(str, entry["shape"])) or "scalar", _few(entry["readers"]) or "nothing"
-        made.add_row(Text(entry["name"]), entry["kind"], shape, f"{entry['bytes']:,}", Text(readers), Text(state))
+        names = map(Text, (entry["name"], *(entry["module"] or "-" for _ in column)))
+        made.add_row(*names, entry["kind"], shape, f"{entry['bytes']:,}", Text(readers), Text(state))
     return made
 
 

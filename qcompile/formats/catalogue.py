@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from qcompile.errors import InputError
+from qcompile.errors import InputError, nearest
 from qcompile.formats.format import Format
 from qcompile.formats.registry import SCALAR_FORMATS
 from qcompile.formats.structured.family import FAMILIES, FamilyFormat
@@ -33,6 +31,6 @@ def get_format(name: str) -> AnyFormat:
     found = FORMATS.get(name) or EXTENDED_FORMATS.get(name)
     if found is not None:
         return found
-    near = difflib.get_close_matches(name, [*FORMATS, *EXTENDED_FORMATS], n=4, cutoff=0.5)
+    near = nearest(name, [*FORMATS, *EXTENDED_FORMATS], 4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise InputError(f"there is no format {name!r}{hint}")

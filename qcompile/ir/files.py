@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import InputError
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-__all__ = ["read_arrays", "refuse_existing", "save_arrays", "save_model", "write_text"]
+__all__ = ["read_arrays", "refuse_existing", "save_arrays", "save_model", "write_json", "write_text"]
+
+#: Stands for the standard output where a file is named.
+STDOUT = Path("-")
 
 #: Protobuf messages end at 2 GiB; above this many bytes of weights, they are written beside the graph.
 INLINE_BYTES = 1_500_000_000
@@ -72,6 +77,15 @@ def _inline(model: ir.Model) -> bytes:
 def write_text(path: Path, text: str) -> None:
     """Write a text file at once."""
     _replace(path, text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, the same for the same content; ``-`` prints it."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+    else:
+        write_text(path, text)
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:

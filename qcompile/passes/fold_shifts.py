@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.spaces import Norm, Site
+from qcompile.analysis.spaces import KEPT, Norm, Site
 from qcompile.ir.graph import add_initializer, append_node, is_float
 from qcompile.ir.required import constant, dtype_of, name_of, operand, optional, rank_of, shape_of
 from qcompile.passes.state import State
@@ -77,11 +77,15 @@ def _fold_shifts(state: State) -> int:
             continue
         if output.is_graph_output() or {site.node for site in readers[output]} != {n for n, _ in output.uses()}:
             continue
-        if any(site.ref_in is not norm.ref_out or not site.is_matrix for site in readers[output]):
+        if any(site.ref_in is not norm.ref_out or not site.is_matrix or _kept(site) for site in readers[output]):
             continue
         _shift_into_biases(state.model, norm, norm.shift, readers[output])
         folded += 1
     return folded
+
+
+def _kept(site: Site) -> bool:
+    return KEPT in site.node.metadata_props
 
 
 def _shift_into_biases(model: ir.Model, norm: Norm, shift: ir.Value, sites: Sequence[Site]) -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.folding import rewrite
 from qcompile.analysis.rules.normalization import SCALED_NORMS
+from qcompile.analysis.spaces import KEPT
 from qcompile.ir.graph import add_initializer, is_float, label
 from qcompile.ir.required import constant, operand, rank_of
 from qcompile.passes.state import State
@@ -69,6 +70,7 @@ def _lookup_before(node: ir.Node) -> ir.Node | None:
     axis = node.attributes.get_int("axis", -1)
     last = axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
     readers = [reader for reader, _ in value.uses() if reader.op_type != "Shape"]
+    known = known and KEPT not in lookup.metadata_props
     return lookup if known and last and readers == [node] and not value.is_graph_output() else None
 
 

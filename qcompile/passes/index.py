@@ -14,7 +14,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, unknown
 from qcompile.passes.pipeline import Pipeline
 from qcompile.passes.pipelines import CANONICALIZE, PREPARE
 
@@ -53,7 +53,7 @@ def load_pass(name: str) -> Any:
     if name in PIPELINES:
         return lambda: PIPELINES[name]
     if name not in all_passes():
-        raise InputError(f"unknown pass '{name}'; there are {', '.join([*all_passes(), *PIPELINES])}")
+        raise InputError(unknown("pass", name, [*all_passes(), *PIPELINES]))
     return all_passes()[name]
 
 

@@ -7,6 +7,8 @@ declares in ``State.declined``.
 
 from __future__ import annotations
 
+import logging
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from qcompile.passes.state import State
 
 __all__ = ["Hook", "Pass", "Pipeline", "run_pass"]
+
+logger = logging.getLogger(__name__)
 
 
 class Pass(Protocol):
@@ -72,6 +76,7 @@ def run_pass(step: Pass, state: State, hooks: Sequence[Hook] = ()) -> bool:
         return step.apply(state, hooks)
     for hook in hooks:
         hook.before(step, state)
+    start = time.perf_counter()
     try:
         changed = step.apply(state)
     except QCompileError:  # says itself what is wrong
@@ -81,6 +86,8 @@ def run_pass(step: Pass, state: State, hooks: Sequence[Hook] = ()) -> bool:
         where = "" if node is None else f", which was at this node:\n{text_around(node)}"
         error.add_note(f"in pass '{step.name}'{where}")
         raise
+    said = "changed the graph" if changed else "changed nothing"
+    logger.info("pass %s %s, %.3f s", step.name, said, time.perf_counter() - start)
     for hook in hooks:
         hook.after(step, state, changed)
     return changed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qcompile.passes.canonicalize.drop_identities import DropIdentities
 from qcompile.passes.canonicalize.fix_constants import FixConstants
 from qcompile.passes.canonicalize.fold_constants import FoldConstants
@@ -18,9 +20,10 @@ from qcompile.passes.fold_scales import FoldScales
 from qcompile.passes.fold_shifts import FoldShifts
 from qcompile.passes.fold_tables import FoldTables
 from qcompile.passes.insert_boundaries import InsertBoundaries
+from qcompile.passes.keep_sites import KeepSites
 from qcompile.passes.pipeline import Pipeline
 
-__all__ = ["CANONICALIZE", "PREPARE"]
+__all__ = ["CANONICALIZE", "PREPARE", "preparation"]
 
 #: One spelling per idea, whatever exporter wrote the graph.
 CANONICALIZE = Pipeline(
@@ -52,3 +55,9 @@ PREPARE = Pipeline(
     ),
     "prepare",
 )
+
+
+def preparation(keep: Sequence[str] = ()) -> Pipeline:
+    """``PREPARE`` where sites that those patterns mean stay as they are: marked once they have names, before folds."""
+    marks = [KeepSites(pattern) for pattern in keep]
+    return Pipeline((CANONICALIZE, *marks, *PREPARE.passes[1:]), PREPARE.name)

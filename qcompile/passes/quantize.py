@@ -14,7 +14,7 @@ from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
 from qcompile.choice.selection import METHODS
-from qcompile.errors import InputError
+from qcompile.errors import InputError, unknown
 from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.ir.required import name_of
@@ -75,7 +75,7 @@ class Quantize:
             whether the names of schemes in the graph changed.
         """
         if self.method not in METHODS:
-            raise InputError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
+            raise InputError(unknown("method", self.method, METHODS))
         before = _scheme_names(state)
         drop_plans(state.model)  # the walk takes a site without a plan for one that computes with its float weight
         for site in self.tables:

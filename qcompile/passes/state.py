@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from qcompile.ir.graph import tidy
 from qcompile.notes import Declined
 
 __all__ = ["State"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,3 +49,4 @@ class State:
         entry = Declined(site, what, reason)
         if entry not in self.declined:
             self.declined.append(entry)
+            logger.info("left alone: %s: %s: %s", site, what, reason)

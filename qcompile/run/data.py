@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError
 from qcompile.ir.required import dtype_of, name_of, operand, sizes_of
+from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike, batches_of, describe_inputs, input_values
 
 __all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
@@ -61,8 +62,9 @@ class Data:
 
 
 def load_data(
-    source: DataLike | None, model: ir.Model, *, seed: int = 0, batches: int = 8, option: str = "--calibration"
-) -> Data:
+    source: DataLike | None, model: ir.Model, *, seed: int = 0, batches: int = 8, option: str = "--calibration",
+    reading: Reading | None = None,
+) -> Data:  # fmt: skip
     """Data in any of the forms of ``sources``, or random inputs.
 
     Every array holds rows along its first axis; they are cut into batches.
@@ -73,13 +75,14 @@ def load_data(
         seed: of random inputs.
         batches: how many of these.
         option: the option of the command that the data came with, or would.
+        reading: how texts and images are read.
 
     Raises:
         InputError: if a file is missing or unreadable, or names or types are not those of the graph's inputs.
     """
     if source is None:
         return Data(_drawn(model, seed, batches), random=True, option=option)
-    found = tuple(batches_of(source, model, option))
+    found = tuple(batches_of(source, model, option, reading or Reading()))
     if not found:
         raise InputError(f"the data holds nothing; the model takes {describe_inputs(model)}")
     return Data(found, random=False, option=option)

@@ -1,7 +1,7 @@
 """Data in the forms in which people have it, as batches of named arrays.
 
 A mapping from names to arrays, an iterable of such mappings (a ``DataLoader``, a ``datasets.Dataset``), a function that
-gives either, or a path: ``.npz``, ``.npy``, ``.safetensors``, a folder of any of them.
+gives either, or a path: ``.npz``, ``.npy``, ``.safetensors``, a text, a folder of any of them, a folder of images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import onnx_ir as ir
 from qcompile.errors import InputError
 from qcompile.ir.files import read_arrays
 from qcompile.ir.required import name_of
+from qcompile.run.image_files import IMAGE_FILES, image_arrays
 from qcompile.run.input_names import check_names
+from qcompile.run.reading import Reading
+from qcompile.run.text_files import TEXT_FILES, text_arrays
 
 __all__ = ["DataLike", "batches_of", "describe_inputs", "input_values", "shape_of", "type_of"]
 
@@ -30,7 +33,10 @@ BATCH_ELEMENTS = 1024
 #: Items of an iterable; one with more may have no end.
 MOST_BATCHES = 4096
 
-_FILES = (".npz", ".npy", ".safetensors")
+_ARRAYS = (".npz", ".npy", ".safetensors")
+
+#: Nothing said of texts and images.
+_PLAIN = Reading()
 
 
 def input_values(model: ir.Model) -> list[ir.Value]:
@@ -55,19 +61,21 @@ def shape_of(value: ir.Value) -> str:
     return f"[{', '.join(str(dim) if isinstance(dim, int) else str(dim.value or '?') for dim in value.shape)}]"
 
 
-def batches_of(data: DataLike, model: ir.Model, option: str = "--calibration") -> Iterator[dict[str, np.ndarray]]:
-    """Batches for a graph; what has more rows than a batch is cut.
+def batches_of(
+    data: DataLike, model: ir.Model, option: str = "--calibration", reading: Reading = _PLAIN
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches for a graph; what has more rows than a batch is cut. ``reading`` is for texts and images.
 
     Raises:
         InputError: if it is none of the known forms, or its names, types or numbers do not fit the graph; ``option``
             is the option of the command that names it.
     """
     if isinstance(data, str | Path):
-        yield from _of_path(Path(data), model, option)
+        yield from _of_path(Path(data), model, option, reading)
     elif isinstance(data, Mapping):
         yield from _cut(model, _checked(data, model, "the data"))
     elif callable(data):
-        yield from batches_of(data(), model, option)
+        yield from batches_of(data(), model, option, reading)
     elif isinstance(data, Iterable):
         yield from _of_iterable(data, model)
     else:
@@ -99,25 +107,37 @@ def _with_batch_axis(arrays: dict[str, np.ndarray], model: ir.Model) -> dict[str
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def _of_path(path: Path, model: ir.Model, option: str) -> Iterator[dict[str, np.ndarray]]:
+def _of_path(path: Path, model: ir.Model, option: str, reading: Reading) -> Iterator[dict[str, np.ndarray]]:
     if not path.exists():
         raise InputError(f"there is no data at '{path}', which {option} names")
-    files = sorted(file for file in path.iterdir() if file.suffix in _FILES) if path.is_dir() else [path]
-    if not files:
-        kinds = f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
-        raise InputError(f"the folder '{path}', which {option} names, has no {kinds} files")
+    files = _of_one_kind(path, option, reading) if path.is_dir() else [path]
+    if files[0].suffix.lower() in IMAGE_FILES:
+        yield from _cut(model, _checked(image_arrays(files, input_values(model), reading), model, f"'{path}'"))
+        return
     for file in files:
-        yield from _cut(model, _read(file, model))
+        yield from _cut(model, _read(file, model, reading))
 
 
-def _read(file: Path, model: ir.Model) -> dict[str, np.ndarray]:
+def _of_one_kind(folder: Path, option: str, reading: Reading) -> list[Path]:
+    """The files of a folder that hold data: those of the kind that something is said of, else arrays before others."""
+    said = {TEXT_FILES: reading.tokenizer, IMAGE_FILES: reading.preprocessing}
+    for kind in sorted((_ARRAYS, IMAGE_FILES, TEXT_FILES), key=lambda kind: said.get(kind) is None):
+        if found := sorted(file for file in folder.iterdir() if file.suffix.lower() in kind):
+            return found
+    kinds = f"{', '.join(_ARRAYS)} or {' or '.join(TEXT_FILES)}"
+    raise InputError(f"the folder '{folder}', which {option} names, has no {kinds} files and no images")
+
+
+def _read(file: Path, model: ir.Model, reading: Reading) -> dict[str, np.ndarray]:
     """The arrays of a file, checked against the graph's inputs."""
-    if file.suffix == ".npy":
+    if file.suffix in TEXT_FILES:
+        found: Mapping[str, Any] = text_arrays(file, input_values(model), reading)
+    elif file.suffix == ".npy":
         values = input_values(model)
         if len(values) != 1:
             raise InputError(f"'{file}' holds one array, but the model takes {describe_inputs(model)}: write an .npz")
         try:
-            found: Mapping[str, Any] = {name_of(values[0]): np.load(file, allow_pickle=False)}
+            found = {name_of(values[0]): np.load(file, allow_pickle=False)}
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"'{file}' is not a readable .npy file") from error
     elif file.suffix == ".safetensors":

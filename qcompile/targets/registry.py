@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qcompile.errors import InputError, MissingExtraError, TargetError
+from qcompile.errors import InputError, MissingExtraError, TargetError, unknown
 from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def get_target(name: str) -> Target:
     """
     known = targets()
     if name not in known:
-        raise TargetError(f"unknown target '{name}'; there are {', '.join(sorted(known))}")
+        raise TargetError(unknown("target", name, sorted(known)))
     return known[name]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from qcompile.errors import TargetError
+from qcompile.errors import TargetError, nearest
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Target"]
@@ -21,8 +21,8 @@ class Target:
         summary: one line for ``qcompile targets``.
         backends: the folders under ``backends`` that lower to it. The first makes the artifact; further ones add their
             files to the same folder. If the extra of one is missing, the manifest says so.
-        schemes: names of the schemes that it can run. A user who names a weight format alone gets the first scheme
-            with that weight format. ``("*",)`` means every format.
+        schemes: names of the schemes that it can run. A user who names a weight format alone, or the beginning of one
+            (``int4``), gets the default if that fits, else the first that does. ``("*",)`` means every format.
         default: the scheme of sites when no formats are asked for.
         edge: the scheme of sites at the edges of the model: embedding tables, and sites that write an output.
         plain: the scheme of the yardstick, rounding to nearest without transforms; ``default`` if none is named.
@@ -73,19 +73,25 @@ class Target:
                 raise TargetError(f"target '{self.name}' falls back on '{name}', which is none of its schemes")
 
     def scheme(self, text: str) -> Scheme:
-        """The scheme that a name means on this target.
+        """The scheme that a name means on this target: its own variant of a format, ``int4-g32`` for ``int4``.
 
         Raises:
             TargetError: if the target cannot run it.
             InputError: if there is no such format.
         """
-        asked = Scheme.parse(text)
-        if text == "float" or "*" in self.schemes or asked.name in self.schemes:
-            return asked
+        if text == "float" or text in self.schemes:
+            return Scheme.parse(text)
         for name in self.schemes:
             if name.partition("/")[0] == text:
                 return Scheme.parse(name)
-        raise TargetError(f"target '{self.name}' cannot run format '{text}'; it runs {', '.join(self.schemes)}")
+        for name in (self.default, self.edge, *self.schemes):
+            if name.startswith(f"{text}-"):
+                return Scheme.parse(name)
+        if "*" in self.schemes:
+            return Scheme.parse(text)
+        near = nearest(text, self.schemes)
+        said = f" (the nearest: {', '.join(near)})" if near else ""
+        raise TargetError(f"target '{self.name}' cannot run format '{text}'{said}; it runs {', '.join(self.schemes)}")
 
     def on_machine(self, description: str) -> Target:
         """The target for another machine, which its backend reads from ``options["machine"]``.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -144,3 +146,35 @@ def test_names_are_no_patterns(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "a[b]*"):
         pass
     assert contents(tmp_path) == {"a[b]*"}
+
+
+def test_files_in_folders_of_an_artifact_are_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    facts = {"qcompile": "", "source": {}, "sites": [], "runtimes": {}, "files": ["kernels", "model.py"]}
+    for name in ("kernels/sm_90/a.cubin", "model.py", "report.html", "manifest.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(json.dumps(facts))
+    with atomic_folder(out, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_artifact_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace = tmp_path / "out", os.replace
+    out.mkdir()
+    facts = {"qcompile": "", "source": {}, "sites": [], "runtimes": {}, "files": []}
+    (out / "manifest.json").write_text(json.dumps(facts))
+
+    def fails_for_the_new(source: Path, target: Path) -> None:
+        if target == out and not str(source).endswith(".old"):
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", fails_for_the_new)
+    with pytest.raises(OSError, match="no"), atomic_folder(out, overwrite=True):
+        pass
+    assert json.loads((out / "manifest.json").read_text()) == facts
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

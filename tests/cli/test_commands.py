@@ -16,7 +16,7 @@ import pytest
 from commands import call, done, refused
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile.cli.commands import Device, Method, Transforms
+from qcompile.cli.options import Device, Method, Transforms
 
 WEIGHTS = {"up": (64, 128), "down": (128, 64)}
 

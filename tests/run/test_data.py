@@ -62,7 +62,7 @@ def test_a_command_names_the_option_that_it_has(parse, tmp_path):
     done("verify", tmp_path / "out", "--evaluation", tmp_path / "x.npz")
     (tmp_path / "none").mkdir()
     export = ("export", tmp_path / "m.onnx", "--target", "cpu-int4", "-o", tmp_path / "other")
-    empty = "has no .npz, .npy or .safetensors files"
+    empty = "has no .npz, .npy, .safetensors or .txt files and no images"
     for given, option in ((export, "--calibration"), (("verify", tmp_path / "out"), "--evaluation")):
         for path, said in (
             (tmp_path / "gone", "there is no data at"),

@@ -7,6 +7,7 @@ import pytest
 from qcompile.errors import InputError, TargetError
 from qcompile.formats import EXTENDED_FORMATS, FORMATS
 from qcompile.formats.scalar import is_scalar
+from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
@@ -36,10 +37,24 @@ def test_activations_with_a_structure_are_refused(name):
 
 
 @pytest.mark.parametrize(
+    ("target", "text", "name"),
+    [
+        ("cpu-int4", "int4", "int4-g32"), ("cpu-int4", "int8", "int8-g32"), ("cpu-int4", "uint4", "uint4-g16"),
+        ("cpu-int4", "int4-g64", "int4-g64"), ("cpu-int8", "int8", "int8-channel/int8-channel"),
+        ("hopper-int4", "int4", "int4-g128"), ("blackwell-fp4", "nvfp4", "nvfp4"),
+        ("reference", "int4", "int4-g32/int4-g32"),
+    ],
+)  # fmt: skip
+def test_the_beginning_of_a_format_means_the_targets_own(target, text, name):
+    assert get_target(target).scheme(text).name == name
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"default": "int8-g32"}, "cannot run format 'int8-g32'"),
-        ({"edge": "int4"}, "no format 'int4'"),
+        ({"edge": "int4"}, "falls back on 'int4', which is none of its schemes"),
+        ({"edge": "int3"}, "cannot run format 'int3'"),
         ({"plain": "nvfp4"}, "cannot run format 'nvfp4'"),
         ({"schemes": ("int4-g32/int4-g32",)}, "falls back on 'int4-g32', which is none of its schemes"),
         ({"schemes": ("int4-g32", "magic")}, "no format 'magic'"),

@@ -16,7 +16,7 @@ const layers = Array.from({ length: drawn.layers }, () => []);
 nodes.forEach((node, i) => {
   node.index = i; node.px = node.x * COLUMN; node.py = node.layer * ROW;
   node.site = node.kind === "node" ? siteOf.get(node.name) : undefined;
-  node.ins = []; node.outs = []; node.set = new Set(node.spaces);
+  node.module = node.site?.module ?? node.module; node.ins = []; node.outs = []; node.set = new Set(node.spaces);
   layers[node.layer].push(node);
 });
 for (const edge of edges) { nodes[edge[0]].outs.push(edge); nodes[edge[1]].ins.push(edge); }
@@ -219,25 +219,26 @@ function nodeDetail(node) {
   const names = list => [...new Set(list)].join(", ");
   return [
     el("b", { textContent: `${node.op} ${node.name}` }),
-    facts(["reads", names(node.ins.map(e => e[2]))], ["gives", names(node.outs.map(e => e[2])) + (node.shape ? ` [${node.shape}]` : "")],
+    facts(["module", node.module], ["reads", names(node.ins.map(e => e[2]))], ["gives", names(node.outs.map(e => e[2])) + (node.shape ? ` [${node.shape}]` : "")],
       ["site", node.site ? `weight ${node.site.weight} ${node.site.weight_shape.join("x")}, ${node.site.space_in ?? "indices"} → ${node.site.space_out}${node.site.quantizable ? "" : ", not quantized"}` : ""],
       ["spaces", spaceLinks(node.spaces)], ["left alone", reasons.map(r => el("div", { textContent: `${r.what}: ${r.reason}` }))]),
   ];
 }
+function title(site) { return siteOf.get(site)?.module ?? site; }
 function spaceDetail(i) {
   const s = spaces[i], some = list => list.slice(0, 40).join(", ") + (list.length > 40 ? ` … and ${list.length - 40} more` : "");
   return [
     el("b", {}, swatch(i), `${s.id}: ${s.size} features, ${s.freedom}`),
     facts(["limited by", s.limited_by.length ? s.limited_by.map(l => el("div", { textContent: `${l.freedom}: ${l.reason}` })) : "nothing: any invertible matrix"],
-      ["written by", some(s.writers)], ["read by", some(s.readers)], ["values", some(s.values)]),
+      ["written by", some(s.writers.map(title))], ["read by", some(s.readers.map(title))], ["values", some(s.values)]),
   ];
 }
 const TABS = {
   spaces: () => order.map(i => ({ text: [spaces[i].id, spaces[i].freedom, ...spaces[i].limited_by.map(l => l.reason), ...spaces[i].values].join(" "), on: chosen.space === i, pick: () => pickSpace(i), make: () => spaceRow(i) })),
-  sites: () => sites.map(s => ({ text: [s.name, s.op, s.weight, s.space_in, s.space_out].join(" "), on: nodes[chosen.node]?.site === s, pick: () => goTo(s.name), make: () => siteRow(s) })),
-  weights: () => weights.map(w => ({ text: [w.name, w.kind, w.status, w.format, w.reason, ...w.readers].join(" "), on: w.readers.includes(nodes[chosen.node]?.name), pick: () => goTo(w.readers[0]), make: () => weightRow(w) })),
-  declined: () => declined.map(d => ({ text: [d.site, d.what, d.reason].join(" "), on: nodes[chosen.node]?.name === d.site, pick: () => goTo(d.site), make: () => declinedRow(d) })),
-  nodes: () => nodes.map(n => ({ text: [n.op, n.name, n.shape, ...n.outs.map(e => e[2])].join(" "), on: chosen.node === n.index, pick: () => { pick(n); show(n); }, make: () => nodeRow(n) })),
+  sites: () => sites.map(s => ({ text: [s.name, s.module, s.op, s.weight, s.space_in, s.space_out].join(" "), on: nodes[chosen.node]?.site === s, pick: () => goTo(s.name), make: () => siteRow(s) })),
+  weights: () => weights.map(w => ({ text: [w.name, w.module, w.kind, w.status, w.format, w.reason, ...w.readers].join(" "), on: w.readers.includes(nodes[chosen.node]?.name), pick: () => goTo(w.readers[0]), make: () => weightRow(w) })),
+  declined: () => declined.map(d => ({ text: [d.site, d.module, d.what, d.reason].join(" "), on: nodes[chosen.node]?.name === d.site, pick: () => goTo(d.site), make: () => declinedRow(d) })),
+  nodes: () => nodes.map(n => ({ text: [n.op, n.name, n.module, n.shape, ...n.outs.map(e => e[2])].join(" "), on: chosen.node === n.index, pick: () => { pick(n); show(n); }, make: () => nodeRow(n) })),
 };
 function goTo(name) { const node = nodes.find(n => n.name === name && n.kind === "node"); if (node) { pick(node); show(node); } }
 function spaceRow(i) {
@@ -246,14 +247,14 @@ function spaceRow(i) {
     el("div", { className: "dim", textContent: limit ? limit.reason : "nothing limits it" })];
 }
 function siteRow(s) {
-  return [el("div", { className: "top" }, el("span", { className: "mono", textContent: s.name }), el("span", { className: "dim end", textContent: `${s.op} ${s.weight_shape.join("x")}` })),
-    el("div", { className: "dim", textContent: `${s.space_in ?? "indices"} → ${s.space_out}` + ((reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : "") })];
+  return [el("div", { className: "top" }, el("span", { className: "mono", textContent: s.module ?? s.name }), el("span", { className: "dim end", textContent: `${s.op} ${s.weight_shape.join("x")}` })),
+    el("div", { className: "dim", textContent: (s.module ? `${s.name} · ` : "") + `${s.space_in ?? "indices"} → ${s.space_out}` + ((reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : "") })];
 }
 function weightRow(w) {
   return [el("div", { className: "top" }, el("span", { className: "mono", textContent: w.name }), el("span", { className: "dim end", textContent: `${w.kind} ${w.shape.join("x")}, ${w.bytes} bytes` })),
-    el("div", { className: "dim", textContent: [w.status, w.reason ?? w.format].filter(Boolean).join(": ") })];
+    el("div", { className: "dim", textContent: (w.module ? `${w.module} · ` : "") + [w.status, w.reason ?? w.format].filter(Boolean).join(": ") })];
 }
-function declinedRow(d) { return [el("div", { className: "mono", textContent: d.site }), el("div", { textContent: d.what }), el("div", { className: "dim", textContent: d.reason })]; }
+function declinedRow(d) { return [el("div", { className: "mono", textContent: d.site + (d.module ? ` · ${d.module}` : "") }), el("div", { textContent: d.what }), el("div", { className: "dim", textContent: d.reason })]; }
 function nodeRow(n) { return [el("div", { className: "top" }, el("span", {}, swatch(n.main), n.op), el("span", { className: "mono dim", textContent: n.name }), el("span", { className: "dim end", textContent: n.shape })) ]; }
 
 let tab = "spaces";

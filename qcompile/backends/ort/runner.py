@@ -27,7 +27,7 @@ PRODUCT = bytes.fromhex(
 
 
 def load(
-    folder: Path, *, keep_packed: bool = False, threads: int = 0
+    folder: Path, *, keep_packed: bool = False, threads: int = 0, provider: str | None = None
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """The artifact as a function of named inputs.
 
@@ -36,12 +36,15 @@ def load(
         keep_packed: decode emulated weights at every run instead of once, while loading: memory stays as small as
             the file, runs take longer.
         threads: 0 lets onnxruntime choose.
+        provider: where it computes, ``cuda`` for ``CUDAExecutionProvider``; operators that it lacks run on the CPU.
 
     Raises:
-        InputError: if the folder has no graph, or onnxruntime refuses it, or (from the function) the inputs.
+        InputError: if the folder has no graph, there is no such provider here, or onnxruntime refuses the graph, or
+            (from the function) the inputs.
     """
     import onnxruntime as ort
 
+    providers = _providers(provider or "cpu")
     path = Path(folder) / FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no {FILE}: it is no artifact of this target")
@@ -52,9 +55,11 @@ def load(
         options.add_session_config_entry("session.x64quantprecision", "1")
     disabled = ["ConstantFolding"] if keep_packed else None
     try:
-        session = ort.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
+        session = ort.InferenceSession(path, options, providers, disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise InputError(f"onnxruntime cannot load {path}: {runtime_message(error)}") from error
+    if session.get_providers()[0] != providers[0]:  # it goes on without one that does not start
+        raise InputError(f"provider '{provider}' does not start: its libraries or its device are missing here")
     return lambda inputs: _run(session, inputs)
 
 
@@ -70,6 +75,21 @@ def load_untransformed(
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         taken = take_out(Path(folder) / FILE, Path(scratch) / FILE)
         return None if taken is None else (load(Path(scratch), threads=threads), taken)
+
+
+def _providers(name: str) -> list[str]:
+    """The provider of a name such as ``cuda``, and the processor for whatever that leaves.
+
+    Raises:
+        InputError: listing what this installation of onnxruntime has.
+    """
+    import onnxruntime as ort
+
+    known = {full.removesuffix("ExecutionProvider").lower(): full for full in ort.get_available_providers()}
+    found = known.get(name.removesuffix("ExecutionProvider").lower())
+    if found is None:
+        raise InputError(f"onnxruntime has no provider '{name}' here; available are {', '.join(sorted(known))}")
+    return list(dict.fromkeys((found, "CPUExecutionProvider")))
 
 
 @cache

@@ -1,0 +1,51 @@
+"""The wishes that an artifact was made by, as its manifest states them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.choice.selection import UNITS
+from qcompile.run.compare import number
+from qcompile.run.sources import DataLike
+
+if TYPE_CHECKING:
+    from qcompile.choice.assignment import Assignment
+    from qcompile.choice.selection import Options
+
+__all__ = ["budget_entry", "options_entry"]
+
+
+def options_entry(options: Options) -> dict[str, Any]:
+    """The options of an export under their names; target and seed stand beside them."""
+    return {
+        "budget": {unit: number(bound) for unit, bound in sorted(options.budget.items())},
+        "formats": list(options.formats),
+        "transforms": options.transforms,
+        "method": options.method,
+        "calibration": _said_of(options.calibration),
+        "evaluation": _said_of(options.evaluation),
+        "device": options.device,
+        "tvm_target": options.tvm_target,
+        "exclude": list(options.exclude),
+        "keep": list(options.keep),
+        "format_for": dict(options.format_for),
+        "transform_for": dict(options.transform_for),
+        "tokenizer": _said_of(options.reading.tokenizer),
+        "window": options.reading.window,
+        "preprocessing": _said_of(options.reading.preprocessing),
+    }
+
+
+def _said_of(data: DataLike | None) -> str | None:
+    """Data as a manifest names it: a path, or that it was no file."""
+    return None if data is None else str(data) if isinstance(data, str | Path) else "given in Python"
+
+
+def budget_entry(options: Options, assignment: Assignment | None) -> dict[str, dict[str, Any]]:
+    """By unit, the bound, the number that it bounds as it came out, and what is counted."""
+    spent = {} if assignment is None else assignment.cost
+    found = sorted((unit, bound) for unit, bound in options.budget.items() if unit in spent)
+    return {
+        unit: {"bound": number(bound), "spent": number(spent[unit]), "counts": UNITS[unit]} for unit, bound in found
+    }

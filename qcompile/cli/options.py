@@ -1,0 +1,119 @@
+"""The options that commands share, and the words that some take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompile.cli.logs import log_to_file, log_to_terminal
+from qcompile.cli.recipe import use_recipe
+
+__all__ = [
+    "Budget", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats", "Json",
+    "Keep", "LogFile", "Method", "Model", "Overwrite", "Preprocessing", "Provider", "Quiet", "Seed", "Target",
+    "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
+]  # fmt: skip
+
+
+class Transforms(StrEnum):
+    """Ways to choose transforms; the words of ``qcompile.choice.transforms.KINDS``."""
+
+    auto = "auto"
+    none = "none"
+    hadamard = "hadamard"
+    block = "block"
+    wush = "wush"
+
+
+class Method(StrEnum):
+    """Ways to round weights; the words of the pass ``quantize``."""
+
+    gptq = "gptq"
+    search = "search"
+    rtn = "rtn"
+
+
+class Device(StrEnum):
+    """Devices on which torch computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def complete_targets(incomplete: str) -> list[str]:
+    """The names of targets that begin so, for the shell."""
+    from qcompile.targets.registry import targets
+
+    return sorted(name for name in targets() if name.startswith(incomplete))
+
+
+def complete_formats(incomplete: str) -> list[str]:
+    """The formats of all targets that begin so, for the shell."""
+    from qcompile.targets.registry import targets
+
+    schemes = {name for target in targets().values() for name in target.schemes if name != "*"}
+    return sorted(name for name in schemes if name.startswith(incomplete))
+
+
+Target = Annotated[
+    str, typer.Option(autocompletion=complete_targets, help="A name that `qcompile targets` lists.")
+]  # fmt: skip
+Budget = Annotated[
+    list[str] | None, typer.Option(help="bits=4.25 (mean of codes; scales do not count), bytes=80e6, latency=2 (ms).")
+]
+Calibration = Annotated[
+    Path | None, typer.Option(help="An .npz, .npy, .safetensors or .txt file, a folder of them, or of images.")
+]
+Evaluation = Annotated[Path | None, typer.Option(help="The same, to measure the loss on.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="The folder of the tokenizer, where data is a .txt file.")]
+Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens in a row of a text; by default the model's length, or 512.")
+]
+Preprocessing = Annotated[
+    Path | None, typer.Option(help="Where preprocessor_config.json is; by default beside the images.")
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(autocompletion=complete_formats, help="To choose among: a,b; int4 is the target's own, int4-g32."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Leave sites float, by name or module: '*.down_proj'.")
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave them float bit for bit: nothing folds into their weights either."),
+]
+FormatFor = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN=FORMAT", help="The format of sites; the last that fits counts.")
+]
+TransformFor = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN=TRANSFORM", help="How the transform of their input is chosen.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]
+TvmTarget = Annotated[
+    str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")
+]
+Provider = Annotated[
+    str | None, typer.Option(help="Where onnxruntime computes: cpu, cuda, tensorrt, ...; by default cpu.")
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file (external data beside it) or a .pt2 file.")]
+Folder = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The folder that an export wrote.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no tables.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the summary as JSON; - prints it, and no tables.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=log_to_terminal, is_eager=True, help="Log to the standard error.")
+]
+LogFile = Annotated[
+    Path | None, typer.Option(callback=log_to_file, is_eager=True, help="Log into this file, behind what it holds.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        callback=use_recipe, is_eager=True,
+        help="A .toml file with options as keys, or an artifact's manifest.json; the command line wins.",
+    ),
+]  # fmt: skip
