@@ -95,7 +95,8 @@ class Executor:
             raise InputError(f"the engine has no hook at {', '.join(lost)}")
         frame = _Frame(self, hooks or {}, self._foreign)
         tensors = (self._tensor(given[name], kind) for name, kind in zip(self.inputs, self._kinds, strict=True))
-        values = self._forward(frame, *tensors)
+        with torch.backends.cudnn.flags(allow_tf32=False):  # float32 is to be float32: convolutions are not by default
+            values = self._forward(frame, *tensors)
         return dict(zip(self.outputs, values, strict=True))
 
     def _tensor(self, value: Any, dtype: torch.dtype) -> Tensor:

@@ -95,6 +95,18 @@ def test_a_shipped_model(name: str) -> None:
     assert compare(want, arrays({key: value.float() for key, value in narrow.items()}))[0] < 0.03
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", [*FAMILIES, *CASES])
+def test_on_a_gpu(name: str) -> None:
+    model = load(stored(name)) if name in FAMILIES else graph_of_case(name)
+    sizes = {"batch": 3, "length": 7, "past": 2}
+    inputs = example_inputs(model, sizes=sizes) if name in FAMILIES else example(model, 3, 3)
+    engine = Executor(model, device="cuda")
+    assert engine.foreign == {}
+    found = {key: value.cpu() for key, value in engine(inputs).items()}
+    assert compare(evaluate(model, inputs), arrays(found))[0] < 1e-5
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
