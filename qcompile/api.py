@@ -130,7 +130,7 @@ def rotate(
     Raises:
         VerificationError: if the rotated model is another function.
     """
-    prepared = prepare(model, progress, **capture_options)
+    prepared = prepare(model, progress, ties=transforms == "none", **capture_options)  # else it costs a transform
     siblings = siblings_of(prepared.analysis.sites)
     scheme = Scheme.parse("int4-g32")
     probes = {own: probes_of(own) for own in siblings}

@@ -72,7 +72,7 @@ def export(
     check_options(options, request.target, request.schemes)
     with atomic_folder(Path(folder), overwrite) as temporary:
         captured = _capture(model, request, **capture_options)
-        prepared = prepare(captured, progress)
+        prepared = prepare(captured, progress, ties=request.target.ties)
         chosen = _choose(prepared, request)
         rotated = _rotate(chosen)
         quantized = _quantize(rotated)
@@ -88,7 +88,7 @@ def plan(model: Any, options: Options) -> ir.Model:
     Args: as for ``export``, whose checks are left out.
     """
     request = _request(options)
-    rotated = _rotate(_choose(prepare(_capture(model, request)), request))
+    rotated = _rotate(_choose(prepare(_capture(model, request), ties=request.target.ties), request))
     _round(rotated)
     return rotated.model
 
@@ -113,29 +113,30 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     return Captured(source, data, options.seed, options.keep)
 
 
-def prepare(model: Any, progress: Progress | None = None, **capture_options: Any) -> Prepared:
+def prepare(model: Any, progress: Progress | None = None, *, ties: bool = False, **capture_options: Any) -> Prepared:
     """Bring a graph into the form on which choices are made; it stays the same function.
 
     Args:
         model: a captured model, or anything that ``capture`` takes. If it was captured with data, its source runs on
             them meanwhile.
+        ties: whether a head is to share an embedding table that is equal to its weight.
     """
     captured = model if isinstance(model, Captured) else Captured(begin_capture(model, **capture_options))
     if captured.data is None:
-        return _prepared(captured, progress)
+        return _prepared(captured, progress, ties)
     with threads(1) as beside:
         observing = beside.submit(begin_source(captured.source, captured.data, captured.seed))
-        prepared = _prepared(captured, progress)
+        prepared = _prepared(captured, progress, ties)
     return replace(prepared, observed=observing.result())
 
 
-def _prepared(captured: Captured, progress: Progress | None) -> Prepared:
+def _prepared(captured: Captured, progress: Progress | None, ties: bool) -> Prepared:
     source = captured.source
     state = State(source.model.clone())
     if source.widened:
         reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
         state.decline("*", "computing in bfloat16", reason)
-    preparation(captured.keep).apply(state, [] if progress is None else [Telling(progress)])
+    preparation(captured.keep, ties=ties).apply(state, [] if progress is None else [Telling(progress)])
     source.check()
     state_outputs(state.model, source.model)
     analysis = analyze(state.model)

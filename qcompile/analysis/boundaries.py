@@ -16,10 +16,11 @@ from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import node_name
 
-__all__ = ["Boundary", "boundaries"]
+__all__ = ["BODY", "Boundary", "OP", "boundaries"]
 
 #: The operator: a function whose body is Identity, and whose rule joins no features.
 OP = "Boundary"
+BODY = "(x) => (y) { y = Identity(x) }"
 
 
 @rule(OP, domain=DOMAIN)

@@ -12,9 +12,10 @@ __all__ = ["edge_sites"]
 
 
 def edge_sites(model: ir.Model, sites: Sequence[Site]) -> set[str]:
-    """Sites at the edges of the model: embedding tables, and what writes an output of the graph directly."""
+    """Sites at the edges: embedding tables, heads that share one, and what writes an output of the graph directly."""
     outputs = set(model.graph.outputs)
-    return {site.name for site in sites if site.input is None or outputs & _written(site.node.outputs[0])}
+    tables = {site.name for site in sites if site.input is None or site.stored is not site.weight}
+    return tables | {site.name for site in sites if outputs & _written(site.node.outputs[0])}
 
 
 def _written(value: ir.Value) -> set[ir.Value]:

@@ -54,6 +54,11 @@ class Folded(Derived):
         made.origin = self.origin
         return made
 
+    def scale(self, axis: int) -> np.ndarray | None:
+        """The float64 factors along an axis, if they are all that was changed of the source."""
+        factors = [change for changed, change in self._changes if changed == axis and isinstance(change, np.ndarray)]
+        return np.prod(factors, axis=0) if len(factors) == len(self._changes) else None
+
     def lines(self, axis: int, places: np.ndarray) -> np.ndarray:
         """Some of the vectors along an axis, ``[places, size]``, if possible without computing the others."""
         if self._tensor is not None or any(changed != axis for changed, _ in self._changes):

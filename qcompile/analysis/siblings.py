@@ -20,7 +20,7 @@ from qcompile.ir.required import name_of
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["Siblings", "cost_fraction", "siblings_of", "routed", "routes_of"]
+__all__ = ["Siblings", "cost_fraction", "siblings_of", "routed", "routes_of", "shared_table"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +94,12 @@ def routes_of(group: Siblings) -> list[Route]:
         return []
     forms = [form for form in map(routed, group.sites) if form is not None]
     return list(dict.fromkeys(route for form in forms if (route := form.route) is not None))
+
+
+def shared_table(group: Siblings) -> ir.Value | None:
+    """The table that the only site of a group shares."""
+    site = group.sites[0]
+    return site.stored if len(group.sites) == 1 and site.stored is not site.weight else None
 
 
 def cost_fraction(group: Siblings, transform: Transform) -> float:

@@ -20,8 +20,8 @@ from qcompile.analysis.axes import Axes, AxisNode, Limit, Mode, Ref, Structure
 from qcompile.errors import InternalError
 from qcompile.ir.graph import SMALL, bodies, is_float, label, node_name, static
 from qcompile.ir.module_paths import module_path
-from qcompile.ir.required import sizes_of
-from qcompile.ir.tensors import holds_infinity
+from qcompile.ir.required import constant, sizes_of
+from qcompile.ir.tensors import Turned, holds_infinity
 from qcompile.transforms.freedom import Freedom
 
 __all__ = ["KEPT", "Analysis", "Norm", "Rule", "Scaling", "Site", "Space", "follows", "rule"]
@@ -58,6 +58,10 @@ def follows(*ops: str) -> Callable[[Rule], Rule]:
     return register
 
 
+#: Where an operator's ``meta`` has the table that its weight shares.
+_SHARED = "qcompile.shared"
+
+
 @dataclass(eq=False)
 class Site:
     """A linear map with a constant weight.
@@ -89,6 +93,21 @@ class Site:
     def module(self) -> str | None:
         """The path of the module that it came from, such as ``model.layers.3.mlp.down_proj``, if anything says it."""
         return module_path(self.node, self.weight.name)
+
+    @property
+    def stored(self) -> ir.Value:
+        """The constant that is stored for it: its weight, or a table that it shares."""
+        shared = self.node.meta.get(_SHARED)
+        return self.weight if shared is None else shared
+
+    def share(self, table: ir.Value | None) -> None:
+        """Let it share the constant of an embedding table, whose rows its weight has, or none."""
+        self.node.meta[_SHARED] = table
+
+    def lay_out(self, table: ir.Value) -> None:
+        """Let the weight hold the rows of a table as they are now."""
+        held = constant(table)
+        self.weight.const_value = held if self.axis_in == 1 else Turned(held, (1, 0), name=self.weight.name)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def bits_per_weight(analysis: Analysis, plans: Mapping[str, Plan], lowered: Lowe
     bits, counts = {}, {}
     for site in analysis.sites:
         plan = plans.get(site.name)
-        key = (site.weight, plan.scheme.name if plan else "float")
+        key = (site.stored, plan.scheme.weight.name if plan and plan.scheme.weight else "float")
         bits[key] = bits_of(site) * count_of(site) if plan is None else stored(site, plan, lowered)
         counts[key] = count_of(site)
     return math.fsum(bits.values()) / max(sum(counts.values()), 1)

@@ -145,6 +145,8 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
         entry["transform_in"] = transforms.get(site.name, entry["transform_in"])
         entry["asked"] = chosen.wishes.said.get(site.name, [])
         entry["lowering"] = dict(lowered.sites.get(site.name, {}))
+        if site.stored is not site.weight:
+            entry["shares"] = site.stored.name  # the table whose packed rows it reads
         if (errors := facts.state.notes.get("held_out", {}).get(site.name)) is not None:
             entry["held_out"] = _numbers(errors)
         entry |= _choice(site, chosen, facts.plans.get(site.name), lowered)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import VerificationError
+from qcompile.errors import InputError, VerificationError
 from qcompile.ir.capture import Source
+from qcompile.ir.graph import is_random, label
 from qcompile.ir.tensors import EAGER_BYTES, release, total_bytes
 from qcompile.run.compare import compare
 from qcompile.run.data import Data, accepted
@@ -39,6 +40,9 @@ class Observed:
         """The batches of which the outputs are known, with these."""
         return [(batch, self.outputs[id(batch)]) for batch in self.data.batches if id(batch) in self.outputs]
 
+
+#: Operators that a message names.
+SHOWN = 3
 
 #: Relative L2 that a float-equivalent stage may differ by, by type of the weights.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -92,9 +96,28 @@ def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Obse
     def run() -> Observed:
         _ = session.inputs  # what cannot be loaded is not tried with other inputs
         taken, outputs = accepted(source.model, data, session.run, seed)
+        if drawing := [node for node in source.model.graph.all_nodes() if is_random(node)]:
+            _check_repeats(source, drawing, outputs, session.run(taken.batches[0]))
         return Observed(taken, {id(taken.batches[0]): outputs})
 
     return run if not large and _from_file(source) else _at_once(run)
+
+
+def _check_repeats(
+    source: Source, drawing: Sequence[ir.Node], once: Mapping[str, np.ndarray], again: Mapping[str, np.ndarray]
+) -> None:  # fmt: skip
+    """Refuse a graph whose outputs are no function of its inputs: nothing can be compared with it.
+
+    Raises:
+        InputError: naming the operators that draw random numbers.
+    """
+    apart = compare(once, again)[0]
+    if not apart <= _tolerance(source.model):
+        names = ", ".join(label(node) for node in drawing[:SHOWN])
+        raise InputError(
+            f"two runs of '{source.path}' on one input differ by a relative L2 of {apart:.2g}: {names} draws random "
+            "numbers; export the model for inference, or make them an input"
+        )
 
 
 def _at_once(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -154,13 +177,16 @@ def settle(source: Source, model: ir.Model, observed: Observed, found: Equivalen
     Raises:
         VerificationError: if the graph and its source differ by more than rounding.
     """
-    allowed, in_double = _tolerance(model), None
+    allowed, in_double, also = _tolerance(model), None, ""
     if found.rel_l2 <= allowed:
         return found
     if total_bytes(model) < EAGER_BYTES and np.isfinite(found.rel_l2):
-        in_double = max(_in_double(source, model, batch) for batch, _ in observed.known)
+        try:
+            in_double = max(_in_double(source, model, batch) for batch, _ in observed.known)
+            also = f", {in_double:.2e} in float64"
+        except InputError as error:
+            also = f" (float64 cannot decide: {error})"
     if in_double is None or not in_double <= allowed:
-        also = "" if in_double is None else f", {in_double:.2e} in float64"
         raise VerificationError(
             f"the rewritten model differs from its source by a relative L2 of {found.rel_l2:.2e}{also}, "
             f"more than {allowed:.0e}"

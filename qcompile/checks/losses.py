@@ -18,6 +18,7 @@ from qcompile.ir.capture import Source
 from qcompile.ir.required import name_of
 from qcompile.run.compare import compare
 from qcompile.run.data import Data
+from qcompile.run.sequences import tensors
 from qcompile.run.session import Run
 from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss
 
@@ -108,5 +109,6 @@ def _tokens(
     if not logits:
         return None
     shape = outputs[next(iter(logits))].shape[:-1]
-    found = [v for v in batch.values() if np.issubdtype(v.dtype, np.integer) and v.shape == shape and v.shape[-1] > 1]
+    integers = (v for v in tensors(batch).values() if np.issubdtype(v.dtype, np.integer))
+    found = [v for v in integers if v.shape == shape and v.shape[-1] > 1]
     return found[0] if found else None

@@ -30,16 +30,20 @@ BLOCKS = (16, 32, 64, 128)
 #: Blocks of the closed form; a larger one costs more and equalizes more.
 FITTED_BLOCKS = (16, 32, 64)
 
+#: The largest axis that gets a rotation without structure: folding one takes time with the square of the size.
+DENSE = 4096
+
 #: Operators that only lay a value out anew.
 VIEWS = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def orthogonal_candidates(
-    size: int, scheme: Scheme, kind: str, seed: int, freedom: Freedom = Freedom.ORTHOGONAL
+    size: int, scheme: Scheme, kind: str, seed: int, freedom: Freedom = Freedom.ORTHOGONAL, *, offline: bool = False
 ) -> dict[str, Transform]:
     """Orthogonal transforms of an axis, by name, small blocks first.
 
-    Where the vector of ones must stay, they are made of regular Hadamard matrices, which keep it.
+    Where the vector of ones must stay, they are made of regular Hadamard matrices, which keep it. Offline, any rotation
+    is free: one without structure competes where there is no Hadamard matrix of the size.
     """
     from qcompile.transforms import has_hadamard
 
@@ -58,7 +62,16 @@ def orthogonal_candidates(
         add(size)
     if not found and kind != "none" and (block := _largest_block(size, variant)) > 1:
         add(block)
+    if offline and kind in ("auto", "hadamard") and variant == "default" and not has_hadamard(size) and size <= DENSE:
+        found["random-orthogonal"] = _dense(size, seed)
     return found
+
+
+@lru_cache
+def _dense(size: int, seed: int) -> Transform:
+    from qcompile.transforms import RandomOrthogonal
+
+    return RandomOrthogonal(size, seed)
 
 
 @lru_cache

@@ -135,7 +135,7 @@ def _compare(
         )
 
     assert node.size is not None  # no space has an axis of unknown size
-    made = orthogonal_candidates(node.size, online.scheme(readers[0]), kind, seed, node.freedom)
+    made = orthogonal_candidates(node.size, online.scheme(readers[0]), kind, seed, node.freedom, offline=True)
     return {"none": error(chosen)} | {name: error({**chosen, node: item}) for name, item in made.items()}, made
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.infinity import infinity
-from qcompile.analysis.siblings import Siblings, cost_fraction
+from qcompile.analysis.siblings import Siblings, cost_fraction, shared_table
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
 from qcompile.choice.scoring import Probes
@@ -83,14 +83,29 @@ class Online:
 
     def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform]) -> OnlineChoice:
         """The choice for a group, where those spaces change basis."""
-        key = group, *(chosen.get(leaf.node) for leaf in self.analysis.axes.leaves(group.ref))
+        axes, table = self.analysis.axes, shared_table(group)
+        refs = [group.ref] if table is None else [group.ref, self.analysis.refs(table)[1]]
+        key = group, *(chosen.get(leaf.node) for ref in refs for leaf in axes.leaves(ref))
         if key not in self._known:
-            offline = axis_transform(self.analysis.axes, group.ref, chosen)
-            self._known[key] = self._chosen(group, offline)
+            offline, *others = (axis_transform(axes, ref, chosen) for ref in refs)
+            if others and (offline is None or offline is others[0]):  # or they part
+                self._known[key] = self._as_table(group, offline, others[0])
+            else:
+                self._known[key] = self._chosen(group, offline)
         return self._known[key]
 
     def _chosen(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
         return self._forced(group, offline) if self.kind_of(group) in FORCED else self._by_error(group, offline)
+
+    def _as_table(self, group: Siblings, offline: Transform | None, transform: Transform | None) -> OnlineChoice:
+        """The transform of a table's rows for the head that shares them, unless it comes to its input offline."""
+        forced = self.kind_of(group) in FORCED
+        if transform is offline or transform is None or not (transform.orthogonal and self._able(group)):
+            return OnlineChoice(None, 0.0 if forced else self.probes[group].error(self.scheme(group), offline))
+        if forced:
+            return OnlineChoice(transform, 1.0)
+        error = self.probes[group].error(self.scheme(group), transform)
+        return OnlineChoice(transform, error * (1 + self.price * cost_fraction(group, transform)))
 
     def _able(self, group: Siblings) -> bool:
         return group not in self.barred and able(self.analysis, group)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from qcompile.analysis.edges import edge_sites
-from qcompile.analysis.siblings import Siblings, routes_of, siblings_of
+from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment, Option, assign
+from qcompile.choice.costs import cost_of, mean_bits
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error
 from qcompile.choice.transforms import KINDS, place
@@ -29,6 +31,7 @@ from qcompile.targets.target import Target
 
 if TYPE_CHECKING:
     from qcompile.notes import Decline, Progress
+    from qcompile.transforms import Transform
 
 __all__ = ["Choice", "METHODS", "UNITS", "Options", "check_options", "choose"]
 
@@ -142,6 +145,19 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
         raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")
 
 
+def _edges(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str]]:
+    """Sites at the edges, without and then with a weight that is read within the model as well."""
+    found = edge_sites(model, sites)
+    within = {site.stored for site in sites if site.name not in found}
+    beside = {site.name for site in sites if site.name in found and site.stored in within}
+    return found - beside, beside
+
+
+def _settled(group: Siblings, plain_edge: Callable[[Site], bool]) -> bool:
+    """Whether nothing is to be chosen for a group: not even the basis of a table that it shares."""
+    return all(map(plain_edge, group.sites)) and shared_table(group) is None
+
+
 def _has_cuda() -> bool:
     import torch
 
@@ -153,7 +169,7 @@ def choose(
     wishes: Wishes, decline: Decline, progress: Progress | None = None,
 ) -> Choice:  # fmt: skip
     """Choose a scheme and a transform for every site; a budget counts those with a format of their own, too."""
-    edges = edge_sites(analysis.model, sites)
+    edges, beside = _edges(analysis.model, sites)
     groups = siblings_of(sites)
     tables = [site for site in sites if site.input is None]
     several = len(schemes) > 1 or bool(options.budget)
@@ -167,7 +183,7 @@ def choose(
     def plain_edge(site: Site) -> bool:
         return site.name in edges and site.name not in wishes.schemes
 
-    inner = [group for group in groups if several or not all(plain_edge(site) for site in group.sites)]
+    inner = [group for group in groups if several or not _settled(group, plain_edge)]
     probes = {group: probes_of(group, statistics.get(group.name), alphas) for group in inner}
     placement = place(
         analysis, probes, lambda group: wishes.shared(group, first), kind=options.transforms,
@@ -183,6 +199,9 @@ def choose(
     else:
         for site in sites:
             chosen.schemes[site.name] = wishes.scheme(site, edge if site.name in edges else first)
+            if site.name in beside and edge.name != first.name:
+                reason = "sites within the model read the same weight, which is stored once, in one format"
+                decline(site.name, f"the format {edge.name} of the edge", reason)
             if plain_edge(site) and edge.name != first.name:
                 reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
                 decline(site.name, f"the format {first.name}", reason)
@@ -215,28 +234,29 @@ def _assign(
     analysis: Analysis, probes: Mapping[Siblings, Probes], schemes: Sequence[Scheme], target: Target,
     options: Options, chosen: Choice,
 ) -> None:  # fmt: skip
-    """Give every group of siblings one scheme, so that the predicted loss is least within the budgets."""
+    """Give siblings, and sites that share a weight, one scheme, so that the loss is least within the budgets."""
     units: list[tuple[list[Site], list[Option]]] = []
     scheme_of = chosen.wishes.scheme
+    first: dict[ir.Value, int] = {}  # by weight, the unit that pays for storing it
+    readers: list[tuple[int, int]] = []  # units that read one weight, which has one format
+
+    def add(sites: list[Site], loss: Callable[[Scheme], float]) -> None:
+        own = {site.name for site in sites if first.setdefault(site.stored, len(units)) == len(units)}
+        readers.extend((first[site.stored], len(units)) for site in sites)
+        costs = [cost_of([(site, scheme_of(site, s)) for site in sites], own, target) for s in schemes]
+        units.append((sites, [Option(s.name, loss(s), cost) for s, cost in zip(schemes, costs, strict=True)]))
+
     for group, own in probes.items():
-        transform, found = total_transform(analysis, group, chosen.placement), []
-        for scheme in schemes:
-            pairs = [(site, scheme_of(site, scheme)) for site in group.sites]
-            errors = [site_error(item, its, transform) for item, (_, its) in zip(own.items, pairs, strict=True)]
-            loss = sum(alpha * error for alpha, error in zip(own.alphas, errors, strict=True))
-            found.append(Option(scheme.name, loss, _cost(pairs, target)))
-        units.append((group.sites, found))
+        transform = total_transform(analysis, group, chosen.placement)
+        add(group.sites, partial(_loss, group, own, transform, scheme_of))
     for site in chosen.tables:
-        table, alpha = probe(site, None), chosen.alphas[site.name]
-        found = []
-        for scheme in schemes:
-            its = scheme_of(site, scheme)
-            loss = alpha * site_error(table, Scheme(its.weight))
-            found.append(Option(scheme.name, loss, _cost([(site, its)], target)))
-        units.append(([site], found))
-    weights = sum(constant(site.weight).size for sites, _ in units for site in sites)
-    means = [[_mean_bits(option, weights) for option in found] for _, found in units]
-    chosen.assignment = assign(means, options.budget)
+        alone = Siblings(site.weight, site.name, site.ref_out, [site])
+        table = Probes((probe(site, None),), (chosen.alphas[site.name],))
+        add([site], partial(_loss, alone, table, None, lambda site, scheme: Scheme(scheme_of(site, scheme).weight)))
+    weights = sum(constant(weight).size for weight in first)
+    means = [[mean_bits(option, weights) for option in found] for _, found in units]
+    joined = [pair for pair in dict.fromkeys(readers) if pair[0] != pair[1]]
+    chosen.assignment = assign(means, options.budget, joined)
     by_name = {scheme.name: scheme for scheme in schemes}
     for number, ((sites, found), index) in enumerate(zip(units, chosen.assignment.choice, strict=True)):
         for site in sites:
@@ -245,21 +265,13 @@ def _assign(
             chosen.ties[site.name] = f"t{number}"
 
 
-def _cost(pairs: Sequence[tuple[Site, Scheme]], target: Target) -> dict[str, float]:
-    """The cost of sites in each budget; an embedding table is looked up, which takes no time to speak of."""
-    bits = stored = 0.0
-    for site, scheme in pairs:
-        count = constant(site.weight).size
-        width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
-        bits += count * scheme.bits
-        stored += count * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8
-    read = 0.0 if pairs[0][0].input is None else stored
-    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
-
-
-def _mean_bits(option: Option, weights: int) -> Option:
-    """An option whose bits are its part of the mean over so many weights: the number that is bounded is shown."""
-    return replace(option, cost={**option.cost, "bits": option.cost["bits"] / max(weights, 1)})
+def _loss(
+    group: Siblings, own: Probes, transform: Transform | None, scheme_of: Callable[[Site, Scheme], Scheme],
+    scheme: Scheme,
+) -> float:  # fmt: skip
+    pairs = zip(group.sites, own.items, strict=True)
+    errors = [site_error(item, scheme_of(site, scheme), transform) for site, item in pairs]
+    return sum(alpha * error for alpha, error in zip(own.alphas, errors, strict=True))
 
 
 def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool) -> None:

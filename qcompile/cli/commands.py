@@ -206,9 +206,10 @@ def run(
     from qcompile.cli.summaries import arrays_summary
     from qcompile.cli.tables import arrays_table
     from qcompile.ir.files import read_arrays, save_arrays
+    from qcompile.run.sequences import tensors
 
     opened = Artifact.open(artifact)
-    outputs = opened.run(read_arrays(inputs), runtime, provider)
+    outputs = tensors(opened.run(read_arrays(inputs), runtime, provider))
     save_arrays(outputs, output)
     tell(json, arrays_summary(outputs, output), arrays_table(outputs, output), quiet=quiet)
 

@@ -25,12 +25,13 @@ def inputs(
     from qcompile.ir.capture import capture
     from qcompile.ir.files import refuse_existing, save_arrays
     from qcompile.run.data import example_inputs
+    from qcompile.run.sequences import tensors
     from qcompile.run.sources import input_values
 
     graph = capture(model).model
     if output is not None:
         refuse_existing(output)
-        save_arrays(example_inputs(graph, seed=seed), output)
+        save_arrays(tensors(example_inputs(graph, seed=seed)), output)
     tell(json, {"inputs": value_entries(input_values(graph))}, inputs_table(graph))
 
 

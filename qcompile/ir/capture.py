@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line
+from qcompile.ir.functions import state_one_version
 from qcompile.ir.graph import check_graph, name_standard_domain, open_dimensions
 from qcompile.ir.required import constant
 from qcompile.ir.tensors import check_weights, initializers, weights_of
@@ -117,12 +118,15 @@ def _from_onnx(path: Path) -> Source:
     try:
         model = ir.load(path)
     except ir.serde.SerdeError as error:
-        raise InputError(f"'{path}' is not a valid ONNX graph: {_root_cause(error)}") from error
+        if "Map types" in (cause := _root_cause(error)):
+            raise InputError(f"'{path}' has values that are maps: cut off what makes them, such as ZipMap") from error
+        raise InputError(f"'{path}' is not a valid ONNX graph: {cause}") from error
     except (DecodeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"'{path}' is not a readable ONNX model: it is truncated or of another kind") from error
     if not (len(model.graph) or model.graph.outputs) or not model.opset_imports:
         raise InputError(f"'{path}' is not a readable ONNX model: it has no graph, so it is truncated or empty")
     name_standard_domain(model)
+    state_one_version(model)
     files = [path, *_external_files(model, path)]
     check_graph(model, str(path))
     beside = ThreadPoolExecutor(1)
@@ -233,6 +237,7 @@ def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: S
 
 def _from_model(model: ir.Model, path: str) -> Source:
     name_standard_domain(model)
+    state_one_version(model)
     check_graph(model, path)
     finite = check_weights(weights_of(model), path)
     digest, size = hashlib.sha256(), 0

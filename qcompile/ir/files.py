@@ -52,6 +52,7 @@ def save_model(model: ir.Model, path: Path) -> None:
     import onnx_ir as ir
 
     refuse_existing(path)
+    model = _stored_once(model)
     constants = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     large = sum(tensor.nbytes for tensor in constants if tensor is not None) > INLINE_BYTES
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +68,35 @@ def save_model(model: ir.Model, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _stored_once(model: ir.Model) -> ir.Model:
+    """A graph in which no two constants hold one tensor, as it is or turned: a head may share an embedding table."""
+    import onnx_ir as ir
+
+    from qcompile.ir.tensors import Turned
+
+    model = model.clone()
+    constants = model.graph.initializers
+    first: dict[int, ir.Value] = {}
+    for name, value in list(constants.items()):
+        known = first.setdefault(id(value.const_value), value)
+        if known is not value and not value.is_graph_output():
+            ir.convenience.replace_all_uses_with(value, known)
+            del constants[name]
+    for name, value in list(constants.items()):
+        held = value.const_value
+        if isinstance(held, Turned) and id(held.source) in first and not value.is_graph_output():
+            del constants[name]
+            order = ir.convenience.convert_attributes({"perm": held.order})
+            node = ir.Node("", "Transpose", [first[id(held.source)]], order, outputs=[value], name=f"{name}_turned")
+            value.const_value = None
+            model.graph.insert_before(model.graph[0], node)
+    return model
+
+
 def _inline(model: ir.Model) -> bytes:
     import onnx_ir as ir
 
-    proto = ir.to_proto(ir.external_data.load_to_model(model.clone()))
+    proto = ir.to_proto(ir.external_data.load_to_model(model))
     return proto.SerializeToString(deterministic=True)
 
 

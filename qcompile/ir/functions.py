@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["ALLOWZERO", "DOMAIN", "add_function", "ensure_function", "opset"]
+__all__ = ["ALLOWZERO", "DOMAIN", "add_function", "ensure_function", "opset", "state_one_version"]
 
 #: The domain of our own operators. Each is a function whose body is standard ONNX.
 DOMAIN = "qcompile"
@@ -41,3 +41,14 @@ def add_function(model: ir.Model, function: ir.Function) -> None:
     model.functions[function.identifier()] = function
     model.opset_imports.setdefault(function.domain, 1)
     model.graph.opset_imports.setdefault(function.domain, 1)
+
+
+def state_one_version(model: ir.Model) -> bool:
+    """Let functions state the version of the graph, as which onnxruntime reads them; whether one stated another."""
+    version = model.opset_imports.get("")
+    if version is None:
+        return False
+    apart = [f.opset_imports for f in model.functions.values() if f.opset_imports.get("", version) != version]
+    for imports in apart:
+        imports[""] = version
+    return bool(apart)

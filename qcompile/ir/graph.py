@@ -15,8 +15,8 @@ from qcompile.ir.text import refusal
 
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "drop_unused",
-    "ensure_initializer", "is_float", "is_read", "label", "name_outputs", "name_standard_domain", "node_name",
-    "open_dimensions", "state_outputs", "static", "tidy",
+    "ensure_initializer", "is_float", "is_random", "is_read", "label", "name_outputs", "name_standard_domain",
+    "node_name", "open_dimensions", "state_outputs", "static", "tidy",
 ]  # fmt: skip
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
@@ -224,6 +224,16 @@ def static(dim: object) -> int | None:
 def is_float(value: ir.Value) -> bool:
     """Whether a value holds floating-point numbers."""
     return value.dtype is not None and value.dtype.is_floating_point()
+
+
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+def is_random(node: ir.Node) -> bool:
+    """Whether an operator may draw random numbers: Dropout does where it is told that it trains."""
+    trains = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    told = trains is not None and (trains.const_value is None or bool(trains.const_value.numpy().any()))
+    return not node.domain and (node.op_type in _RANDOM or told)
 
 
 def node_name(node: ir.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Lock, RLock
 
@@ -13,7 +13,7 @@ from qcompile.errors import InputError
 from qcompile.ir.required import constant
 
 __all__ = [
-    "Derived", "EAGER_BYTES", "check_weights", "holds_infinity", "initializers", "origin", "read", "release",
+    "Derived", "EAGER_BYTES", "Turned", "check_weights", "holds_infinity", "initializers", "origin", "read", "release",
     "total_bytes", "weights_of",
 ]  # fmt: skip
 
@@ -55,6 +55,20 @@ class Derived(ir.LazyTensor):
     def _evaluate(self) -> ir.TensorProtocol:
         with self._computing:  # once, whoever asks
             return super()._evaluate()
+
+
+class Turned(Derived):
+    """A constant that is another one with its axes in another order.
+
+    Args:
+        source: the other one.
+        order: its axes, as those of the result.
+    """
+
+    def __init__(self, source: ir.TensorProtocol, order: Sequence[int], *, name: str | None) -> None:
+        shape = ir.Shape([source.shape.numpy()[axis] for axis in order])
+        super().__init__(source, lambda tensor: ir.tensor(read(tensor).transpose(order)), shape, name=name)
+        self.order = tuple(order)
 
 
 def origin(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

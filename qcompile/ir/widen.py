@@ -8,19 +8,45 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.ir.graph import append_node, node_name
 from qcompile.ir.tensors import Derived, read
 
 __all__ = ["computes_in_bfloat16", "to_double", "to_single"]
 
 
-def to_double(model: ir.Model) -> ir.Model:
+def to_double(model: ir.Model, single: str | None = None) -> ir.Model:
     """The same graph computed in float64: constants, casts and type annotations are widened.
 
     Integer-valued and boolean parts stay as they are. Run it with ``evaluate_double``, whose inputs are widened too.
+
+    Args:
+        single: a domain whose operators go on to compute in float32.
     """
     wide = model.clone()
     _Widening(ir.DataType.DOUBLE, (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)).apply(wide)
+    for node in list(wide.graph.all_nodes()) if single is not None else ():
+        if node.domain == single:
+            _keep_single(node)
     return wide
+
+
+def _keep_single(node: ir.Node) -> None:
+    """Let an operator read and write float32 within a graph in float64."""
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.dtype == ir.DataType.DOUBLE:
+            name = f"{value.name}/single {index} of {node_name(node)}"
+            read = append_node(node, "Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=name).outputs[0]
+            read.type, read.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+            node.replace_input_with(index, read)
+    for index, value in enumerate(node.outputs):
+        stated = value.dtype == ir.DataType.DOUBLE or (value.dtype is None and index == 0)  # others may be no floats
+        if not stated or not value.name:
+            continue
+        name = value.name
+        wide = append_node(node, "Cast", [value], {"to": int(ir.DataType.DOUBLE)}, name=name, like=value, after=True)
+        ir.convenience.replace_all_uses_with(value, wide.outputs[0], replace_graph_outputs=True)
+        wide.replace_input_with(0, value)
+        value.name, value.type = f"{name}/single", ir.TensorType(ir.DataType.FLOAT)
 
 
 def to_single(model: ir.Model) -> None:
@@ -63,12 +89,18 @@ class _Widening:
         uses = value.uses()
         if value.dtype not in self.narrow or (uses and all((node.op_type, i) in _SINGLE for node, i in uses)):
             return
-        value.type = ir.TensorType(self.wide)  # a clone shares type objects with its original
+        value.type = self._type(value.type)
         if value.const_value is not None:
             value.const_value = Derived(
                 value.const_value, self._tensor, value.const_value.shape, dtype=self.wide, name=value.name,
                 keep=self.wide == ir.DataType.DOUBLE,
             )  # fmt: skip
+
+    def _type(self, kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
+        """The wide type: a new one, for a clone shares type objects with its original."""
+        if isinstance(kind, ir.SequenceType | ir.OptionalType):
+            return type(kind)(self._type(kind.elem_type))
+        return ir.TensorType(self.wide)
 
     def _tensor(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return ir.tensor(read(tensor).astype(self.wide.numpy()))

@@ -1,7 +1,7 @@
 """Fold tables: a norm right behind an embedding is done once to the table, row by row, instead of to every token.
 
 Its scale would stand between the table and the stream, where no rotation passes it. A table that something else reads
-too, such as a tied head, keeps its rows there: the lookup gets a copy.
+too, such as a tied head, keeps its rows there: the lookup gets a constant of its own.
 """
 
 from __future__ import annotations
@@ -27,16 +27,32 @@ PIECE = 4096
 
 @dataclass(frozen=True)
 class FoldTables:
-    """Apply norms to the rows of the tables in front of them."""
+    """Part tables from the products that read them, and apply norms to the rows of the tables in front of them."""
 
     name: ClassVar[str] = "fold-tables"
 
     def apply(self, state: State) -> bool:
         """Rewrite the graph in place; its function stays the same."""
-        folded = sum(_fold(state, node) for node in list(state.model.graph))
-        if folded:
+        nodes = list(state.model.graph)
+        changed = [_part(state.model, node) for node in nodes] + [_fold(state, node) for node in nodes]
+        if any(changed):
             state.edited()
-        return bool(folded)
+        return any(changed)
+
+
+def _part(model: ir.Model, lookup: ir.Node) -> bool:
+    """Give a lookup a constant of its own where a product reads its table: the two change basis apart.
+
+    Both hold the same tensor. ``tie-heads`` brings them together again.
+    """
+    if lookup.op_type != "Gather" or lookup.domain or lookup.attributes.get_int("axis", 0) != 0:
+        return False
+    table = operand(lookup, 0)
+    kinds = {node.op_type for node, _ in table.uses()}
+    if table.const_value is None or not is_float(table) or rank_of(table) != 2 or not kinds & {"MatMul", "Gemm"}:
+        return False
+    lookup.replace_input_with(0, add_initializer(model, f"{table.name}_rows", constant(table)))
+    return True
 
 
 def _fold(state: State, node: ir.Node) -> bool:

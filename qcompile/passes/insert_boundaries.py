@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.axes import AxisNode, Ref
-from qcompile.analysis.boundaries import OP
+from qcompile.analysis.boundaries import BODY, OP
 from qcompile.analysis.spaces import Analysis, Site, Space
 from qcompile.ir.functions import DOMAIN, ensure_function
 from qcompile.ir.graph import append_node, bodies, is_float
@@ -168,7 +168,7 @@ def _cut_off(value: ir.Value, space: Space, outer: dict[ir.Node, ir.Node], cut_o
 
 
 def _insert(model: ir.Model, value: ir.Value, readers: set[ir.Node | None]) -> None:
-    name = ensure_function(model, OP, "(x) => (y) { y = Identity(x) }")
+    name = ensure_function(model, OP, BODY)
     made_by = value.producer()
     node = append_node(
         made_by or next(iter(model.graph)), name, [value], name=f"{value.name}_boundary", domain=DOMAIN, like=value,

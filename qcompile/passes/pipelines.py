@@ -22,6 +22,7 @@ from qcompile.passes.fold_tables import FoldTables
 from qcompile.passes.insert_boundaries import InsertBoundaries
 from qcompile.passes.keep_sites import KeepSites
 from qcompile.passes.pipeline import Pipeline
+from qcompile.passes.tie_heads import TieHeads
 
 __all__ = ["CANONICALIZE", "PREPARE", "preparation"]
 
@@ -32,6 +33,7 @@ CANONICALIZE = Pipeline(
         Modernize(),  # before inlining: functions of ours are written in newer operators
         InlineFunctions(),  # bodies of functions hide constants and norms
         LiftConstants(),  # folding reads initializers alone
+        DropIdentities(),  # before folding, which would make a copy of a weight for every Identity behind it
         FoldConstants(),  # what is left between weights and their readers would hide sites
         DropIdentities(),  # folding leaves some
         NameValues(),  # from here on, sites are told apart by their names
@@ -57,7 +59,11 @@ PREPARE = Pipeline(
 )
 
 
-def preparation(keep: Sequence[str] = ()) -> Pipeline:
-    """``PREPARE`` where sites that those patterns mean stay as they are: marked once they have names, before folds."""
+def preparation(keep: Sequence[str] = (), *, ties: bool = False) -> Pipeline:
+    """``PREPARE`` where sites that those patterns mean stay as they are: marked once they have names, before folds.
+
+    Args:
+        ties: for a target that stores tables and heads alike; behind all folds, to see what they made of heads.
+    """
     marks = [KeepSites(pattern) for pattern in keep]
-    return Pipeline((CANONICALIZE, *marks, *PREPARE.passes[1:]), PREPARE.name)
+    return Pipeline((CANONICALIZE, *marks, *PREPARE.passes[1:], *([TieHeads()] if ties else [])), PREPARE.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +19,7 @@ from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.ir.required import name_of
 from qcompile.passes.state import State
-from qcompile.rounding.moments import InputMoments, input_moments
+from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.calibration import Routed, Statistics
@@ -78,17 +78,23 @@ class Quantize:
             raise InputError(unknown("method", self.method, METHODS))
         before = _scheme_names(state)
         drop_plans(state.model)  # the walk takes a site without a plan for one that computes with its float weight
+        once: dict[Hashable, Quantized] = {}  # a weight that sites share is rounded once, and stored once
         for site in self.tables:
             scheme = self.schemes[site.name]
             if scheme.weight is not None:
-                rounded = quantize_scalar(weight_matrix(site), scheme.weight)
-                give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
+                if (key := _weight_of(site, scheme.weight)) not in once:
+                    once[key] = quantize_scalar(weight_matrix(site), scheme.weight)
+                give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
         for done, (group, teacher) in enumerate(self._input_moments(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
-                    rounded = self._round(state, group, site, scheme.weight, teacher(scheme.activation))
-                    give_plan(site.node, Plan(replace(scheme, weight=rounded.format), rounded))
+                    if (key := _weight_of(site, scheme.weight)) in once:
+                        self._say(state, site)
+                    else:
+                        moments = self._of_readers(group, site, teacher(scheme.activation))
+                        once[key] = self._round(state, group, site, scheme.weight, moments)
+                    give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
         return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
@@ -116,6 +122,24 @@ class Quantize:
         for group, transform in self.groups:
             if group not in done:
                 yield group, partial(self._static, group, transform) if group in known else lambda _: None
+
+    def _say(self, state: State, site: Site) -> None:
+        """Say what a weight loses that was rounded for another site."""
+        if self.method != "rtn" and site.stored is not site.weight:
+            reason = "its weight is a table that is looked up, which is stored once and rounded to nearest"
+            state.decline(site.name, self.method.replace("gptq", "GPTQ"), reason)
+
+    def _of_readers(self, group: Siblings, site: Site, moments: InputMoments | None) -> InputMoments | None:
+        """What rounds the weight of a site learns from: what every other site reads that shares it, too."""
+        if moments is None:
+            return None
+        others = [
+            (other, transform)
+            for other, transform in self.groups
+            if other is not group and any(reader.weight is site.weight for reader in other.sites)
+        ]
+        known = [(other, transform) for other, transform in others if name_of(other.value) in self.statistics]
+        return joined([moments, *(self._static(other, transform) for other, transform in known)])
 
     def _static(self, group: Siblings, transform: Transform | None, _: Format | None = None) -> InputMoments:
         """From the float graph alone."""
@@ -177,6 +201,13 @@ class Quantize:
             reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less"
             state.decline(site.name, "GPTQ of every matrix", f"{reason} for {worse} of its {count} matrices")
         return result
+
+
+def _weight_of(site: Site, fmt: Scalar) -> Hashable:
+    """What tells one rounding from another: the weight, the axis along which its groups lie, the format."""
+    if site.stored is not site.weight:
+        return site.stored, 1, fmt.name  # the features of a table
+    return site.weight, site.axis_out if site.input is None else site.axis_in, fmt.name
 
 
 def _scheme_names(state: State) -> list[str | None]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import onnx_ir as ir
 
 from qcompile.analysis.boundaries import boundaries
-from qcompile.analysis.folding import change_axes, fold
+from qcompile.analysis.folding import axis_transform, change_axes, fold
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.placement import Placement
+from qcompile.choice.placement import Placement, total_transform
 from qcompile.errors import InternalError
 from qcompile.ir.graph import bodies
 from qcompile.ir.required import dtype_of, graph_of, name_of, operand
@@ -51,11 +51,28 @@ class Rotate:
             elif (reason := self.placement.skipped.get(name)) is not None:
                 for site in group.sites:
                     state.decline(site.name, "an online transform of its input", reason)
+        self._settle_ties(state)
         settled = self._settle_boundaries(state.model)
         changed = bool(self.placement.offline or self.placement.online or settled)
         if changed:
             state.edited()
         return changed
+
+    def _settle_ties(self, state: State) -> None:
+        """Let heads that share a table have the rows of that table, where both are in one basis; the others part."""
+        for group in self.groups:
+            for site in group.sites:
+                table = site.stored
+                if table is site.weight:
+                    continue
+                rows = axis_transform(self.analysis.axes, self.analysis.refs(table)[1], self.placement.offline)
+                if total_transform(self.analysis, group, self.placement) is rows and (rows is None or rows.orthogonal):
+                    if rows is not None:
+                        site.lay_out(table)
+                    continue
+                site.share(None)
+                reason = "its rows change basis in another way than the input of the head"
+                state.decline(site.name, f"sharing the table '{table.name}'", reason)
 
     def _settle_boundaries(self, model: ir.Model) -> int:
         """Boundaries between two bases become online transforms; the others go. Returns how many there were."""
@@ -90,8 +107,8 @@ def insert_online(
         change_axes(model, weight, [(axis, dual)])
     made = _emit(model, _first_reader(group), value, group.sites[0].weight, transform, f"{value.name}_transformed")
     for site in group.sites:
-        for index, read in enumerate(site.node.inputs):
-            if read is value:
+        for index, given in enumerate(site.node.inputs):
+            if given is value:
                 site.node.replace_input_with(index, made)
     return made
 

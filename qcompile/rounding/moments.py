@@ -8,6 +8,7 @@ al., 2025, arXiv:2504.02692).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from qcompile.formats import Format, Quantized
     from qcompile.transforms import Transform
 
-__all__ = ["InputMoments", "input_moments"]
+__all__ = ["InputMoments", "input_moments", "joined"]
 
 #: How much of the way a weight is moved to the least-squares estimate for the input of the quantized graph. That
 #: estimate shrinks outputs the more the noisier its input is, which later layers do not expect; on the shipped
@@ -94,3 +95,17 @@ def input_moments(statistics: Statistics, transform: Transform | None, device: s
         moment = transform.apply(transform.apply(moment, 0), 1)
         rows = transform.apply(rows, -1)
     return InputMoments(moment.to(device), None, rows.to(device), rows.to(device), statistics.rows)
+
+
+def joined(parts: Sequence[InputMoments]) -> InputMoments:
+    """The input of all sites that share a weight, each as often as it has rows."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = sum(part.rows for part in parts)
+    moment, cross = torch.zeros_like(parts[0].moment), torch.zeros_like(parts[0].moment)
+    for part in parts:
+        share = part.rows / max(rows, 1)
+        moment += share * part.moment
+        cross += share * (part.moment if part.cross is None else part.cross)
+    exact, seen = torch.cat([part.exact for part in parts]), torch.cat([part.seen for part in parts])
+    return InputMoments(moment, cross, exact, seen, rows)

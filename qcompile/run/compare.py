@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from qcompile.run.sequences import tensors
 
 __all__ = ["DIGITS", "compare", "number"]
 
@@ -13,13 +16,19 @@ __all__ = ["DIGITS", "compare", "number"]
 DIGITS = 6
 
 
-def compare(reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    """Relative L2 and largest absolute difference, the worst over the outputs that hold floating-point numbers."""
+def compare(reference: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """Relative L2 and largest absolute difference, the worst over the outputs that hold floating-point numbers.
+
+    Sequences are compared element by element.
+    """
     relative = absolute = 0.0
-    for name, want in reference.items():
+    wanted, made = tensors(reference), tensors({name: other[name] for name in reference})
+    if wanted.keys() != made.keys():  # sequences of another length
+        return float("inf"), float("inf")
+    for name, want in wanted.items():
         if not np.issubdtype(want.dtype, np.floating):
             continue
-        have, finite = other[name], np.isfinite(want)
+        have, finite = made[name], np.isfinite(want)
         if have.shape != want.shape or not _alike(want, have, finite):
             return float("inf"), float("inf")
         if not finite.all():

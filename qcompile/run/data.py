@@ -15,12 +15,16 @@ import onnx_ir as ir
 from qcompile.errors import InputError
 from qcompile.ir.required import dtype_of, name_of, operand, sizes_of
 from qcompile.run.reading import Reading
+from qcompile.run.sequences import is_sequence, tensors
 from qcompile.run.sources import DataLike, batches_of, describe_inputs, input_values
 
 __all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
 
 #: Elements of the largest input that is drawn: open dimensions are smaller where there are many.
 DRAWN_ELEMENTS = 1 << 24
+
+#: Elements of a sequence that is drawn.
+DRAWN_SEQUENCE = 2
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def accepted(
             data = replace(data, batches=_drawn(model, seed, len(data.batches), draw))
         try:
             outputs = run(data.batches[0])
-            if all(_says_something(array) for array in outputs.values()):
+            if all(map(_says_something, tensors(outputs).values())):
                 return data, outputs
             raise InputError("the model gives nothing but NaN and infinity")
         except InputError as error:
@@ -142,7 +146,12 @@ def example_inputs(
     while draw.other > 1 and max(map(math.prod, shapes), default=0) > DRAWN_ELEMENTS:
         draw = replace(draw, other=draw.other // 2)
         shapes = _shapes(values, sizes or {}, draw)
-    return {name_of(value): _random(value, shape, rng, draw.flag) for value, shape in zip(values, shapes, strict=True)}
+    drawn: dict[str, Any] = {}
+    for value, shape in zip(values, shapes, strict=True):
+        count = DRAWN_SEQUENCE if is_sequence(value) else 1
+        elements = [_random(value, shape, rng, draw.flag) for _ in range(count)]
+        drawn[name_of(value)] = elements if count > 1 else elements[0]
+    return drawn
 
 
 def _shapes(values: Sequence[ir.Value], sizes: Mapping[str, int], draw: Draw) -> list[list[int]]:

@@ -20,6 +20,7 @@ from qcompile.ir.required import name_of
 from qcompile.run.image_files import IMAGE_FILES, image_arrays
 from qcompile.run.input_names import check_names
 from qcompile.run.reading import Reading
+from qcompile.run.sequences import gathered, is_sequence, tensors
 from qcompile.run.text_files import TEXT_FILES, text_arrays
 
 __all__ = ["DataLike", "batches_of", "describe_inputs", "input_values", "shape_of", "type_of"]
@@ -58,7 +59,8 @@ def shape_of(value: ir.Value) -> str:
     """The shape of a value in words: ``[batch, 16]``."""
     if value.shape is None:
         return "of any shape"
-    return f"[{', '.join(str(dim) if isinstance(dim, int) else str(dim.value or '?') for dim in value.shape)}]"
+    dims = f"[{', '.join(str(dim) if isinstance(dim, int) else str(dim.value or '?') for dim in value.shape)}]"
+    return f"sequence of {dims}" if is_sequence(value) else dims
 
 
 def batches_of(
@@ -100,6 +102,8 @@ def _of_iterable(data: Iterable[Any], model: ir.Model) -> Iterator[dict[str, np.
 
 def _with_batch_axis(arrays: dict[str, np.ndarray], model: ir.Model) -> dict[str, np.ndarray]:
     ranks = {name_of(v): len(v.shape) for v in input_values(model) if v.shape is not None}
+    if any(isinstance(array, list) for array in arrays.values()):
+        return arrays  # a sequence of tensors
     short = [name for name, array in arrays.items() if name in ranks and array.ndim == ranks[name] - 1]
     return {name: array[None] for name, array in arrays.items()} if len(short) == len(arrays) else arrays
 
@@ -163,14 +167,24 @@ def _checked(arrays: Mapping[str, Any], model: ir.Model, what: str) -> dict[str,
         InputError: if names differ, an array cannot be of the type that the graph reads, or holds no numbers.
     """
     values = {name_of(value): value for value in input_values(model)}
-    made = {name: _array(item) for name, item in arrays.items()}
+    found = gathered(arrays, [name for name, value in values.items() if is_sequence(value)])
+    made = {name: _value(item, values.get(name)) for name, item in found.items()}
     try:
         check_names(made, list(values))
     except InputError as error:
         raise InputError(str(error) if what == "the data" else f"{what}: {error}") from error
-    if made and not any(array.size for array in made.values()):  # one that is empty may be a past without length
+    if made and not any(array.size for array in tensors(made).values()):  # an empty one may be a past without length
         raise InputError(f"{what} is empty: none of its arrays holds a value")
-    return {name: _typed(array, values[name], what) for name, array in made.items()}
+    return {name: _typed_value(item, values[name], what) for name, item in made.items()}
+
+
+def _value(item: Any, value: ir.Value | None) -> Any:
+    """An array, or a list of arrays for a sequence."""
+    return [_array(element) for element in item] if value is not None and is_sequence(value) else _array(item)
+
+
+def _typed_value(item: Any, value: ir.Value, what: str) -> Any:
+    return [_typed(e, value, what) for e in item] if isinstance(item, list) else _typed(item, value, what)
 
 
 def _array(item: Any) -> np.ndarray:
@@ -202,6 +216,9 @@ def _typed(array: np.ndarray, value: ir.Value, what: str) -> np.ndarray:
 
 def _cut(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """Cut rows into batches: of the graph's fixed size, or of a few rows where it takes any number."""
+    if any(isinstance(array, list) for array in arrays.values()):
+        yield dict(arrays)  # a sequence of tensors has no rows
+        return
     ragged = [name for name, array in arrays.items() if array.dtype == object]
     if ragged:
         counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}

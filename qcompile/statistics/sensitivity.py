@@ -5,6 +5,7 @@ By the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metric is `
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from qcompile.analysis.spaces import Site
 from qcompile.errors import InputError
 from qcompile.ir.required import constant, name_of, operand, rank_of, sizes_of
 from qcompile.run.data import Data
+from qcompile.run.sequences import is_sequence, tensors
 from qcompile.run.session import Session
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ def sensitivities(
     """``α`` of every site: how much the metric grows per unit of relative squared weight error.
 
     The metric is the mean KL divergence to the float model where the output is logits over a table that the inputs
-    index, else half the relative squared error of the outputs.
+    index, else half the relative squared error of the outputs. Noise in a weight that several sites read reaches all of
+    them at once, so each has its part of what is measured.
 
     Args:
         tokens: leading positions of each batch that are used, over all batches together.
@@ -50,8 +53,14 @@ def sensitivities(
     session = _Overridable(overridable, [name_of(v) for v in model.graph.inputs])
     logits = logit_outputs(model, sites)
     reference = [session.run(batch) for batch in batches]
-    result = {}
+    result: dict[str, float] = {}
+    readers: dict[ir.Value, list[Site]] = defaultdict(list)
+    for site in sites:
+        readers[site.weight].append(site)
     for done, site in enumerate(sites):
+        alike = readers[site.weight]
+        if site is not alike[0]:
+            continue
         rng = np.random.default_rng([seed, done])
         weight = constant(site.weight).numpy()
         dtype = np.float32 if site.weight.dtype == ir.DataType.BFLOAT16 else weight.dtype
@@ -61,7 +70,7 @@ def sensitivities(
         override = {name_of(site.weight): (weight + noise).astype(dtype)}
         moved = [session.run(batch | override) for batch in batches]
         changes = [divergence(a, b, logits) for a, b in zip(reference, moved, strict=True)]
-        result[site.name] = float(np.mean(changes)) / NOISE
+        result |= dict.fromkeys((other.name for other in alike), float(np.mean(changes)) / NOISE / len(alike))
         if progress is not None:
             progress("measuring sensitivities", done + 1, len(sites))
     return result
@@ -97,7 +106,8 @@ def _short(batches: Sequence[Mapping[str, np.ndarray]], tokens: int) -> list[dic
     """The first batches, as many as hold about ``tokens`` elements of integer inputs (two where there are none)."""
     chosen, seen = [], 0
     for batch in batches:
-        count = max((array.size for array in batch.values() if np.issubdtype(array.dtype, np.integer)), default=0)
+        integers = (array for array in tensors(batch).values() if np.issubdtype(array.dtype, np.integer))
+        count = max((array.size for array in integers), default=0)
         chosen.append(dict(batch))
         seen += count or tokens // 2
         if seen >= tokens:
@@ -110,13 +120,15 @@ def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
     rows = {site.shape[site.axis_in] for site in sites if site.input is None}
     tables = [operand(node, 0) for node in model.graph if node.op_type == "Gather"]
     rows |= {sizes_of(table)[0] for table in tables if table.const_value is not None and rank_of(table) == 2}
-    return {name_of(v) for v in model.graph.outputs if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
+    found = (v for v in model.graph.outputs if not is_sequence(v))
+    return {name_of(v) for v in found if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
 
 
 def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: Collection[str]) -> float:
     """Mean KL divergence over logits, if there are any, else half the relative squared error of the outputs."""
     if logits:
         return float(np.mean([_kl(reference[name], moved[name]) for name in logits]))
+    reference, moved = tensors(reference), tensors(moved)
     errors = [
         float(np.sum((moved[name] - want) ** 2.0) / max(np.sum(want**2.0), 1e-30))
         for name, want in reference.items()

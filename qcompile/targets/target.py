@@ -37,6 +37,7 @@ class Target:
         stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
             ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
         bodies: whether it computes sites in the bodies of If, Loop and Scan.
+        ties: whether an embedding table and a head lie in memory alike, so that those that are equal are stored once.
         options: constants that the backend's lowering reads.
     """
 
@@ -54,6 +55,7 @@ class Target:
     bandwidth: float | None = None
     stacks: Literal["none", "matrices", "all"] = "none"
     bodies: bool = False
+    ties: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import qcompile as qc
 from qcompile.compiler import prepare
+from qcompile.run.compare import compare
 from qcompile.run.data import DRAWN_ELEMENTS, example_inputs
 from qcompile.run.session import evaluate
 
@@ -87,3 +88,43 @@ def test_a_number_may_be_an_input(target: str, tmp_path: Path) -> None:
     full, half = (artifact.run({"x": WEIGHT.T, "t": np.array(t, np.float32)})["y"] for t in (1, 0.5))
     assert np.array_equal(half, full / 2)
     assert full.any()
+
+
+#: A norm that ONNX does not know, in the standard domain; a body, in a file that lists constants as inputs.
+KINDS = {
+    "a norm of onnxruntime": """<ir_version: 6, opset_import: ["" : 11]> g (float[n,32] x) => (float[n,64] y) {
+        a = SimplifiedLayerNormalization(x, s)\n b = Unsqueeze<axes=[1]>(a)\n c = Squeeze<axes=[1]>(b)
+        y = MatMul(c, w) }""",
+    "a loop": """<ir_version: 3, opset_import: ["" : 11]> g (float[n,32] x) => (float[n,64] y) {
+        z = Loop(k, t, x) <body = b (int64 i, bool c, float[n,32] h) => (bool d, float[n,32] r) {
+            d = Identity(c)\n u = Unsqueeze<axes=[1]>(h)\n v = Squeeze<axes=[1]>(u)\n r = Relu(v) }>
+        y = MatMul(z, w) }""",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_of_an_old_graph_is_brought_forward(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(KINDS[name])
+    floats = {"w": rng.standard_normal((32, 64)), "s": np.ones(32)}
+    arrays = {key: array.astype(np.float32) for key, array in floats.items()} | {"k": np.array(2), "t": np.array(True)}
+    read = {value for node in proto.graph.node for value in node.input}
+    for key, array in arrays.items():
+        if key in read:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
+            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(key, kind, array.shape))
+    onnx.save(proto, tmp_path / "old.onnx")
+    artifact = qc.export(tmp_path / "old.onnx", "cpu-int8", tmp_path / "out")
+    x = {"x": rng.standard_normal((3, 32)).astype(np.float32)}
+    want, have = evaluate(tmp_path / "old.onnx", x), artifact.run(x)
+    assert compare(want, have)[0] < 0.02
+
+
+@pytest.mark.parametrize(("graph", "function"), [(14, 13), (18, 21), (12, 13)])
+def test_a_function_may_state_another_version(graph: int, function: int, tmp_path: Path) -> None:
+    header = f'<ir_version: 8, opset_import: ["" : {graph}, "own" : 1]>'
+    body = f'<domain: "own", opset_import: ["" : {function}]> F (a) => (b) {{ c = Relu(a)\n b = Add(c, c) }}'
+    text = f"g (float[n,32] x) => (float[n,64] y) {{ h = own.F(x)\n y = MatMul(h, w) }}\n{body}"
+    file = saved(tmp_path / "m.onnx", text, header, w=WEIGHT)
+    assert qc.export(file, "cpu-int8", tmp_path / "out").manifest["equivalence"]["rel_l2"] < 1e-6

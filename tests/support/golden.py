@@ -1,7 +1,7 @@
 """Golden files of passes: cases of a graph and what a pass makes of it, both in ONNX's textual syntax.
 
     === title
-    pass: name{option=value}      if it is to have options
+    pass: name{option=value}      if it is to have options, or others in front of it
     graph; declared values that no operator makes are random constants
     --- becomes, or --- stays, or --- refused
     graph, or nothing, or the sentence
@@ -66,21 +66,24 @@ class Case:
         return changes.parse(self.graph)
 
     def make(self, model: ir.Model) -> Pass:
-        """The pass, with its options; ``rotate`` and ``quantize`` are made for the graph."""
+        """The pass, behind others if it is to have any; ``rotate`` and ``quantize`` are made for the graph."""
         quantize = _QUANTIZE.fullmatch(self.step)
         if quantize is not None:
             return _quantize(model, *quantize.groups())
         found = _ROTATE.fullmatch(self.step)
         if found is None:
-            (step,) = parse_passes(self.step).passes
-            return step
+            return parse_passes(self.step)
         analysis = analyze(model)
         siblings = siblings_of(analysis.sites)
         return Rotate(analysis, tuple(siblings), _placement(analysis, siblings, found[1]))
 
     def again(self, model: ir.Model) -> Pass:
-        """The pass for a second application; for ``rotate`` nothing is left to be placed."""
-        return Rotate(analyze(model), (), Placement({}, {})) if _ROTATE.fullmatch(self.step) else self.make(model)
+        """The pass alone for a second application; for ``rotate`` nothing is left to be placed."""
+        if _ROTATE.fullmatch(self.step):
+            return Rotate(analyze(model), (), Placement({}, {}))
+        if _QUANTIZE.fullmatch(self.step):
+            return self.make(model)
+        return parse_passes(self.step).passes[-1]
 
     def text(self) -> str:
         """The case as it stands in its file."""

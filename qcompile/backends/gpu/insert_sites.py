@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,15 @@ def _siblings(sites: Sequence[_Placed]) -> list[list[_Placed]]:
         site = placed.site
         alone = () if site.alpha == 1.0 and site.before is None and site.after is None else (id(site.node),)
         groups.setdefault((site.x, site.node.graph, placed.plan.scheme, *alone), []).append(placed)
-    return list(groups.values())
+    among: dict[int, set[tuple[int, ...]]] = defaultdict(set)  # by weight, those that it stands together with
+    for group in groups.values():
+        together = tuple(id(placed.plan.weight) for placed in group)
+        for weight in together:
+            among[weight].add(together)
+    apart = {weight for weight, found in among.items() if len(found) > 1}  # or each company would get a copy of it
+    split = ([[p for p in group if id(p.plan.weight) not in apart],
+              *([p] for p in group if id(p.plan.weight) in apart)] for group in groups.values())  # fmt: skip
+    return [group for parts in split for group in parts if group]
 
 
 def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:

@@ -86,18 +86,8 @@ class Body:
         return reduced if keep else self.Squeeze(reduced, self.vector(-1))
 
     def reshape(self, x: ir.Value, shape: ir.Value) -> ir.Value:
-        """A float value in a computed shape, in which a 0 is a size."""
-        if self.opset >= ALLOWZERO:
-            return self.Reshape(x, shape, allowzero=1)
-        some = self.Greater(self.Size(x), self.constant(0, np.int64))
-        there, nothing = self._branch("Reshape", x, shape), self._branch("ConstantOfShape", shape)
-        return self.If(some, then_branch=there, else_branch=nothing)
-
-    def _branch(self, op: str, *inputs: ir.Value) -> ir.Graph:
-        """A body of one operator on values around it."""
-        node = ir.Node("", op, inputs)
-        node.outputs[0].name = f"{op.lower()}{len(self._nodes)}"
-        return ir.Graph((), node.outputs, nodes=[node], name=op)
+        """A float value in a computed shape, in which a 0 is a size where the operators can say so."""
+        return self.Reshape(x, shape, **({"allowzero": 1} if self.opset >= ALLOWZERO else {}))
 
     def column(self, x: ir.Value) -> ir.Value:
         """A new last axis of size 1, to broadcast along."""

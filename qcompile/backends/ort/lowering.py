@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,11 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     chosen = [choose(node, plan, kernels) for node, plan in sites]
     emitter = Emitter(model, target)
     with threads(os.cpu_count() or 1) as beside:
-        packed = [beside.submit(kernel.pack, plan.weight) for (_, plan), kernel in zip(sites, chosen, strict=True)]
+        once: dict[Hashable, Future[Parts]] = {}  # sites that share a weight share what is packed of it
+        packed = []
+        for (_, plan), kernel in zip(sites, chosen, strict=True):
+            key = (kernel.pack, id(plan.weight))
+            packed.append(once.get(key) or once.setdefault(key, beside.submit(kernel.pack, plan.weight)))
         work = zip(sites, chosen, packed, strict=True)
         said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)

@@ -39,6 +39,7 @@ TARGETS = (
         bandwidth=_CPU,
         stacks="all",
         bodies=True,
+        ties=True,
         options={"kernels": ("nbits", "nbits-lookup", "stack"), "accuracy_level": 4, "unrolls": True},
     ),
     Target(
@@ -91,6 +92,7 @@ TARGETS = (
         stacks="all",
         bodies=True,
         emulated=True,
+        ties=True,
         options={"kernels": ("emulated", "stack", "lookup")},
     ),
 )

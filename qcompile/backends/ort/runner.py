@@ -12,6 +12,7 @@ import numpy as np
 
 from qcompile.errors import InputError, runtime_message
 from qcompile.run.input_names import check_names
+from qcompile.run.sequences import gathered
 
 __all__ = ["load", "load_untransformed"]
 
@@ -106,6 +107,7 @@ def _saturates() -> bool:
 
 
 def _run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    inputs = gathered(inputs, [value.name for value in session.get_inputs() if value.type.startswith("seq(")])
     check_names(inputs, [value.name for value in session.get_inputs()])
     try:
         values = session.run(None, dict(inputs))

@@ -69,11 +69,14 @@ class Builder:
         return self._values[value]
 
     def parameter(self, name: str, array: np.ndarray) -> relax.Var:
-        """An argument of the function whose content is stored beside the library."""
-        if name not in self._arguments:
-            self.parameters[name] = array
-            kind = relax.TensorType([tirx.const(n, "int64") for n in array.shape], str(array.dtype))
-            self._arguments[name] = relax.Var(_identifier(name), kind)
+        """An argument of the function whose content is stored beside the library, under a name of its own."""
+        number, wanted = 0, name
+        while name in self._arguments:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.parameters[name] = array
+        kind = relax.TensorType([tirx.const(n, "int64") for n in array.shape], str(array.dtype))
+        self._arguments[name] = relax.Var(_identifier(name), kind)
         return self._arguments[name]
 
     @property

@@ -34,6 +34,7 @@ TARGETS = (
         edge="int8-g32",
         transform_price=3.0,
         stacks="matrices",
+        ties=True,
         options={"kind": "cpu", "machine": None},
     ),
     Target(
@@ -45,6 +46,7 @@ TARGETS = (
         edge="int8-g32",
         transform_price=3.0,
         stacks="matrices",
+        ties=True,
         runs_here=False,
         options={"kind": "cuda", "machine": None},
     ),

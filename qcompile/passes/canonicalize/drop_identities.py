@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompile.ir.required import operand, rank_of
+from qcompile.ir.required import graph_of, operand, rank_of
 from qcompile.passes.state import State
 
 __all__ = ["DropIdentities"]
@@ -15,7 +15,7 @@ __all__ = ["DropIdentities"]
 
 @dataclass(frozen=True)
 class DropIdentities:
-    """Remove Identity, products with one and sums with zero from the main graph."""
+    """Remove Identity, products with one and sums with zero, also from bodies."""
 
     name: ClassVar[str] = "drop-identities"
 
@@ -29,11 +29,11 @@ class DropIdentities:
 
 def _drop_identities(model: ir.Model) -> bool:
     dropped = False
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         kept = _kept_input(node)
         if kept is not None and not node.outputs[0].is_graph_output():
             ir.convenience.replace_all_uses_with(node.outputs[0], kept)
-            model.graph.remove(node, safe=True)
+            graph_of(node).remove(node, safe=True)
             dropped = True
     return dropped
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.ir.functions import DOMAIN
-from qcompile.ir.graph import add_initializer, snapshot
-from qcompile.ir.required import constant, operand
-from qcompile.ir.tensors import Derived, read
+from qcompile.ir.graph import add_initializer, bodies, is_float, is_random, snapshot, unique
+from qcompile.ir.required import constant, graph_of, name_of, operand
+from qcompile.ir.tensors import Turned
 from qcompile.passes.canonicalize import quiet
 from qcompile.passes.state import State
 
@@ -34,6 +34,7 @@ class FoldConstants:
     def apply(self, state: State) -> bool:
         """Rewrite operators on constants, again as long as some go: shapes that are found let more be folded."""
         before, count = snapshot(state.model), _count(state.model) + 1
+        _compute_once(state.model)
         while (left := _count(state.model)) < count:
             count = left
             self._fold(state.model)
@@ -47,7 +48,7 @@ class FoldConstants:
         import onnxscript.optimizer
 
         def should_fold(node: ir.Node) -> bool | None:
-            kept = node.op_type in _RANDOM or node.domain == DOMAIN or _transposes_weight(node, self.small_bytes)
+            kept = is_random(node) or node.domain == DOMAIN or _transposes_weight(node, self.small_bytes)
             kept = kept or any(v is not None and v.dtype == ir.DataType.STRING for v in node.inputs)  # have no bytes
             return False if kept else None
 
@@ -64,6 +65,45 @@ class FoldConstants:
                 value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
+def _compute_once(model: ir.Model) -> None:
+    """Make one of equal operators on weights, those in bodies included: a weight that is shared stays one constant."""
+    known: dict[tuple[object, ...], ir.Node] = {}
+    for node in list(model.graph.all_nodes()):
+        key = _computed(model, node)
+        if key is None:
+            continue
+        if key in known:
+            ir.convenience.replace_all_uses_with(node.outputs, known[key].outputs)
+            graph_of(node).remove(node, safe=True)
+            continue
+        if node.graph is not model.graph:  # it may stand in one of several branches
+            graph_of(node).remove(node)
+            model.graph.insert_before(model.graph[0], node)
+            for value in node.outputs:
+                value.name = unique(model, name_of(value))
+        known[key] = node
+
+
+def _computed(model: ir.Model, node: ir.Node) -> tuple[object, ...] | None:
+    """What tells an operator on weights from others, ``None`` for other operators and where an output is a graph's."""
+    given = [value for value in node.inputs if value is not None]
+    weighs = any(is_float(value) and value.shape is not None and value.shape.rank() > 1 for value in given)
+    if not weighs or is_random(node) or node.domain == DOMAIN or bodies(node):
+        return None
+    if any(value.graph is not model.graph or value.const_value is None for value in given):
+        return None
+    if any(value.is_graph_output() for value in node.outputs):
+        return None
+    if any(attribute.type not in _PLAIN for attribute in node.attributes.values()):
+        return None
+    attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+    return (node.domain, node.op_type, node.overload, len(node.outputs), *node.inputs, *attributes)
+
+
+#: Attributes whose text says all of them.
+_PLAIN = {ir.AttributeType[name] for name in ("INT", "INTS", "FLOAT", "FLOATS", "STRING", "STRINGS")}
+
+
 def _count(model: ir.Model) -> int:
     return sum(1 for _ in model.graph.all_nodes())
 
@@ -71,9 +111,6 @@ def _count(model: ir.Model) -> int:
 def _shapes_known(model: ir.Model) -> bool:
     made = (value for node in model.graph.all_nodes() for value in node.outputs)
     return all(value.shape is not None and value.dtype is not None for value in made)
-
-
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
 def _transposes_weight(node: ir.Node, small_bytes: int) -> bool:
@@ -102,11 +139,9 @@ def _turn_weights(model: ir.Model) -> None:
 def _turned(model: ir.Model, node: ir.Node) -> ir.Value:
     weight = operand(node, 0)
     source = constant(weight)
-    sizes = source.shape.numpy()
-    order = node.attributes.get_ints("perm", list(reversed(range(len(sizes)))))
-    shape = ir.Shape([sizes[i] for i in order])
+    order = node.attributes.get_ints("perm", list(reversed(range(len(source.shape)))))
     name = f"{weight.name}_T"
-    tensor = Derived(source, lambda tensor: ir.tensor(read(tensor).transpose(order)), shape, name=name)
+    tensor = Turned(source, order, name=name)
     value = add_initializer(model, name, tensor)
     tensor.name = value.name
     return value

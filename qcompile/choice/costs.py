@@ -1,0 +1,35 @@
+"""The cost of sites in each budget: bits, bytes and milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from qcompile.analysis.spaces import Site
+from qcompile.choice.assignment import Option
+from qcompile.ir.required import constant
+from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
+
+__all__ = ["cost_of", "mean_bits"]
+
+
+def cost_of(pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: Target) -> dict[str, float]:
+    """The cost of sites in each budget, of which ``own`` have a weight that none before them has.
+
+    A weight is stored once and read by every site; an embedding table is looked up, which takes no time to speak of.
+    """
+    bits = sum(constant(site.weight).size * scheme.bits for site, scheme in pairs if site.name in own)
+    stored = sum(_bytes(site, scheme) for site, scheme in pairs if site.name in own)
+    read = sum(_bytes(site, scheme) for site, scheme in pairs if site.input is not None)
+    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
+
+
+def _bytes(site: Site, scheme: Scheme) -> float:
+    width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
+    return constant(site.weight).size * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8
+
+
+def mean_bits(option: Option, weights: int) -> Option:
+    """An option whose bits are its part of the mean over so many weights: the number that is bounded is shown."""
+    return replace(option, cost={**option.cost, "bits": option.cost["bits"] / max(weights, 1)})
