@@ -90,9 +90,15 @@ def _siblings(sites: Sequence[_Placed]) -> list[list[_Placed]]:
         for weight in together:
             among[weight].add(together)
     apart = {weight for weight, found in among.items() if len(found) > 1}  # or each company would get a copy of it
-    split = ([[p for p in group if id(p.plan.weight) not in apart],
-              *([p] for p in group if id(p.plan.weight) in apart)] for group in groups.values())  # fmt: skip
-    return [group for parts in split for group in parts if group]
+    return [part for group in groups.values() for part in _parted(group, apart)]
+
+
+def _parted(group: list[_Placed], apart: set[int]) -> list[list[_Placed]]:
+    """Siblings together, but for those with certain weights; in order, for the first places what they share."""
+    together = [placed for placed in group if id(placed.plan.weight) not in apart]
+    parts = [[placed] for placed in group if id(placed.plan.weight) in apart] + ([together] if together else [])
+    order = [placed.name for placed in group]
+    return sorted(parts, key=lambda part: order.index(part[0].name))
 
 
 def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:

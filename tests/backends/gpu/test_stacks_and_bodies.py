@@ -52,3 +52,12 @@ def test_sites_in_bodies(name: str, target: str, transforms: str, lower: Callabl
     source = check(body_model(name), target, lower, transforms=transforms)
     assert "F.linear" not in source
     assert " @ " not in source
+
+
+def test_a_weight_in_several_companies_is_packed_once(parse, lower: Callable) -> None:
+    """One layer multiplies by it beside another matrix, the next one by it alone: packed together there were two."""
+    model = parse("""g (float[batch,length,64] x) => (float[batch,length,64] y) <float[64,64] v, float[64,64] w>
+        { a = MatMul(x, v)\n b = MatMul(x, w)\n s = Add(a, b)\n r = Relu(s)\n c = MatMul(r, w)\n y = Sigmoid(c) }""")
+    source = check(model, "hopper-w4a8", lower)
+    packed = [name for name in ("v", "w", "v_w") if f'packed("{name}")' in source]
+    assert packed == ["v", "w"]
