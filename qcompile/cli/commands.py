@@ -264,6 +264,7 @@ def main() -> None:
     The process ends without tearing the interpreter down, which takes torch most of a second. Garbage is collected in
     larger portions than usual: a graph consists of very many small objects, and few of them are garbage.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin between their tasks: thrice the work
     gc.set_threshold(100_000, 20, 100)
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it tells which values have no type: runtimes infer it
     status = 0

@@ -7,6 +7,7 @@ changes only the order of the visits: groups stay where they are.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,15 @@ from torch import Tensor
 
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, Scales, compute_scales, quantize, round_to, search_scales
+from qcompile.threads import alone
 
 __all__ = ["Factor", "GPTQResult", "factorize", "gptq", "output_error"]
 
 _LEAST_DAMPING = 1e-6  # tried first where the caller asked for none and the factorization failed
 _MOST_DAMPING = 10.0
+
+#: Outputs from which a column is worth a team of threads: on shorter ones its members wait actively for each other.
+_WIDE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -190,14 +195,15 @@ def _round_columns(weight: Tensor, factor: Factor, scales: Scales, fmt: Format, 
     for start in range(0, len(order), block):
         stop = min(start + block, len(order))
         errors = torch.empty_like(columns[start:stop])
-        for j in range(start, stop):
-            column, done = columns[j], j - start
-            if done:
-                column.addmv_(errors[:done].T, upper[start:j, j], alpha=-1)
-            zero = None if zero_point is None else zero_point[groups[j]]
-            rounded = round_to(column, scale[groups[j]], zero, fmt)
-            torch.sub(column, rounded, out=errors[done]).div_(pivots[j])
-            columns[j] = rounded
+        with alone() if len(columns[0]) < _WIDE else nullcontext():
+            for j in range(start, stop):
+                column, done = columns[j], j - start
+                if done:
+                    column.addmv_(errors[:done].T, upper[start:j, j], alpha=-1)
+                zero = None if zero_point is None else zero_point[groups[j]]
+                rounded = round_to(column, scale[groups[j]], zero, fmt)
+                torch.sub(column, rounded, out=errors[done]).div_(pivots[j])
+                columns[j] = rounded
         columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     result = torch.empty_like(columns)
     result[order] = columns

@@ -63,11 +63,11 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, and said in one sentence
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps want the cores
         if not optimize:  # a second copy of every weight; onnxruntime's MatMulNBits is wrong without, so not always
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.enable_cpu_mem_arena = False  # which is not given back when the session goes
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps want the cores
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         content: bytes | str | Path
         if isinstance(model, ir.Model):
