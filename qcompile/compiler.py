@@ -10,8 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.analysis.analyze import analyze
-from qcompile.analysis.inventory import take_inventory
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import KEPT
 from qcompile.artifact.artifact import Artifact, write_manifest
@@ -21,9 +19,9 @@ from qcompile.artifact.further import lower_further
 from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
-from qcompile.checks.equivalence import begin_equivalence, begin_source, settle
+from qcompile.checks.equivalence import begin_equivalence, settle
 from qcompile.checks.latency import Transformed, latency
-from qcompile.checks.plain_rounding import plain_loss
+from qcompile.checks.plain_rounding import REFERENCE, better_plain, output_errors, plain_loss, rounded_plainly
 from qcompile.checks.sites import check_lowering, sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.placement import Placement, total_transform
@@ -31,15 +29,13 @@ from qcompile.choice.selection import Options, check_options
 from qcompile.choice.wishes import wishes_of
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
-from qcompile.ir.graph import node_name, state_outputs
-from qcompile.notes import Progress
-from qcompile.passes.hooks import Telling
+from qcompile.ir.graph import node_name
+from qcompile.notes import GPTQ, LEARNING, WEIGHTED_SEARCH, Progress
 from qcompile.passes.pipeline import run_pass
-from qcompile.passes.pipelines import preparation
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
-from qcompile.passes.state import State
-from qcompile.run.data import load_data
+from qcompile.preparation import prepare
+from qcompile.run.data import hold_out, load_data
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
@@ -47,9 +43,6 @@ from qcompile.targets.registry import backend, get_target, lowered_to, runtime_o
 from qcompile.threads import threads
 
 __all__ = ["Options", "export", "lowered_to", "plan", "prepare", "turn"]
-
-#: The target that runs every format on any machine: the definition that the others are compared with.
-REFERENCE = "reference"
 
 
 def export(
@@ -72,10 +65,7 @@ def export(
     check_options(options, request.target, request.schemes)
     with atomic_folder(Path(folder), overwrite) as temporary:
         captured = _capture(model, request, **capture_options)
-        prepared = prepare(captured, progress, ties=request.target.ties)
-        chosen = _choose(prepared, request)
-        rotated = _rotate(chosen)
-        quantized = _quantize(rotated)
+        quantized = _learned(captured, request)
         written = _lower(quantized, temporary)
         compared = _measure(written)
         _write(compared)
@@ -110,39 +100,7 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     source = begin_capture(model, **capture_options)
     options = request.options
     data = load_data(options.calibration, source.model, seed=options.seed, reading=options.reading)
-    return Captured(source, data, options.seed, options.keep)
-
-
-def prepare(model: Any, progress: Progress | None = None, *, ties: bool = False, **capture_options: Any) -> Prepared:
-    """Bring a graph into the form on which choices are made; it stays the same function.
-
-    Args:
-        model: a captured model, or anything that ``capture`` takes. If it was captured with data, its source runs on
-            them meanwhile.
-        ties: whether a head is to share an embedding table that is equal to its weight.
-    """
-    captured = model if isinstance(model, Captured) else Captured(begin_capture(model, **capture_options))
-    if captured.data is None:
-        return _prepared(captured, progress, ties)
-    with threads(1) as beside:
-        observing = beside.submit(begin_source(captured.source, captured.data, captured.seed))
-        prepared = _prepared(captured, progress, ties)
-    return replace(prepared, observed=observing.result())
-
-
-def _prepared(captured: Captured, progress: Progress | None, ties: bool) -> Prepared:
-    source = captured.source
-    state = State(source.model.clone())
-    if source.widened:
-        reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
-        state.decline("*", "computing in bfloat16", reason)
-    preparation(captured.keep, ties=ties).apply(state, [] if progress is None else [Telling(progress)])
-    source.check()
-    state_outputs(state.model, source.model)
-    analysis = analyze(state.model)
-    for site in analysis.infinite:
-        state.decline(site.name, "transforming and quantizing its weight", f"'{site.weight.name}' holds infinity")
-    return Prepared(source, state, analysis, take_inventory(source.model, analysis))
+    return Captured(source, hold_out(data, source.model), options.seed, options.keep)
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
@@ -162,12 +120,29 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
         analysis, sites, request.target, request.schemes, options, prepared.seen.data, wishes, state.decline,
         request.progress,
     )  # fmt: skip
-    plain, target = None, request.target
-    if held_out is not None:
-        runs_on = target if target.runs_here else get_target(REFERENCE)
-        plain = plain_loss(float_model(prepared), prepared.model, target, runs_on, choice, held_out)
-        request.tell("measuring plain rounding")
+    yardstick = float_model(prepared)
+    plain = None if held_out is None else plain_loss(yardstick, prepared.model, choice, request.target, held_out)
     return Chosen(prepared, request, sites, choice, held_out, plain)
+
+
+def _learned(captured: Captured, request: Request) -> Quantized:
+    """Choose, rotate and round, or round plainly where all that errs more; what was asked for by name stays."""
+    prepared = prepare(captured, request.progress, ties=request.target.ties)
+    chosen, options, data = _choose(prepared, request), request.options, prepared.seen.data
+    free = options.transforms in ("auto", "none") and options.method != "search" and not data.random
+    if not free or (options.method == "rtn" and chosen.choice.placement.plain):
+        return _quantize(_rotate(chosen))
+    errors = partial(output_errors, float_model(prepared), target=request.target, data=data.unlearned)
+    plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes))
+    quantized = _quantize(_rotate(chosen))
+    ours = errors(quantized.rotated.model.clone())
+    reason = better_plain(ours, plain, data)
+    if reason is None:
+        return quantized
+    request = replace(request, options=replace(options, transforms="none", method="rtn"))
+    quantized = _quantize(_rotate(_choose(prepare(captured, request.progress, ties=request.target.ties), request)))
+    quantized.rotated.prepared.state.decline("*", LEARNING, reason)
+    return quantized
 
 
 def _rotate(chosen: Chosen) -> Rotated:
@@ -212,13 +187,15 @@ def _round(rotated: Rotated) -> None:
     prepared, chosen = rotated.prepared, rotated.wanted
     choice, options, data = chosen.choice, chosen.request.options, prepared.seen.data
     pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
-    learned = {} if data.random else choice.statistics  # what random inputs teach is worse than nothing on others
+    learned = choice.statistics if data.held_out else {}  # what random inputs teach is worse than nothing on others
     rounding = Quantize(
         pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, chosen.request.progress
     )
     run_pass(rounding, prepared.state)
     if options.method == "gptq" and not learned:
-        prepared.state.decline("*", "GPTQ", "there is no calibration data, so weights are rounded to nearest")
+        prepared.state.decline("*", GPTQ, f"{data.too_few}, so weights are rounded to nearest")
+    elif options.method == "search" and not learned and not data.random:
+        prepared.state.decline("*", WEIGHTED_SEARCH, data.too_few)
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:
@@ -242,7 +219,7 @@ def _measure(written: Written) -> Compared:
     quantized, model = written.quantized, written.quantized.rotated.model
     request, prepared = quantized.chosen.request, quantized.rotated.prepared
     target, data, held_out = request.target, prepared.seen.data, quantized.chosen.held_out
-    yardstick, sample = float_model(prepared), held_out or data.first(1)
+    yardstick, sample = float_model(prepared), held_out or data.unlearned
     values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
     own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
     check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
@@ -289,6 +266,7 @@ def _write(compared: Compared) -> None:
             sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
             runtimes=written.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, checked=compared.checked, folder=folder,
+            data=prepared.seen.data,
         )
     )  # fmt: skip
     write_report(folder, manifest)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Declined", "Progress"]
+__all__ = ["FITTED", "FITTED_TRANSFORM", "GPTQ", "GPTQ_OF_EACH", "LEARNING", "WEIGHTED_SEARCH", "Declined", "Progress"]
+
+#: Work that learns from data, by the words in which it is declined: where the data does not bear it, it is left out.
+GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH = "GPTQ", "GPTQ of every matrix", "weighted search"
+FITTED_TRANSFORM, LEARNING = "a transform fitted to its input", "transforms, and rounding by what the data teaches"
+FITTED = (GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH, FITTED_TRANSFORM, LEARNING)
 
 #: Called with a step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]

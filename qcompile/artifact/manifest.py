@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from qcompile.checks.sites import Checked
     from qcompile.choice.selection import Choice, Options
     from qcompile.formats import Quantized
+    from qcompile.run.data import Data
     from qcompile.targets.plans import Plan
     from qcompile.targets.registry import Lowered
     from qcompile.targets.target import Target
@@ -70,6 +71,7 @@ class Facts:
         measured: quantization error.
         checked: implementation error, if it is known.
         folder: the folder that holds the target's own files.
+        data: what was learned from, and what was held out.
     """
 
     source: Source
@@ -87,6 +89,7 @@ class Facts:
     measured: Measured
     checked: Checked | None
     folder: Path
+    data: Data
 
 
 def build_manifest(facts: Facts) -> dict[str, Any]:
@@ -238,7 +241,15 @@ def _quantization(facts: Facts) -> dict[str, Any]:
         "divergence": number(measured.divergence),
         "loss": loss,
         "evaluated_inputs": measured.rows,
+        "evaluated_on": _evaluated_on(facts),
     }
+
+
+def _evaluated_on(facts: Facts) -> str:
+    """The data by which the errors were measured: nothing was fitted on it, but for the last of these."""
+    if facts.options.evaluation is not None:
+        return "evaluation"
+    return "random" if facts.data.random else "held out" if facts.data.held_out else "calibration"
 
 
 def _assignment(chosen: Choice) -> dict[str, Any] | None:

@@ -89,6 +89,14 @@ class FloatModel:
         error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
         return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches), error)
 
+    def errors(self, run: Run, data: Data) -> list[float]:
+        """The relative L2 of an artifact's outputs for each batch."""
+        reference = source_session(self.source)
+        return [
+            compare(by_position(self.outputs, reference.run(batch)), by_position(self.outputs, run(batch)))[0]
+            for batch in data.batches
+        ]
+
     def loss(self, run: Run, data: Data) -> float | None:
         """The mean next-token loss of an artifact alone; ``None`` where the model predicts no tokens."""
         outputs = ((batch, by_position(self.outputs, run(batch))) for batch in data.batches)

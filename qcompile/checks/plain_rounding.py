@@ -1,45 +1,86 @@
-"""The loss of plain rounding to nearest without transforms: the yardstick of everything that an export does."""
+"""Plain rounding: to nearest, in the basis that the graph came in. What is learned from data must do better."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.state import State
+from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import drop_plans
-from qcompile.targets.registry import lowered_to
+from qcompile.targets.registry import get_target, lowered_to
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
     from qcompile.checks.losses import FloatModel
     from qcompile.choice.selection import Choice
     from qcompile.run.data import Data
+    from qcompile.run.session import Run
     from qcompile.targets.target import Target
 
-__all__ = ["plain_loss"]
+__all__ = ["REFERENCE", "better_plain", "output_errors", "plain_loss", "rounded_plainly"]
+
+#: The target that runs every format on any machine: the definition that the others are compared with.
+REFERENCE = "reference"
+
+#: How sure it must be that plain rounding errs less as a whole, where each part was shown to help.
+DOUBT = 0.75
 
 
-def plain_loss(
-    yardstick: FloatModel, model: ir.Model, target: Target, runs_on: Target, choice: Choice, data: Data
-) -> float | None:  # fmt: skip
-    """The loss of a graph whose sites are rounded to nearest.
+def rounded_plainly(model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme]) -> ir.Model:
+    """A copy of a float graph whose sites are planned with weights rounded to nearest.
 
-    Sites that got the target's default scheme get the scheme that the target names for this, the others theirs. They
-    are sites of the graph, which is planned for as long as it takes to clone it.
-
-    Args:
-        yardstick: the float model.
-        model: the prepared graph.
-        runs_on: the target that runs the result on this machine.
+    The sites are those of the graph itself, which is planned for as long as it takes to clone it.
     """
-    plain = Scheme.parse(target.plain or target.default)
-    own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, own, {}, "rtn")
+    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, schemes, {}, "rtn")
     run_pass(rounding, State(model))
     rounded = model.clone()
     drop_plans(model)
-    with lowered_to(runs_on, rounded) as run:
+    return rounded
+
+
+@contextmanager
+def running(model: ir.Model, target: Target) -> Iterator[Run]:
+    """A planned graph as a function of named inputs: of the target, or of the reference where that does not run here.
+
+    It may be edited.
+    """
+    with lowered_to(target if target.runs_here else get_target(REFERENCE), model) as run:
+        yield run
+
+
+def plain_loss(yardstick: FloatModel, model: ir.Model, choice: Choice, target: Target, data: Data) -> float | None:
+    """The loss of plain rounding: what the work is compared with.
+
+    Sites that got the target's default scheme get the scheme that the target names for this, the others theirs.
+    """
+    plain = Scheme.parse(target.plain or target.default)
+    own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
+    with running(rounded_plainly(model, choice, own), target) as run:
         return yardstick.loss(run, data)
+
+
+def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: Data) -> np.ndarray:
+    """The squared relative L2 of what a planned graph, which may be edited, puts out for each batch: ``[batches]``."""
+    with running(model, target) as run:
+        return np.square(yardstick.errors(run, data))
+
+
+def better_plain(ours: np.ndarray, plain: np.ndarray, data: Data) -> str | None:
+    """Why to leave out what was learned, if so, by the errors of the whole on sequences, of plain rounding too.
+
+    Sites were judged as they were fitted. So on sequences that were held out, the whole is kept unless it looks worse;
+    where none were, nothing was fitted, but transforms were chosen: by sequences that must agree that this helps.
+    """
+    own, theirs = (f"{np.sqrt(np.mean(errors)):.3g}" for errors in (ours, plain))
+    if not data.held_out:
+        reason = f"{data.too_few}; on these, rounding to nearest does not clearly err more: {theirs} against {own}"
+        return None if errs_less(ours, plain) else reason
+    reason = f"on {len(ours)} sequences that nothing was fitted on, rounding to nearest errs less: {theirs} < {own}"
+    return reason if errs_less(plain, ours, DOUBT) else None

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.spaces import Site
 from qcompile.ir.required import operand
+from qcompile.statistics.second_moment import shrinkage
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.freedom import Freedom
 
@@ -91,17 +92,25 @@ def _largest_block(size: int, variant: Variant) -> int:
 
 
 def fitted(sites: Sequence[Site], offline: Transform | None, own: Statistics, block: int) -> Transform:
-    """The closed form WUSH in blocks, for the input of those sites behind its offline transform."""
+    """The closed form WUSH in blocks, for the input of those sites behind its offline transform.
+
+    The moment is shrunk as far as so few rows demand; of none it is the identity, and what is fitted is the weight.
+    """
     import torch
 
     from qcompile.transforms import wush
+    from qcompile.transforms.fitted import diagonal_blocks
 
     moment = torch.from_numpy(own.second_moment)
     weight = torch.cat([weight_matrix(site).double() for site in sites])
     if offline is not None:
         moment = offline.apply(offline.apply(moment, 0), 1)
         weight = offline.dual().apply(weight, -1)
-    return wush(moment, weight, block)
+    blocks = diagonal_blocks(moment, block)
+    rho, means = shrinkage(blocks, own.effective), blocks.diagonal(dim1=-2, dim2=-1).mean(-1)
+    blocks = (1 - rho) * blocks
+    blocks.diagonal(dim1=-2, dim2=-1).add_(rho * means[:, None])
+    return wush(blocks, weight, block)
 
 
 def not_worth(value: ir.Value, sites: Sequence[Site]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import AxisNode
@@ -14,6 +14,7 @@ from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError
+from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.composite import compose
 
@@ -36,12 +37,14 @@ class OnlineChoice:
         cost: the error that remains and the price that is paid; with forced transforms their number.
         errors: of each candidate relative to none, for the report.
         skipped: why there is none although one was asked for.
+        unproven: why it is none of those that were fitted to data, although one promised more.
     """
 
     transform: Transform | None
     cost: float
     errors: Mapping[str, float] = field(default_factory=dict)
     skipped: str | None = None
+    unproven: str | None = None
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Online:
     price: float
     seed: int
     barred: set[Siblings]  # groups with a weight that is read in another basis too
-    fits: bool = True
+    fits: bool = True  # what is fitted must then hold on sequences that were held out
     own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
 
@@ -125,27 +128,56 @@ class Online:
         if scheme.weight is None or kind == "none" or not self._able(group):
             return OnlineChoice(None, base)
         best, least, errors = None, base, {"none": 1.0}
-        for name, transform in self._candidates(group, scheme, offline).items():
-            total = transform if offline is None else compose(offline, transform)
-            error = self.probes[group].error(scheme, total)
+        for name, transform in self._unfitted(group, scheme, offline).items():
+            error = self.probes[group].error(scheme, _total(offline, transform))
             errors[name] = error / base if base else 1.0
-            cost = error * (1 + self.price * cost_fraction(group, transform)) + LEAST_GAIN * base
-            if cost < least or (kind == "wush" and best is None):
+            cost = self._cost(group, transform, error, base)
+            if cost < least:
                 best, least = transform, cost
-        return OnlineChoice(best, least, errors)
+        return self._by_evidence(group, scheme, offline, OnlineChoice(best, least, errors), base)
 
-    def _candidates(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
-        wush = self.kind_of(group) == "wush"
-        plain = not wush and offline is None
-        found = orthogonal_candidates(group.width, scheme, "auto", self.seed) if plain else {}
-        own = self.statistics.get(group.name) if self.fits or wush else None
-        least = scheme.group or group.width
-        if own is None:
-            return found
-        for block in FITTED_BLOCKS:
-            if block >= least and group.width % block == 0:
-                found[f"wush-{block}"] = fitted(group.sites, offline, own, block)
-        return found
+    def _by_evidence(
+        self, group: Siblings, scheme: Scheme, offline: Transform | None, unfitted: OnlineChoice, base: float
+    ) -> OnlineChoice:
+        """A fitted transform instead, where it clearly errs less on sequences that it was not fitted on."""
+        made, errors = self._fitted(group, scheme, offline), dict(unfitted.errors)
+        if not made:
+            return unfitted
+        probes, found, unproven = self.probes[group], unfitted, None
+        shares = probes.held_out(scheme, _total(offline, unfitted.transform))
+        plain = probes.held_out(scheme, offline).sum()
+        for name, transform in made.items():
+            if self.fits:
+                own = probes.held_out(scheme, _total(offline, transform))
+                error = base * float(own.sum() / plain) if plain > 0 else base
+            else:
+                error = probes.error(scheme, _total(offline, transform))
+            errors[name] = error / base if base else 1.0
+            cost = self._cost(group, transform, error, base)
+            wanted = cost < found.cost or (self.kind_of(group) == "wush" and found.transform is None)
+            if wanted and self.fits and not errs_less(own, shares):
+                unproven = f"on {len(own)} sequences that it had not seen, {name} does not clearly err less"
+            elif wanted:
+                found = replace(found, transform=transform, cost=cost)
+        return replace(found, errors=errors, unproven=unproven if found is unfitted else None)
+
+    def _cost(self, group: Siblings, transform: Transform, error: float, base: float) -> float:
+        return error * (1 + self.price * cost_fraction(group, transform)) + LEAST_GAIN * base
+
+    def _unfitted(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
+        plain = self.kind_of(group) != "wush" and offline is None
+        return orthogonal_candidates(group.width, scheme, "auto", self.seed) if plain else {}
+
+    def _fitted(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
+        own, least = self.statistics.get(group.name), scheme.group or group.width
+        if own is None or not (self.fits or self.kind_of(group) == "wush"):
+            return {}
+        blocks = [block for block in FITTED_BLOCKS if block >= least and group.width % block == 0]
+        return {f"wush-{block}": fitted(group.sites, offline, own, block) for block in blocks}
+
+
+def _total(offline: Transform | None, online: Transform | None) -> Transform | None:
+    return online if offline is None else offline if online is None else compose(offline, online)
 
 
 def able(analysis: Analysis, group: Siblings) -> bool:

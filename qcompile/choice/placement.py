@@ -28,6 +28,7 @@ class Placement:
         boundaries: by name of a boundary, the online transform that it becomes, and its arithmetic relative to that
             of the sites in the changed space.
         skipped: by name of the value, why its sites got no online transform although one was asked for.
+        unproven: by name of the value, why they got none of those that were fitted to data.
     """
 
     offline: dict[AxisNode, Transform]
@@ -35,6 +36,12 @@ class Placement:
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     boundaries: dict[str, tuple[Transform, float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    unproven: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing changes basis."""
+        return not (self.offline or self.online or self.boundaries)
 
 
 def total_transform(analysis: Analysis, group: Siblings, placement: Placement) -> Transform | None:

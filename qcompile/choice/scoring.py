@@ -12,10 +12,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
+from qcompile.statistics.calibration import spread
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
 
@@ -40,6 +43,7 @@ class Probe:
 
     weight: torch.Tensor  # [rows, in]
     sample: torch.Tensor | None  # [rows, in]
+    held_out: tuple[torch.Tensor, ...] = ()  # [rows, in] for each sequence
     known: dict[tuple[str, int], tuple[Any, float]] = field(default_factory=dict, repr=False)  # see ``site_error``
 
 
@@ -51,7 +55,8 @@ def probe(site: Site, statistics: Statistics | None) -> Probe:
     if statistics is None:
         return Probe(weight, None)
     sample = torch.from_numpy(statistics.sample)
-    return Probe(weight, sample[torch.linspace(0, len(sample) - 1, min(ROWS, len(sample))).long()])
+    held_out = tuple(map(torch.from_numpy, statistics.held_out))
+    return Probe(weight, spread(sample, ROWS), held_out)
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -68,19 +73,37 @@ def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) 
     return error
 
 
-def _error(
-    item: Probe, fmt: Scalar, activation: Format | None, transform: Transform | None
-) -> float:  # fmt: skip
-    weight, sample = item.weight, item.sample
-    if transform is not None:
-        weight = transform.dual().apply(weight, -1)
-        sample = None if sample is None else transform.apply(sample, -1)
-    rounded = fake_quantize(weight, fmt)
-    if sample is None:
+def _error(item: Probe, fmt: Scalar, activation: Format | None, transform: Transform | None) -> float:
+    if item.sample is None:
+        weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
+        rounded = fake_quantize(weight, fmt)
         return float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
-    seen = sample if activation is None else fake_quantize_rows(sample, activation)
-    exact = sample @ weight.T
-    return float((seen @ rounded.T - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
+    lost, energy = _energies(item, item.sample, fmt, activation, transform)
+    return float(lost.sum() / energy.sum().clamp_min(1e-30))
+
+
+def _energies(
+    item: Probe, rows: torch.Tensor, fmt: Scalar, activation: Format | None, transform: Transform | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each row of the output loses and has, squared: two of ``[rows]``."""
+    weight = item.weight
+    if transform is not None:
+        weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
+    rounded = fake_quantize(weight, fmt)
+    seen = rows if activation is None else fake_quantize_rows(rows, activation)
+    exact = rows @ weight.T
+    return (seen @ rounded.T - exact).square().sum(1), exact.square().sum(1)
+
+
+def _held_out_errors(item: Probe, scheme: Scheme, transform: Transform | None) -> np.ndarray:
+    """``t²`` of a site on the sequences that were held out, each one's share: ``[sequences]``."""
+    import torch
+
+    if scheme.weight is None or not item.held_out:
+        return np.zeros(len(item.held_out))
+    lost, energy = _energies(item, torch.cat(item.held_out), scheme.weight, scheme.activation, transform)
+    shares = (lost / energy.sum().clamp_min(1e-30)).split([len(rows) for rows in item.held_out])
+    return np.array([float(share.sum()) for share in shares])
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +120,11 @@ class Probes:
     def error(self, scheme: Scheme, transform: Transform | None = None) -> float:
         """``Σ α t²`` over the sites."""
         return sum(alpha * error for alpha, error in zip(self.alphas, self.errors(scheme, transform), strict=True))
+
+    def held_out(self, scheme: Scheme, transform: Transform | None = None) -> np.ndarray:
+        """``error`` on the sequences that nothing was fitted on, each one's share: ``[sequences]``."""
+        errors = [_held_out_errors(item, scheme, transform) for item in self.items]
+        return np.asarray(sum(alpha * error for alpha, error in zip(self.alphas, errors, strict=True)))
 
 
 def probes_of(

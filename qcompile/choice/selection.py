@@ -20,6 +20,7 @@ from qcompile.choice.transforms import KINDS, place
 from qcompile.choice.wishes import Wishes
 from qcompile.errors import InputError, unknown
 from qcompile.ir.required import constant
+from qcompile.notes import FITTED_TRANSFORM
 from qcompile.run.data import Data
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
@@ -185,14 +186,17 @@ def choose(
 
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
     probes = {group: probes_of(group, statistics.get(group.name), alphas) for group in inner}
+    few = not (data.random or data.held_out)
     placement = place(
         analysis, probes, lambda group: wishes.shared(group, first), kind=options.transforms,
-        kinds=wishes.kinds_of(probes), statistics=statistics,
+        kinds=wishes.kinds_of(probes), statistics={} if few else statistics,
         fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
     )  # fmt: skip
-    if data.random and statistics and options.transforms == "auto":
+    if few and options.transforms in ("auto", "wush"):
+        decline("*", FITTED_TRANSFORM, data.too_few)
+    elif data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
-        decline("*", "fitting transforms to the inputs of sites", reason)
+        decline("*", FITTED_TRANSFORM, reason)
     chosen = Choice(groups, tables, statistics, placement, alphas, wishes=wishes)
     if several:
         _assign(analysis, probes, schemes, target, options, chosen)
@@ -220,7 +224,9 @@ def _statistics(
         return {}
     seen = {group.name: group.axis for group in groups}
     routes = {group.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
-    found = collect(model, seen, data, routes=routes, progress=progress)
+    wush = "wush" in (options.transforms, *options.transform_for.values())
+    moments = wush or not data.random  # what random inputs teach is good for nothing else
+    found = collect(model, seen, data, routes=routes, moments=moments, progress=progress)
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"
         if group.nested and group.name not in visible(model, [group.name]):

@@ -87,6 +87,8 @@ def _place_online(group: Siblings, online: Online, placement: Placement) -> None
     choice, name = online.best(group, placement.offline), group.name
     if choice.errors:
         placement.errors[name] = dict(choice.errors)
+    if choice.unproven is not None:
+        placement.unproven[name] = choice.unproven
     if choice.skipped is not None:
         placement.skipped[name] = choice.skipped
     elif choice.transform is not None:

@@ -18,11 +18,13 @@ from qcompile.errors import InputError, unknown
 from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.ir.required import name_of
+from qcompile.notes import GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH
 from qcompile.passes.state import State
-from qcompile.rounding.moments import InputMoments, input_moments, joined
+from qcompile.rounding.moments import LEAST_DAMPING, InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.calibration import Routed, Statistics
+from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
 
@@ -109,7 +111,8 @@ class Quantize:
         walk = None
         if self.method == "gptq" and self.data is not None and known:
             count = max(found.batches for found in self.statistics.values())
-            walk = Walk(state.model, known, self.tables, self.data.batches[:count], self.device)
+            walk = Walk(state.model, known, self.tables, self.data.batches[:count], self.data.held_out,
+                        self.device)  # fmt: skip
         done = set()
         try:
             if walk is not None:
@@ -155,9 +158,9 @@ class Quantize:
             if self.method == "search" or (self.method == "gptq" and usable is not None):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {fmt.name}")
             return _to_cpu(quantize_scalar(weight, fmt))
-        importance = None if usable is None else usable.importance
-        scales = search_scales(weight, fmt, weight=importance) if self.method == "search" else None
-        nearest = quantize(weight, fmt, scales=scales)
+        if self.method == "search":
+            return _to_cpu(_searched(state, site, weight, fmt, usable))
+        nearest = quantize(weight, fmt)
         if self.method != "gptq" or moments is None:
             return _to_cpu(nearest)
         form = routed(site)
@@ -167,7 +170,7 @@ class Quantize:
             return _to_cpu(self._experts(state, group, site, form.places, rows, weight, nearest))
         if usable is not None:
             return _to_cpu(_learned(state, site, weight, nearest, usable))
-        state.decline(site.name, "GPTQ", f"{unusable}, so it is rounded to nearest")
+        state.decline(site.name, GPTQ, f"{unusable}, so it is rounded to nearest")
         return _to_cpu(nearest)
 
     def _experts(
@@ -178,7 +181,8 @@ class Quantize:
         result = replace(nearest, codes=nearest.codes.clone(), scales=nearest.scales.clone(),
                          zero_points=None if nearest.zero_points is None else nearest.zero_points.clone())  # fmt: skip
         transform = next(transform for other, transform in self.groups if other is group)
-        count, short, errors = len(matrices), 0, []
+        count, short, worse = len(matrices), 0, 0
+        errors: list[dict[str, float]] = []
         for expert, places in enumerate(matrices):
             statistics = rows.of(expert)
             own = None if statistics is None else input_moments(statistics, transform, self.device)
@@ -188,18 +192,21 @@ class Quantize:
             near = rows_of(nearest, places)
             shared = near.tensor_scale if near.format.tensor_scale is not None else None  # one for the whole stack
             learned = own.learn(weight[places], near.format, shared).quantized
-            errors.append({way: own.error(weight[places], q) for way, q in (("gptq", learned), ("nearest", near))})
-            if errors[-1]["gptq"] <= errors[-1]["nearest"]:
+            found = {way: own.errors(weight[places], q) for way, q in (("gptq", learned), ("nearest", near))}
+            errors.append({way: float(each.sum()) for way, each in found.items()})
+            if errs_less(found["gptq"], found["nearest"]):
                 _put_rows(result, places, learned)
+            else:
+                worse += 1
         if errors:
             means = {way: float(np.mean([found[way] for found in errors])) for way in errors[0]}
             state.notes.setdefault("held_out", {})[site.name] = means
         if short:
-            reason = f"{short} of its {count} matrices see fewer rows of calibration data than their {weight.shape[1]}"
-            state.decline(site.name, "GPTQ of every matrix", f"{reason} features, and are rounded to nearest")
-        if worse := sum(found["gptq"] > found["nearest"] for found in errors):
-            reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less"
-            state.decline(site.name, "GPTQ of every matrix", f"{reason} for {worse} of its {count} matrices")
+            reason = f"{short} of its {count} matrices see too few rows of calibration data for their {weight.shape[1]}"
+            state.decline(site.name, GPTQ_OF_EACH, f"{reason} features, and are rounded to nearest")
+        if worse:
+            reason = "on sequences that it had not seen, it does not clearly err less than rounding to nearest"
+            state.decline(site.name, GPTQ_OF_EACH, f"{reason} for {worse} of its {count} matrices")
         return result
 
 
@@ -216,20 +223,40 @@ def _scheme_names(state: State) -> list[str | None]:
 
 
 def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized, moments: InputMoments) -> Quantized:
-    """GPTQ's weight, unless rounding to nearest errs less on rows that GPTQ has not seen."""
+    """GPTQ's weight, unless rounding to nearest errs as little on sequences that GPTQ has not seen."""
     result = moments.learn(weight, nearest.format)
-    if result.damping > 0.011:
-        reason = f"its inputs needed a damping of {result.damping:g}"
+    if result.damping > 1.1 * LEAST_DAMPING:
+        reason = f"its inputs needed a damping of {result.damping:.2g}"
         state.decline(site.name, "the usual damping of GPTQ", reason)
-    if not len(moments.exact):
-        return result.quantized
-    errors = {way: moments.error(weight, q) for way, q in (("gptq", result.quantized), ("nearest", nearest))}
-    state.notes.setdefault("held_out", {})[site.name] = errors
-    if errors["gptq"] <= errors["nearest"]:
-        return result.quantized
-    reason = "on rows of the calibration data that it had not seen, rounding to nearest errs less: {:.3g} < {:.3g}"
-    state.decline(site.name, "GPTQ", reason.format(errors["nearest"], errors["gptq"]))
-    return nearest
+    return _judged(state, site, weight, {"gptq": result.quantized, "nearest": nearest}, moments)
+
+
+def _searched(state: State, site: Site, weight: torch.Tensor, fmt: Format, moments: InputMoments | None) -> Quantized:
+    """The best scales for the weight, or, where that errs less on sequences not seen, for the features that count."""
+    even = quantize(weight, fmt, scales=search_scales(weight, fmt))
+    if moments is None:
+        return even
+    weighted = quantize(weight, fmt, scales=search_scales(weight, fmt, weight=moments.importance))
+    return _judged(state, site, weight, {WEIGHTED_SEARCH: weighted, "search": even}, moments)
+
+
+def _judged(
+    state: State, site: Site, weight: torch.Tensor, ways: Mapping[str, Quantized], moments: InputMoments
+) -> Quantized:  # fmt: skip
+    """The first of two ways to round, the one that learned from data, if it clearly errs less than the other."""
+    (way, fitted), (other, plain) = ways.items()
+    ours, theirs = (moments.errors(weight, rounded) for rounded in (fitted, plain))
+    state.notes.setdefault("held_out", {})[site.name] = {way: float(ours.sum()), other: float(theirs.sum())}
+    if errs_less(ours, theirs):
+        return fitted
+    what = GPTQ if way == "gptq" else way
+    if len(ours) < 2:
+        reason = f"{len(ours)} of the sequences that were held out reach it, by which it cannot be judged"
+    else:
+        reason = f"on {len(ours)} sequences that it had not seen, it does not clearly err less than '{other}'"
+        reason += f": {ours.sum():.3g} against {theirs.sum():.3g}"
+    state.decline(site.name, what, reason)
+    return plain
 
 
 def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:

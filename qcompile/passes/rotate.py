@@ -16,6 +16,7 @@ from qcompile.errors import InternalError
 from qcompile.ir.graph import bodies
 from qcompile.ir.required import dtype_of, graph_of, name_of, operand
 from qcompile.ir.transform_nodes import Structure, append_transform
+from qcompile.notes import FITTED_TRANSFORM
 from qcompile.passes.state import State
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Rotate:
             elif (reason := self.placement.skipped.get(name)) is not None:
                 for site in group.sites:
                     state.decline(site.name, "an online transform of its input", reason)
+            if (reason := self.placement.unproven.get(name)) is not None:
+                for site in group.sites:
+                    state.decline(site.name, FITTED_TRANSFORM, reason)
         self._settle_ties(state)
         settled = self._settle_boundaries(state.model)
         changed = bool(self.placement.offline or self.placement.online or settled)

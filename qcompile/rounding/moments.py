@@ -18,6 +18,7 @@ import torch
 
 from qcompile.rounding.gptq import Factor, GPTQResult, factorize, gptq
 from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.second_moment import shrinkage
 
 if TYPE_CHECKING:
     from qcompile.formats import Format, Quantized
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["InputMoments", "input_moments", "joined"]
 
+#: The usual damping of GPTQ; few rows need more.
+LEAST_DAMPING = 0.01
+
 #: How much of the way a weight is moved to the least-squares estimate for the input of the quantized graph. That
 #: estimate shrinks outputs the more the noisier its input is, which later layers do not expect; on the shipped
 #: language model a quarter to three quarters do about equally well, and better than none or all of it (ADR 5).
 SHIFT = 0.5
+
+
+#: How much of a moment may be noise; with more of it there is nothing to learn.
+_MOST_SHRINKAGE = 0.5
 
 
 @dataclass(eq=False)
@@ -38,24 +46,27 @@ class InputMoments:
     Args:
         moment: ``E[x̂ x̂ᵀ]``, ``[size, size]`` float64.
         cross: ``E[x x̂ᵀ]``, or ``None`` where the two are the same.
-        exact: ``x`` on rows that were held out, ``[rows, size]`` float32.
+        exact: ``x`` on sequences that were held out, ``[rows, size]`` float32, one after the other.
         seen: ``x̂`` there.
-        rows: how many rows were seen in all.
+        lengths: rows of each.
+        effective: how many rows the moments were learned from, each counted for what it adds to the others.
     """
 
     moment: torch.Tensor
     cross: torch.Tensor | None
     exact: torch.Tensor
     seen: torch.Tensor
-    rows: int
+    lengths: Sequence[int]
+    effective: float
 
     @property
     def unusable(self) -> str | None:
-        """Why GPTQ cannot learn from it: it moves errors to where the data happened to be silent."""
+        """Why nothing can be learned from it: GPTQ moves errors to where the data happened to be silent."""
         if not self.moment.any():
             return "its input is zero on all calibration data"
-        size = len(self.moment)
-        return f"calibration data has {self.rows} rows for its {size} features" if self.rows < size else None
+        if self._shrinkage <= _MOST_SHRINKAGE:
+            return None
+        return f"calibration data has {self.effective:.0f} independent rows for its {len(self.moment)} features"
 
     @property
     def importance(self) -> torch.Tensor:
@@ -63,49 +74,60 @@ class InputMoments:
         return self.moment.diagonal().float()
 
     @cached_property
+    def _shrinkage(self) -> float:
+        return shrinkage(self.moment, self.effective)
+
+    @cached_property
     def _factor(self) -> Factor:
-        return factorize(self.moment)
+        return factorize(self.moment, max(LEAST_DAMPING, self._shrinkage / (1 - self._shrinkage)))
 
     @cached_property
     def _shift(self) -> torch.Tensor | None:
         """``[size, size]`` that moves a weight: ``W + W S``."""
         if self.cross is None:
             return None
-        damped = self.moment.clone()
-        damped.diagonal().add_(self._factor.damping * self.moment.diagonal().mean())
-        return SHIFT * torch.linalg.solve(damped, self.cross - self.moment, left=False).float()
+        upper, order = self._factor.upper, self._factor.order
+        shift = torch.empty_like(upper)
+        shift[:, order] = SHIFT * (self.cross - self.moment)[:, order].float() @ upper.T @ upper
+        return shift
 
     def learn(self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None) -> GPTQResult:
         """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given."""
         goal = weight if self._shift is None else weight + weight @ self._shift
         return gptq(goal, self._factor, fmt, scales="search", tensor_scale=tensor_scale)
 
-    def error(self, weight: torch.Tensor, rounded: Quantized) -> float:
-        """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` on the rows held out."""
+    def errors(self, weight: torch.Tensor, rounded: Quantized) -> np.ndarray:
+        """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` of each sequence that was held out, relative to all of them: ``[sequences]``."""
         exact = self.exact @ weight.T
         made = self.seen @ rounded.dequantize().to(weight).T
-        return float((made - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
+        lost = (made - exact).square().sum(1, dtype=torch.float64) / exact.square().sum().clamp_min(1e-30)
+        return np.array([float(part.sum()) for part in lost.split(list(self.lengths))])
 
 
 def input_moments(statistics: Statistics, transform: Transform | None, device: str = "cpu") -> InputMoments:
     """From statistics of the float graph alone, before the transform."""
     moment = torch.from_numpy(np.ascontiguousarray(statistics.second_moment))
-    rows = torch.from_numpy(statistics.held_out)
+    rows = torch.from_numpy(np.concatenate([np.zeros((0, len(moment)), np.float32), *statistics.held_out]))
     if transform is not None:
         moment = transform.apply(transform.apply(moment, 0), 1)
         rows = transform.apply(rows, -1)
-    return InputMoments(moment.to(device), None, rows.to(device), rows.to(device), statistics.rows)
+    lengths = [len(part) for part in statistics.held_out]
+    return InputMoments(moment.to(device), None, rows.to(device), rows.to(device), lengths, statistics.effective)
 
 
 def joined(parts: Sequence[InputMoments]) -> InputMoments:
-    """The input of all sites that share a weight, each as often as it has rows."""
+    """The input of all sites that share a weight, each as often as it has rows; a sequence stays one sequence."""
     if len(parts) == 1:
         return parts[0]
-    rows = sum(part.rows for part in parts)
+    total = sum(part.effective for part in parts)
     moment, cross = torch.zeros_like(parts[0].moment), torch.zeros_like(parts[0].moment)
     for part in parts:
-        share = part.rows / max(rows, 1)
+        share = part.effective / max(total, 1e-30)
         moment += share * part.moment
         cross += share * (part.moment if part.cross is None else part.cross)
-    exact, seen = torch.cat([part.exact for part in parts]), torch.cat([part.seen for part in parts])
-    return InputMoments(moment, cross, exact, seen, rows)
+    exact = [part.exact.split(list(part.lengths)) for part in parts]
+    seen = [part.seen.split(list(part.lengths)) for part in parts]
+    count = min(map(len, exact))  # a site in a body may have seen fewer
+    lengths = [sum(part.lengths[i] for part in parts) for i in range(count)]
+    in_turn = [torch.cat([own[i] for i in range(count) for own in found]) for found in (exact, seen)]
+    return InputMoments(moment, cross, in_turn[0], in_turn[1], lengths, total)

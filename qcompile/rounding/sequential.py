@@ -24,7 +24,8 @@ from qcompile.ir.required import name_of
 from qcompile.ir.tensors import read, release
 from qcompile.rounding.moments import InputMoments
 from qcompile.run.segments import Part, parts, runner
-from qcompile.statistics.calibration import held_out_from, rows_of_value
+from qcompile.statistics.calibration import HELD_OUT_ROWS, rows_of_value, spread
+from qcompile.statistics.second_moment import SecondMoment
 from qcompile.targets.plans import plan_of
 
 if TYPE_CHECKING:
@@ -48,16 +49,18 @@ class Walk:
         groups: the sites; those of which none stands in the graph itself are passed over.
         tables: embedding tables.
         batches: calibration data. Sites compute as they are planned when the walk goes on behind them.
+        held_out: more of it, which no moment has seen.
         device: where torch computes.
     """
 
     def __init__(
         self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site],
-        batches: Sequence[Mapping[str, np.ndarray]], device: str = "cpu",
+        batches: Sequence[Mapping[str, np.ndarray]], held_out: Sequence[Mapping[str, np.ndarray]] = (),
+        device: str = "cpu",
     ) -> None:  # fmt: skip
-        self._model, self._device = model, device
-        self._exact: list[Batch] = [dict(batch) for batch in batches]
-        self._quantized: list[Batch] = [dict(batch) for batch in batches]
+        self._model, self._device, self._learned = model, device, len(batches)
+        self._exact: list[Batch] = [dict(batch) for batch in (*batches, *held_out)]
+        self._quantized: list[Batch] = [dict(batch) for batch in (*batches, *held_out)]
         sites = [*(site for group in groups for site in group.sites), *tables]
         self._sites: dict[ir.Node, list[_Operands]] = defaultdict(list)
         for operands in (_Operands(site) for site in sites if site.node.graph is model.graph):
@@ -95,18 +98,26 @@ class Walk:
 
     def _moments(self, activation: Format | None) -> InputMoments:
         name, axis = self._at
-        moment = cross = torch.zeros((), dtype=torch.float64, device=self._device)
-        exact, seen, rows, learned = [], [], 0, 0
-        for batch, quantized in zip(self._exact, self._quantized, strict=True):
+        moment, cross = SecondMoment(), torch.zeros((), dtype=torch.float64, device=self._device)
+        exact, seen = [], []
+        for number, (batch, quantized) in enumerate(zip(self._exact, self._quantized, strict=True)):
             x, read_ = (rows_of_value(values[name], axis).to(self._device) for values in (batch, quantized))
+            if number >= self._learned:
+                rows = HELD_OUT_ROWS // (len(self._exact) - self._learned)
+                x, read_ = spread(x, rows), spread(read_, rows)
             read_ = read_ if activation is None else fake_quantize_rows(read_, activation)
-            stop = held_out_from(rows, len(x), len(x) * len(self._exact))
-            moment = moment + (read_[:stop].T @ read_[:stop]).double()
-            cross = cross + (x[:stop].T @ read_[:stop]).double()
-            exact.append(x[stop:])
-            seen.append(read_[stop:])
-            rows, learned = rows + len(x), learned + stop
-        return InputMoments(moment / max(learned, 1), cross / max(learned, 1), torch.cat(exact), torch.cat(seen), rows)
+            if number < self._learned:
+                moment.add(read_)
+                product = x.T @ read_
+                cross = product.double() if not cross.ndim else cross.add_(product)
+            else:
+                exact.append(x)
+                seen.append(read_)
+        lengths, nothing = [len(rows) for rows in exact], torch.zeros(0, len(moment.matrix), device=self._device)
+        return InputMoments(
+            moment.matrix, cross / max(moment.rows, 1), torch.cat([nothing, *exact]), torch.cat([nothing, *seen]),
+            lengths, moment.effective,
+        )  # fmt: skip
 
     def _run(self, part: Part) -> None:
         """One part of both graphs, on all batches."""

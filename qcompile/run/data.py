@@ -18,13 +18,18 @@ from qcompile.run.reading import Reading
 from qcompile.run.sequences import is_sequence, tensors
 from qcompile.run.sources import DataLike, batches_of, describe_inputs, input_values
 
-__all__ = ["Data", "Draw", "accepted", "example_inputs", "load_data"]
+__all__ = ["Data", "Draw", "accepted", "example_inputs", "hold_out", "load_data"]
 
 #: Elements of the largest input that is drawn: open dimensions are smaller where there are many.
 DRAWN_ELEMENTS = 1 << 24
 
 #: Elements of a sequence that is drawn.
 DRAWN_SEQUENCE = 2
+#: Sequences that are held out: a quarter of few, one in twelve of many. Of less than four nothing can be judged.
+_LEAST, _FEW, _MOST = 4, 8, 32
+
+#: Batches of what is learned from, at least: how much these differ says how far their mean can be trusted.
+_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,30 @@ class Data:
         batches: mappings from input name to array.
         random: whether they were drawn at random because no data was given.
         option: the option of the command that gives data, for messages.
+        held_out: sequences that nothing is fitted on, one each; empty where there are too few to judge by.
     """
 
     batches: tuple[Mapping[str, np.ndarray], ...]
     random: bool
     option: str = "--calibration"
+    held_out: tuple[Mapping[str, np.ndarray], ...] = ()
 
     @property
     def about(self) -> str:
         """The data in words, for messages."""
         return "random data, drawn because no calibration data was given," if self.random else "the data"
+
+    @property
+    def too_few(self) -> str:
+        """Why nothing is fitted to it, where nothing is held out."""
+        if self.random:
+            return "there is no calibration data"
+        return f"the data has less than {_LEAST} sequences, too few to judge on others what is learned from some"
+
+    @property
+    def unlearned(self) -> Data:
+        """Some of what nothing is fitted on: sequences that were held out, or the first batch where none was."""
+        return replace(self, batches=self.held_out[:_FEW] or self.batches[:1])
 
     def first(self, count: int) -> Data:
         """The same with the first batches alone."""
@@ -90,6 +109,46 @@ def load_data(
     if not found:
         raise InputError(f"the data holds nothing; the model takes {describe_inputs(model)}")
     return Data(found, random=False, option=option)
+
+
+def hold_out(data: Data, model: ir.Model) -> Data:
+    """The same data, of which some sequences are kept to judge what is learned from the others; not of random data.
+
+    A sequence is an entry of the first axis, where the graph leaves that open, else a whole batch: what stands beside
+    a row in a text is like it, and would praise what was fitted on that text. They are taken evenly from all.
+    """
+    if data.random:
+        return data
+    sizes = [_entries(batch, model) for batch in data.batches]
+    total = sum(sizes)
+    if total < _LEAST:
+        return data
+    count = max(2, min(total // 4, max(_FEW, total // 12), _MOST))
+    chosen = np.zeros(total, bool)
+    chosen[np.linspace(0, total - 1, count + 2).round().astype(int)[1:-1]] = True
+    held_out, learned, step = [], [], max(1, (total - count) // _PARTS)
+    for batch, own in zip(data.batches, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True):
+        held_out += [_picked(batch, own, [i]) for i in np.flatnonzero(own).tolist()]
+        rest = np.flatnonzero(~own).tolist()
+        learned += [_picked(batch, own, rest[i : i + step]) for i in range(0, len(rest), step)]
+    return replace(data, batches=tuple(learned), held_out=tuple(held_out))
+
+
+def _entries(batch: Mapping[str, np.ndarray], model: ir.Model) -> int:
+    """Entries of the first axis, if they can be taken apart."""
+    first = {name_of(v): v.shape[0] for v in input_values(model) if v.shape is not None and len(v.shape)}
+    given = [name for name, array in batch.items() if array.ndim]
+    if any(isinstance(first.get(name, 1), int) for name in given):
+        return 1
+    names = {str(dim.value) for name in given if not isinstance(dim := first[name], int) and dim.value is not None}
+    sizes = {batch[name].shape[0] for name in given}
+    return max(1, sizes.pop()) if len(sizes) == 1 and len(names) <= 1 else 1
+
+
+def _picked(batch: Mapping[str, np.ndarray], of: np.ndarray, entries: Sequence[int]) -> Mapping[str, np.ndarray]:
+    if len(entries) == len(of):
+        return batch
+    return {name: array[entries] if array.ndim else array for name, array in batch.items()}
 
 
 # -- random data -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -21,11 +21,12 @@ from qcompile.notes import Progress
 from qcompile.run.data import Data
 from qcompile.run.session import Session
 from qcompile.run.taps import expose
+from qcompile.statistics.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Routed", "Statistics", "collect", "held_out_from", "rows_of_value"]
+__all__ = ["Routed", "Statistics", "collect", "rows_of_value", "spread"]
 
 #: Rows of each site input that are learned from; with a quarter of them, the shipped language model
 #: diverges 6 % more in NVFP4.
@@ -34,8 +35,8 @@ MAX_ROWS = 32768
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
 
-#: So many rows, and one in eight at most, are kept from the second moment: does what it teaches hold on others?
-HELD_OUT_ROWS, HELD_OUT = 256, 8
+#: Rows of all sequences together that are held out and judged by.
+HELD_OUT_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,26 @@ class Routed:
     """Rows of one value and the experts that multiply them.
 
     Args:
-        rows: ``[rows, size]`` float32.
-        owners: ``[rows, choices]``.
+        parts: rows ``[rows, size]`` float32 and their owners ``[rows, choices]``, batch by batch.
+        held_out: the same for the sequences that are held out.
     """
 
-    rows: np.ndarray
-    owners: np.ndarray
+    parts: Sequence[tuple[np.ndarray, np.ndarray]]
+    held_out: Sequence[tuple[np.ndarray, np.ndarray]] = ()
 
     def of(self, expert: int) -> Statistics | None:
         """The statistics of the rows that one expert saw; ``None`` if it saw none."""
-        own = self.rows[(self.owners == expert).any(1)]
-        if not len(own):
+        import torch
+
+        own, held_out = ([x[(o == expert).any(1)] for x, o in parts] for parts in (self.parts, self.held_out))
+        moment = SecondMoment()
+        for part in own:
+            moment.add(torch.from_numpy(part))
+        if not moment.rows:
             return None
-        kept = np.arange(len(own)) % HELD_OUT != HELD_OUT - 1
-        learned = own[kept]
-        moment = (learned.T @ learned).astype(np.float64) / len(learned)
-        return Statistics(moment, own[:SAMPLE_ROWS], len(own), own[~kept])
+        sample = np.concatenate(own)[:SAMPLE_ROWS]
+        held_out = [rows for rows in held_out if len(rows)]
+        return Statistics(moment.matrix.numpy(), sample, moment.rows, held_out, moment.effective)
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,10 @@ class Statistics:
 
     Args:
         second_moment: ``E[x xᵀ]``, ``[size, size]`` float64.
-        sample: ``[rows, size]`` float32, of all rows.
-        rows: how many rows were seen.
-        held_out: ``[rows, size]`` float32, rows that the second moment has not seen.
+        sample: ``[rows, size]`` float32, of the rows that the second moment has seen.
+        rows: how many these were.
+        held_out: ``[rows, size]`` float32 for each sequence that it has not seen.
+        effective: how many independent rows they are worth; see ``SecondMoment``.
         batches: how many of the data they come from.
         routed: the rows by how stacks of experts share them.
     """
@@ -77,14 +83,15 @@ class Statistics:
     second_moment: np.ndarray
     sample: np.ndarray
     rows: int
-    held_out: np.ndarray
+    held_out: Sequence[np.ndarray] = ()
+    effective: float = 0.0
     batches: int = 0
     routed: Mapping[Route, Routed] = field(default_factory=dict)
 
 
 def collect(
     model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
-    max_rows: int = MAX_ROWS, progress: Progress | None = None,
+    max_rows: int = MAX_ROWS, moments: bool = True, progress: Progress | None = None,
 ) -> dict[str, Statistics]:  # fmt: skip
     """Run the data through the graph and keep the statistics of site inputs.
 
@@ -92,7 +99,8 @@ def collect(
         model: the float graph.
         inputs: the axis of the features, by name of the value.
         routes: by name of the value, how experts share its rows.
-        data: batches; they stop once ``max_rows`` rows of every value were seen.
+        moments: whether second moments are wanted, which are large; without, they are empty.
+        data: batches; they stop once ``max_rows`` rows of every value were seen, but for those held out.
 
     Returns:
         by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
@@ -112,19 +120,25 @@ def collect(
     taps = [*(name for name in names if name not in places), *(name for name in indices if name not in given)]
     session = Session(model, list(dict.fromkeys(taps)))
     fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
-    found = {name: _Collected(max_rows, len(data.batches)) for name in names}
-    total = len(data.batches)
-    for done, batch in enumerate(data.batches):
-        if names and min(one.rows for one in found.values()) >= max_rows:
-            break
+    expected = float("inf") if data.random else len(data.batches)  # random rows teach little: one a batch is enough
+    found = {name: _Collected(max_rows, expected, moments) for name in names}
+    total = len(data.batches) + len(data.held_out)
+    for done, batch in enumerate([*data.batches, *data.held_out]):
+        held_out = done >= len(data.batches)
+        if names and not held_out and min(one.rows for one in found.values()) >= max_rows:
+            continue
         results = {**fixed, **batch, **session.run(batch)}
         for name, axis in inputs.items():
             x = rows_of_value(results[places.get(name, name)], axis)
-            if not found[name].add(x):
+            if not x.isfinite().all():
                 raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
+            if held_out:
+                found[name].held_out.append(spread(x, HELD_OUT_ROWS // len(data.held_out)).numpy().copy())
+            else:
+                found[name].add(x)
             for route in routes.get(name, ()):
                 looked_up = None if route.indices is None else results.get(route.indices)
-                found[name].share(x, route, route.owners(results[name], looked_up))
+                found[name].share(x, route, route.owners(results[name], looked_up), held_out=held_out)
         if progress is not None:
             progress("calibrating", done + 1, total)
     return {name: one.statistics() for name, one in found.items() if one.rows}
@@ -138,53 +152,41 @@ def rows_of_value(array: np.ndarray, axis: int) -> torch.Tensor:
     return torch.from_numpy(moved).float().reshape(-1, moved.shape[-1])
 
 
-def held_out_from(before: int, rows: int, expected: int) -> int:
-    """Where the last rows of a batch begin, which are held out; as many came ``before``, so many are ``expected``."""
-    every = max(HELD_OUT, expected // HELD_OUT_ROWS)
-    return rows - ((before + rows) // every - before // every)
-
-
 class _Collected:
     """The statistics of one value, as its rows come in."""
 
-    def __init__(self, most: int, batches: int) -> None:
-        self.most, self.batches, self.rows, self.learned = most, batches, 0, 0
-        self.moment: Any = 0.0
-        self.taken = 0
+    def __init__(self, most: int, batches: float, moments: bool) -> None:
+        self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment()
+        self.rows = self.taken = 0
         self.sample: list[torch.Tensor] = []
-        self.held_out: list[torch.Tensor] = []
-        self.routed: dict[Route, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+        self.held_out: list[np.ndarray] = []
+        self.routed: dict[tuple[Route, bool], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
 
-    def share(self, x: torch.Tensor, route: Route, owners: np.ndarray) -> None:
+    def share(self, x: torch.Tensor, route: Route, owners: np.ndarray, *, held_out: bool) -> None:
         """Keep rows ``[rows, size]`` with the experts that multiply them."""
-        self.routed[route].append((x.numpy().copy(), owners))
+        self.routed[route, held_out].append((x.numpy().copy(), owners))
 
-    def add(self, x: torch.Tensor) -> bool:
-        """Take ``[rows, size]`` in, unless something in it is no number.
-
-        The last rows of each batch are held out, so that they come from other places than those in front of them.
-        """
-        stop = held_out_from(self.rows, len(x), min(self.most, len(x) * self.batches))
-        moment = (x[:stop].T @ x[:stop]).double()
-        if not (moment.isfinite().all() and x[stop:].isfinite().all()):
-            return False
-        self.moment = self.moment + moment
-        self.sample.append(_spread(x, len(x) * SAMPLE_ROWS // self.most))
-        self.held_out.append(x[stop:].clone())
-        self.rows, self.learned, self.taken = self.rows + len(x), self.learned + stop, self.taken + 1
-        return True
+    def add(self, x: torch.Tensor) -> None:
+        """Take ``[rows, size]`` in."""
+        if self.moments:
+            self.moment.add(x)
+        self.rows += len(x)
+        self.sample.append(spread(x, int(len(x) * SAMPLE_ROWS / max(min(self.most, len(x) * self.batches), 1))))
+        self.taken += 1
 
     def statistics(self) -> Statistics:
         """The result after the last row."""
         import torch
 
-        sample, held_out = (torch.cat(parts).numpy() for parts in (self.sample, self.held_out))
-        routed = {route: Routed(*map(np.concatenate, zip(*parts))) for route, parts in self.routed.items()}
-        moment = (self.moment / max(self.learned, 1)).numpy()
-        return Statistics(moment, sample, self.rows, held_out, self.taken, routed)
+        routes = {route for route, _ in self.routed}
+        routed = {route: Routed(self.routed[route, False], self.routed[route, True]) for route in routes}
+        return Statistics(
+            self.moment.matrix.numpy(), torch.cat(self.sample).numpy(), self.rows,
+            [rows for rows in self.held_out if len(rows)], self.moment.effective, self.taken, routed,
+        )  # fmt: skip
 
 
-def _spread(x: torch.Tensor, count: int) -> torch.Tensor:
+def spread(x: torch.Tensor, count: int) -> torch.Tensor:
     """A number of rows, but at least one if there is any, evenly spread."""
     import torch
 

@@ -15,9 +15,9 @@ from qcompile.analysis.siblings import siblings_of
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
 from qcompile.passes.quantize import Quantize
-from qcompile.run.data import Data, example_inputs
+from qcompile.run.data import Data, example_inputs, hold_out
 from qcompile.stages import Prepared
-from qcompile.statistics.calibration import HELD_OUT, collect
+from qcompile.statistics.calibration import collect
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.plans import SCHEME, Plan, planned
 from qcompile.targets.registry import get_target
@@ -140,19 +140,21 @@ def test_an_unknown_method_changes_nothing(parse):
 GRAPH = "g (float[n,64] x) => (float[n,48] y) <float[64,48] w> { a = Abs(x)\n y = MatMul(a, w) }"
 
 
-def rows(alike: bool) -> np.ndarray:
+def rows(alike: bool, model: ir.Model | None = None) -> np.ndarray:
     """Correlated rows; those that are held out are loud where the others are silent, unless all are alike."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1024, 16)) @ rng.standard_normal((16, 64))
-    if not alike:
+    if model is not None and not alike:
         x[:, 32:] *= 0.01
-        x.reshape(-1, 16, 64)[:, -16 // HELD_OUT :] = x.reshape(-1, 16, 64)[:, -16 // HELD_OUT :, ::-1]
+        numbers = Data(({"x": np.arange(1024)},), random=False)
+        kept = [int(row["x"][0]) for row in hold_out(numbers, model).held_out]
+        x[kept] = x[kept, ::-1]
     return x.astype(np.float32)
 
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_gptq_is_taken_where_it_holds_on_other_rows(parse, tmp_path, alike):
-    np.savez(tmp_path / "x.npz", x=rows(alike))
+    np.savez(tmp_path / "x.npz", x=rows(alike, parse(GRAPH)))
     options = {"calibration": tmp_path / "x.npz", "formats": ["int4-g32"], "budget": {"bits": 4}, "transforms": "none"}
     learned = qc.export(parse(GRAPH), "cpu-int4", tmp_path / "out", **options)
     plain = qc.export(parse(GRAPH), "cpu-int4", tmp_path / "plain", **options, method="rtn")
@@ -160,19 +162,19 @@ def test_gptq_is_taken_where_it_holds_on_other_rows(parse, tmp_path, alike):
     assert (site["held_out"]["gptq"] < site["held_out"]["nearest"]) == alike
     reasons = [entry["reason"] for entry in learned.manifest["declined"] if entry["what"] == "GPTQ"]
     assert len(reasons) == (not alike)
-    assert all("had not seen" in reason for reason in reasons)
-    x = {"x": rows(alike)[:32]}
+    assert all("32 sequences that it had not seen" in reason for reason in reasons)
+    x = {"x": rows(alike, parse(GRAPH))[:32]}
     assert np.array_equal(learned.run(x)["y"], plain.run(x)["y"]) == (not alike)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16])
-def test_one_row_in_eight_is_held_out(parse, batch):
+def test_the_second_moment_has_not_seen_what_is_held_out(parse, batch):
     x = np.random.default_rng(1).standard_normal((80, 64)).astype(np.float32)
     data = Data(tuple({"x": x[i : i + batch]} for i in range(0, 80, batch)), random=False)
-    found = collect(parse(GRAPH), {"a": -1}, data, max_rows=80)["a"]
-    kept, others = np.abs(x), {tuple(row) for row in found.held_out}
+    found = collect(parse(GRAPH), {"a": -1}, hold_out(data, parse(GRAPH)), max_rows=80)["a"]
+    kept, others = np.abs(x), {tuple(row) for rows in found.held_out for row in rows}
     seen = kept[[tuple(row) not in others for row in kept]].astype(np.float64)
-    assert (found.rows, len(found.held_out)) == (80, 10)
+    assert (found.rows, len(found.held_out)) == (72, 8)
     np.testing.assert_allclose(found.second_moment, seen.T @ seen / len(seen), rtol=1e-5)
 
 
@@ -196,7 +198,7 @@ def test_each_matrix_of_a_stack_learns_from_the_rows_of_its_expert(parse, tmp_pa
     assert site["held_out"]["gptq"] < 0.5 * site["held_out"]["nearest"]
     (said,) = [entry for entry in learned.manifest["declined"] if entry["what"] == "GPTQ of every matrix"]
     assert said["reason"] == (
-        "1 of its 4 matrices see fewer rows of calibration data than their 32 features, and are rounded to nearest"
+        "1 of its 4 matrices see too few rows of calibration data for their 32 features, and are rounded to nearest"
     )
     fresh = {"x": x[:64], "i": np.full((64, 2), 3)}  # of the expert that nobody chose
     assert np.array_equal(learned.run(fresh)["y"], plain.run(fresh)["y"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qcompile.formats import get_format, quantize
-from qcompile.rounding.moments import InputMoments, input_moments
+from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.statistics.calibration import Statistics
 from qcompile.transforms import Hadamard
 
@@ -24,7 +24,7 @@ def drawn(rows: int = 4096, size: int = 64) -> torch.Tensor:
 def moments(x: torch.Tensor, seen: torch.Tensor, crossed: bool) -> InputMoments:
     """From all rows but the last 256."""
     moment, cross = (part[:-256].double().T @ seen[:-256].double() / (len(x) - 256) for part in (seen, x))
-    return InputMoments(moment, cross if crossed else None, x[-256:], seen[-256:], len(x))
+    return InputMoments(moment, cross if crossed else None, x[-256:], seen[-256:], [64] * 4, len(x))
 
 
 def test_weights_move_towards_what_undoes_earlier_losses():
@@ -33,7 +33,7 @@ def test_weights_move_towards_what_undoes_earlier_losses():
     errors = {}
     for crossed in (False, True):
         own = moments(x, seen, crossed)
-        errors[crossed] = own.error(weight, own.learn(weight, FORMAT).quantized)
+        errors[crossed] = own.errors(weight, own.learn(weight, FORMAT).quantized).sum()
     assert errors[True] < 0.5 * errors[False]
 
 
@@ -45,17 +45,31 @@ def test_equal_inputs_move_nothing():
 
 def test_input_moments_from_statistics_are_in_the_basis_of_the_sites():
     x, turned = drawn(), Hadamard(64, 3)
-    statistics = Statistics((x.double().T @ x.double() / len(x)).numpy(), x[:8].numpy(), len(x), x[-256:].numpy())
+    held_out = [x[-256:-56].numpy(), x[-56:].numpy()]
+    statistics = Statistics((x.double().T @ x.double() / len(x)).numpy(), x[:8].numpy(), len(x), held_out)
     own = input_moments(statistics, turned)
     moved = turned.apply(x, -1)
     torch.testing.assert_close(own.moment, moved.double().T @ moved.double() / len(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(own.seen, moved[-256:], rtol=1e-4, atol=1e-4)
     near = quantize(torch.eye(64), FORMAT)
-    assert own.error(torch.eye(64), near) == pytest.approx(0, abs=1e-3)
+    assert own.errors(torch.eye(64), near) == pytest.approx([0, 0], abs=1e-3)
 
 
-@pytest.mark.parametrize(("rows", "scale", "reason"), [(63, 1.0, "63 rows"), (64, 0.0, "zero"), (64, 1.0, None)])
+@pytest.mark.parametrize(("rows", "scale", "reason"), [(5, 1.0, "5 independent"), (64, 0.0, "zero"), (64, 1.0, None)])
 def test_what_teaches_nothing_is_said(rows, scale, reason):
     x = drawn(rows) * scale
-    found = InputMoments(x.double().T @ x.double(), None, x, x, rows).unusable
+    found = InputMoments(x.double().T @ x.double(), None, x, x, [rows], rows).unusable
     assert found is None if reason is None else reason in found
+
+
+def test_the_input_of_several_sites_counts_each_sequence_once():
+    x, y = drawn(), 2 * drawn(2048)
+    parts = [moments(x, x, True), moments(y, y, False)]
+    both = joined(parts)
+    share = len(x) / (len(x) + len(y))
+    want = share * parts[0].moment + (1 - share) * parts[1].moment
+    torch.testing.assert_close(both.moment, want)
+    torch.testing.assert_close(both.cross, want)
+    assert both.lengths == [128] * 4
+    torch.testing.assert_close(both.exact[:128], torch.cat([x[-256:-192], y[-256:-192]]))
+    assert joined(parts[:1]) is parts[0]

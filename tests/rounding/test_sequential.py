@@ -16,6 +16,7 @@ from qcompile.compiler import prepare
 from qcompile.formats import fake_quantize_rows, get_format, quantize
 from qcompile.rounding.sequential import Walk
 from qcompile.run.data import example_inputs
+from qcompile.statistics.calibration import HELD_OUT_ROWS, spread
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.plans import Plan, give_plan
 from qcompile.targets.registry import get_target, lowered_to
@@ -78,11 +79,11 @@ def test_what_sites_see(parse, name):
     prepared = prepare(parse(GRAPHS[name]))
     model, sites = prepared.model, quantizable(prepared.analysis, get_target("reference"))[0]
     groups, tables = siblings_of(sites), [site for site in sites if site.input is None]
-    batches = [example_inputs(model, seed=seed, sizes={"n": 24}) for seed in (0, 1)]
+    batches = [example_inputs(model, seed=seed, sizes={"n": 24}) for seed in (0, 1, 2)]
     unplanned = model.clone()
     for site in tables:
         plan_nearest(site, Scheme(SCHEME.weight))
-    walk = Walk(model, groups, tables, batches)
+    walk = Walk(model, groups, tables, batches[:2], batches[2:])
     moments = {}
     for group in walk:
         moments[group] = walk.moments(SCHEME.activation)
@@ -94,11 +95,10 @@ def test_what_sites_see(parse, name):
     for group, own in moments.items():
         x = [rows(values[names[group]], group.axis) for values in exact]
         y = [fake_quantize_rows(rows(values[names[group]], group.axis), SCHEME.activation) for values in seen]
-        stop = len(x[0]) - len(own.exact) // 2
-        assert 0 < stop < len(x[0])
         for found, wanted in ((own.exact, x), (own.seen, y)):
-            torch.testing.assert_close(found, torch.cat([part[stop:] for part in wanted]), rtol=1e-5, atol=1e-5)
-        x, y = (torch.cat([part[:stop] for part in parts]).double() for parts in (x, y))
+            torch.testing.assert_close(found, spread(wanted[2], HELD_OUT_ROWS), rtol=1e-5, atol=1e-5)
+        assert own.lengths == [len(own.exact)]
+        x, y = (torch.cat(parts[:2]).double() for parts in (x, y))
         torch.testing.assert_close(own.moment, y.T @ y / len(y), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(own.cross, x.T @ y / len(y), rtol=1e-4, atol=1e-5)
-        assert own.rows == 2 * len(exact[0][names[group]].reshape(-1, group.width))
+        assert 0 < own.effective <= len(y)

@@ -13,7 +13,7 @@ import qcompile as qc
 from qcompile.cli.commands import app
 from qcompile.errors import InputError
 from qcompile.ir.capture import capture
-from qcompile.run.data import accepted, example_inputs, load_data
+from qcompile.run.data import Data, accepted, example_inputs, hold_out, load_data
 from qcompile.run.session import evaluate
 from qcompile.run.sources import batches_of
 
@@ -132,3 +132,28 @@ def test_dimensions_below_zero_are_taken_for_open_ones(tmp_path):
     )  # fmt: skip
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
     assert example_inputs(capture(tmp_path / "m.onnx").model)["x"].shape == (2, 4)
+
+
+LENGTH = "g (int64[n,l] i, float[n,l] m) => (float[n,l] y) { c = Cast<to=1>(i)\n y = Mul(c, m) }"
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (3, 0), (4, 2), (8, 2), (32, 8), (200, 16), (1000, 32)])
+def test_sequences_are_held_out_as_a_whole(parse, count, held_out):
+    """Each is in one place, none is lost, and what is learned from comes in parts that can be compared."""
+    i, m = np.arange(count * 5).reshape(count, 5), np.ones((count, 5), np.float32)
+    given = Data(tuple(batches_of({"i": i, "m": m}, parse(LENGTH), "")), random=False)
+    data = hold_out(given, parse(LENGTH))
+    assert [batch["i"].shape for batch in data.held_out] == [(1, 5)] * held_out
+    learned, kept = (sorted(row[0] for b in part for row in b["i"]) for part in (data.batches, data.held_out))
+    assert sorted(learned + kept) == list(i[:, 0])
+    if held_out:
+        assert len(data.batches) >= min(8, count - held_out)
+        assert np.diff([0, *np.array(kept) // 5, count - 1]).max() <= 2 * count // held_out  # spread over all
+
+
+def test_what_cannot_be_cut_is_a_sequence_as_it_is(parse):
+    model = parse("g (float[2,l] x, float[l,2] z) => (float[2,2] y) { y = MatMul(x, z) }")
+    batches = tuple({"x": np.full((2, 3), n, np.float32), "z": np.ones((3, 2), np.float32)} for n in range(9))
+    data = hold_out(Data(batches, random=False), model)
+    assert [len(data.batches), len(data.held_out)] == [7, 2]
+    assert all(any(batch is one for one in batches) for batch in (*data.batches, *data.held_out))

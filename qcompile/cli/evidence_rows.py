@@ -1,0 +1,36 @@
+"""Facts of the closing table on the data: the basis of the errors, and the lessons that were not learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from qcompile.notes import FITTED
+
+__all__ = ["evaluated_on", "unlearned_rows"]
+
+#: The data that errors were measured on, as manifests call it and as people read it.
+EVALUATED_ON = {
+    "held out": ", on {} sequences that nothing was fitted on", "calibration": ", on the calibration rows themselves",
+    "evaluation": ", on the evaluation data", "random": ", on random inputs",
+}  # fmt: skip
+
+
+def evaluated_on(quantization: Mapping[str, Any]) -> str:
+    """The data behind an error, to be put after it; nothing for artifacts of older versions, which do not say."""
+    return EVALUATED_ON.get(quantization.get("evaluated_on", ""), "").format(quantization["evaluated_inputs"])
+
+
+def unlearned_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows on the lessons that were not learned from calibration data; none where no data was given."""
+    if m["options"]["calibration"] is None:
+        return []
+    entries = [entry for entry in m["declined"] if entry["what"] in FITTED]
+    everywhere = [entry for entry in entries if entry["site"] == "*"]
+    rows = [("not learned", f"warning: {entry['what']}: {entry['reason']}") for entry in everywhere]
+    counts = Counter(entry["what"] for entry in entries if entry["site"] != "*")
+    if counts:
+        said = ", ".join(f"{count} x {what}" for what, count in counts.items())
+        rows.append(("not learned", f"{said}: held-out data does not bear it there (the report says why)"))
+    return rows

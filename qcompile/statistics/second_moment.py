@@ -1,0 +1,68 @@
+"""The second moment of rows that come in parts, and how far so few of them can be trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SecondMoment", "shrinkage"]
+
+
+class SecondMoment:
+    """``E[x xᵀ]``, summed up part by part."""
+
+    def __init__(self) -> None:
+        self._total: Any = None
+        self._squares, self._parts, self.rows = 0.0, 0, 0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take rows ``[rows, size]`` in: a part of the data, like which others may be or not."""
+        if len(x):
+            moment = x.T @ x
+            self._total = moment.double() if self._total is None else self._total.add_(moment)
+            self._squares += float(moment.ravel() @ moment.ravel())
+            self._parts, self.rows = self._parts + 1, self.rows + len(x)
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """``[size, size]`` float64; empty without a row."""
+        import torch
+
+        nothing = torch.zeros(0, 0, dtype=torch.float64)
+        moment: torch.Tensor = nothing if self._total is None else self._total / self.rows
+        return moment
+
+    @property
+    def effective(self) -> float:
+        """The number of independent normal rows whose moment would vary as much as that of the parts does.
+
+        Rows of one text are alike: a thousand of them may say as much as ten of different texts. Of one part nothing
+        is known, which is 0.
+        """
+        if self._parts < 2:
+            return 0.0
+        square = float(self.matrix.square().sum())
+        variance = self._squares / self.rows**2 - square / self._parts
+        variance *= self._parts / (self._parts - 1)
+        spread = float(self.matrix.trace()) ** 2 + square
+        return min(self.rows, spread / variance) if variance > 0 else self.rows
+
+
+def shrinkage(moment: torch.Tensor, effective: float) -> float:
+    """The part ρ of a moment that should be replaced: ``(1 - ρ) G + ρ μ I`` errs least, ``μ`` its mean diagonal.
+
+    After Ledoit and Wolf (Journal of Multivariate Analysis 88, 2004).
+
+    Args:
+        moment: ``[size, size]``, or blocks ``[count, size, size]``, for which there is one figure.
+        effective: how many rows it was learned from; see ``SecondMoment``.
+
+    Returns:
+        from 0 to 1, where the moment says nothing.
+    """
+    blocks = moment.reshape(-1, *moment.shape[-2:])
+    square, traces = float(blocks.square().sum()), blocks.diagonal(dim1=-2, dim2=-1).sum(-1).square().sum()
+    variance, distance = square + float(traces), square - float(traces) / blocks.shape[-1]
+    return min(1.0, variance / (effective * distance)) if effective * distance > 0 else 1.0
