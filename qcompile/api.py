@@ -30,7 +30,7 @@ __all__ = ["default_folder", "export", "rotate"]
 def default_folder(model: Any, target: str) -> Path:
     """The folder of an artifact by default: ``NAME.TARGET`` in the current one, named after the file or the class."""
     if isinstance(model, str | Path):
-        name = Path(model).stem
+        name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
     else:
         name = Path(getattr(model, "path", None) or type(model).__name__).stem
     return Path(f"{name}.{target}")
@@ -92,7 +92,8 @@ def export(
             ``images``); by default that folder.
         overwrite: whether an artifact that is at ``folder`` is replaced once the new one is complete.
         progress: called with a step, the part of it that is done, and the whole.
-        capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``.
+        capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``,
+            ``output_names``, ``cache``.
 
     Raises:
         QCompileError: if it cannot be done. Nothing is written then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -256,7 +257,7 @@ def _time(compared: Compared, folder: Path) -> dict[str, Any]:
 
 
 def _write(compared: Compared) -> None:
-    """Write the manifest and the report."""
+    """Write the manifest and the report, and copy what goes along."""
     written = compared.written
     quantized, folder = written.quantized, written.folder
     prepared, chosen = quantized.rotated.prepared, quantized.chosen
@@ -271,3 +272,5 @@ def _write(compared: Compared) -> None:
     )  # fmt: skip
     write_report(folder, manifest)
     write_manifest(folder, manifest)
+    for file in rotated.prepared.source.along:
+        shutil.copyfile(file, folder / file.name)

@@ -136,7 +136,7 @@ def verify(
     """
     artifact = Artifact.open(artifact_folder)
     stated = artifact.manifest["source"]
-    prepared = prepare(against if against is not None else _source_of(artifact))
+    prepared = prepare(_source_of(artifact) if against is None else begin_capture(against, cache=stated.get("cache")))
     if prepared.source.sha256 != stated["sha256"]:
         raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
     asked = artifact.manifest["options"]
@@ -157,6 +157,6 @@ def _source_of(artifact: Artifact) -> Source:
     stated, present = artifact.manifest["source"], artifact.sources()
     if not present:
         raise InputError(f"there is no file '{stated['path']}': name the model of '{artifact.folder}' with --against")
-    sources = map(begin_capture, present)
+    sources = map(partial(begin_capture, cache=stated.get("cache")), present)
     first = next(sources)
     return next((source for source in chain([first], sources) if source.sha256 == stated["sha256"]), first)

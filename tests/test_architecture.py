@@ -30,7 +30,7 @@ FLOORS = {
     "targets": 4,
     "analysis": 3, "run": 3,
     "operators": 2,
-    "shapes": 1, "formats": 1,
+    "shapes": 1, "formats": 1, "huggingface": 1,
     "transforms": 0, "ir": 0,
     "errors": -1, "threads": -1, "notes": -1,
 }  # fmt: skip
@@ -57,7 +57,7 @@ SHIPPED = BACKENDS / "gpu" / "kernels"
 
 #: What this project depends on: no module may take such a name.
 DEPENDENCIES = {"filelock", "jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
-                "rich", "safetensors", "scipy", "torch", "triton", "tvm", "typer"}  # fmt: skip
+                "rich", "safetensors", "scipy", "torch", "transformers", "triton", "tvm", "typer"}  # fmt: skip
 
 
 #: Names that several modules have, by the reason. Whatever is the same thing may be called the same.

@@ -54,13 +54,13 @@ class Artifact:
         return Artifact(Path(folder), manifest)
 
     def sources(self) -> list[Path]:
-        """The files that may be the source: as its path says, and from the artifact's folder or one around it.
+        """The files or folders that may be the source: as its path says, and from the artifact's folder or one around it.
 
         The manifest says nothing of the folder of the export, for it is the same wherever it is made.
         """
         path, here = Path(self.manifest["source"]["path"]), self.folder.resolve()
         places = [path] if path.is_absolute() else [path, *(folder / path for folder in (here, *here.parents))]
-        return [place for place in places if place.is_file()]
+        return [place for place in places if place.exists()]
 
     def run(
         self, inputs: Mapping[str, np.ndarray], runtime: str | None = None, provider: str | None = None

@@ -99,7 +99,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
     chosen, lowered, checked, equal = facts.choice, facts.lowered, facts.checked, facts.equivalence
     return {
         "qcompile": __version__,
-        "source": {"path": facts.source.path, "sha256": facts.source.sha256},
+        "source": _source(facts.source),
         "target": facts.target.name,
         "seed": facts.options.seed,
         "options": options_entry(facts.options),
@@ -133,6 +133,11 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
 
 def _files(facts: Facts) -> list[str]:
     return sorted({name for entry in facts.runtimes.values() for name in entry.get("files", ())})
+
+
+def _source(source: Source) -> dict[str, Any]:
+    cache = {} if source.cache is None else {"cache": source.cache}
+    return {"path": source.path, "sha256": source.sha256, **cache}
 
 
 def _implementation(checked: Checked) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from qcompile.cli.logs import log_to_file, log_to_terminal
 from qcompile.cli.recipe import use_recipe
 
 __all__ = [
-    "Budget", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats", "Json",
+    "Budget", "Cache", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats", "Json",
     "Keep", "LogFile", "Method", "Model", "Overwrite", "Preprocessing", "Provider", "Quiet", "Seed", "Target",
     "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
 ]  # fmt: skip
@@ -99,7 +99,12 @@ TvmTarget = Annotated[
 Provider = Annotated[
     str | None, typer.Option(help="Where onnxruntime computes: cpu, cuda, tensorrt, ...; by default cpu.")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file (external data beside it) or a .pt2 file.")]
+_MODELS = "An .onnx file (external data beside it), a .pt2 file, or a folder of Hugging Face."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODELS)]
+Cache = Annotated[
+    bool | None,
+    typer.Option("--cache/--no-cache", help="Whether the decoder of a folder takes its cache; where it can, else."),
+]
 Folder = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The folder that an export wrote.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and no tables.")]

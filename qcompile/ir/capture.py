@@ -6,11 +6,12 @@ Weights of ONNX files stay where they are, memory-mapped, until a pass needs the
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,15 @@ from qcompile.ir.graph import check_graph, name_standard_domain, open_dimensions
 from qcompile.ir.required import constant
 from qcompile.ir.tensors import check_weights, initializers, weights_of
 from qcompile.ir.widen import computes_in_bfloat16, to_single
+from qcompile.notes import Declined
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Source", "begin_capture", "capture"]
 
-#: The opset that torch programs are exported to.
-TORCH_OPSET = 23
+#: The module that knows folders; it stands above this one, and is imported when a folder is captured.
+FOLDERS = "qcompile.huggingface.folder"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Source:
         bytes: size of the file and its external data, or of the weights of a module.
         widened: whether the file computes in bfloat16 and the graph in float32: onnxruntime lacks the former on a CPU.
         check: says whether no weight holds infinity, or raises InputError where one holds NaN; beside, too.
+        declined: what of a module was left out, and why.
+        cache: whether a decoder was captured with its cache; ``None`` where that was not a question.
+        along: files that an artifact has to take along.
     """
 
     model: ir.Model
@@ -51,6 +56,9 @@ class Source:
     bytes: int
     check: Callable[[], bool]
     widened: bool
+    declined: tuple[Declined, ...] = ()
+    cache: bool | None = None
+    along: tuple[Path, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -69,30 +77,42 @@ class Source:
 
 def capture(
     model: Source | ir.Model | str | Path | torch.nn.Module | torch.export.ExportedProgram,
-    example_inputs: Sequence[Any] = (),
+    example_inputs: Any = (),
     *,
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    cache: bool | None = None,
 ) -> Source:
     """Capture a model and check that it can be worked with.
 
     Args:
-        model: an ``.onnx`` file (external data beside it), a ``.pt2`` file, an exported program, or a module.
-        example_inputs: positional inputs, for a module.
-        dynamic_shapes: as in ``torch.export.export``, for a module; without it, shapes are those of the inputs.
-        input_names: names of the graph's inputs, for torch programs.
+        model: an ``.onnx`` file (external data beside it), a ``.pt2`` file, a folder of Hugging Face, an exported
+            program, or a module.
+        example_inputs: for a module, its arguments: a tuple, or a mapping by name. Tensors in tuples, mappings,
+            dataclasses and caches become inputs, all else is constant.
+        dynamic_shapes: as in ``torch.export.export``, for a module, with names allowed as dimensions; without it, open
+            axes are found. ``{}`` fixes all shapes.
+        input_names: names of the graph's inputs, for torch programs; those of the arguments without.
+        output_names: names of its outputs; the keys and attributes of the result without.
+        cache: whether a decoder takes its cache, ``past_key_values.N.key``, and returns it, ``present.N.key``; by
+            default those of folders do.
 
     Raises:
-        InputError: if the file is missing, truncated, of an unknown kind, lacks external data, or holds NaN.
+        InputError: if the file is missing, truncated, of an unknown kind, lacks external data, or holds NaN, or if a
+            module does not take its example inputs or cannot be traced.
     """
-    source = begin_capture(model, example_inputs, dynamic_shapes=dynamic_shapes, input_names=input_names)
+    source = begin_capture(
+        model, example_inputs, dynamic_shapes=dynamic_shapes, input_names=input_names, output_names=output_names,
+        cache=cache,
+    )  # fmt: skip
     source.check()
     return source
 
 
 def begin_capture(
-    model: Any, example_inputs: Sequence[Any] = (), *, dynamic_shapes: Any = None,
-    input_names: Sequence[str] | None = None,
+    model: Any, example_inputs: Any = (), *, dynamic_shapes: Any = None, input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None, cache: bool | None = None,
 ) -> Source:  # fmt: skip
     """``capture`` whose weights may still be looked at when it returns: ``Source.check`` waits for that."""
     if isinstance(model, Source):
@@ -101,12 +121,21 @@ def begin_capture(
         return _from_model(model, "<model>")
     if isinstance(model, str | Path):
         path = Path(model)
+        if path.is_dir():
+            return _from_folder(path, dynamic_shapes, input_names, output_names, cache)
         if not path.is_file():
             raise InputError(f"there is no file '{path}'")
         if path.suffix == ".pt2":
-            return _from_torch(_load_program(path), str(path), input_names)
+            return _from_program(_load_program(path), str(path), input_names, output_names)
         return _from_onnx(path)
-    return _from_torch(_export_program(model, example_inputs, dynamic_shapes), type(model).__name__, input_names)
+    import torch
+
+    name = type(model).__name__
+    if isinstance(model, torch.export.ExportedProgram):
+        return _from_program(model, name, input_names, output_names)
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"cannot capture a {name}: give an ONNX file, a .pt2 file or a torch module")
+    return _from_module(model, example_inputs, dynamic_shapes, input_names, output_names, cache)
 
 
 # -- ONNX files --------------------------------------------------------------------------------------------------
@@ -209,30 +238,51 @@ def _load_program(path: Path) -> torch.export.ExportedProgram:
         raise InputError(f"'{path}' is not a readable exported program: {first_line(error)}") from error
 
 
-def _export_program(model: Any, inputs: Sequence[Any], dynamic_shapes: Any) -> torch.export.ExportedProgram:
-    import torch
-
-    if isinstance(model, torch.export.ExportedProgram):
-        return model
-    if not isinstance(model, torch.nn.Module):
-        raise InputError(f"cannot capture a {type(model).__name__}: give an ONNX file, a .pt2 file or a torch module")
-    if not inputs:
-        raise InputError("capturing a torch module needs example inputs")
-    return torch.export.export(model.eval(), tuple(inputs), dynamic_shapes=dynamic_shapes)
+def _from_folder(
+    folder: Path, dynamic_shapes: Any, input_names: Sequence[str] | None, output_names: Sequence[str] | None,
+    cache: bool | None,
+) -> Source:  # fmt: skip
+    loaded = importlib.import_module(FOLDERS).load_folder(folder, cache)
+    names = dynamic_shapes, input_names, output_names
+    source = _from_module(loaded.module, loaded.example_inputs, *names, loaded.cache)
+    return replace(source, path=str(folder), along=loaded.along)
 
 
-def _from_torch(program: torch.export.ExportedProgram, path: str, input_names: Sequence[str] | None) -> Source:
-    import torch
+def _from_module(
+    module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any, input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None, cache: bool | None,
+) -> Source:  # fmt: skip
+    from qcompile.ir.dynamic import trace
+    from qcompile.ir.modules import adapted, call_of, flat_call
+    from qcompile.ir.programs import to_onnx
 
-    from qcompile.ir.state_space import add_bodies, translations
+    module.eval()
+    with adapted(module, call_of(module, example_inputs), bool(cache)) as found:
+        call = flat_call(found)
+        traced = trace(call, dynamic_shapes, found.axes)
+        inputs = _replaced(list(call.inputs), input_names, "input")
+        outputs = _replaced(call.outputs, output_names, "output")
+        model = to_onnx(traced.program, inputs, outputs, traced.symbols)
+    source = _from_model(model, type(module).__name__)
+    return replace(source, declined=found.declined, cache=bool(cache))
 
-    exported = torch.onnx.export(
-        program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False,
-        custom_translation_table=translations(),
-    )  # fmt: skip
-    assert exported is not None  # as it is for the older exporter alone
-    add_bodies(exported.model)
-    return _from_model(exported.model, path)
+
+def _from_program(
+    program: torch.export.ExportedProgram, path: str, input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> Source:  # fmt: skip
+    from qcompile.ir.programs import to_onnx
+
+    return _from_model(to_onnx(program, input_names, output_names), path)
+
+
+def _replaced(names: Sequence[str], given: Sequence[str] | None, what: str) -> Sequence[str]:
+    """Names that were given, if there are as many as there must be."""
+    if given is None:
+        return names
+    if len(given) != len(names):
+        raise InputError(f"there are {len(given)} {what} names for {len(names)} {what}s: {', '.join(names)}")
+    return given
 
 
 def _from_model(model: ir.Model, path: str) -> Source:

@@ -1,0 +1,1 @@
+"""Modules and folders of Hugging Face libraries: the extra ``hf`` installs what this room needs."""
