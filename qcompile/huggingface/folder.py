@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from qcompile.errors import InputError, MissingExtraError, reason_of
 
@@ -65,7 +66,7 @@ def load_folder(folder: Path, cache: bool | None = None) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         module = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"transformers cannot load '{folder}': {reason_of(error)}") from error
     finally:
         if shown:

@@ -261,7 +261,8 @@ def _from_module(
         call = flat_call(found)
         traced = trace(call, dynamic_shapes, found.axes)
         inputs = _replaced(list(call.inputs), input_names, "input")
-        outputs = _replaced(call.outputs, output_names, "output")
+        own = [f"{name}_out" if name in inputs else name for name in call.outputs]  # a name stands for one value
+        outputs = _replaced(own, output_names, "output")
         model = to_onnx(traced.program, inputs, outputs, traced.symbols)
     source = _from_model(model, type(module).__name__)
     return replace(source, declined=found.declined, cache=bool(cache))
