@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,12 @@ def to_onnx(
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which optional libraries are not installed
     try:
-        exported = torch.onnx.export(
-            program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False,
-            custom_translation_table=translations(),
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of torch, about itself
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=TORCH_OPSET, input_names=input_names, verbose=False,
+                custom_translation_table=translations(),
+            )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         raise InputError(f"torch cannot translate the program to ONNX: {_cause(error)}") from error
     assert exported is not None  # as it is for the older exporter alone

@@ -49,15 +49,27 @@ class Layer(nn.Module):
         return {"y": y * memory.scale, "memory": grown}
 
 
-class Fixed(nn.Module):
-    """Only four steps fit: its axis looks open to a tracer that does not look at the product."""
+class Strided(nn.Module):
+    """Every fourth step meets a row of a table, of which it takes the first ones or all."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: bool) -> None:
         super().__init__()
-        self.linear, self.table = nn.Linear(8, 8), nn.Parameter(torch.randn(4, 8))
+        self.linear, self.table, self.first = nn.Linear(8, 8), nn.Parameter(torch.randn(4, 8)), first
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x[:, ::2]) + self.table[: x.shape[1] // 2]
+        kept = x[:, ::4]
+        return self.linear(kept) + (self.table[: kept.shape[1]] if self.first else self.table)
+
+
+class Pairs(nn.Module):
+    """Scores of all pairs from two batches of their own, or of pairs one by one from two batches of one size."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.linear, self.each = nn.Linear(8, 8), each
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.linear(x) * y).sum(1) if self.each else self.linear(x) @ y.T
 
 
 def shapes(values: Any) -> dict[str, list[str]]:
@@ -105,9 +117,16 @@ def test_names_can_be_given() -> None:
     assert list(shapes(source.model.graph.outputs)) == ["a", "b", "c"]
 
 
-def test_an_axis_is_open_only_if_the_module_takes_other_sizes() -> None:
-    source = qc.capture(Fixed(), (torch.randn(2, 8, 8),))
-    assert shapes(source.model.graph.inputs) in ({"x": ["batch", "8", "8"]}, {"x": ["batch", "x_1", "8"]})
+@pytest.mark.parametrize("first, expected", [(True, ["batch", "x_1", "8"]), (False, ["batch", "16", "8"])])
+def test_an_axis_is_open_only_if_the_module_takes_other_sizes(first: bool, expected: list[str]) -> None:
+    source = qc.capture(Strided(first), (torch.randn(2, 16, 8),))
+    assert shapes(source.model.graph.inputs) == {"x": expected}
+
+
+@pytest.mark.parametrize("each, expected", [(True, ["batch", "8"]), (False, ["y_0", "8"])])
+def test_axes_that_change_together_have_one_name(each: bool, expected: list[str]) -> None:
+    source = qc.capture(Pairs(each), (torch.randn(3, 8), torch.randn(3, 8)))
+    assert shapes(source.model.graph.inputs) == {"x": ["batch", "8"], "y": expected}
 
 
 @pytest.mark.parametrize("dynamic, expected", [
