@@ -12,7 +12,7 @@ import torch
 from transformers import cache_utils
 
 from qcompile.errors import InputError
-from qcompile.huggingface.scans import with_scans
+from qcompile.huggingface.tracing import traceable
 from qcompile.ir.modules import Adapted, Call
 from qcompile.ir.trees import Kind, register
 from qcompile.notes import Declined
@@ -41,7 +41,7 @@ def adapt(module: torch.nn.Module, call: Call, cache: bool) -> Iterator[Adapted]
     """
     parameters = inspect.signature(module.forward).parameters
     given = any(isinstance(value, cache_utils.Cache) for value in (*call.args, *call.kwargs.values()))
-    with with_scans(module), torch.no_grad():
+    with traceable(module), torch.no_grad():
         if cache:
             yield _with_cache(module, call)
         elif given or "use_cache" in call.kwargs or "use_cache" not in parameters:

@@ -1,4 +1,7 @@
-"""Scans of transformers as single operators: as loops in Python they would be as long as the example."""
+"""Functions of transformers in forms that can be traced at any size: scans as one operator, masks without ``vmap``.
+
+As a loop in Python a scan would be as long as the example; a traced ``vmap`` is not left again when the program has run.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import masking_utils
 
 from qcompile.ir.state_space import selective_scan, state_space_duality
 
-__all__ = ["with_scans"]
+__all__ = ["traceable"]
 
 
 @contextmanager
-def with_scans(module: torch.nn.Module) -> Iterator[None]:
-    """Let the functions that a module's own files compute scans with be ours meanwhile; where their files have none,
-    as in other versions of transformers, nothing changes."""
-    homes = {sys.modules[type(part).__module__] for part in module.modules()}
+def traceable(module: torch.nn.Module) -> Iterator[None]:
+    """Let functions that a module's own files and the masks call be ours meanwhile; each version of transformers has
+    some of them."""
+    homes = {masking_utils, *(sys.modules[type(part).__module__] for part in module.modules())}
     found = [(home, name) for home in homes for name in _OURS if hasattr(home, name)]
     originals = [getattr(home, name) for home, name in found]
     for (home, name), original in zip(found, originals, strict=True):
@@ -71,4 +75,18 @@ def _dual(original: Callable[..., Any]) -> Callable[..., Any]:
     return scan
 
 
-_OURS = {"mamba_selective_scan": _selective, "mamba2_chunk_scan": _dual}
+def _broadcast(original: Callable[..., Any]) -> Callable[..., Any]:
+    def expansion(mask_function: Callable[..., Tensor], bh_indices: bool = True) -> Callable[..., Tensor]:
+        def expanded(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            indices = batch[:, None, None, None], head[:, None, None], query[:, None], key
+            return mask_function(*indices).expand(*(index.shape[0] for index in (batch, head, query, key)))
+
+        return expanded if bh_indices else original(mask_function, bh_indices)
+
+    return expansion
+
+
+_OURS = {
+    "mamba_selective_scan": _selective, "mamba2_chunk_scan": _dual,
+    "_vmap_for_bhqkv": _broadcast, "_vmap_expansion_sdpa": _broadcast,
+}  # fmt: skip
