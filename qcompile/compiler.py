@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -271,6 +270,4 @@ def _write(compared: Compared) -> None:
         )
     )  # fmt: skip
     write_report(folder, manifest)
-    write_manifest(folder, manifest)
-    for file in rotated.prepared.source.along:
-        shutil.copyfile(file, folder / file.name)
+    write_manifest(folder, manifest, prepared.source.along)

@@ -39,8 +39,7 @@ def prepare(model: Any, progress: Progress | None = None, *, ties: bool = False,
 
 def _prepared(captured: Captured, progress: Progress | None, ties: bool) -> Prepared:
     source = captured.source
-    state = State(source.model.clone())
-    state.declined += source.declined
+    state = State(source.model.clone(), [*source.declined])
     if source.widened:
         reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
         state.decline("*", "computing in bfloat16", reason)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ class Artifact:
         return Artifact(Path(folder), manifest)
 
     def sources(self) -> list[Path]:
-        """The files or folders that may be the source: as its path says, and from the artifact's folder or one around it.
+        """The paths that may be the source: as the manifest says, and from the artifact's folder or one around it.
 
         The manifest says nothing of the folder of the export, for it is the same wherever it is made.
         """
@@ -103,6 +104,8 @@ def is_artifact(path: str | Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``; the same content gives the same bytes."""
+def write_manifest(folder: Path, manifest: Mapping[str, Any], along: Iterable[Path] = ()) -> None:
+    """Write ``manifest.json``, and beside it copies of files that go along; the same content gives the same bytes."""
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    for file in along:
+        shutil.copyfile(file, folder / file.name)

@@ -48,7 +48,7 @@ def adapt(module: torch.nn.Module, call: Call, cache: bool) -> Iterator[Adapted]
             yield Adapted(module, call, inputs=_INPUTS, outputs=_OUTPUTS)
         else:
             what, why = "returning its cache", "cache=True exports a decoder with its cache as inputs and outputs"
-            notes = (Declined("*", what, why),) if getattr(module.config, "use_cache", False) else ()
+            notes = (Declined("*", what, why),) if getattr(getattr(module, "config", None), "use_cache", False) else ()
             yield Adapted(module, Call(call.args, {**call.kwargs, "use_cache": False}), notes)
 
 
@@ -115,6 +115,8 @@ def _with_cache(module: torch.nn.Module, call: Call) -> Adapted:
     tokens = given.get("input_ids")
     if argument is None or tokens is None or "decoder_input_ids" in parameters:
         raise InputError(f"cache=True needs a decoder that takes input_ids and a cache, which {name} is not")
+    if getattr(module, "_is_stateful", False):
+        raise InputError(f"cache=True needs a cache with keys and values, and {name} keeps a state: leave it out")
     if tokens.shape[1] < LEAST_TOKENS:
         raise InputError(f"cache=True needs an example of at least {LEAST_TOKENS} tokens, not {tokens.shape[1]}")
     past = tokens.shape[1] // 2

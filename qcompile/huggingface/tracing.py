@@ -1,6 +1,6 @@
 """Functions of transformers in forms that can be traced at any size: scans as one operator, masks without ``vmap``.
 
-As a loop in Python a scan would be as long as the example; a traced ``vmap`` is not left again when the program has run.
+As a loop in Python a scan would be as long as the example; a traced ``vmap`` is not left again when the program ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["traceable"]
 def traceable(module: torch.nn.Module) -> Iterator[None]:
     """Let functions that a module's own files and the masks call be ours meanwhile; each version of transformers has
     some of them."""
-    homes = {masking_utils, *(sys.modules[type(part).__module__] for part in module.modules())}
+    names = {type(part).__module__ for part in module.modules()}
+    homes = {masking_utils, *(sys.modules[name] for name in names if name in sys.modules)}
     found = [(home, name) for home in homes for name in _OURS if hasattr(home, name)]
     originals = [getattr(home, name) for home, name in found]
     for (home, name), original in zip(found, originals, strict=True):

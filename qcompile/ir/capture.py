@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "begin_capture", "capture"]
 
 #: The module that knows folders; it stands above this one, and is imported when a folder is captured.
-FOLDERS = "qcompile.huggingface.folder"
+FOLDERS = "qcompile.huggingface.saved"
 
 
 @dataclass(frozen=True)

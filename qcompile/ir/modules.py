@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -85,9 +84,10 @@ def adapted(module: torch.nn.Module, call: Call, cache: bool) -> Iterator[Adapte
 
 
 def _of_library(module: torch.nn.Module, call: Call, cache: bool) -> AbstractContextManager[Adapted]:
-    packages = {type(part).__module__.partition(".")[0] for part in module.modules()}
+    classes = {base for part in module.modules() for base in type(part).__mro__}
+    packages = {base.__module__.partition(".")[0] for base in classes}
     for library, helper in LIBRARIES.items():
-        if library in packages or (cache and library in sys.modules and hasattr(module, "config")):
+        if library in packages:
             return importlib.import_module(helper).adapt(module, call, cache)
     if cache:
         known = ", ".join(LIBRARIES)

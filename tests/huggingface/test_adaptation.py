@@ -13,7 +13,7 @@ from pretrained import DIFFUSION, PRETRAINED, make, tokens
 import qcompile as qc
 from qcompile.run.session import Session
 
-transformers = pytest.importorskip("transformers", reason="the extra hf is not installed: pip install 'qcompile[hf]'")
+transformers = pytest.importorskip("transformers", reason="the extra hf is not installed: pip install -e '.[hf]'")
 
 QUICK = ("Llama", "Mamba")
 
@@ -112,6 +112,7 @@ def test_a_cache_that_is_given_is_an_input() -> None:
 @pytest.mark.parametrize("family, length, sentence", [
     ("ModernBERT", 12, "needs a decoder that takes input_ids and a cache"),
     ("Llama", 3, "at least 4 tokens, not 3"),
+    ("Mamba", 12, "keeps a state: leave it out"),
 ])  # fmt: skip
 def test_a_cache_that_cannot_be_had_is_refused(family: str, length: int, sentence: str) -> None:
     module, _ = make(family)

@@ -21,7 +21,7 @@ WANTED = {"architectures": ["LlamaForCausalLM"]}
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder, with what a tokenizer leaves beside it."""
-    pytest.importorskip("transformers", reason="the extra hf is not installed: pip install 'qcompile[hf]'")
+    pytest.importorskip("transformers", reason="the extra hf is not installed: pip install -e '.[hf]'")
     folder = tmp_path_factory.mktemp("saved") / "decoder"
     make("Llama", num_hidden_layers=1)[0].save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text("{}")
@@ -82,7 +82,7 @@ def test_the_rotated_decoder_continues_a_text_as_the_module_does(saved: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["T5", "Whisper", "SigLIP", "ViT", "ModernBERT", "Mamba", "Gemma3"])
 def test_folders_of_other_kinds(family: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="the extra hf is not installed: pip install 'qcompile[hf]'")
+    pytest.importorskip("transformers", reason="the extra hf is not installed: pip install -e '.[hf]'")
     make(family)[0].save_pretrained(tmp_path / "saved")
     artifact = qc.export(tmp_path / "saved", "cpu-int4", tmp_path / "out", method="rtn")
     assert artifact.manifest["equivalence"]["rel_l2"] < 1e-5
@@ -132,4 +132,4 @@ def test_without_the_extra_its_installation_is_named(tmp_path: Path, monkeypatch
     (folder / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "transformers", None)
     sentence = refused(tmp_path, "export", folder, "--target", "cpu-int4", "-o", tmp_path / "out")
-    assert sentence.endswith("needs an optional dependency: pip install 'qcompile[hf]'")
+    assert "needs the extra 'hf': pip install" in sentence
