@@ -12,6 +12,7 @@ import torch
 from transformers import cache_utils
 
 from qcompile.errors import InputError
+from qcompile.huggingface.pairs import step_of_pair
 from qcompile.huggingface.tracing import traceable
 from qcompile.ir.modules import Adapted, Call
 from qcompile.ir.trees import Kind, register
@@ -113,7 +114,9 @@ def _with_cache(module: torch.nn.Module, call: Call) -> Adapted:
     parameters = inspect.signature(module.forward).parameters
     given = dict(zip(parameters, call.args, strict=False)) | dict(call.kwargs)
     tokens = given.get("input_ids")
-    if argument is None or tokens is None or "decoder_input_ids" in parameters:
+    if argument is not None and "decoder_input_ids" in parameters:
+        return step_of_pair(module, given, argument, _INPUTS, _OUTPUTS)
+    if argument is None or tokens is None:
         raise InputError(f"cache=True needs a decoder that takes input_ids and a cache, which {name} is not")
     if getattr(module, "_is_stateful", False):
         raise InputError(f"cache=True needs a cache with keys and values, and {name} keeps a state: leave it out")
@@ -139,7 +142,11 @@ def _with_cache(module: torch.nn.Module, call: Call) -> Adapted:
     layers = len(filled.layers)
     cached = {f"past_key_values.{i}.{part}": {0: _BATCH, 2: _PAST} for i in range(layers) for part in ("key", "value")}
     along = {0: _BATCH, 1: "sequence_length"}
-    axes = {"input_ids": along, "position_ids": along, "attention_mask": {0: _BATCH}} | cached
+    axes = {
+        "input_ids": along,
+        "position_ids": along,
+        "attention_mask": {0: _BATCH, 1: "total_sequence_length"},
+    } | cached
     return Adapted(_Step(module, argument), Call((), example), (), axes, _INPUTS, _OUTPUTS)
 
 

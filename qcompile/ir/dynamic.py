@@ -42,7 +42,7 @@ def trace(call: FlatCall, dynamic_shapes: Any = None, axes: Mapping[str, Mapping
         call: the module and its example.
         dynamic_shapes: a tuple by argument or a mapping by name, each ``{axis: Dim or name}``, ``None`` for a fixed
             shape; nothing at all to find open axes.
-        axes: names for axes that are found.
+        axes: names for axes that are found; of inputs that stand there, no other axes are tried.
 
     Raises:
         InputError: if torch cannot export it, or an axis is named that no input has.
@@ -53,17 +53,19 @@ def trace(call: FlatCall, dynamic_shapes: Any = None, axes: Mapping[str, Mapping
         program = exported(call, [dict(dims[name]) for name in call.inputs])
         return Traced(program, _names(call, program, names, {}))
     auto = torch.export.Dim.AUTO
-    wanted = {name: dict.fromkeys(range(tensor.ndim), auto) for name, tensor in call.inputs.items()}
+    axes = axes or {}
+    tried = {name: axes.get(name, range(tensor.ndim)) for name, tensor in call.inputs.items()}
+    wanted = {name: dict.fromkeys(found, auto) for name, found in tried.items()}
     program = exported(call, list(wanted.values()))
     fixed, tied = _tried(call, program)
     if fixed:
         for name, shape in zip(call.inputs, _shapes(program), strict=True):
             for axis, size in enumerate(shape):
                 if _symbols(size) & fixed:
-                    del wanted[name][axis]
+                    wanted[name].pop(axis, None)
         program = exported(call, list(wanted.values()))
         fixed, tied = _tried(call, program)
-    return Traced(program, _names(call, program, axes or {}, tied))
+    return Traced(program, _names(call, program, axes, tied))
 
 
 # -- axes that are given -----------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Adapted:
         call: the example.
         declined: what was left out of it, and why.
         axes: names of axes by input and axis, where they are known.
-        inputs: other names for arguments, in front of the parts of those that have parts.
+        inputs: other names for arguments, in front of the parts of those that have parts, or for single parts.
         outputs: the same for keys and attributes of the result.
     """
 
@@ -170,7 +170,7 @@ def flat_call(found: Adapted) -> FlatCall:
 
 def _renamed(path: str, names: Mapping[str, str]) -> str:
     first, dot, rest = path.partition(".")
-    return names.get(first, first) + dot + rest
+    return names.get(path) or names.get(first, first) + dot + rest
 
 
 def _output_name(path: str) -> str:

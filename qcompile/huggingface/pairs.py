@@ -1,0 +1,82 @@
+"""Steps of the decoder of an encoder-decoder, with the cache of what it has read and of what it has written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from qcompile.errors import InputError
+from qcompile.ir.modules import Adapted, Call
+
+__all__ = ["step_of_pair"]
+
+_BATCH, _PAST, _READ = "batch_size", "past_sequence_length", "encoder_sequence_length"
+
+#: The names that optimum has for what the decoder takes.
+_INPUTS = {
+    "decoder_input_ids": "input_ids", "attention_mask": "encoder_attention_mask",
+    "encoder_outputs.last_hidden_state": "encoder_hidden_states",
+}  # fmt: skip
+
+
+def step_of_pair(
+    module: Any, given: Mapping[str, Any], argument: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> Adapted:
+    """The decoder in the middle of a text; the encoder has read its input before.
+
+    Args:
+        module: an encoder-decoder of transformers.
+        given: the arguments of an example, by name.
+        argument: the name of its cache.
+        inputs: names of inputs that are called otherwise.
+        outputs: the same of outputs.
+
+    Raises:
+        InputError: if the example has no four tokens for the decoder.
+    """
+    tokens = given.get("decoder_input_ids")
+    if tokens is None or tokens.shape[1] < 4:
+        count = "none" if tokens is None else str(tokens.shape[1])
+        raise InputError(f"cache=True needs an example of at least 4 decoder_input_ids, not {count}")
+    encoder, past = module.get_encoder(), tokens.shape[1] // 2
+    takes = inspect.signature(encoder.forward).parameters
+    read = encoder(**{name: value for name, value in given.items() if name in takes and name != "use_cache"})
+    masked = {name: value for name, value in given.items() if name == "attention_mask"}
+    shared = {"encoder_outputs": read, **masked, "use_cache": True}
+    filled = module(decoder_input_ids=tokens[:, :past], **shared)
+    cache = next(filled[name] for name in inputs if filled.get(name) is not None)
+    example = {"decoder_input_ids": tokens[:, past:], **shared, argument: cache}
+    axes: dict[str, dict[int, str]] = {
+        "input_ids": {0: _BATCH, 1: "sequence_length"}, "encoder_attention_mask": {0: _BATCH, 1: _READ},
+        "encoder_hidden_states": {0: _BATCH, 1: _READ},
+    }  # fmt: skip
+    for i in range(len(cache.self_attention_cache.layers)):
+        for part in ("key", "value"):
+            axes[f"past_key_values.{i}.decoder.{part}"] = {0: _BATCH, 2: _PAST}
+            axes[f"past_key_values.{i}.encoder.{part}"] = {0: _BATCH, 2: _READ}
+    return Adapted(_PairStep(module, argument), Call((), example), (), axes, {**inputs, **_INPUTS}, outputs)
+
+
+class _PairStep(torch.nn.Module):
+    """A decoder with its cache, whose parts are as long as what was written, and as what was read."""
+
+    def __init__(self, module: torch.nn.Module, argument: str) -> None:
+        super().__init__()
+        self.module, self._argument = module, argument
+
+    def forward(self, **given: Any) -> dict[str, Any]:
+        """The logits of the decoder and its cache."""
+        tokens, cache = given["decoder_input_ids"], given[self._argument]
+        read = given["encoder_outputs"].last_hidden_state
+        for half in (cache.self_attention_cache, cache.cross_attention_cache):
+            length = half.layers[0].keys.shape[2]
+            for part in [part for layer in half.layers for part in (layer.keys, layer.values)]:
+                torch._check(part.shape[0] == tokens.shape[0])
+                torch._check(part.shape[2] == length)
+        torch._check(read.shape[0] == tokens.shape[0])
+        torch._check(read.shape[1] == cache.cross_attention_cache.layers[0].keys.shape[2])
+        result = self.module(**given)
+        return {name: value for name, value in result.items() if name != "encoder_last_hidden_state"}
