@@ -211,7 +211,14 @@ def test_torch_is_pinned_first() -> None:
 
 def test_what_is_imported_is_declared(project: dict) -> None:
     declared = {canonical(re.split(r"[<>=\[ ]", text)[0]) for text in project["project"]["dependencies"]}
-    extras = {"tvm", "tvm_ffi", "triton", "transformers", "tokenizers", "PIL"}  # tvm_ffi comes with apache-tvm, PIL is pillow
+    extras = {
+        "tvm",
+        "tvm_ffi",
+        "triton",
+        "transformers",
+        "tokenizers",
+        "PIL",
+    }  # tvm_ffi comes with apache-tvm, PIL is pillow
     imported = set()
     for path in (ROOT / "qcompile").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -12,8 +12,8 @@ from qcompile.cli.logs import log_to_file, log_to_terminal
 from qcompile.cli.recipe import use_recipe
 
 __all__ = [
-    "Budget", "Cache", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats", "Json",
-    "Keep", "LogFile", "Method", "Model", "Overwrite", "Preprocessing", "Provider", "Quiet", "Seed", "Target",
+    "Budget", "Cache", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats",
+    "Json", "Keep", "LogFile", "Method", "Model", "Overwrite", "Preprocessing", "Provider", "Quiet", "Seed", "Target",
     "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from transformers import cache_utils
 from qcompile.errors import InputError
 from qcompile.huggingface.pairs import step_of_pair
 from qcompile.huggingface.tracing import traceable
-from qcompile.ir.modules import Adapted, Call
+from qcompile.ir.modules import Adapted, Call, Wrapper
 from qcompile.ir.trees import Kind, register
 from qcompile.notes import Declined
 
@@ -150,12 +150,12 @@ def _with_cache(module: torch.nn.Module, call: Call) -> Adapted:
     return Adapted(_Step(module, argument), Call((), example), (), axes, _INPUTS, _OUTPUTS)
 
 
-class _Step(torch.nn.Module):
+class _Step(Wrapper):
     """A decoder with its cache, all parts of which are of one length, and a mask that covers them and the input."""
 
     def __init__(self, module: torch.nn.Module, argument: str) -> None:
-        super().__init__()
-        self.module, self._argument = module, argument
+        super().__init__(module)
+        self._argument = argument
 
     def forward(self, **given: Any) -> Any:
         """The result of the decoder."""

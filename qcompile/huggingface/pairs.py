@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qcompile.errors import InputError
-from qcompile.ir.modules import Adapted, Call
+from qcompile.ir.modules import Adapted, Call, Wrapper
 
 __all__ = ["step_of_pair"]
 
@@ -60,12 +60,12 @@ def step_of_pair(
     return Adapted(_PairStep(module, argument), Call((), example), (), axes, {**inputs, **_INPUTS}, outputs)
 
 
-class _PairStep(torch.nn.Module):
+class _PairStep(Wrapper):
     """A decoder with its cache, whose parts are as long as what was written, and as what was read."""
 
     def __init__(self, module: torch.nn.Module, argument: str) -> None:
-        super().__init__()
-        self.module, self._argument = module, argument
+        super().__init__(module)
+        self._argument = argument
 
     def forward(self, **given: Any) -> dict[str, Any]:
         """The logits of the decoder and its cache."""

@@ -14,6 +14,9 @@ __all__ = ["module_of_parameter", "module_path"]
 #: The modules around an operator, outermost first, and its own name in the program: torch's exporter writes them.
 SCOPES = "pkg.torch.onnx.name_scopes"
 
+#: The attribute in which a wrapper of ours keeps a module; it is no part of anybody's paths.
+WRAPPED = "qcompile_module"
+
 #: The name of a parameter, as torch has it.
 _PARAMETER = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 

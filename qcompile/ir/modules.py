@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qcompile.errors import InputError, first_line, reason_of
+from qcompile.ir.module_paths import WRAPPED
 from qcompile.ir.trees import leaves, mapped
 
 if TYPE_CHECKING:
     from qcompile.notes import Declined
 
-__all__ = ["Adapted", "Call", "Flat", "FlatCall", "adapted", "call_of", "exported", "flat_call", "works"]
+__all__ = ["Adapted", "Call", "Flat", "FlatCall", "Wrapper", "adapted", "call_of", "exported", "flat_call", "works"]
 
 #: Libraries some of whose modules need help to be captured, and the module that gives it; it is imported when a module
 #: of the library is captured. Its ``adapt(module, call, cache)`` is a context manager that yields an ``Adapted``.
@@ -98,7 +99,20 @@ def _of_library(module: torch.nn.Module, call: Call, cache: bool) -> AbstractCon
     return nullcontext(Adapted(module, call))
 
 
-class Flat(torch.nn.Module):
+class Wrapper(torch.nn.Module):
+    """A module around another one, whose weights and operators keep their names in the graph."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        setattr(self, WRAPPED, module)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module inside."""
+        return getattr(self, WRAPPED)
+
+
+class Flat(Wrapper):
     """A module as a function of the tensors of its call, which returns the tensors of its result.
 
     Args:
@@ -107,8 +121,8 @@ class Flat(torch.nn.Module):
     """
 
     def __init__(self, module: torch.nn.Module, call: Call) -> None:
-        super().__init__()
-        self.module, self._call = module, call
+        super().__init__(module)
+        self._call = call
 
     def outputs(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors of the result, by name."""

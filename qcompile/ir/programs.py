@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError
 from qcompile.ir.graph import append_node, name_outputs, node_name
+from qcompile.ir.module_paths import WRAPPED
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,7 @@ def to_onnx(
             raise InputError(f"there are {len(output_names)} output names for {len(model.graph.outputs)} outputs")
         name_outputs(model, list(output_names))
     _rename_symbols(model, symbols or {})
+    _unwrap_names(model)
     return model
 
 
@@ -98,3 +100,15 @@ def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str |
         return dim if isinstance(dim, int) else None
     renamed = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.value)
     return int(renamed) if renamed.isdigit() else renamed
+
+
+def _unwrap_names(model: ir.Model) -> None:
+    """Take wrappers out of the names of weights and of the scopes of operators."""
+    wrapped = re.compile(rf"\b(?:{WRAPPED}\.?)+")
+    others = {value.name for value in model.graph.inputs} | {v.name for n in model.graph.all_nodes() for v in n.outputs}
+    for name, value in list(model.graph.initializers.items()):
+        own = wrapped.sub("", name)
+        value.name = f"{own}_weight" if own in others else own
+    for node in model.graph.all_nodes():
+        found = {key: text for key, text in node.metadata_props.items() if WRAPPED in text}
+        node.metadata_props.update({key: wrapped.sub("", text) for key, text in found.items()})

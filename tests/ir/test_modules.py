@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompile as qc
+from qcompile.ir.module_paths import module_path
 from qcompile.ir.programs import _give_angles_the_batch
 from qcompile.run.session import Session
 
@@ -186,3 +187,32 @@ def test_rotary_angles_get_the_batch_of_what_they_turn() -> None:
     (y,) = Session(model).run({"x": x, "c": c}).values()
     (first,) = Session(model).run({"x": x[1:2], "c": c}).values()
     np.testing.assert_allclose(y[1:2], first, rtol=1e-6)
+
+
+def test_weights_and_operators_keep_the_paths_of_the_module() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    model = qc.capture(Outer(), (torch.randn(2, 8),)).model
+    assert sorted(model.graph.initializers) == ["inner.0.bias", "inner.0.weight"]
+    assert not [text for node in model.graph for text in node.metadata_props.values() if "qcompile_module." in text]
+    assert module_path(next(node for node in model.graph if node.op_type == "Gemm")) == "inner.0"
+
+
+def test_a_weight_that_has_the_name_of_an_input_gets_another() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.x
+
+    model = qc.capture(Named(), (torch.randn(2, 8),)).model
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert list(model.graph.initializers) == ["x_weight"]
