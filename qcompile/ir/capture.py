@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -126,7 +125,9 @@ def begin_capture(
         if not path.is_file():
             raise InputError(f"there is no file '{path}'")
         if path.suffix == ".pt2":
-            return _from_program(_load_program(path), str(path), input_names, output_names)
+            from qcompile.ir.programs import load_program
+
+            return _from_program(load_program(path), str(path), input_names, output_names)
         return _from_onnx(path)
     import torch
 
@@ -225,17 +226,6 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 # -- torch ---------------------------------------------------------------------------------------------------------
-
-
-def _load_program(path: Path) -> torch.export.ExportedProgram:
-    import torch
-
-    import qcompile.ir.state_space  # noqa: F401  (registers operators that the program may call)
-
-    try:
-        return torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"'{path}' is not a readable exported program: {first_line(error)}") from error
 
 
 def _from_folder(

@@ -5,22 +5,40 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, first_line
 from qcompile.ir.graph import append_node, name_outputs, node_name
 from qcompile.ir.module_paths import WRAPPED
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["to_onnx"]
+__all__ = ["load_program", "to_onnx"]
 
 #: The opset that torch programs are exported to.
 TORCH_OPSET = 23
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Read a ``.pt2`` file.
+
+    Raises:
+        InputError: if torch cannot read it.
+    """
+    import torch
+
+    import qcompile.ir.state_space  # noqa: F401  (registers operators that the program may call)
+
+    try:
+        return torch.export.load(path)
+    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"'{path}' is not a readable exported program: {first_line(error)}") from error
 
 
 def to_onnx(
