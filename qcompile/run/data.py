@@ -137,6 +137,8 @@ def hold_out(data: Data, model: ir.Model) -> Data:
 def _entries(batch: Mapping[str, np.ndarray], model: ir.Model) -> int:
     """Entries of the first axis, if they can be taken apart."""
     first = {name_of(v): v.shape[0] for v in input_values(model) if v.shape is not None and len(v.shape)}
+    if not all(isinstance(array, np.ndarray) for array in batch.values()):
+        return 1  # a sequence of tensors has entries of another kind
     given = [name for name, array in batch.items() if array.ndim]
     if any(isinstance(first.get(name, 1), int) for name in given):
         return 1

@@ -26,7 +26,7 @@ from qcompile.threads import threads
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Interpreter", "Run", "Session", "double_session", "evaluate", "evaluate_double"]
+__all__ = ["Interpreter", "Run", "Session", "double_session", "evaluate", "evaluate_double", "evaluate_in_double"]
 
 #: A graph as a function of named inputs.
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -197,18 +197,29 @@ def evaluate(model: ir.Model | str | Path, inputs: Mapping[str, np.ndarray]) -> 
 def evaluate_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a graph once in float64: by onnxruntime, or by ONNX's reference evaluator for what that lacks.
 
-    Operators of onnxruntime's own compute in float32, where that has none for float64.
+    Operators of onnxruntime's own compute in float32, where neither has any for float64.
 
     Raises:
         InputError: if neither can run it.
     """
-    feeds = {name: _widened(value) for name, value in inputs.items()}
-    wide = to_double(model)
+    try:
+        return evaluate_in_double(model, inputs)
+    except InputError:
+        if not any(node.domain == CONTRIB for node in model.graph.all_nodes()):
+            raise
+        return Session(to_double(model, single=CONTRIB)).run({name: _widened(v) for name, v in inputs.items()})
+
+
+def evaluate_in_double(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same with no operator in float32.
+
+    Raises:
+        InputError: if neither can run it.
+    """
+    wide, feeds = to_double(model), {name: _widened(value) for name, value in inputs.items()}
     try:
         return Session(wide).run(feeds)
     except InputError:
-        if any(node.domain == CONTRIB for node in wide.graph.all_nodes()):
-            return Session(to_double(model, single=CONTRIB)).run(feeds)
         return Interpreter(wide).run(feeds)
 
 

@@ -19,7 +19,7 @@ from qcompile.ir.state_space import add_bodies
 from qcompile.ir.widen import to_double
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
-from qcompile.run.session import Session, evaluate_double
+from qcompile.run.session import Session, evaluate_in_double
 from qcompile.transforms import Compose, Dense, Diagonal, Permutation, Transform
 from qcompile.transforms.freedom import Freedom
 
@@ -146,7 +146,7 @@ def evaluate_exactly(wide: ir.Model, inputs: Mapping[str, np.ndarray]) -> tuple[
         if any(map(_misread, wide.graph)):
             raise NotImplementedError
         narrow = any(node.op_type == "LinearAttention" for node in wide.graph)  # inside of onnx' own evaluator
-        return evaluate_double(wide, inputs), np.dtype(np.float32 if narrow else np.float64)
+        return evaluate_in_double(wide, inputs), np.dtype(np.float32 if narrow else np.float64)
     except (InputError, NotImplementedError, KeyError, RuntimeError, ValueError, IndexError, TypeError):
         narrow = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in inputs.items()}
         return Session(_single(wide)).run(narrow), np.dtype(np.float32)
