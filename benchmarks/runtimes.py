@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.checks.runtimes import Agreement, Case, agreement, between_sites, observe, sites_alone, tapped
-from qcompile.choice.selection import Options
+from qcompile.choice.export_options import Options
 from qcompile.compiler import plan
 from qcompile.errors import TargetError
 from qcompile.run.data import example_inputs

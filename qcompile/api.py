@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.analysis.siblings import siblings_of
 from qcompile.checks.equivalence import equivalence, observe_source
+from qcompile.choice.export_options import Options
 from qcompile.choice.scoring import probes_of
-from qcompile.choice.selection import Options
 from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn

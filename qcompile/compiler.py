@@ -24,8 +24,8 @@ from qcompile.checks.latency import Transformed, latency
 from qcompile.checks.plain_rounding import REFERENCE, better_plain, output_errors, plain_loss, rounded_plainly
 from qcompile.checks.sites import check_lowering, sites_to_check
 from qcompile.choice import selection
+from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.placement import Placement, total_transform
-from qcompile.choice.selection import Options, check_options
 from qcompile.choice.wishes import wishes_of
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture

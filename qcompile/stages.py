@@ -15,8 +15,9 @@ from qcompile.analysis.spaces import Analysis, Site
 from qcompile.checks.equivalence import Equivalence, Observed
 from qcompile.checks.losses import FloatModel, Measured
 from qcompile.checks.sites import Checked, Sampled
+from qcompile.choice.export_options import Options
 from qcompile.choice.placement import Placement
-from qcompile.choice.selection import Choice, Options
+from qcompile.choice.selection import Choice
 from qcompile.ir.capture import Source
 from qcompile.notes import Progress
 from qcompile.passes.state import State

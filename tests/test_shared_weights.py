@@ -11,7 +11,7 @@ import pytest
 from commands import done
 
 import qcompile as qc
-from qcompile.choice.selection import Options
+from qcompile.choice.export_options import Options
 from qcompile.compiler import plan, prepare
 from qcompile.ir.files import save_model
 from qcompile.run.compare import compare

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.choice.selection import UNITS
+from qcompile.choice.export_options import UNITS
 from qcompile.run.compare import number
 from qcompile.run.sources import DataLike
 
 if TYPE_CHECKING:
     from qcompile.choice.assignment import Assignment
-    from qcompile.choice.selection import Options
+    from qcompile.choice.export_options import Options
 
 __all__ = ["budget_entry", "options_entry"]
 

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from qcompile.checks.equivalence import Equivalence
     from qcompile.checks.losses import Measured
     from qcompile.checks.sites import Checked
-    from qcompile.choice.selection import Choice, Options
+    from qcompile.choice.export_options import Options
+    from qcompile.choice.selection import Choice
     from qcompile.formats import Quantized
     from qcompile.run.data import Data
     from qcompile.targets.plans import Plan
@@ -175,9 +176,11 @@ def _weights(facts: Facts) -> dict[str, Any]:
 
 def _choice(site: Site, chosen: Choice, plan: Plan | None, lowered: Lowered) -> dict[str, Any]:
     """The scheme of a site and what it was predicted to do."""
-    alpha, t2 = chosen.alphas.get(site.name), chosen.errors.get(site.name)
-    delta = None if alpha is None or t2 is None else alpha * t2
-    predicted = {"alpha": number(alpha), "t2": number(t2), "predicted_delta": number(delta)}
+    cost, t2 = chosen.curvatures.get(site.name), chosen.errors.get(site.name)
+    predicted: dict[str, Any] = {"alpha": None, "t2": number(t2), "predicted_delta": None}
+    if cost is not None:
+        delta = chosen.losses.get(site.name)
+        predicted |= {"alpha": number(cost.weight), "alpha_input": number(cost.input), "predicted_delta": number(delta)}
     weight = plan.scheme.weight if plan is not None else None
     if plan is None or weight is None:
         return predicted
@@ -235,7 +238,7 @@ def _unrotated(facts: Facts) -> list[dict[str, str]]:
 
 def _quantization(facts: Facts) -> dict[str, Any]:
     sites, chosen, measured = facts.sites, facts.choice, facts.measured
-    terms = [chosen.alphas[s.name] * chosen.errors.get(s.name, 0.0) for s in sites if s.name in chosen.alphas]
+    terms = [chosen.losses.get(site.name, 0.0) for site in sites if site.name in chosen.curvatures]
     loss = _numbers(measured.loss)
     known = {"float", "quantized"} <= measured.loss.keys()
     return {

@@ -58,10 +58,8 @@ class Transformed:
     @staticmethod
     def of(choice: Choice) -> Transformed:
         """The errors of all sites, weighted by their sensitivities where these are known."""
-        names = choice.errors.keys()
-        weights = {name: choice.alphas.get(name, 1.0) for name in names}
-        have = math.fsum(weights[name] * choice.errors[name] for name in names)
-        plain = math.fsum(weights[name] * choice.plain_errors.get(name, choice.errors[name]) for name in names)
+        have = math.fsum(choice.losses.values())
+        plain = math.fsum((choice.losses | choice.plain_losses).values())
         online = bool(choice.placement.online or choice.placement.boundaries)
         return Transformed(math.sqrt(plain / have) if have > 0 else 1.0, online)
 

@@ -2,6 +2,7 @@
 
 ``t² = E‖x̂ Ŵᵀ - x Wᵀ‖² / E‖x Wᵀ‖²`` in the transformed basis, with the activation quantized if the scheme says so,
 on a sample of rows. Without statistics the second moment is the identity and ``t² = ‖Ŵ - W‖² / ‖W‖²``.
+Where it is known what errors cost, the loss is ``α t²`` of the weight's error and of the input's, each with its ``α``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
 from qcompile.statistics.calibration import spread
+from qcompile.statistics.sensitivity import EVEN, Curvature
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Probe", "Probes", "probe", "probes_of", "site_error"]
+__all__ = ["Probe", "Probes", "probe", "probes_of", "site_error", "site_loss"]
 
 #: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
 ROWS = 256
@@ -44,97 +46,111 @@ class Probe:
     weight: torch.Tensor  # [rows, in]
     sample: torch.Tensor | None  # [rows, in]
     held_out: tuple[torch.Tensor, ...] = ()  # [rows, in] for each sequence
-    known: dict[tuple[str, int], tuple[Any, float]] = field(default_factory=dict, repr=False)  # see ``site_error``
+    curvature: Curvature = EVEN
+    known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
 
 
-def probe(site: Site, statistics: Statistics | None) -> Probe:
+def probe(site: Site, statistics: Statistics | None, curvature: Curvature = EVEN) -> Probe:
     """Rows spread evenly over the weight's outputs and the sample."""
     import torch
 
     weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS).contiguous()
     if statistics is None:
-        return Probe(weight, None)
+        return Probe(weight, None, curvature=curvature)
     sample = torch.from_numpy(statistics.sample)
     held_out = tuple(map(torch.from_numpy, statistics.held_out))
-    return Probe(weight, spread(sample, ROWS), held_out)
+    return Probe(weight, spread(sample, ROWS), held_out, curvature)
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
     """``t²`` of one site under a scheme, with its input in the basis of ``transform``."""
+    return _predicted(item, scheme, transform, EVEN)
+
+
+def site_loss(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
+    """The predicted growth of the metric: errors of the weight and of the input, each times what it costs."""
+    return _predicted(item, scheme, transform, item.curvature)
+
+
+def _predicted(item: Probe, scheme: Scheme, transform: Transform | None, curvature: Curvature) -> float:
     if scheme.weight is None:
         return 0.0
-    key = scheme.name, id(transform)
+    key = scheme.name, id(transform), curvature is EVEN
     of, error = item.known.get(key, (None, 0.0))
     if of is None or of() is not transform:  # another one may have been there
         with alone() if item.sample is None else nullcontext():  # of a few rows of the weight
-            error = _error(item, scheme.weight, scheme.activation, transform)
+            error = _error(item, scheme.weight, scheme.activation, transform, curvature)
         of = (lambda: None) if transform is None else weakref.ref(transform)
         item.known[key] = of, error
     return error
 
 
-def _error(item: Probe, fmt: Scalar, activation: Format | None, transform: Transform | None) -> float:
+def _error(
+    item: Probe, fmt: Scalar, activation: Format | None, transform: Transform | None, curvature: Curvature
+) -> float:
     if item.sample is None:
         weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
         rounded = fake_quantize(weight, fmt)
-        return float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
-    lost, energy = _energies(item, item.sample, fmt, activation, transform)
+        return curvature.weight * float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+    lost, energy = _energies(item, item.sample, fmt, activation, transform, curvature)
     return float(lost.sum() / energy.sum().clamp_min(1e-30))
 
 
 def _energies(
-    item: Probe, rows: torch.Tensor, fmt: Scalar, activation: Format | None, transform: Transform | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each row of the output loses and has, squared: two of ``[rows]``."""
+    item: Probe, rows: torch.Tensor, fmt: Scalar, activation: Format | None, transform: Transform | None,
+    curvature: Curvature,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The squares of what each row of the output loses, times its cost, and of what it has: two of ``[rows]``."""
     weight = item.weight
     if transform is not None:
         weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
     rounded = fake_quantize(weight, fmt)
     seen = rows if activation is None else fake_quantize_rows(rows, activation)
     exact = rows @ weight.T
-    return (seen @ rounded.T - exact).square().sum(1), exact.square().sum(1)
+    if activation is None or curvature.weight == curvature.input:
+        lost = curvature.weight * (seen @ rounded.T - exact).square().sum(1)
+    else:
+        lost = curvature.weight * (rows @ (rounded - weight).T).square().sum(1)
+        lost = lost + curvature.input * ((seen - rows) @ weight.T).square().sum(1)
+    return lost, exact.square().sum(1)
 
 
-def _held_out_errors(item: Probe, scheme: Scheme, transform: Transform | None) -> np.ndarray:
-    """``t²`` of a site on the sequences that were held out, each one's share: ``[sequences]``."""
+def _held_out_losses(item: Probe, scheme: Scheme, transform: Transform | None) -> np.ndarray:
+    """``site_loss`` on the sequences that were held out, each one's share: ``[sequences]``."""
     import torch
 
     if scheme.weight is None or not item.held_out:
         return np.zeros(len(item.held_out))
-    lost, energy = _energies(item, torch.cat(item.held_out), scheme.weight, scheme.activation, transform)
+    lost, energy = _energies(
+        item, torch.cat(item.held_out), scheme.weight, scheme.activation, transform, item.curvature
+    )
     shares = (lost / energy.sum().clamp_min(1e-30)).split([len(rows) for rows in item.held_out])
     return np.array([float(share.sum()) for share in shares])
 
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """The basis of predictions for siblings: a probe of each site, and how much each matters."""
+    """The basis of predictions for siblings: a probe of each site."""
 
     items: tuple[Probe, ...]
-    alphas: tuple[float, ...]
-
-    def errors(self, scheme: Scheme, transform: Transform | None = None) -> list[float]:
-        """``t²`` of each site under a scheme, with their input in the basis of ``transform``."""
-        return [site_error(item, scheme, transform) for item in self.items]
 
     def error(self, scheme: Scheme, transform: Transform | None = None) -> float:
-        """``Σ α t²`` over the sites."""
-        return sum(alpha * error for alpha, error in zip(self.alphas, self.errors(scheme, transform), strict=True))
+        """The predicted growth of the metric, of all sites, with their input in the basis of ``transform``."""
+        return sum(site_loss(item, scheme, transform) for item in self.items)
 
     def held_out(self, scheme: Scheme, transform: Transform | None = None) -> np.ndarray:
         """``error`` on the sequences that nothing was fitted on, each one's share: ``[sequences]``."""
-        errors = [_held_out_errors(item, scheme, transform) for item in self.items]
-        return np.asarray(sum(alpha * error for alpha, error in zip(self.alphas, errors, strict=True)))
+        return np.asarray(sum(_held_out_losses(item, scheme, transform) for item in self.items))
 
 
 def probes_of(
-    group: Siblings, statistics: Statistics | None = None, alphas: Mapping[str, float] | None = None
+    group: Siblings, statistics: Statistics | None = None, curvatures: Mapping[str, Curvature] | None = None
 ) -> Probes:
     """Probes of siblings.
 
     Args:
         statistics: of the value that they read; the identity without.
-        alphas: sensitivities by site name; without them all alike.
+        curvatures: what errors cost, by site name; without them all alike.
     """
-    weights = tuple((alphas or {}).get(site.name, 1.0) for site in group.sites)
-    return Probes(tuple(probe(site, statistics) for site in group.sites), weights)
+    known = curvatures or {}
+    return Probes(tuple(probe(site, statistics, known.get(site.name, EVEN)) for site in group.sites))

@@ -14,19 +14,17 @@ from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblin
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment, Option, assign
 from qcompile.choice.costs import cost_of, mean_bits
+from qcompile.choice.export_options import Options
 from qcompile.choice.placement import Placement, total_transform
-from qcompile.choice.scoring import Probes, probe, probes_of, site_error
-from qcompile.choice.transforms import KINDS, place
+from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
+from qcompile.choice.transforms import place
 from qcompile.choice.wishes import Wishes
-from qcompile.errors import InputError, unknown
 from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.run.data import Data
-from qcompile.run.reading import Reading
-from qcompile.run.sources import DataLike
 from qcompile.run.taps import visible
 from qcompile.statistics.calibration import Statistics, collect
-from qcompile.statistics.sensitivity import sensitivities
+from qcompile.statistics.sensitivity import EVEN, Curvature
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
@@ -34,59 +32,7 @@ if TYPE_CHECKING:
     from qcompile.notes import Decline, Progress
     from qcompile.transforms import Transform
 
-__all__ = ["Choice", "METHODS", "UNITS", "Options", "check_options", "choose"]
-
-#: How weights are rounded: GPTQ, to nearest with searched scales, to nearest.
-METHODS = ("gptq", "search", "rtn")
-
-#: What a budget may bound.
-UNITS = {
-    "bits": "mean bits of the codes of sites that are not left out, scales not counted",
-    "bytes": "codes and scales of the same sites",
-    "latency": "milliseconds to read them once, estimated",
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """The wishes that a user may have of an export.
-
-    Args:
-        target: name of the target.
-        budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored),
-            ``latency`` (milliseconds in which the target reads all weights once, an estimate).
-        calibration: data in a form of ``run.sources``; without it random inputs.
-        formats: names of the schemes to choose among; the target's default without them.
-        transforms: one of ``transforms.KINDS``.
-        method: one of ``METHODS``.
-        seed: of everything random.
-        device: where torch computes: ``cpu`` or ``cuda``.
-        evaluation: data to measure the loss on, in the same forms.
-        tvm_target: another machine to compile for, as TVM describes machines.
-        latency: whether the artifact and its source are timed.
-        exclude: patterns of sites and modules that stay float.
-        keep: patterns of those that stay float bit for bit: nothing folds into their weights either.
-        format_for: schemes by pattern; the last that fits a site decides.
-        transform_for: one of ``transforms.KINDS`` by pattern, likewise.
-        reading: how data that are texts or images are read.
-    """
-
-    target: str
-    budget: Mapping[str, float] = field(default_factory=dict)
-    calibration: DataLike | None = None
-    formats: Sequence[str] = ()
-    transforms: str = "auto"
-    method: str = "gptq"
-    seed: int = 0
-    device: str = "cpu"
-    evaluation: DataLike | None = None
-    tvm_target: str | None = None
-    latency: bool = False
-    exclude: Sequence[str] = ()
-    keep: Sequence[str] = ()
-    format_for: Mapping[str, str] = field(default_factory=dict)
-    transform_for: Mapping[str, str] = field(default_factory=dict)
-    reading: Reading = field(default_factory=Reading)
+__all__ = ["Choice", "choose"]
 
 
 @dataclass
@@ -99,9 +45,10 @@ class Choice:
         statistics: of the values that sites read, by name; empty where nothing depended on them.
         schemes: by site name.
         placement: the transforms.
-        alphas: sensitivities by site name, where they were measured.
+        curvatures: what errors cost by site name, where that was measured.
         errors: predicted ``t²`` by site name.
-        plain_errors: the same without transforms, of sites that have some, if times are to be weighed against it.
+        losses: the predicted growth of the metric by site name; ``errors`` where it is not known what they cost.
+        plain_losses: the same without transforms, of sites that have some, if times are to be weighed against it.
         assignment: how schemes were assigned, where there was a choice.
         ties: by site name, the unit that got one scheme.
         wishes: of single sites.
@@ -111,39 +58,14 @@ class Choice:
     tables: list[Site]
     statistics: dict[str, Statistics]
     placement: Placement
-    alphas: dict[str, float]
+    curvatures: dict[str, Curvature]
     schemes: dict[str, Scheme] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
-    plain_errors: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    plain_losses: dict[str, float] = field(default_factory=dict)
     assignment: Assignment | None = None
     ties: dict[str, str] = field(default_factory=dict)
     wishes: Wishes = field(default_factory=Wishes)
-
-
-def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
-    """Refuse what cannot be done before any work starts.
-
-    Raises:
-        InputError: if a word is unknown, or a budget is.
-    """
-    words = [("transforms", word, KINDS) for word in (options.transforms, *options.transform_for.values())]
-    for what, word, known in (*words, ("method", options.method, METHODS)):
-        if word not in known:
-            raise InputError(unknown(what, word, known))
-    if options.device == "cuda" and not _has_cuda():
-        raise InputError("torch finds no CUDA device here: use --device cpu")
-    for unit, bound in options.budget.items():
-        if unit not in UNITS:
-            raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
-        if unit == "latency" and target.bandwidth is None:
-            raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
-        if bound <= 0:
-            raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
-    for text in options.format_for.values():
-        target.scheme(text)
-    least = min(scheme.bits for scheme in schemes)
-    if options.budget.get("bits", least) < least:
-        raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")
 
 
 def _edges(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str]]:
@@ -159,12 +81,6 @@ def _settled(group: Siblings, plain_edge: Callable[[Site], bool]) -> bool:
     return all(map(plain_edge, group.sites)) and shared_table(group) is None
 
 
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def choose(
     analysis: Analysis, sites: Sequence[Site], target: Target, schemes: Sequence[Scheme], options: Options, data: Data,
     wishes: Wishes, decline: Decline, progress: Progress | None = None,
@@ -177,7 +93,13 @@ def choose(
     statistics = _statistics(
         analysis.model, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress
     )
-    alphas = sensitivities(analysis.model, sites, data, seed=options.seed, progress=progress) if several else {}
+    measured: dict[str, Curvature] = {}
+    if several:
+        from qcompile.statistics.curvature import measure_curvatures  # needs torch
+
+        measured = measure_curvatures(
+            analysis.model, sites, statistics, data, decline, options.seed, options.device, progress
+        )
     first = schemes[0]
     edge = target.scheme(target.edge)
 
@@ -185,7 +107,7 @@ def choose(
         return site.name in edges and site.name not in wishes.schemes
 
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
-    probes = {group: probes_of(group, statistics.get(group.name), alphas) for group in inner}
+    probes = {group: probes_of(group, statistics.get(group.name), measured) for group in inner}
     few = not (data.random or data.held_out)
     placement = place(
         analysis, probes, lambda group: wishes.shared(group, first), kind=options.transforms,
@@ -197,7 +119,7 @@ def choose(
     elif data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
         decline("*", FITTED_TRANSFORM, reason)
-    chosen = Choice(groups, tables, statistics, placement, alphas, wishes=wishes)
+    chosen = Choice(groups, tables, statistics, placement, measured, wishes=wishes)
     if several:
         _assign(analysis, probes, schemes, target, options, chosen)
     else:
@@ -257,7 +179,7 @@ def _assign(
         add(group.sites, partial(_loss, group, own, transform, scheme_of))
     for site in chosen.tables:
         alone = Siblings(site.weight, site.name, site.ref_out, [site])
-        table = Probes((probe(site, None),), (chosen.alphas[site.name],))
+        table = Probes((probe(site, None, chosen.curvatures[site.name]),))
         add([site], partial(_loss, alone, table, None, lambda site, scheme: Scheme(scheme_of(site, scheme).weight)))
     weights = sum(constant(weight).size for weight in first)
     means = [[mean_bits(option, weights) for option in found] for _, found in units]
@@ -276,16 +198,21 @@ def _loss(
     scheme: Scheme,
 ) -> float:  # fmt: skip
     pairs = zip(group.sites, own.items, strict=True)
-    errors = [site_error(item, scheme_of(site, scheme), transform) for site, item in pairs]
-    return sum(alpha * error for alpha, error in zip(own.alphas, errors, strict=True))
+    return sum(site_loss(item, scheme_of(site, scheme), transform) for site, item in pairs)
 
 
 def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool) -> None:
     for group, own in probes.items():
         transform = total_transform(analysis, group, chosen.placement)
         for site, item in zip(group.sites, own.items, strict=True):
-            chosen.errors[site.name] = site_error(item, chosen.schemes[site.name], transform)
+            scheme = chosen.schemes[site.name]
+            chosen.errors[site.name] = site_error(item, scheme, transform)
+            chosen.losses[site.name] = site_loss(item, scheme, transform)
             if plain and transform is not None:
-                chosen.plain_errors[site.name] = site_error(item, chosen.schemes[site.name])
+                chosen.plain_losses[site.name] = site_loss(item, scheme)
     for site in chosen.tables:
-        chosen.errors[site.name] = site_error(probe(site, None), Scheme(chosen.schemes[site.name].weight))
+        scheme, item = (
+            Scheme(chosen.schemes[site.name].weight),
+            probe(site, None, chosen.curvatures.get(site.name, EVEN)),
+        )
+        chosen.errors[site.name], chosen.losses[site.name] = site_error(item, scheme), site_loss(item, scheme)

@@ -13,7 +13,7 @@ from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
-from qcompile.choice.selection import METHODS
+from qcompile.choice.export_options import METHODS
 from qcompile.errors import InputError, unknown
 from qcompile.formats import Format, Quantized, quantize, search_scales
 from qcompile.formats.scalar import quantize_scalar

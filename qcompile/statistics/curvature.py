@@ -23,35 +23,25 @@ from qcompile.errors import TargetError
 from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.run.executor import Executor, Hook
+from qcompile.statistics.sensitivity import Curvature, logit_outputs, sensitivities
 
 if TYPE_CHECKING:
     import torch
 
-    from qcompile.notes import Progress
+    from qcompile.notes import Decline, Progress
+    from qcompile.statistics.calibration import Statistics
 
-__all__ = ["Curvature", "curvatures"]
+__all__ = ["curvatures", "measure_curvatures"]
 
-#: Draws of the output's distribution for each window: with 8, coefficients are known to about a tenth.
-DRAWS = 8
+#: Draws of the output's distribution for each batch. More batches teach more than more draws of one.
+DRAWS = 2
 
-
-@dataclass(frozen=True)
-class Curvature:
-    """The growth of the metric per unit of squared error of a site's output, relative to the output's energy.
-
-    Args:
-        weight: for errors of the weight, which are the same in every row.
-        input: for errors of the input, which are independent; 0 for an embedding table.
-        coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
-    """
-
-    weight: float
-    input: float
-    coherence: float
+#: Batches, and elements of the largest input of whole numbers in all of them: tokens.
+BATCHES, TOKENS = 8, 4096
 
 
 def curvatures(
-    model: ir.Model, sites: Sequence[Site], data: Data, logits: set[str], *, windows: int, seed: int = 0,
+    model: ir.Model, sites: Sequence[Site], data: Data, logits: set[str], *, batches: int = BATCHES, seed: int = 0,
     device: str = "cpu", progress: Progress | None = None,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site that gradients reach, by its name.
@@ -61,7 +51,7 @@ def curvatures(
 
     Args:
         logits: names of the outputs that are scores over one vocabulary; without any, of all outputs.
-        windows: how many entries of the data, evenly spread, are used.
+        batches: how many of the data, evenly spread, are used: fewer where they hold more than ``TOKENS`` tokens.
     """
     places = [place for place in map(_place, sites) if place is not None]
     names = {name for place in places for name in (place.x, place.y)}
@@ -70,7 +60,7 @@ def curvatures(
     if engine.foreign or not outputs:
         return {}
     places = [place for place in places if {place.x, place.y} <= engine.hooked]
-    chosen, rng = _spread(data.batches, windows), np.random.default_rng(seed)
+    chosen, rng = _spread(data.batches, batches), np.random.default_rng(seed)
     for done, batch in enumerate(chosen):
         _collect(engine, places, batch, bool(logits), rng)
         if progress is not None:
@@ -78,13 +68,49 @@ def curvatures(
     return {place.site.name: place.curvature() for place in places if place.energy > 0}
 
 
+def measure_curvatures(
+    model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data, decline: Decline,
+    seed: int = 0, device: str = "cpu", progress: Progress | None = None,
+) -> dict[str, Curvature]:  # fmt: skip
+    """The curvature at every site: by gradients, and from noise in its weight where they do not reach.
+
+    Args:
+        statistics: of what sites read, by name, which turn errors of a weight into errors of its output.
+        decline: told where noise is used.
+    """
+    logits = logit_outputs(model, sites)
+    found = curvatures(model, sites, data, logits, seed=seed, device=device, progress=progress)
+    rest = [site for site in sites if site.name not in found]
+    if not rest:
+        return found
+    for site in rest if found else ():
+        decline(site.name, "measuring by gradients what its errors cost", "gradients do not reach it: noise does")
+    if not found:
+        decline("*", "measuring by gradients what errors cost", "the engine cannot run the graph whole: noise does")
+    noise = sensitivities(model, rest, data, seed=seed, progress=progress)
+    for site in rest:
+        own = None if site.input is None else statistics.get(name_of(site.input))
+        alpha = noise[site.name] / (1.0 if own is None else _unit(site, own))
+        found[site.name] = Curvature(alpha, 0.0 if site.input is None else alpha, 1.0)
+    return found
+
+
+def _unit(site: Site, own: Statistics) -> float:
+    """The squared error of a site's output, relative to its energy, for noise in the weight of the weight's energy."""
+    import torch
+
+    weight, x = weight_matrix(site), torch.from_numpy(own.sample)
+    energy = float((x @ weight.T).square().sum())
+    return float(weight.square().sum()) * float(x.square().sum()) / weight.shape[1] / max(energy, 1e-30)
+
+
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-def _spread(batches: Sequence[Mapping[str, np.ndarray]], windows: int) -> list[Mapping[str, np.ndarray]]:
-    """Batches spread evenly over the data, as many as hold about so many entries: data may be sorted."""
-    entries = max(max((len(a) for a in batch.values() if a.ndim), default=1) for batch in batches)
-    count = min(len(batches), max(1, -(-windows // entries)))
+def _spread(batches: Sequence[Mapping[str, np.ndarray]], most: int) -> list[Mapping[str, np.ndarray]]:
+    """Batches spread evenly over the data, which may be sorted."""
+    tokens = max((a.size for a in batches[0].values() if np.issubdtype(a.dtype, np.integer)), default=1)
+    count = min(len(batches), most, max(1, TOKENS // max(tokens, 1)))
     return [batches[i] for i in np.linspace(0, len(batches) - 1, count).astype(int)]
 
 

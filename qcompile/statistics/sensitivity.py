@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,27 @@ from qcompile.run.session import Session
 if TYPE_CHECKING:
     from qcompile.notes import Progress
 
-__all__ = ["divergence", "logit_outputs", "next_token_loss", "sensitivities"]
+__all__ = ["EVEN", "Curvature", "divergence", "logit_outputs", "next_token_loss", "sensitivities"]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The growth of the metric per unit of squared error of a site's output, relative to the output's energy.
+
+    Args:
+        weight: for errors of the weight, which are the same in every row; of an embedding table relative to its own
+            energy.
+        input: for errors of the input, which are independent; 0 for an embedding table.
+        coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
+    """
+
+    weight: float
+    input: float
+    coherence: float
+
+
+#: Of sites whose errors count alike.
+EVEN = Curvature(1.0, 1.0, 1.0)
 
 #: Relative squared error of the noise: that of a good 4-bit format.
 NOISE = 0.01

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qcompile.checks.runtimes import agreement, between_sites, observe, picking, sites_alone, tapped
-from qcompile.choice.selection import Options
+from qcompile.choice.export_options import Options
 from qcompile.compiler import plan
 from qcompile.formats import get_format
 from qcompile.run.data import example_inputs

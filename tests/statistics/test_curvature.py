@@ -11,8 +11,8 @@ import torch
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.spaces import Analysis
 from qcompile.run.data import Data
-from qcompile.statistics.curvature import Curvature, curvatures
-from qcompile.statistics.sensitivity import sensitivities
+from qcompile.statistics.curvature import curvatures
+from qcompile.statistics.sensitivity import Curvature, sensitivities
 
 
 def analyzed(body: str, weights: dict[str, np.ndarray], ends: str = "(float[N,L,6] x) => (float[N,L,K] y)") -> Analysis:
@@ -22,8 +22,7 @@ def analyzed(body: str, weights: dict[str, np.ndarray], ends: str = "(float[N,L,
 
 
 def measured(analysis: Analysis, batches: list[dict[str, np.ndarray]], logits: set[str]) -> dict[str, Curvature]:
-    windows = sum(len(next(iter(batch.values()))) for batch in batches)
-    return curvatures(analysis.model, analysis.sites, Data(tuple(batches), random=False), logits, windows=windows)
+    return curvatures(analysis.model, analysis.sites, Data(tuple(batches), random=False), logits)
 
 
 def test_of_a_site_that_writes_the_output() -> None:
@@ -72,8 +71,8 @@ def test_it_is_what_noise_in_the_weights_shows() -> None:
     weights = {"t": rng.standard_normal((30, 6)), "a": rng.standard_normal((6, 24)), "b": rng.standard_normal((24, 30))}
     body = "[table] e = Gather(t, x) [one] h = MatMul(e, a) u = Tanh(h) [two] y = MatMul(u, b)"
     analysis = analyzed(body, weights, "(int64[N,L] x) => (float[N,L,30] y)")
-    data = Data(({"x": rng.integers(0, 30, (64, 32))},), random=False)
-    found = curvatures(analysis.model, analysis.sites, data, {"y"}, windows=64)
+    data = Data(({"x": rng.integers(0, 30, (64, 32))},) * 8, random=False)
+    found = curvatures(analysis.model, analysis.sites, data, {"y"})
     noise = sensitivities(analysis.model, analysis.sites, data, tokens=2048)
     e = weights["t"][data.batches[0]["x"]].reshape(-1, 6)
     u = np.tanh(e @ weights["a"])

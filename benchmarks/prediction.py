@@ -1,0 +1,116 @@
+"""Predicted against measured divergences: of one group of sites at a time, and of random mixed assignments.
+
+    python benchmarks/prediction.py MODEL.onnx --calibration C.npz [--evaluation E.npz] [--assignments 60]
+
+Coefficients and errors come from the calibration data, divergences from the engine on other data, by fake quantization
+with each weight rounded to nearest. An assignment draws a few schemes, and for every group of sites one of them, with
+or without a Hadamard transform. It prints the rank correlation, how far the logarithms of predicted and measured
+scatter, and the line through them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from qcompile.analysis.siblings import Siblings, siblings_of
+from qcompile.choice.scoring import probe, probes_of, site_loss
+from qcompile.choice.trial import Trial
+from qcompile.preparation import prepare
+from qcompile.run.data import Data, hold_out, load_data
+from qcompile.statistics.calibration import collect
+from qcompile.statistics.curvature import measure_curvatures
+from qcompile.statistics.sensitivity import logit_outputs
+from qcompile.targets.eligible import quantizable
+from qcompile.targets.scheme import Scheme
+from qcompile.transforms import Hadamard, Transform, has_hadamard
+
+SCHEMES = (
+    "int4-g32", "int8-g32", "int4-g32/int4-g32", "int8-channel/int8-channel", "int4-g32/int8-channel", "mxfp4/mxfp4",
+    "mxfp4", "nvfp4/nvfp4",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", help="by default the calibration data")
+    parser.add_argument("--assignments", type=int, default=60)
+    parser.add_argument("--batches", type=int, default=4, help="of the evaluation data, evenly spread")
+    args = parser.parse_args()
+    bench = Bench(args.model, args.calibration, args.evaluation or args.calibration, args.batches)
+    print(f"{args.model}: {len(bench.groups)} groups of sites, {len(bench.tables)} tables, {bench.entries} entries")
+    print(f"{'':28}{'rank':>7}{'spread':>8}{'R² of log':>11}{'slope':>7}{'factor':>8}")
+    for scheme in ("int4-g32", "mxfp4/mxfp4"):
+        show(f"one group in {scheme}", [bench.alone(group, scheme) for group in bench.groups])
+    rng = np.random.default_rng(0)
+    show(f"{args.assignments} mixed assignments", [bench.mixed(rng) for _ in range(args.assignments)])
+
+
+def show(name: str, pairs: list[tuple[float, float]]) -> None:
+    predicted, measured = np.log(np.array(pairs)).T
+    slope, _ = np.polyfit(predicted, measured, 1)
+    r2 = np.corrcoef(predicted, measured)[0, 1] ** 2
+    rank, factor = spearmanr(predicted, measured)[0], np.exp(np.median(measured - predicted))
+    spread = np.std(measured - predicted)
+    print(f"{name:28}{rank:7.3f}{spread:8.3f}{r2:11.4f}{slope:7.2f}{factor:8.2f}", flush=True)
+
+
+class Bench:
+    """A model with all that predictions need, and the engine to measure on."""
+
+    def __init__(self, path: str, calibration: str, evaluation: str, batches: int) -> None:
+        prepared = prepare(path)
+        model = prepared.model
+        data = hold_out(load_data(calibration, model), model)
+        sites = [site for site in quantizable(prepared.analysis)[0] if not site.nested]
+        self.groups, self.tables = siblings_of(sites), [site for site in sites if site.input is None]
+        statistics = collect(model, {group.name: group.axis for group in self.groups}, data)
+        costs = measure_curvatures(model, sites, statistics, data, lambda *said: print("!", *said))
+        self.probes = {group: probes_of(group, statistics.get(group.name), costs) for group in self.groups}
+        self.table_probes = {site.name: probe(site, None, costs[site.name]) for site in self.tables}
+        seen = load_data(evaluation, model)
+        chosen = np.linspace(0, len(seen.batches) - 1, min(batches, len(seen.batches))).astype(int)
+        seen = replace(seen, batches=tuple(seen.batches[i] for i in chosen))
+        self.entries = sum(max(len(a) for a in batch.values() if a.ndim) for batch in seen.batches)
+        self.trial = self._trial(model, seen, logit_outputs(model, sites))
+
+    def _trial(self, model: object, data: Data, logits: set[str]) -> Trial:
+        return Trial(model, self.groups, self.tables, data, logits)
+
+    def alone(self, group: Siblings, name: str) -> tuple[float, float]:
+        """Predicted and measured divergence with one group quantized."""
+        scheme = Scheme.parse(name)
+        schemes = {site.name: scheme for site in group.sites}
+        return self.probes[group].error(scheme), float(self.trial.divergences(schemes, {}).mean())
+
+    def mixed(self, rng: np.random.Generator) -> tuple[float, float]:
+        """Predicted and measured divergence of a random assignment."""
+        pool, share = rng.choice(SCHEMES, rng.integers(1, 4), replace=False), rng.choice([0.0, 0.5, 1.0])
+        schemes: dict[str, Scheme] = {}
+        transforms: dict[str, Transform | None] = {}
+        predicted = 0.0
+        for group in self.groups:
+            scheme, turned = Scheme.parse(rng.choice(pool)), has_hadamard(group.width) and rng.random() < share
+            transforms[group.name] = transform(group) if turned else None
+            schemes |= {site.name: scheme for site in group.sites}
+            predicted += self.probes[group].error(scheme, transforms[group.name])
+        for site in self.tables:
+            schemes[site.name] = Scheme(Scheme.parse(rng.choice(pool)).weight)
+            predicted += site_loss(self.table_probes[site.name], schemes[site.name])
+        return predicted, float(self.trial.divergences(schemes, transforms).mean())
+
+
+_KNOWN: dict[str, Transform] = {}
+
+
+def transform(group: Siblings) -> Transform:
+    return _KNOWN.setdefault(group.name, Hadamard(group.width, 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The options of an export, and the check of their words before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qcompile.choice.transforms import KINDS
+from qcompile.errors import InputError, unknown
+from qcompile.run.reading import Reading
+from qcompile.run.sources import DataLike
+from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
+
+__all__ = ["METHODS", "UNITS", "Options", "check_options"]
+
+#: How weights are rounded: GPTQ, to nearest with searched scales, to nearest.
+METHODS = ("gptq", "search", "rtn")
+
+#: What a budget may bound.
+UNITS = {
+    "bits": "mean bits of the codes of sites that are not left out, scales not counted",
+    "bytes": "codes and scales of the same sites",
+    "latency": "milliseconds to read them once, estimated",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The wishes that a user may have of an export.
+
+    Args:
+        target: name of the target.
+        budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored),
+            ``latency`` (milliseconds in which the target reads all weights once, an estimate).
+        calibration: data in a form of ``run.sources``; without it random inputs.
+        formats: names of the schemes to choose among; the target's default without them.
+        transforms: one of ``transforms.KINDS``.
+        method: one of ``METHODS``.
+        seed: of everything random.
+        device: where torch computes: ``cpu`` or ``cuda``.
+        evaluation: data to measure the loss on, in the same forms.
+        tvm_target: another machine to compile for, as TVM describes machines.
+        latency: whether the artifact and its source are timed.
+        exclude: patterns of sites and modules that stay float.
+        keep: patterns of those that stay float bit for bit: nothing folds into their weights either.
+        format_for: schemes by pattern; the last that fits a site decides.
+        transform_for: one of ``transforms.KINDS`` by pattern, likewise.
+        reading: how data that are texts or images are read.
+    """
+
+    target: str
+    budget: Mapping[str, float] = field(default_factory=dict)
+    calibration: DataLike | None = None
+    formats: Sequence[str] = ()
+    transforms: str = "auto"
+    method: str = "gptq"
+    seed: int = 0
+    device: str = "cpu"
+    evaluation: DataLike | None = None
+    tvm_target: str | None = None
+    latency: bool = False
+    exclude: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    format_for: Mapping[str, str] = field(default_factory=dict)
+    transform_for: Mapping[str, str] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+
+
+def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
+    """Refuse what cannot be done before any work starts.
+
+    Raises:
+        InputError: if a word is unknown, or a budget is.
+    """
+    words = [("transforms", word, KINDS) for word in (options.transforms, *options.transform_for.values())]
+    for what, word, known in (*words, ("method", options.method, METHODS)):
+        if word not in known:
+            raise InputError(unknown(what, word, known))
+    if options.device == "cuda" and not _has_cuda():
+        raise InputError("torch finds no CUDA device here: use --device cpu")
+    for unit, bound in options.budget.items():
+        if unit not in UNITS:
+            raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
+        if unit == "latency" and target.bandwidth is None:
+            raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
+        if bound <= 0:
+            raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
+    for text in options.format_for.values():
+        target.scheme(text)
+    least = min(scheme.bits for scheme in schemes)
+    if options.budget.get("bits", least) < least:
+        raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
