@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line, runtime_message
 from qcompile.ir.required import constant, name_of
-from qcompile.ir.tensors import read
+from qcompile.ir.tensors import Turned, read
 from qcompile.ir.widen import to_double
 from qcompile.run.input_names import check_names
 from qcompile.threads import threads
@@ -111,7 +111,7 @@ class Session:
         tensors = {name_of(value): constant(value) for value in heavy}
         if sum(tensor.nbytes for tensor in tensors.values()) < INLINE_BYTES:
             return ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString()
-        if any(isinstance(tensor, ir.LazyTensor) and not tensor.cache for tensor in tensors.values()):
+        if any(map(_is_computed, tensors.values())):
             return self._write(model)
         for name in tensors:
             del model.graph.initializers[name]
@@ -150,6 +150,13 @@ class Session:
         except Exception as error:  # as above
             raise InputError(f"onnxruntime cannot run the graph: {runtime_message(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _is_computed(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is computed at every read; another order of the axes of one that is not costs nothing."""
+    while isinstance(tensor, Turned):
+        tensor = tensor.source
+    return isinstance(tensor, ir.LazyTensor) and not tensor.cache
 
 
 def _laid_out(tensor: ir.TensorProtocol) -> np.ndarray:
