@@ -37,24 +37,31 @@ class Modernize:
         Raises:
             GraphError: if it has an operator that no version since has.
         """
-        model, before = state.model, snapshot(state.model)
+        model = state.model
         changed = state_one_version(model)
         version = model.opset_imports.get("", ALLOWZERO)
-        for node in model.graph.all_nodes() if version < 9 else ():
-            if node.op_type == "Scan" and not node.domain:
-                raise refusal(GraphError, _OLD_SCAN, node)
-        if version < _OLDEST:
-            _convert(model)
-        if model.opset_imports.get("") == _OLDEST and not any(map(_trains, model.graph.all_nodes())):
-            model.opset_imports[""] = ALLOWZERO  # nothing else differs in meaning
-            state_one_version(model)
-        changed |= snapshot(model) != before
+        if version < ALLOWZERO:
+            changed |= _bring(model, version)
         if changed:
             state.edited()
         if model.opset_imports.get("", ALLOWZERO) < _OLDEST:
             reason = "ONNX's own converter lacks a way for one of them"
             state.decline("*", f"bringing operators of version {version} to version {ALLOWZERO}", reason)
         return changed
+
+
+def _bring(model: ir.Model, version: int) -> bool:
+    """Bring operators as far as they go; whether that changed anything."""
+    before = snapshot(model)
+    for node in model.graph.all_nodes() if version < 9 else ():
+        if node.op_type == "Scan" and not node.domain:
+            raise refusal(GraphError, _OLD_SCAN, node)
+    if version < _OLDEST:
+        _convert(model)
+    if model.opset_imports.get("") == _OLDEST and not any(map(_trains, model.graph.all_nodes())):
+        model.opset_imports[""] = ALLOWZERO  # nothing else differs in meaning
+        state_one_version(model)
+    return snapshot(model) != before
 
 
 def _convert(model: ir.Model) -> None:
