@@ -1,6 +1,6 @@
 """Predicted against measured divergences: of one group of sites at a time, and of random mixed assignments.
 
-    python benchmarks/prediction.py MODEL.onnx --calibration C.npz [--evaluation E.npz] [--assignments 60]
+    python benchmarks/prediction.py MODEL.onnx --calibration C.npz [--evaluation E.npz] [--assignments 60] [--device cuda]
 
 Coefficients and errors come from the calibration data, divergences from the engine on other data, by fake quantization
 with each weight rounded to nearest. An assignment draws a few schemes, and for every group of sites one of them, with
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -20,7 +21,7 @@ from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.choice.scoring import probe, probes_of, site_loss
 from qcompile.choice.trial import Trial
 from qcompile.preparation import prepare
-from qcompile.run.data import Data, hold_out, load_data
+from qcompile.run.data import hold_out, load_data
 from qcompile.statistics.calibration import collect
 from qcompile.statistics.curvature import measure_curvatures
 from qcompile.statistics.sensitivity import logit_outputs
@@ -41,14 +42,18 @@ def main() -> None:
     parser.add_argument("--evaluation", help="by default the calibration data")
     parser.add_argument("--assignments", type=int, default=60)
     parser.add_argument("--batches", type=int, default=4, help="of the evaluation data, evenly spread")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    bench = Bench(args.model, args.calibration, args.evaluation or args.calibration, args.batches)
+    bench = Bench(args.model, args.calibration, args.evaluation or args.calibration, args.batches, args.device)
     print(f"{args.model}: {len(bench.groups)} groups of sites, {len(bench.tables)} tables, {bench.entries} entries")
+    print(f"sensitivities in {bench.seconds:.1f} s on {args.device}")
     print(f"{'':28}{'rank':>7}{'spread':>8}{'R² of log':>11}{'slope':>7}{'factor':>8}")
     for scheme in ("int4-g32", "mxfp4/mxfp4"):
         show(f"one group in {scheme}", [bench.alone(group, scheme) for group in bench.groups])
     rng = np.random.default_rng(0)
+    start = perf_counter()
     show(f"{args.assignments} mixed assignments", [bench.mixed(rng) for _ in range(args.assignments)])
+    print(f"{(perf_counter() - start) / args.assignments:.2f} s an assignment")
 
 
 def show(name: str, pairs: list[tuple[float, float]]) -> None:
@@ -63,24 +68,23 @@ def show(name: str, pairs: list[tuple[float, float]]) -> None:
 class Bench:
     """A model with all that predictions need, and the engine to measure on."""
 
-    def __init__(self, path: str, calibration: str, evaluation: str, batches: int) -> None:
+    def __init__(self, path: str, calibration: str, evaluation: str, batches: int, device: str) -> None:
         prepared = prepare(path)
         model = prepared.model
         data = hold_out(load_data(calibration, model), model)
         sites = [site for site in quantizable(prepared.analysis)[0] if not site.nested]
         self.groups, self.tables = siblings_of(sites), [site for site in sites if site.input is None]
         statistics = collect(model, {group.name: group.axis for group in self.groups}, data)
-        costs = measure_curvatures(model, sites, statistics, data, lambda *said: print("!", *said))
+        start = perf_counter()
+        costs = measure_curvatures(model, sites, statistics, data, lambda *said: print("!", *said), device=device)
+        self.seconds = perf_counter() - start
         self.probes = {group: probes_of(group, statistics.get(group.name), costs) for group in self.groups}
         self.table_probes = {site.name: probe(site, None, costs[site.name]) for site in self.tables}
         seen = load_data(evaluation, model)
         chosen = np.linspace(0, len(seen.batches) - 1, min(batches, len(seen.batches))).astype(int)
         seen = replace(seen, batches=tuple(seen.batches[i] for i in chosen))
         self.entries = sum(max(len(a) for a in batch.values() if a.ndim) for batch in seen.batches)
-        self.trial = self._trial(model, seen, logit_outputs(model, sites))
-
-    def _trial(self, model: object, data: Data, logits: set[str]) -> Trial:
-        return Trial(model, self.groups, self.tables, data, logits)
+        self.trial = Trial(model, self.groups, self.tables, seen, logit_outputs(model, sites), device)
 
     def alone(self, group: Siblings, name: str) -> tuple[float, float]:
         """Predicted and measured divergence with one group quantized."""
