@@ -1,6 +1,6 @@
 """Predicted against measured divergences: of one group of sites at a time, and of random mixed assignments.
 
-    python benchmarks/prediction.py MODEL.onnx --calibration C.npz [--evaluation E.npz] [--assignments 60] [--device cuda]
+    python benchmarks/prediction.py MODEL.onnx --calibration C.npz [--evaluation E.npz] [--device cuda]
 
 Coefficients and errors come from the calibration data, divergences from the engine on other data, by fake quantization
 with each weight rounded to nearest. An assignment draws a few schemes, and for every group of sites one of them, with
