@@ -47,13 +47,20 @@ class Probe:
     sample: torch.Tensor | None  # [rows, in]
     held_out: tuple[torch.Tensor, ...] = ()  # [rows, in] for each sequence
     curvature: Curvature = EVEN
+    shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
 
 
 def probe(site: Site, statistics: Statistics | None, curvature: Curvature = EVEN) -> Probe:
-    """Rows spread evenly over the weight's outputs and the sample."""
+    """Rows spread evenly over the weight's outputs and the sample; of a table those whose errors cost most."""
     import torch
 
+    if curvature.shares is not None:
+        shares = torch.from_numpy(curvature.shares)
+        most = shares.topk(min(ROWS, len(shares)))
+        table = weight_matrix(site)
+        costs = most.values / most.values.sum().clamp_min(1e-30) / table.square().sum(1).mean().clamp_min(1e-30)
+        return Probe(table[most.indices], None, curvature=curvature, shares=costs)
     weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS).contiguous()
     if statistics is None:
         return Probe(weight, None, curvature=curvature)
@@ -90,8 +97,10 @@ def _error(
 ) -> float:
     if item.sample is None:
         weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
-        rounded = fake_quantize(weight, fmt)
-        return curvature.weight * float((rounded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+        lost, energy = (fake_quantize(weight, fmt) - weight).square().sum(1), weight.square().sum(1)
+        if item.shares is not None and curvature is not EVEN:
+            return curvature.weight * float((item.shares * lost).sum())
+        return curvature.weight * float(lost.sum() / energy.sum().clamp_min(1e-30))
     lost, energy = _energies(item, item.sample, fmt, activation, transform, curvature)
     return float(lost.sum() / energy.sum().clamp_min(1e-30))
 

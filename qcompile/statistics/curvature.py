@@ -129,6 +129,7 @@ class _Place:
     apart: float = 0.0  # Σ‖g‖²‖x‖²
     through: float = 0.0  # Σ‖Wᵀg‖²‖x‖²/d
     units: float = 0.0  # tokens, or batches where the metric is relative
+    by_row: float | torch.Tensor = 0.0  # of a table, ``together`` by row: [rows]
 
     def _rows(self, value: torch.Tensor, order: tuple[int, ...] | None) -> list[torch.Tensor]:
         """Rows ``[rows, features]`` of each entry of a value, which is one window where its entries stand apart."""
@@ -154,6 +155,7 @@ class _Place:
         if isinstance(self.form, Lookup):
             rows, g = x.reshape(-1) % len(self.weight), g.reshape(-1, g.shape[-1]).float()
             sums = torch.zeros(len(self.weight), g.shape[1], device=g.device).index_add(0, rows, g)
+            self.by_row = self.by_row + sums.square().sum(1).cpu()
             self.together += float(sums.square().sum())
             self.apart += float(g.square().sum())
             return
@@ -171,7 +173,9 @@ class _Place:
         count = DRAWS * max(self.units, 1)
         if isinstance(self.form, Lookup):  # relative to the energy of the table, as errors of tables are
             spread = float(self.weight.square().sum()) / self.weight.numel()
-            return Curvature(0.5 * self.together / count * spread, 0.0, self.together / max(self.apart, 1e-30))
+            shares = np.asarray(self.by_row) / max(self.together, 1e-30)
+            coherence = self.together / max(self.apart, 1e-30)
+            return Curvature(0.5 * self.together / count * spread, 0.0, coherence, shares if shares.ndim else None)
         width = self.weight.shape[1]
         by_weight = len(self.weight) * self.seen / self.energy
         by_input = float(self.weight.square().sum()) * self.seen / width / self.energy

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,11 +35,13 @@ class Curvature:
             energy.
         input: for errors of the input, which are independent; 0 for an embedding table.
         coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
+        shares: of an embedding table, how ``weight`` is shared out among its rows, ``[rows]``: most are seldom read.
     """
 
     weight: float
     input: float
     coherence: float
+    shares: np.ndarray | None = field(default=None, compare=False)
 
 
 #: Of sites whose errors count alike.

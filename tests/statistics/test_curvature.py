@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
@@ -10,9 +12,13 @@ import torch
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.spaces import Analysis
+from qcompile.choice.scoring import probe, site_loss
+from qcompile.choice.trial import Trial
+from qcompile.formats import get_format
 from qcompile.run.data import Data
 from qcompile.statistics.curvature import curvatures
 from qcompile.statistics.sensitivity import Curvature, sensitivities
+from qcompile.targets.scheme import Scheme
 
 
 def analyzed(body: str, weights: dict[str, np.ndarray], ends: str = "(float[N,L,6] x) => (float[N,L,K] y)") -> Analysis:
@@ -93,3 +99,22 @@ def test_what_gradients_do_not_reach_is_left_out() -> None:
     reads = analyzed("[one] h = MatMul(x, a) [two] y = MatMul(x, b)", weights, "(float[N,6,6] x) => (float[N,6,6] y)")
     assert measured(reads, batches, set())["two"].weight > 0
     assert measured(reads, batches, set())["one"] == Curvature(0, 0, 0)  # nothing reads its output
+
+
+def test_rows_of_a_table_cost_what_they_are_read() -> None:
+    rng = np.random.default_rng(6)
+    weights = {"t": rng.standard_normal((40, 32)), "b": rng.standard_normal((32, 20))}
+    weights["t"][20:] *= 100  # never read: as large as their errors are, they cost nothing
+    body = "[table] e = Gather(t, x) [two] y = MatMul(e, b)"
+    analysis = analyzed(body, weights, "(int64[N,L] x) => (float[N,L,20] y)")
+    data = Data(({"x": rng.integers(0, 20, (16, 32))},) * 4, random=False)
+    found = curvatures(analysis.model, analysis.sites, data, {"y"})["table"]
+    assert found.shares.sum() == pytest.approx(1)
+    assert not found.shares[20:].any()
+    (table,) = (site for site in analysis.sites if site.input is None)
+    scheme = Scheme(get_format("int4-g32"))
+    trial = Trial(analysis.model, [], [table], data, {"y"})
+    measured = trial.divergences({"table": scheme}, {}).mean()
+    assert site_loss(probe(table, None, found), scheme) == pytest.approx(measured, rel=0.4)
+    blind = replace(found, shares=None)
+    assert site_loss(probe(table, None, blind), scheme) > 100 * measured
