@@ -2,15 +2,17 @@
 
 ``t² = E‖x̂ Ŵᵀ - x Wᵀ‖² / E‖x Wᵀ‖²`` in the transformed basis, with the activation quantized if the scheme says so,
 on a sample of rows. Without statistics the second moment is the identity and ``t² = ‖Ŵ - W‖² / ‖W‖²``.
-Where it is known what errors cost, the loss is ``α t²`` of the weight's error and of the input's, each with its ``α``.
+Where it is known what errors cost, the loss is ``α t²`` of the weight's error and of the input's, each with its ``α``,
+or better: these errors times gradients at the site's output.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
 from qcompile.statistics.calibration import spread
-from qcompile.statistics.sensitivity import EVEN, Curvature
+from qcompile.statistics.sensitivity import EVEN, Curvature, Felt
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
 
@@ -47,6 +49,7 @@ class Probe:
     sample: torch.Tensor | None  # [rows, in]
     held_out: tuple[torch.Tensor, ...] = ()  # [rows, in] for each sequence
     curvature: Curvature = EVEN
+    read: Callable[[], torch.Tensor] | None = None  # the whole weight, where errors are felt
     shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
 
@@ -66,7 +69,7 @@ def probe(site: Site, statistics: Statistics | None, curvature: Curvature = EVEN
         return Probe(weight, None, curvature=curvature)
     sample = torch.from_numpy(statistics.sample)
     held_out = tuple(map(torch.from_numpy, statistics.held_out))
-    return Probe(weight, spread(sample, ROWS), held_out, curvature)
+    return Probe(weight, spread(sample, ROWS), held_out, curvature, partial(weight_matrix, site))
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -101,8 +104,26 @@ def _error(
         if item.shares is not None and curvature is not EVEN:
             return curvature.weight * float((item.shares * lost).sum())
         return curvature.weight * float(lost.sum() / energy.sum().clamp_min(1e-30))
+    if curvature.felt is not None and item.read is not None:
+        return _felt(item.read(), curvature.felt, curvature.coherence, fmt, activation, transform)
     lost, energy = _energies(item, item.sample, fmt, activation, transform, curvature)
     return float(lost.sum() / energy.sum().clamp_min(1e-30))
+
+
+def _felt(
+    weight: torch.Tensor, felt: Felt, coherence: float, fmt: Scalar, activation: Format | None,
+    transform: Transform | None,
+) -> float:  # fmt: skip
+    """The growth of the metric by the errors that are really made, against gradients."""
+    rows = felt.rows
+    if transform is not None:
+        weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
+    off = rows @ (fake_quantize(weight, fmt) - weight).T
+    lost = coherence * float((felt.gradients * off).sum(1).square().sum())
+    if activation is not None:
+        off = (fake_quantize_rows(rows, activation) - rows) @ weight.T
+        lost += float((felt.gradients * off).sum(1).square().sum())
+    return lost
 
 
 def _energies(

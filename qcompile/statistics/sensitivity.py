@@ -21,9 +21,24 @@ from qcompile.run.sequences import is_sequence, tensors
 from qcompile.run.session import Session
 
 if TYPE_CHECKING:
+    import torch
+
     from qcompile.notes import Progress
 
 __all__ = ["EVEN", "Curvature", "divergence", "logit_outputs", "next_token_loss", "sensitivities"]
+
+
+@dataclass(frozen=True, eq=False)
+class Felt:
+    """Rows of a site's input with gradients at its output, by which an error ``δz`` of its output is felt.
+
+    Args:
+        rows: ``[n, in]`` float32, drawn by how much they may matter.
+        gradients: ``[n, out]`` float32, scaled so that the metric grows by ``Σ (g · δz)²``.
+    """
+
+    rows: torch.Tensor
+    gradients: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Curvature:
             energy.
         input: for errors of the input, which are independent; 0 for an embedding table.
         coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
+        felt: by what an error is weighed where it is known, instead of by its size alone.
         shares: of an embedding table, how ``weight`` is shared out among its rows, ``[rows]``: most are seldom read.
     """
 
@@ -42,6 +58,7 @@ class Curvature:
     input: float
     coherence: float
     shares: np.ndarray | None = field(default=None, compare=False)
+    felt: Felt | None = field(default=None, compare=False)
 
 
 #: Of sites whose errors count alike.

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from qcompile.analysis.analyze import analyze
+from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.scoring import probe, site_loss
 from qcompile.choice.trial import Trial
 from qcompile.formats import get_format
 from qcompile.run.data import Data
+from qcompile.statistics.calibration import collect
 from qcompile.statistics.curvature import curvatures
 from qcompile.statistics.sensitivity import Curvature, sensitivities
 from qcompile.targets.scheme import Scheme
+from qcompile.transforms import Hadamard
 
 
 def analyzed(body: str, weights: dict[str, np.ndarray], ends: str = "(float[N,L,6] x) => (float[N,L,K] y)") -> Analysis:
@@ -118,3 +121,24 @@ def test_rows_of_a_table_cost_what_they_are_read() -> None:
     assert site_loss(probe(table, None, found), scheme) == pytest.approx(measured, rel=0.4)
     blind = replace(found, shares=None)
     assert site_loss(probe(table, None, blind), scheme) > 100 * measured
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "int8-channel/int8-channel", "mxfp4/mxfp4"])
+def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
+    """One large channel makes errors anything but alike in all directions."""
+    rng = np.random.default_rng(7)
+    weights = {"a": rng.standard_normal((32, 64)) / 6, "b": rng.standard_normal((64, 30)) / 8}
+    weights["a"][:, :4] *= 6
+    analysis = analyzed("[one] h = MatMul(x, a) u = Tanh(h) [two] y = MatMul(u, b)", weights,
+                        "(float[N,L,32] x) => (float[N,L,30] y)")  # fmt: skip
+    batches = tuple({"x": rng.standard_normal((16, 16, 32), np.float32)} for _ in range(8))
+    data, groups = Data(batches, random=False), siblings_of(analysis.sites)
+    found = curvatures(analysis.model, analysis.sites, data, {"y"})
+    statistics = collect(analysis.model, {group.name: -1 for group in groups}, data)
+    trial, scheme = Trial(analysis.model, groups, [], data, {"y"}), Scheme.parse(name)
+    for group in groups:
+        for transform in (None, Hadamard(group.width, 0)):
+            (site,) = group.sites
+            measured = trial.divergences({site.name: scheme}, {group.name: transform}).mean()
+            felt = site_loss(probe(site, statistics[group.name], found[site.name]), scheme, transform)
+            assert felt == pytest.approx(measured, rel=0.35)
