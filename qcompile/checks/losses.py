@@ -113,10 +113,10 @@ def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], 
 def _tokens(
     batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: Collection[str]
 ) -> np.ndarray | None:
-    """The input whose next elements the logits predict: integers of the logits' leading shape."""
+    """The input whose next elements the logits predict: integers of the logits' leading shape, all of them scored."""
     if not logits:
         return None
-    shape = outputs[next(iter(logits))].shape[:-1]
+    *shape, scored = outputs[next(iter(logits))].shape
     integers = (v for v in tensors(batch).values() if np.issubdtype(v.dtype, np.integer))
-    found = [v for v in integers if v.shape == shape and v.shape[-1] > 1]
-    return found[0] if found else None
+    found = (v for v in integers if v.shape == tuple(shape) and v.shape[-1] > 1)
+    return next((v for v in found if not v.size or 0 <= v.min() <= v.max() < scored), None)
