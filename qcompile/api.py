@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from qcompile.choice.scoring import probes_of
 from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
+from qcompile.parts import export_parts, parts_to_export
 from qcompile.run.data import load_data
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
@@ -64,6 +66,9 @@ def export(
 ) -> Artifact:
     """Compile a model for a target.
 
+    The folder of an encoder-decoder becomes three graphs, each an artifact of ``Artifact.parts``; ``part="encoder"``
+    exports one of them alone, and ``cache=False`` the whole as one graph.
+
     Args:
         model: what ``capture`` takes or returns: a path, a module with ``example_inputs=``, an exported program.
         target: a name that ``qcompile targets`` lists.
@@ -93,7 +98,7 @@ def export(
         overwrite: whether an artifact that is at ``folder`` is replaced once the new one is complete.
         progress: called with a step, the part of it that is done, and the whole.
         capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``,
-            ``output_names``, ``cache``.
+            ``output_names``, ``cache``, ``part``.
 
     Raises:
         QCompileError: if it cannot be done. Nothing is written then.
@@ -106,7 +111,9 @@ def export(
         reading=Reading(tokenizer, window, preprocessing),
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
-    return _export(model, options, where, overwrite=overwrite, progress=progress, **capture_options)
+    parts = parts_to_export(model, capture_options)
+    run = partial(export_parts, model, parts) if parts else partial(_export, model)
+    return run(options, where, overwrite=overwrite, progress=progress, **capture_options)
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:

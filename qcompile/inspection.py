@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -136,7 +137,7 @@ def verify(
     """
     artifact = Artifact.open(artifact_folder)
     stated = artifact.manifest["source"]
-    prepared = prepare(_source_of(artifact) if against is None else begin_capture(against, cache=stated.get("cache")))
+    prepared = prepare(_source_of(artifact) if against is None else _captured_as(against, stated))
     if prepared.source.sha256 != stated["sha256"]:
         raise InputError(f"'{prepared.source.path}' is not the model that '{artifact_folder}' was made from")
     asked = artifact.manifest["options"]
@@ -148,6 +149,11 @@ def verify(
     return float_model(replace(prepared, observed=observed)).measure(artifact.load(), observed.data)
 
 
+def _captured_as(path: str | Path, stated: Mapping[str, Any]) -> Source:
+    """A model, captured as that which a manifest states was."""
+    return begin_capture(path, cache=stated.get("cache"), part=stated.get("part"))
+
+
 def _source_of(artifact: Artifact) -> Source:
     """The model that an artifact was made from; a relative path is from where the export ran, which may be elsewhere.
 
@@ -157,6 +163,6 @@ def _source_of(artifact: Artifact) -> Source:
     stated, present = artifact.manifest["source"], artifact.sources()
     if not present:
         raise InputError(f"there is no file '{stated['path']}': name the model of '{artifact.folder}' with --against")
-    sources = map(partial(begin_capture, cache=stated.get("cache")), present)
+    sources = (_captured_as(path, stated) for path in present)
     first = next(sources)
     return next((source for source in chain([first], sources) if source.sha256 == stated["sha256"]), first)

@@ -36,7 +36,9 @@ FLOORS = {
 }  # fmt: skip
 
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
-ROOMS = {"__main__": "cli"} | dict.fromkeys(("api", "compiler", "inspection", "opt", "preparation", "stages"), "driver")
+ROOMS = {"__main__": "cli"} | dict.fromkeys(
+    ("api", "compiler", "inspection", "opt", "parts", "preparation", "stages"), "driver"
+)
 
 #: Imports that go up or across, each with the reason. To become none.
 EXCEPTIONS: dict[tuple[str, str], str] = {}

@@ -6,7 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from qcompile.targets.registry import backend, runtimes
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Artifact", "is_artifact", "write_manifest"]
+__all__ = ["Artifact", "is_artifact", "read_manifest", "write_manifest"]
 
 MANIFEST, REPORT = "manifest.json", "report.html"
 
@@ -30,28 +30,24 @@ class Artifact:
         manifest: the content of its ``manifest.json``.
         latency: its time beside its source's, in the words of ``checks.latency``, if it was measured when it was made.
             No file has it, for artifacts are the same wherever they are made.
+        parts: by name, the artifacts in its folders where it is of several graphs, none of which is itself.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     latency: Mapping[str, Any] | None = None
+    parts: Mapping[str, Artifact] = field(default_factory=dict)
 
     @staticmethod
     def open(folder: str | Path) -> Artifact:
         """Read an artifact.
 
         Raises:
-            InputError: if the folder holds no artifact.
+            InputError: if the folder holds no artifact, or one of several graphs.
         """
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
-            raise InputError(f"'{folder}' is not an artifact: it has no {MANIFEST}")
-        try:
-            manifest = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"'{path}' is not readable as JSON: {error}") from error
-        if not isinstance(manifest, dict) or not manifest.keys() >= {"qcompile", "source", "sites", "runtimes"}:
-            raise InputError(f"'{path}' is not the manifest of an artifact")
+        manifest = read_manifest(folder)
+        if "parts" in manifest:
+            raise InputError(_several(folder, manifest["parts"]))
         return Artifact(Path(folder), manifest)
 
     def sources(self) -> list[Path]:
@@ -80,6 +76,8 @@ class Artifact:
 
     def load(self, runtime: str | None = None, provider: str | None = None) -> Any:
         """The artifact as a function of named inputs, for many calls."""
+        if self.parts:
+            raise InputError(_several(self.folder, self.parts))
         known = runtimes()
         if runtime is not None and runtime not in known:
             raise InputError(unknown("runtime", runtime, known))
@@ -97,6 +95,30 @@ class Artifact:
         if "provider" not in inspect.signature(load).parameters:
             raise InputError(f"runtime '{wanted}' has no providers: it computes where it was made for")
         return load(self.folder, provider=provider)
+
+
+def _several(folder: str | Path, parts: Iterable[str]) -> str:
+    names = [f"'{Path(folder) / name}'" for name in parts]
+    return f"'{folder}' holds {len(names)} graphs, each an artifact: name one of {', '.join(names)}"
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of an artifact, be it of one graph or of several.
+
+    Raises:
+        InputError: if the folder holds no artifact.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise InputError(f"'{folder}' is not an artifact: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' is not readable as JSON: {error}") from error
+    kinds = ({"qcompile", "source", "sites", "runtimes"}, {"qcompile", "source", "parts"})
+    if not isinstance(manifest, dict) or not any(manifest.keys() >= keys for keys in kinds):
+        raise InputError(f"'{path}' is not the manifest of an artifact")
+    return manifest
 
 
 def is_artifact(path: str | Path) -> bool:

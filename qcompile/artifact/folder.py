@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qcompile.artifact.artifact import MANIFEST, REPORT, Artifact, is_artifact
+from qcompile.artifact.artifact import MANIFEST, REPORT, is_artifact, read_manifest
 from qcompile.errors import InputError
 
 __all__ = ["atomic_folder", "undone_on_failure"]
@@ -57,8 +57,8 @@ def _foreign(target: Path) -> str | None:
     """Why a folder must stay: it is no artifact, or holds files that no export wrote."""
     if not is_artifact(target):
         return f"it is no artifact, for it has no {MANIFEST}"
-    artifact = Artifact.open(target)
-    own = {MANIFEST, REPORT, *(name.rstrip("/") for name in artifact.manifest.get("files", ()))}
+    manifest = read_manifest(target)
+    own = {MANIFEST, REPORT, *manifest.get("along", ()), *(name.rstrip("/") for name in manifest.get("files", ()))}
     found = (path.relative_to(target) for path in target.rglob("*") if not path.is_dir())
     foreign = sorted(path for path in found if own.isdisjoint(map(Path.as_posix, (path, *path.parents))))
     return f"it holds '{foreign[0]}', which is no part of the artifact" if foreign else None

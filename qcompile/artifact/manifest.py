@@ -125,6 +125,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
         "bits_per_weight": number(bits_per_weight(facts.analysis, facts.plans, facts.lowered)),
         "files": _files(facts),
+        "along": [file.name for file in facts.source.along],
         "inputs": value_entries(input_values(facts.analysis.model)),
         "outputs": value_entries(facts.analysis.model.graph.outputs),
         "digests": digests(facts.folder, _files(facts)),
@@ -137,8 +138,12 @@ def _files(facts: Facts) -> list[str]:
 
 
 def _source(source: Source) -> dict[str, Any]:
-    cache = {} if source.cache is None else {"cache": source.cache}
-    return {"path": source.path, "sha256": source.sha256, **cache}
+    how = {"part": source.part} if source.part is not None else {"cache": source.cache}
+    return {
+        "path": source.path,
+        "sha256": source.sha256,
+        **{key: said for key, said in how.items() if said is not None},
+    }
 
 
 def _implementation(checked: Checked) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def export(
     device: Annotated[options.Device, typer.Option(help="Where torch computes.")] = options.Device.cpu,
     tvm_target: options.TvmTarget = None,
     cache: options.Cache = None,
+    part: options.Part = None,
     latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
     config: options.Config = None,
     overwrite: options.Overwrite = False,
@@ -88,7 +89,7 @@ def export(
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
             tvm_target=tvm_target, latency=latency and not quiet, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
-            preprocessing=preprocessing, overwrite=overwrite, progress=progress, cache=cache,
+            preprocessing=preprocessing, overwrite=overwrite, progress=progress, cache=cache, part=part,
         )  # fmt: skip
     from qcompile.cli.summaries import artifact_summary
     from qcompile.cli.tables import artifact_tables

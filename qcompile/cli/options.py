@@ -13,8 +13,8 @@ from qcompile.cli.recipe import use_recipe
 
 __all__ = [
     "Budget", "Cache", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats",
-    "Json", "Keep", "LogFile", "Method", "Model", "Overwrite", "Preprocessing", "Provider", "Quiet", "Seed", "Target",
-    "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
+    "Json", "Keep", "LogFile", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider", "Quiet", "Seed",
+    "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
 ]  # fmt: skip
 
 
@@ -104,6 +104,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODELS)]
 Cache = Annotated[
     bool | None,
     typer.Option("--cache/--no-cache", help="Whether the decoder of a folder takes its cache; where it can, else."),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(help="One graph of an encoder-decoder's folder: encoder, decoder, decoder_with_past; else all three."),
 ]
 Folder = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The folder that an export wrote.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]

@@ -38,6 +38,9 @@ _LONG = ("spaces", "sites", "declined", "online_transforms", "candidates", "file
 def artifact_summary(artifact: Artifact) -> dict[str, Any]:
     """The result of an export: its folder, and its manifest with numbers in place of long lists."""
     manifest = artifact.manifest
+    if artifact.parts:
+        parts = {name: artifact_summary(part) for name, part in artifact.parts.items()}
+        return {"artifact": str(artifact.folder), **manifest, "parts": parts}
     return {
         "artifact": str(artifact.folder),
         **{key: value for key, value in manifest.items() if key not in _LONG},

@@ -47,6 +47,8 @@ __all__ = [
 
 def artifact_tables(artifact: Artifact) -> list[Any]:
     """The result of an export: sizes, formats, errors, and the path of the report."""
+    if artifact.parts:
+        return [table for part in artifact.parts.values() for table in artifact_tables(part)]
     m = artifact.manifest
     report = ("report", str(artifact.folder / "report.html"))
     rows = [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), *_times(artifact), report]

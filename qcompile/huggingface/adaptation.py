@@ -83,7 +83,8 @@ def _cache_rebuilt(cache: Any, parts: Mapping[str, Any]) -> Any:
 
 def _pair_parts(pair: Any) -> dict[str, Any]:
     halves = {"decoder": pair.self_attention_cache, "encoder": pair.cross_attention_cache}
-    return {f"{i}.{half}": layer for half, cache in halves.items() for i, layer in enumerate(cache.layers)}
+    parts = {f"{i}.{half}": layer for half, cache in halves.items() for i, layer in enumerate(cache.layers)}
+    return dict(sorted(parts.items(), key=lambda part: int(part[0].partition(".")[0])))  # as optimum counts them
 
 
 def _pair_rebuilt(pair: Any, parts: Mapping[str, Any]) -> Any:

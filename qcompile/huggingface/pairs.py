@@ -1,4 +1,4 @@
-"""Steps of the decoder of an encoder-decoder, with the cache of what it has read and of what it has written."""
+"""An encoder-decoder in parts, with the cache of what it has read and of what it has written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from qcompile.errors import InputError
 from qcompile.ir.modules import Adapted, Call, Wrapper
 
-__all__ = ["step_of_pair"]
+__all__ = ["PARTS", "part_of_pair", "step_of_pair"]
+
+#: The graphs of an encoder-decoder: what reads, what begins to write, and what goes on.
+PARTS = ("encoder", "decoder", "decoder_with_past")
 
 _BATCH, _PAST, _READ = "batch_size", "past_sequence_length", "encoder_sequence_length"
 
@@ -20,6 +23,54 @@ _INPUTS = {
     "decoder_input_ids": "input_ids", "attention_mask": "encoder_attention_mask",
     "encoder_outputs.last_hidden_state": "encoder_hidden_states",
 }  # fmt: skip
+
+
+def part_of_pair(module: Any, given: Mapping[str, Any], part: str) -> tuple[Any, dict[str, Any], bool]:
+    """A module that is one of ``PARTS``, an example of its inputs, and whether it is captured with its cache.
+
+    Args:
+        module: an encoder-decoder of transformers.
+        given: the arguments of an example, by name.
+        part: which one.
+    """
+    if part == "decoder_with_past":
+        return module, dict(given), True
+    taken = _read_by(module.get_encoder(), given)
+    if part == "encoder":
+        return _PairEncoder(module), taken, False
+    with torch.no_grad():
+        read = module.get_encoder()(**taken)
+    example = {"input_ids": given["decoder_input_ids"], "encoder_hidden_states": read.last_hidden_state}
+    if "attention_mask" in given:
+        example["encoder_attention_mask"] = given["attention_mask"]
+    return _PairBegin(module), example, False
+
+
+def _read_by(encoder: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    takes = inspect.signature(encoder.forward).parameters
+    return {name: value for name, value in given.items() if name in takes and name != "use_cache"}
+
+
+class _PairEncoder(Wrapper):
+    """The encoder, whose weights keep the names that they have in the whole."""
+
+    def forward(self, **given: Any) -> dict[str, Any]:
+        """The states that the decoder reads."""
+        pair: Any = self.module
+        return {"last_hidden_state": pair.get_encoder()(**given).last_hidden_state}
+
+
+class _PairBegin(Wrapper):
+    """The decoder at the beginning of a text, under the names that optimum has for its inputs."""
+
+    def forward(self, **given: Any) -> dict[str, Any]:
+        """The logits of the decoder and its cache."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        read = BaseModelOutput(last_hidden_state=given["encoder_hidden_states"])
+        masked = {"attention_mask": mask} if (mask := given.get("encoder_attention_mask")) is not None else {}
+        result = self.module(decoder_input_ids=given["input_ids"], encoder_outputs=read, use_cache=True, **masked)
+        return {name: value for name, value in result.items() if name != "encoder_last_hidden_state"}
 
 
 def step_of_pair(
@@ -42,8 +93,7 @@ def step_of_pair(
         count = "none" if tokens is None else str(tokens.shape[1])
         raise InputError(f"cache=True needs an example of at least 4 decoder_input_ids, not {count}")
     encoder, past = module.get_encoder(), tokens.shape[1] // 2
-    takes = inspect.signature(encoder.forward).parameters
-    read = encoder(**{name: value for name, value in given.items() if name in takes and name != "use_cache"})
+    read = encoder(**_read_by(encoder, given))
     masked = {name: value for name, value in given.items() if name == "attention_mask"}
     shared = {"encoder_outputs": read, **masked, "use_cache": True}
     filled = module(decoder_input_ids=tokens[:, :past], **shared)
@@ -68,7 +118,7 @@ class _PairStep(Wrapper):
         self._argument = argument
 
     def forward(self, **given: Any) -> dict[str, Any]:
-        """The logits of the decoder and its cache."""
+        """The logits of the decoder, and the cache of what it has written: the other half stays as it was."""
         tokens, cache = given["decoder_input_ids"], given[self._argument]
         read = given["encoder_outputs"].last_hidden_state
         for half in (cache.self_attention_cache, cache.cross_attention_cache):
@@ -79,4 +129,5 @@ class _PairStep(Wrapper):
         torch._check(read.shape[0] == tokens.shape[0])
         torch._check(read.shape[1] == cache.cross_attention_cache.layers[0].keys.shape[2])
         result = self.module(**given)
-        return {name: value for name, value in result.items() if name != "encoder_last_hidden_state"}
+        written = result[self._argument].self_attention_cache.layers
+        return {"logits": result["logits"], self._argument: {f"{i}.decoder": layer for i, layer in enumerate(written)}}

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from safetensors import SafetensorError
 
-from qcompile.errors import InputError, MissingExtraError, reason_of
+from qcompile.errors import InputError, MissingExtraError, reason_of, unknown
+from qcompile.huggingface.pairs import PARTS, part_of_pair
+from qcompile.ir.modules import adapted, call_of, named_inputs
 
-__all__ = ["Loaded", "load_folder"]
+__all__ = ["Batches", "Loaded", "along", "load_folder", "part_batches", "parts_of"]
+
+#: By part of a model, batches of its inputs by name.
+Batches = dict[str, list[dict[str, np.ndarray]]]
 
 #: Files that go along with a model by the ends of their names: tokenizers, configurations, templates of prompts.
 ALONG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -45,35 +52,95 @@ class Loaded:
     along: tuple[Path, ...]
 
 
-def load_folder(folder: Path, cache: bool | None = None) -> Loaded:
-    """Load the model of a folder.
+def load_folder(folder: Path, cache: bool | None = None, part: str | None = None) -> Loaded:
+    """Load the model of a folder, or one graph of it.
 
     Args:
         folder: it has ``config.json`` and weights as safetensors.
         cache: whether it is to take its cache and return it; by default where it generates text from one.
+        part: one of ``parts_of(folder)``; nothing goes along with a part.
 
     Raises:
         InputError: if something is missing from the folder, or its model needs inputs that are not known.
         MissingExtraError: if transformers is not installed.
     """
-    config = _config(folder)
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(f"'{folder}', a folder of Hugging Face,", "hf") from error
-    kind = _class(folder, config)
+    if part is not None:
+        _check_part(folder, part, cache)
+    module = _module(folder)
+    example = _example(module, folder)
+    if part is not None:
+        return Loaded(*part_of_pair(module, example, part), ())
+    stepping = module.can_generate() and not module.config.is_encoder_decoder
+    cached = stepping and not getattr(module, "_is_stateful", False) if cache is None else cache
+    return Loaded(module, example, cached, along(folder))
+
+
+def _module(folder: Path) -> Any:
+    """The model of a folder, in float32."""
+    kind = _class(folder, _config(folder))
+    import transformers
+
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        module = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        return kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"transformers cannot load '{folder}': {reason_of(error)}") from error
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
-    stepping = module.can_generate() and not module.config.is_encoder_decoder
-    cached = stepping and not getattr(module, "_is_stateful", False) if cache is None else cache
-    return Loaded(module, _example(module, folder), cached, tuple(_along(folder)))
+
+
+def parts_of(folder: Path) -> tuple[str, ...]:
+    """The graphs of a folder's model where it is an encoder-decoder that writes token by token; else nothing.
+
+    Raises: as ``load_folder`` does; no weights are read.
+    """
+    config = _config(folder)
+    kind = _class(folder, config)
+    writes = kind.can_generate() and "decoder_input_ids" in inspect.signature(kind.forward).parameters
+    return PARTS if writes and config.get("is_encoder_decoder") is True else ()
+
+
+def part_batches(folder: Path, read: Callable[[ir.Model], Iterable[Mapping[str, np.ndarray]]]) -> Batches:
+    """Data for each part of an encoder-decoder: what it is given when the model reads data for the whole.
+
+    Args:
+        folder: of the model.
+        read: gives the data, for a graph of which there are inputs alone.
+
+    Raises:
+        InputError: if the data is not for the model's inputs, or too short to begin a text and go on.
+    """
+    module = _module(folder)
+    made: Batches = {part: [] for part in PARTS}
+    for batch in read(_takes(_example(module, folder))):
+        given = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
+        for part in PARTS:
+            one, example, cache = part_of_pair(module, given, part)
+            with adapted(one, call_of(one, example), cache) as found:
+                made[part].append({name: tensor.numpy() for name, tensor in named_inputs(found).items()})
+    return made
+
+
+def _takes(example: Mapping[str, torch.Tensor]) -> ir.Model:
+    """A graph with the inputs of a module and nothing else; batch and length are open."""
+    inputs = []
+    for name, tensor in example.items():
+        length = [f"{name}_length"] if tensor.ndim == 2 else tensor.shape[1:]
+        dtype = ir.DataType.from_numpy(tensor.numpy().dtype)
+        inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(["batch", *length])))
+    return ir.Model(ir.Graph(inputs, [], nodes=[]), ir_version=10)
+
+
+def _check_part(folder: Path, part: str, cache: bool | None) -> None:
+    parts = parts_of(folder)
+    if not parts:
+        raise InputError(f"'{folder}' holds no encoder-decoder that writes token by token, so it has no part '{part}'")
+    if part not in parts:
+        raise InputError(unknown("part", part, parts))
+    if cache is False:
+        raise InputError(f"part '{part}' is a graph for writing with a cache: leave out --no-cache, or the part")
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -96,8 +163,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _class(folder: Path, config: dict[str, Any]) -> Any:
     """The class of a folder's model."""
-    import transformers
-
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(f"'{folder}', a folder of Hugging Face,", "hf") from error
     name = config["architectures"][0]
     kind = getattr(transformers, name, None)
     if kind is None:
@@ -107,10 +176,10 @@ def _class(folder: Path, config: dict[str, Any]) -> Any:
     return kind
 
 
-def _along(folder: Path) -> Iterator[Path]:
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name.endswith(ALONG) and not file.name.endswith(OWN):
-            yield file
+def along(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that go along with its model."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return tuple(file for file in files if file.name.endswith(ALONG) and not file.name.endswith(OWN))
 
 
 # -- example inputs ----------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class Source:
         check: says whether no weight holds infinity, or raises InputError where one holds NaN; beside, too.
         declined: what of a module was left out, and why.
         cache: whether a decoder was captured with its cache; ``None`` where that was not a question.
+        part: which graph of an encoder-decoder it is; ``None`` where it is the whole.
         along: files that an artifact has to take along.
     """
 
@@ -57,6 +58,7 @@ class Source:
     widened: bool
     declined: tuple[Declined, ...] = ()
     cache: bool | None = None
+    part: str | None = None
     along: tuple[Path, ...] = ()
 
     @property
@@ -82,6 +84,7 @@ def capture(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     cache: bool | None = None,
+    part: str | None = None,
 ) -> Source:
     """Capture a model and check that it can be worked with.
 
@@ -96,6 +99,7 @@ def capture(
         output_names: names of its outputs; the keys and attributes of the result without.
         cache: whether a decoder takes its cache, ``past_key_values.N.key``, and returns it, ``present.N.key``; by
             default those of folders do.
+        part: of a folder with an encoder-decoder, one graph: ``encoder``, ``decoder`` or ``decoder_with_past``.
 
     Raises:
         InputError: if the file is missing, truncated, of an unknown kind, lacks external data, or holds NaN, or if a
@@ -103,7 +107,7 @@ def capture(
     """
     source = begin_capture(
         model, example_inputs, dynamic_shapes=dynamic_shapes, input_names=input_names, output_names=output_names,
-        cache=cache,
+        cache=cache, part=part,
     )  # fmt: skip
     source.check()
     return source
@@ -111,9 +115,11 @@ def capture(
 
 def begin_capture(
     model: Any, example_inputs: Any = (), *, dynamic_shapes: Any = None, input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None, cache: bool | None = None,
+    output_names: Sequence[str] | None = None, cache: bool | None = None, part: str | None = None,
 ) -> Source:  # fmt: skip
     """``capture`` whose weights may still be looked at when it returns: ``Source.check`` waits for that."""
+    if part is not None and not (isinstance(model, str | Path) and Path(model).is_dir()):
+        raise InputError(f"part '{part}' is one of a folder of Hugging Face, and the model is none")
     if isinstance(model, Source):
         return model
     if isinstance(model, ir.Model):
@@ -121,7 +127,7 @@ def begin_capture(
     if isinstance(model, str | Path):
         path = Path(model)
         if path.is_dir():
-            return _from_folder(path, dynamic_shapes, input_names, output_names, cache)
+            return _from_folder(path, dynamic_shapes, input_names, output_names, cache, part)
         if not path.is_file():
             raise InputError(f"there is no file '{path}'")
         if path.suffix == ".pt2":
@@ -230,12 +236,12 @@ def _digest(files: Sequence[Path]) -> str:
 
 def _from_folder(
     folder: Path, dynamic_shapes: Any, input_names: Sequence[str] | None, output_names: Sequence[str] | None,
-    cache: bool | None,
+    cache: bool | None, part: str | None,
 ) -> Source:  # fmt: skip
-    loaded = importlib.import_module(FOLDERS).load_folder(folder, cache)
+    loaded = importlib.import_module(FOLDERS).load_folder(folder, cache, part)
     names = dynamic_shapes, input_names, output_names
     source = _from_module(loaded.module, loaded.example_inputs, *names, loaded.cache)
-    return replace(source, path=str(folder), along=loaded.along)
+    return replace(source, path=str(folder), part=part, along=loaded.along)
 
 
 def _from_module(

@@ -18,7 +18,10 @@ from qcompile.ir.trees import leaves, mapped
 if TYPE_CHECKING:
     from qcompile.notes import Declined
 
-__all__ = ["Adapted", "Call", "Flat", "FlatCall", "Wrapper", "adapted", "call_of", "exported", "flat_call", "works"]
+__all__ = [
+    "Adapted", "Call", "Flat", "FlatCall", "Wrapper", "adapted", "call_of", "exported", "flat_call", "named_inputs",
+    "works",
+]  # fmt: skip
 
 #: Libraries some of whose modules need help to be captured, and the module that gives it; it is imported when a module
 #: of the library is captured. Its ``adapt(module, call, cache)`` is a context manager that yields an ``Adapted``.
@@ -165,8 +168,7 @@ def flat_call(found: Adapted) -> FlatCall:
         InputError: if the module does not take its example, or returns no tensor.
     """
     module, call = found.module, found.call
-    parts = leaves(_named(module, call))  # copied, since torch takes it for a property of an input that it is a view
-    named = {_renamed(name, found.inputs): tensor.detach().clone().contiguous() for name, tensor in parts}
+    named = named_inputs(found)
     if not named:
         raise InputError(f"the example inputs of {type(module).__name__} hold no tensor")
     flat = Flat(module, call).eval()
@@ -180,6 +182,12 @@ def flat_call(found: Adapted) -> FlatCall:
         if works(flat, tuple(twice.values())) is not None:
             return replace(result, inputs=twice)
     return result
+
+
+def named_inputs(found: Adapted) -> dict[str, torch.Tensor]:
+    """The tensors of a module's example, by the names of the graph's inputs."""
+    parts = leaves(_named(found.module, found.call))  # copied: torch takes it for a property of an input to be a view
+    return {_renamed(name, found.inputs): tensor.detach().clone().contiguous() for name, tensor in parts}
 
 
 def _renamed(path: str, names: Mapping[str, str]) -> str:
