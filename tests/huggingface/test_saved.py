@@ -12,6 +12,7 @@ from commands import done, refused
 from pretrained import make
 
 import qcompile as qc
+from qcompile.artifact.folder import atomic_folder
 from qcompile.ir.capture import capture
 from qcompile.run.session import Session
 
@@ -39,9 +40,13 @@ def test_a_decoder_comes_with_its_cache_and_all_that_goes_along(saved: Path, tmp
     assert (tmp_path / "out" / "config.json").read_text() == (saved / "config.json").read_text()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["source"]["path"] == str(saved)
+    assert manifest["along"] == ["config.json", "generation_config.json", "merges.txt", "tokenizer_config.json"]
     graph = capture(tmp_path / "out" / "model.onnx").model.graph
     assert "past_key_values.0.value" in [value.name for value in graph.inputs]
     assert [value.name for value in graph.outputs][:3] == ["logits", "present.0.key", "present.0.value"]
+    with atomic_folder(tmp_path / "out", overwrite=True) as folder:  # what went along is its own
+        (folder / "new").write_text("")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
 
 
 @pytest.mark.slow
