@@ -79,7 +79,7 @@ def append_transform(
         dtype: of the constants, but of those that are indices.
         name: of the node and of its result.
     """
-    padded = any(m.ndim == 3 or inner > 1 for _, inner, m in structure.steps) and _may_be_empty(model, value)
+    padded = any(m.ndim == 3 or inner > 1 for _, inner, m in structure.steps) and _may_be_empty(value)
     settings = (
         " <allowzero = 1>" if opset(model) >= ALLOWZERO else ""
     )  # a 0 in the shape is a size, not an axis to keep
@@ -148,7 +148,7 @@ def _size(step: Step) -> int:
 
 
 def _with_a_row(size: int) -> tuple[list[str], list[str]]:
-    """The same around a row of zeros more: onnxruntime's batched product of nothing ends the process."""
+    """The same around a row of zeros more: onnxruntime refuses batched products of nothing, or ends the process."""
     start = [f"flat = Constant <value = int64[2] {{-1, {size}}}> ()", "rows = Reshape(x, flat)",
              "more = Constant <value = int64[4] {0, 0, 1, 0}> ()", "v0 = Pad(rows, more)"]  # fmt: skip
     end = ["zero = Constant <value = int64[1] {0}> ()", "end = Constant <value = int64[1] {-1}> ()",
@@ -178,22 +178,6 @@ def _step(i: int, step: Step) -> list[str]:
     return [view, f"w{i} = Reshape(v{i}, r{i})", *lines]
 
 
-#: Operators whose result has as many rows as the data asks for: perhaps none.
-_UNCOUNTED = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
-
-
-def _may_be_empty(model: ir.Model, value: ir.Value) -> bool:
-    """Whether a value may have no row though the inputs have some, as that of an expert which no token chose."""
-    named = {str(dim.value) for given in model.graph.inputs for dim in given.shape or () if not isinstance(dim, int)}
-    if value.shape is not None and all(isinstance(dim, int) or str(dim.value) in named for dim in value.shape):
-        return False
-    seen, queue = set(), [value]
-    while queue:
-        node = queue.pop().producer()
-        if node is None or node in seen:
-            continue
-        if node.op_type in _UNCOUNTED:
-            return True
-        seen.add(node)
-        queue.extend(read for read in node.inputs if read is not None)
-    return False
+def _may_be_empty(value: ir.Value) -> bool:
+    """Whether a value may have no row: with a batch of none, a past of none, or an expert that no token chose."""
+    return value.shape is None or any(not isinstance(dim, int) or dim == 0 for dim in value.shape)

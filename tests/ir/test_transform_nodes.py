@@ -61,7 +61,8 @@ TRANSFORMS: dict[str, Transform] = {
     "chain": Compose((Diagonal(draw(SIZE)), Permutation(torch.randperm(SIZE, generator=RNG)), Hadamard(SIZE, 0))),
 }
 
-FEW = "g (float[2,3,{size}] x) => (float[2,3,{size}] y) {{ h = Relu(x)\n y = Relu(h) }}"
+FEW = "g (float[2,3,{size}] x) => (float[2,3,{size}] y) <float[2,3,{size}] h> {{ h = Relu(x)\n y = Relu(h) }}"
+BATCH = "g (float[n,3,{size}] x) => (float[n,3,{size}] y) <float[n,3,{size}] h> {{ h = Relu(x)\n y = Relu(h) }}"
 NONE = "g (float[n,{size}] x, bool[n] mine) => (float[k,{size}] y) {{ h = Compress<axis=0>(x, mine)\n y = Relu(h) }}"
 
 
@@ -133,6 +134,16 @@ def test_every_runtime_applies_it_to_rows_that_the_data_chooses(
     assert got.shape == want.shape
     limit = 1e-6 * np.abs(transform.matrix().numpy()).sum(1).max() * float(x.max())
     assert np.abs(got - want).max(initial=0) <= limit
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["blocks", "kronecker", "kronecker of blocks", "stack", "hadamard, two factors"])
+def test_every_runtime_applies_it_to_a_batch_of_none(name: str, runtime: str, parse: Callable) -> None:
+    transform = TRANSFORMS[name]
+    proto = ir.to_proto(written(parse(BATCH.format(size=transform.size)), structure_of(transform)))
+    for batch in (0, 1):
+        (got,) = RUNTIMES[runtime](proto, {"x": np.ones((batch, 3, transform.size), np.float32)})
+        assert got.shape == (batch, 3, transform.size)
 
 
 def test_nothing_but_attributes_and_constants_says_what_a_transform_is(parse: Callable) -> None:
