@@ -61,9 +61,9 @@ def curvatures(
     names = {name for place in places for name in (place.x, place.y)}
     outputs = sorted(logits) or [name_of(value) for value in model.graph.outputs if value.dtype in _FLOATS]
     engine = Executor(model, outputs=outputs, hooked=names, device=device)
-    if engine.foreign or not outputs:
-        return {}
     places = [place for place in places if {place.x, place.y} <= engine.hooked]
+    if engine.foreign or not outputs or not places:
+        return {}
     chosen, rng = _spread(data.batches, batches), np.random.default_rng(seed)
     for done, batch in enumerate(chosen):
         _collect(engine, places, batch, bool(logits), rng, len(chosen))
@@ -90,7 +90,7 @@ def measure_curvatures(
     for site in rest if found else ():
         decline(site.name, "measuring by gradients what its errors cost", "gradients do not reach it: noise does")
     if not found:
-        decline("*", "measuring by gradients what errors cost", "the engine cannot run the graph whole: noise does")
+        decline("*", "measuring by gradients what errors cost", "the engine follows them to no site: noise does")
     noise = sensitivities(model, rest, data, seed=seed, progress=progress)
     for site in rest:
         own = None if site.input is None else statistics.get(name_of(site.input))
