@@ -23,7 +23,7 @@ from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
-from qcompile.statistics.calibration import Statistics, collect
+from qcompile.statistics.calibration import FINE_ROWS, MAX_ROWS, Statistics, collect
 from qcompile.statistics.sensitivity import EVEN, Curvature
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
@@ -148,7 +148,9 @@ def _statistics(
     routes = {group.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
     wush = "wush" in (options.transforms, *options.transform_for.values())
     moments = wush or not data.random  # what random inputs teach is good for nothing else
-    found = collect(model, seen, data, routes=routes, moments=moments, progress=progress)
+    formats = (fmt for scheme in schemes for fmt in (scheme.weight, scheme.activation) if fmt is not None)
+    rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
+    found = collect(model, seen, data, routes=routes, max_rows=rows, moments=moments, progress=progress)
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"
         if group.nested and group.name not in visible(model, [group.name]):

@@ -111,8 +111,8 @@ class Quantize:
         walk = None
         if self.method == "gptq" and self.data is not None and known:
             count = max(found.batches for found in self.statistics.values())
-            walk = Walk(state.model, known, self.tables, self.data.batches[:count], self.data.held_out,
-                        self.device)  # fmt: skip
+            learned = self.data.thinned(max(found.sequences for found in self.statistics.values())).batches[:count]
+            walk = Walk(state.model, known, self.tables, learned, self.data.held_out, self.device)
         done = set()
         try:
             if walk is not None:

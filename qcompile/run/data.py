@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -55,12 +56,14 @@ class Data:
         random: whether they were drawn at random because no data was given.
         option: the option of the command that gives data, for messages.
         held_out: sequences that nothing is fitted on, one each; empty where there are too few to judge by.
+        sizes: sequences of each batch, where some are held out.
     """
 
     batches: tuple[Mapping[str, np.ndarray], ...]
     random: bool
     option: str = "--calibration"
     held_out: tuple[Mapping[str, np.ndarray], ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def about(self) -> str:
@@ -77,11 +80,20 @@ class Data:
     @property
     def unlearned(self) -> Data:
         """Some of what nothing is fitted on: sequences that were held out, or the first batch where none was."""
-        return replace(self, batches=self.held_out[:_FEW] or self.batches[:1])
+        return replace(self, batches=self.held_out[:_FEW] or self.batches[:1], sizes=())
 
     def first(self, count: int) -> Data:
         """The same with the first batches alone."""
-        return replace(self, batches=self.batches[:count])
+        return replace(self, batches=self.batches[:count], sizes=self.sizes[:count])
+
+    def thinned(self, sequences: int) -> Data:
+        """The same with so many sequences to learn from, of all batches alike; all that there are for 0 or for more."""
+        if not 0 < sequences < sum(self.sizes):
+            return self
+        most = next(n for n in itertools.count(1) if sum(min(n, size) for size in self.sizes) >= sequences)
+        pairs = zip(self.batches, self.sizes, strict=True)
+        picked = tuple(_picked(batch, size, range(min(most, size))) for batch, size in pairs)
+        return replace(self, batches=picked, sizes=tuple(min(most, size) for size in self.sizes))
 
 
 def load_data(
@@ -126,12 +138,15 @@ def hold_out(data: Data, model: ir.Model) -> Data:
     count = max(2, min(total // 4, max(_FEW, total // 12), _MOST))
     chosen = np.zeros(total, bool)
     chosen[np.linspace(0, total - 1, count + 2).round().astype(int)[1:-1]] = True
+    sizes_learned: list[int] = []
     held_out, learned, step = [], [], max(1, (total - count) // _PARTS)
     for batch, own in zip(data.batches, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True):
-        held_out += [_picked(batch, own, [i]) for i in np.flatnonzero(own).tolist()]
+        held_out += [_picked(batch, len(own), [i]) for i in np.flatnonzero(own).tolist()]
         rest = np.flatnonzero(~own).tolist()
-        learned += [_picked(batch, own, rest[i : i + step]) for i in range(0, len(rest), step)]
-    return replace(data, batches=tuple(learned), held_out=tuple(held_out))
+        parts = [rest[i : i + step] for i in range(0, len(rest), step)]
+        learned += [_picked(batch, len(own), part) for part in parts]
+        sizes_learned += map(len, parts)
+    return replace(data, batches=tuple(learned), held_out=tuple(held_out), sizes=tuple(sizes_learned))
 
 
 def _entries(batch: Mapping[str, np.ndarray], model: ir.Model) -> int:
@@ -147,8 +162,9 @@ def _entries(batch: Mapping[str, np.ndarray], model: ir.Model) -> int:
     return max(1, sizes.pop()) if len(sizes) == 1 and len(names) <= 1 else 1
 
 
-def _picked(batch: Mapping[str, np.ndarray], of: np.ndarray, entries: Sequence[int]) -> Mapping[str, np.ndarray]:
-    if len(entries) == len(of):
+def _picked(batch: Mapping[str, np.ndarray], of: int, entries: Sequence[int]) -> Mapping[str, np.ndarray]:
+    """Some of so many entries."""
+    if len(entries) == of:
         return batch
     return {name: array[entries] if array.ndim else array for name, array in batch.items()}
 

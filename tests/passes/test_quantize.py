@@ -178,6 +178,24 @@ def test_the_second_moment_has_not_seen_what_is_held_out(parse, batch):
     np.testing.assert_allclose(found.second_moment, seen.T @ seen / len(seen), rtol=1e-5)
 
 
+def test_more_rows_than_are_learned_from_are_taken_from_all_batches(parse):
+    """As many of each as suffice, by the rows of sequences held out; an input that sees one row each waits for none."""
+    graph = parse("""g (float[n,s,64] x) => (float[n,s,8] y, float[n,8] p) <float[64,8] w, int64[1] one = {1}> {
+        a = Abs(x)
+        b = Neg(x)
+        y = MatMul(a, w)
+        first = ReduceMax<keepdims=0>(a, one)
+        p = MatMul(first, w) }""")
+    x = np.random.default_rng(1).standard_normal((80, 5, 64)).astype(np.float32)
+    data = hold_out(Data(tuple({"x": part} for part in x.reshape(4, 20, 5, 64)), random=False), graph)
+    found = collect(graph, {"a": -1, "b": -1, "first": -1}, data, max_rows=160)
+    assert (found["a"].rows, found["first"].rows) == (160, 32)
+    taken = np.concatenate([batch["x"] for batch in data.thinned(found["a"].sequences).batches]).reshape(-1, 64)
+    moment = np.abs(taken.astype(np.float64)).T @ np.abs(taken) / len(taken)
+    np.testing.assert_allclose(found["a"].second_moment, moment, rtol=1e-5)
+    assert collect(graph, {"a": -1}, data, max_rows=10**6)["a"].rows == sum(data.sizes) * 5
+
+
 EXPERTS = """g (float[n,32] x, int64[n,2] i) => (float[n,2,48] y) <float[4,32,48] w> {
     a = Abs(x)
     k = Gather<axis=0>(w, i)

@@ -151,6 +151,17 @@ def test_sequences_are_held_out_as_a_whole(parse, count, held_out):
         assert np.diff([0, *np.array(kept) // 5, count - 1]).max() <= 2 * count // held_out  # spread over all
 
 
+@pytest.mark.parametrize(
+    ("wanted", "left"), [(0, [7, 7, 2]), (1, [1, 1, 1]), (8, [3, 3, 2]), (16, [7, 7, 2]), (99, [7, 7, 2])]
+)
+def test_fewer_sequences_are_taken_from_all_batches(wanted, left):
+    batches = tuple({"x": np.arange(size) + 10 * i, "scale": np.float32(2)} for i, size in enumerate((7, 7, 2)))
+    thinned = Data(batches, random=False, sizes=(7, 7, 2)).thinned(wanted)
+    assert [len(batch["x"]) for batch in thinned.batches] == list(thinned.sizes) == left
+    assert [int(batch["x"][0]) for batch in thinned.batches] == [0, 10, 20]
+    assert all(batch["scale"] == 2 for batch in thinned.batches)
+
+
 def test_what_cannot_be_cut_is_a_sequence_as_it_is(parse):
     model = parse("g (float[2,l] x, float[l,2] z) => (float[2,2] y) { y = MatMul(x, z) }")
     batches = tuple({"x": np.full((2, 3), n, np.float32), "z": np.ones((3, 2), np.float32)} for n in range(9))
