@@ -81,20 +81,19 @@ class InputMoments:
     def _factor(self) -> Factor:
         return factorize(self.moment, max(LEAST_DAMPING, self._shrinkage / (1 - self._shrinkage)))
 
-    @cached_property
-    def _shift(self) -> torch.Tensor | None:
-        """``[size, size]`` that moves a weight: ``W + W S``."""
+    def _goal(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight ``[out, in]`` that is moved towards what makes ``x`` of ``x̂``."""
         if self.cross is None:
-            return None
+            return weight
         upper, order = self._factor.upper, self._factor.order
-        shift = torch.empty_like(upper)
-        shift[:, order] = SHIFT * (self.cross - self.moment)[:, order].float() @ upper.T @ upper
-        return shift
+        moved = weight.clone()
+        missed = SHIFT * (self.cross - self.moment)[:, order].float()
+        moved[:, order] += torch.linalg.multi_dot([weight, missed, upper.T, upper])  # in the order of least work
+        return moved
 
     def learn(self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None) -> GPTQResult:
         """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given."""
-        goal = weight if self._shift is None else weight + weight @ self._shift
-        return gptq(goal, self._factor, fmt, scales="search", tensor_scale=tensor_scale)
+        return gptq(self._goal(weight), self._factor, fmt, scales="search", tensor_scale=tensor_scale)
 
     def errors(self, weight: torch.Tensor, rounded: Quantized) -> np.ndarray:
         """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` of each sequence that was held out, relative to all of them: ``[sequences]``."""

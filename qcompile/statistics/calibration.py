@@ -34,8 +34,8 @@ __all__ = ["FINE_ROWS", "MAX_ROWS", "Routed", "Statistics", "collect", "rows_of_
 #: diverges 6 % more in NVFP4.
 MAX_ROWS = 32768
 
-#: The same where all formats have 8 bits or more, whose steps leave little to learn: the shipped language model errs 4 %
-#: more in INT8 than with six times the rows (0.0058, 0.0055), in half the processor time; a larger one in a third.
+#: The same where all formats have 8 bits or more, whose steps leave little to learn: the shipped language model errs
+#: 4 % more in INT8 than with six times the rows (0.0058, 0.0055), in half the processor time; a larger one in a third.
 FINE_ROWS = 4096
 
 #: Rows of each site input that are kept.
