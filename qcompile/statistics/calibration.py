@@ -127,7 +127,7 @@ def collect(
     indices = [route.indices for value in routes.values() for route in value if route.indices is not None]
     given = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
     taps = [*(name for name in names if name not in places), *(name for name in indices if name not in given)]
-    session = Session(model, list(dict.fromkeys(taps)))
+    session = Session(model, list(dict.fromkeys(taps)), optimize=not data.random)  # a few rows: loading counts
     fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
     expected = float("inf") if data.random else len(data.batches)  # random rows teach little: one a batch is enough
     found = {name: _Collected(max_rows, expected, moments) for name in names}
