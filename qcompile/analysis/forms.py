@@ -230,7 +230,7 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
     else:
         weight = np.moveaxis(read(tensor), axis, -1)
     weight = weight.reshape(-1, weight.shape[-1])
-    if isinstance(tensor, Derived) and weight.dtype == np.float32:  # which may be written, so that torch takes it
+    if isinstance(tensor, Derived) and weight.dtype == np.float32 and weight.flags.writeable:  # torch takes no other
         return torch.from_numpy(weight)
     copied = np.array(weight, np.float32)
     del weight

@@ -296,10 +296,6 @@ class Analysis:
                     spaces[leaf.node].writers.append(site)
         return list(spaces.values())
 
-    def space_of(self, node: AxisNode) -> Space | None:
-        """The space of a leaf node."""
-        return next((space for space in self.spaces if space.node is node), None)
-
     def expression(self, ref: Ref | None) -> str | None:
         """An axis in words: ``s3``, ``s4*s5`` for a product, ``s6+s7`` for segments, ``1`` for no space."""
         if ref is None:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from qcompile.analysis.forms import Linear, Lookup, Stack, read_site, weight_matrix
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
+from qcompile.ir.graph import is_float
 from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.run.executor import Executor, Hook
@@ -45,8 +46,8 @@ FELT_ROWS = 256
 
 
 def curvatures(
-    model: ir.Model, sites: Sequence[Site], data: Data, logits: set[str], *, batches: int = BATCHES, seed: int = 0,
-    device: str = "cpu", progress: Progress | None = None,
+    model: ir.Model, sites: Sequence[Site], data: Data, logits: set[str], *, seed: int = 0, device: str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site that gradients reach, by its name.
 
@@ -55,16 +56,16 @@ def curvatures(
 
     Args:
         logits: names of the outputs that are scores over one vocabulary; without any, of all outputs.
-        batches: how many of the data, evenly spread, are used: fewer where they hold more than ``TOKENS`` tokens.
+        data: of whose batches ``BATCHES`` are used, evenly spread; fewer where they hold more than ``TOKENS`` tokens.
     """
     places = [place for place in map(_place, sites) if place is not None]
     names = {name for place in places for name in (place.x, place.y)}
-    outputs = sorted(logits) or [name_of(value) for value in model.graph.outputs if value.dtype in _FLOATS]
+    outputs = sorted(logits) or [name_of(value) for value in model.graph.outputs if is_float(value)]
     engine = Executor(model, outputs=outputs, hooked=names, device=device)
     places = [place for place in places if {place.x, place.y} <= engine.hooked]
     if engine.foreign or not outputs or not places:
         return {}
-    chosen, rng = _spread(data.batches, batches), np.random.default_rng(seed)
+    chosen, rng = _spread(data.batches), np.random.default_rng(seed)
     for done, batch in enumerate(chosen):
         _collect(engine, places, batch, bool(logits), rng, len(chosen))
         if progress is not None:
@@ -108,13 +109,10 @@ def _unit(site: Site, own: Statistics) -> float:
     return float(weight.square().sum()) * float(x.square().sum()) / weight.shape[1] / max(energy, 1e-30)
 
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-
-
-def _spread(batches: Sequence[Mapping[str, np.ndarray]], most: int) -> list[Mapping[str, np.ndarray]]:
+def _spread(batches: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
     """Batches spread evenly over the data, which may be sorted."""
     tokens = max((a.size for a in batches[0].values() if np.issubdtype(a.dtype, np.integer)), default=1)
-    count = min(len(batches), most, max(1, TOKENS // max(tokens, 1)))
+    count = min(len(batches), BATCHES, max(1, TOKENS // max(tokens, 1)))
     return [batches[i] for i in np.linspace(0, len(batches) - 1, count).astype(int)]
 
 
@@ -249,6 +247,8 @@ def _collect(
         place.see(seen[place.x], units)
     for draw in range(DRAWS):
         score = _score(outputs, logits, rng)
+        if not score.requires_grad:  # the outputs depend on no site: nothing that errors change is measured
+            return
         grads = torch.autograd.grad(score, list(nudges.values()), retain_graph=draw + 1 < DRAWS, allow_unused=True)
         found = dict(zip(nudges, grads, strict=True))
         for place in places:

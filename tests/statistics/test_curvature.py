@@ -142,3 +142,12 @@ def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
             measured = trial.divergences({site.name: scheme}, {group.name: transform}).mean()
             felt = site_loss(probe(site, statistics[group.name], found[site.name]), scheme, transform)
             assert felt == pytest.approx(measured, rel=0.35)
+
+
+def test_of_outputs_that_depend_on_no_site() -> None:
+    rng = np.random.default_rng(8)
+    body = "[one] h = MatMul(x, a) i = ArgMax<axis=-1>(h) y = Tanh(x)"
+    ends = "(float[N,6] x) => (float[N,6] y, int64[N,1] i)"
+    analysis = analyzed(body, {"a": rng.standard_normal((6, 6))}, ends)
+    found = measured(analysis, [{"x": rng.standard_normal((4, 6), np.float32)}], set())
+    assert found["one"] == Curvature(0, 0, 0)

@@ -38,7 +38,7 @@ __all__ = ["lower"]
 
 MODULE, WEIGHTS, LAYOUT = "model.py", "weights.safetensors", "layout.json"
 
-#: Folders of the artifact, and what is copied into them.
+#: Folders of the artifact, and what is copied into them; the first brings the package's own file.
 _COPIED = {
     "kernels": [Path(__file__).parent / "kernels"],
     "runtime": [Path(__file__).parent / "runtime", Path(library.__path__[0])],
@@ -122,11 +122,10 @@ def _inline(model: ir.Model) -> None:
 def _write(folder: Path, source: str, program: Program, objects: Objects) -> int:
     """Nothing is written before the whole graph is translated. Returns the bytes of weights that a step reads."""
     (folder / MODULE).write_text(source)
-    for name, folders in _COPIED.items():
-        for path in sorted(file for origin in folders for file in origin.glob("*.py")):
-            if not (folder / name / path.name).exists():
-                (folder / name).mkdir(exist_ok=True)
-                shutil.copy(path, folder / name / path.name)
+    for name, (first, *others) in _COPIED.items():
+        shutil.copytree(first, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (file for other in others for file in other.glob("[!_]*.py")):
+            shutil.copy(path, folder / name)
     tensors: dict[str, Any] = {}
     for name, packed in objects.packed.items():
         for part, array in packed.tensors.items():
