@@ -213,8 +213,6 @@ def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choi
             if plain and transform is not None:
                 chosen.plain_losses[site.name] = site_loss(item, scheme)
     for site in chosen.tables:
-        scheme, item = (
-            Scheme(chosen.schemes[site.name].weight),
-            probe(site, None, chosen.curvatures.get(site.name, EVEN)),
-        )
+        scheme = Scheme(chosen.schemes[site.name].weight)
+        item = probe(site, None, chosen.curvatures.get(site.name, EVEN))
         chosen.errors[site.name], chosen.losses[site.name] = site_error(item, scheme), site_loss(item, scheme)
