@@ -17,6 +17,7 @@ from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
 from qcompile.parts import export_parts, parts_to_export
 from qcompile.run.data import load_data
+from qcompile.run.memory_budget import parse_memory
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
 from qcompile.stages import Rotated
@@ -60,6 +61,7 @@ def export(
     tokenizer: str | Path | None = None,
     window: int | None = None,
     preprocessing: str | Path | None = None,
+    memory: Mapping[str, str | int] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     **capture_options: Any,
@@ -95,6 +97,8 @@ def export(
         window: tokens in each row of a text, where the model leaves that open; by default 512.
         preprocessing: the folder with ``preprocessor_config.json``, where data is a folder of images (extra
             ``images``); by default that folder.
+        memory: the bytes that activations of calibration may take, ``{"device": "40GB", "host": "32GB"}``; what is more
+            goes from the device to RAM, and from there to disk. By default half of what is free. It changes no result.
         overwrite: whether an artifact that is at ``folder`` is replaced once the new one is complete.
         progress: called with a step, the part of it that is done, and the whole.
         capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``,
@@ -108,7 +112,7 @@ def export(
         formats=_several(formats), transforms=transforms, method=method, seed=seed, device=device,
         tvm_target=tvm_target, latency=latency, exclude=_several(exclude), keep=_several(keep),
         format_for=dict(format_for or {}), transform_for=dict(transform_for or {}),
-        reading=Reading(tokenizer, window, preprocessing),
+        reading=Reading(tokenizer, window, preprocessing), memory=parse_memory(memory or {}),
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
     parts = parts_to_export(model, capture_options)

@@ -100,7 +100,7 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     source = begin_capture(model, **capture_options)
     options = request.options
     data = load_data(options.calibration, source.model, seed=options.seed, reading=options.reading)
-    return Captured(source, hold_out(data, source.model), options.seed, options.keep)
+    return Captured(source, hold_out(data, source.model), options.seed, options.keep, options.device)
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
@@ -168,7 +168,9 @@ def _quantize(rotated: Rotated) -> Quantized:
     checks = sites_to_check([site for site in chosen.sites if schemes[site.name].weight is not None])
     taps = list(dict.fromkeys(name for site in checks for name in site.reads if name not in given))
     progress = chosen.request.progress
-    begin = partial(begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps)
+    begin = partial(
+        begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps, chosen.request.options.device
+    )
     if chosen.request.options.method == "gptq":  # which uses all cores
         equal = begin()()
         _round(rotated)
@@ -189,7 +191,15 @@ def _round(rotated: Rotated) -> None:
     pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
     learned = choice.statistics if data.held_out else {}  # what random inputs teach is worse than nothing on others
     rounding = Quantize(
-        pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, chosen.request.progress
+        pairs,
+        choice.tables,
+        choice.schemes,
+        learned,
+        options.method,
+        options.device,
+        data,
+        options.memory,
+        chosen.request.progress,
     )
     run_pass(rounding, prepared.state)
     if options.method == "gptq" and not learned:

@@ -32,7 +32,7 @@ def prepare(model: Any, progress: Progress | None = None, *, ties: bool = False,
     if captured.data is None:
         return _prepared(captured, progress, ties)
     with threads(1) as beside:
-        observing = beside.submit(begin_source(captured.source, captured.data, captured.seed))
+        observing = beside.submit(begin_source(captured.source, captured.data, captured.seed, captured.device))
         prepared = _prepared(captured, progress, ties)
     return replace(prepared, observed=observing.result())
 

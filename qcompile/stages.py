@@ -63,12 +63,14 @@ class Captured:
         data: calibration data; ``None`` if nothing is to be run.
         seed: of random inputs.
         keep: patterns of sites that no pass may change.
+        device: where the engine computes.
     """
 
     source: Source
     data: Data | None = None
     seed: int = 0
     keep: Sequence[str] = ()
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

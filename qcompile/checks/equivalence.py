@@ -16,11 +16,11 @@ from qcompile.ir.graph import is_random, label
 from qcompile.ir.tensors import EAGER_BYTES, release, total_bytes
 from qcompile.run.compare import compare
 from qcompile.run.data import Data, accepted
-from qcompile.run.segments import Segments
 from qcompile.run.session import Interpreter, Session, double_session, evaluate_double
 
 if TYPE_CHECKING:
     from qcompile.notes import Progress
+    from qcompile.run.stream import Streamed
 
 __all__ = [
     "Equivalence", "Observed", "begin_equivalence", "begin_source", "by_position", "equivalence", "observe_source",
@@ -88,10 +88,14 @@ def observe_source(source: Source, data: Data, seed: int = 0) -> Observed:
     return begin_source(source, data, seed)()
 
 
-def begin_source(source: Source, data: Data, seed: int = 0) -> Callable[[], Observed]:
-    """``observe_source`` in two parts: what is returned does the rest, and reads no tensor of the graph."""
+def begin_source(source: Source, data: Data, seed: int = 0, device: str = "cpu") -> Callable[[], Observed]:
+    """``observe_source`` in two parts: what is returned does the rest, and reads no tensor of the graph.
+
+    Args:
+        device: where the engine runs graphs that are too large for onnxruntime.
+    """
     large = total_bytes(source.model) >= EAGER_BYTES
-    session = Segments(source.model) if large else source_session(source, optimize=False)
+    session = _streamed(source.model, device) if large else source_session(source, optimize=False)
 
     def run() -> Observed:
         _ = session.inputs  # what cannot be loaded is not tried with other inputs
@@ -138,19 +142,21 @@ def equivalence(
 
 
 def begin_equivalence(
-    source: Source, model: ir.Model, observed: Observed, progress: Progress | None = None, taps: Sequence[str] = ()
-) -> Callable[[], Equivalence]:
+    source: Source, model: ir.Model, observed: Observed, progress: Progress | None = None, taps: Sequence[str] = (),
+    device: str = "cpu",
+) -> Callable[[], Equivalence]:  # fmt: skip
     """``equivalence`` in parts: what is returned runs the graph; then ``settle``.
 
     Args:
         taps: names of values to keep from that run.
+        device: where the engine runs graphs that are too large for onnxruntime.
     """
     for value in source.model.graph.initializers.values():  # mapped again where something still needs them
         if value.const_value is not None:
             release(value.const_value)
     large = total_bytes(model) >= EAGER_BYTES
     load = double_session if _is_double(model) else Session
-    rewritten = Segments(model, taps) if large else load(model, taps, optimize=False)
+    rewritten = _streamed(model, device, taps) if large else load(model, taps, optimize=False)
     wanted = observed.known
 
     def run() -> Equivalence:
@@ -167,6 +173,12 @@ def begin_equivalence(
         return Equivalence(relative, absolute, len(wanted), tapped=tapped)
 
     return _at_once(run) if large else run
+
+
+def _streamed(model: ir.Model, device: str, taps: Sequence[str] = ()) -> Streamed:
+    from qcompile.run.stream import Streamed  # needs torch
+
+    return Streamed(model, taps, device)
 
 
 def settle(source: Source, model: ir.Model, observed: Observed, found: Equivalence) -> Equivalence:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from qcompile.choice.transforms import KINDS
 from qcompile.errors import InputError, unknown
+from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
 from qcompile.targets.scheme import Scheme
@@ -47,6 +48,7 @@ class Options:
         format_for: schemes by pattern; the last that fits a site decides.
         transform_for: one of ``transforms.KINDS`` by pattern, likewise.
         reading: how data that are texts or images are read.
+        memory: the bytes that activations may take.
     """
 
     target: str
@@ -65,6 +67,7 @@ class Options:
     format_for: Mapping[str, str] = field(default_factory=dict)
     transform_for: Mapping[str, str] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
+    memory: Memory = field(default_factory=Memory)
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:

@@ -150,7 +150,10 @@ def _statistics(
     moments = wush or not data.random  # what random inputs teach is good for nothing else
     formats = (fmt for scheme in schemes for fmt in (scheme.weight, scheme.activation) if fmt is not None)
     rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
-    found = collect(model, seen, data, routes=routes, max_rows=rows, moments=moments, progress=progress)
+    found = collect(
+        model, seen, data, routes=routes, max_rows=rows, moments=moments, device=options.device, memory=options.memory,
+        progress=progress,
+    )  # fmt: skip
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"
         if group.nested and group.name not in visible(model, [group.name]):

@@ -61,6 +61,7 @@ def export(
     transform_for: options.TransformFor = None,
     seed: options.Seed = 0,
     device: Annotated[options.Device, typer.Option(help="Where torch computes.")] = options.Device.cpu,
+    memory: options.Memory = None,
     tvm_target: options.TvmTarget = None,
     cache: options.Cache = None,
     part: options.Part = None,
@@ -79,6 +80,7 @@ def export(
     """
     limits = budgets(budget)
     formats_for, transforms_for = pairs(format_for, "FORMAT"), pairs(transform_for, "TRANSFORM")
+    bytes_at = pairs(memory, "BYTES", of="PLACE")
     from qcompile.api import default_folder
     from qcompile.api import export as compile_for
 
@@ -89,7 +91,8 @@ def export(
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
             tvm_target=tvm_target, latency=latency and not quiet, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
-            preprocessing=preprocessing, overwrite=overwrite, progress=progress, cache=cache, part=part,
+            preprocessing=preprocessing, memory=bytes_at, overwrite=overwrite, progress=progress, cache=cache,
+            part=part,
         )  # fmt: skip
     from qcompile.cli.summaries import artifact_summary
     from qcompile.cli.tables import artifact_tables

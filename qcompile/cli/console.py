@@ -162,8 +162,8 @@ def budgets(given: Sequence[str] | None) -> dict[str, float]:
     return found
 
 
-def pairs(given: Sequence[str] | None, what: str) -> dict[str, str]:
-    """The words of ``PATTERN=WORD``, by pattern.
+def pairs(given: Sequence[str] | None, what: str, of: str = "PATTERN") -> dict[str, str]:
+    """The words of ``PATTERN=WORD``, by pattern, or by what else comes first.
 
     Raises:
         InputError: if one is not of that form.
@@ -172,7 +172,7 @@ def pairs(given: Sequence[str] | None, what: str) -> dict[str, str]:
     for text in given or ():
         pattern, _, word = text.rpartition("=")
         if not pattern or not word:
-            raise InputError(f"'{text}' is not of the form PATTERN={what}")
+            raise InputError(f"'{text}' is not of the form {of}={what}")
         found.pop(pattern, None)  # the last counts, and comes last
         found[pattern] = word
     return found

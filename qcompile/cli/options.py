@@ -13,8 +13,8 @@ from qcompile.cli.recipe import use_recipe
 
 __all__ = [
     "Budget", "Cache", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats",
-    "Json", "Keep", "LogFile", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider", "Quiet", "Seed",
-    "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
+    "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider", "Quiet",
+    "Seed", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
 ]  # fmt: skip
 
 
@@ -91,6 +91,9 @@ FormatFor = Annotated[
 ]
 TransformFor = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN=TRANSFORM", help="How the transform of their input is chosen.")
+]
+Memory = Annotated[
+    list[str] | None, typer.Option(metavar="PLACE=BYTES", help="For activations: device=40GB, host=32GB; else half.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]
 TvmTarget = Annotated[

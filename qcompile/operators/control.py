@@ -81,7 +81,7 @@ def _scan(c: Call) -> None:
     if states:
         lines.append(_INDENT + _BODY + _assigned(targets[:states], results[:states]))
     lines += _collected(targets[states:], results[states:])
-    lines += [f"{_BODY}{name} = torch.stack({name}, {axis})" for name, axis in zip(targets[states:], stacked)]
+    lines += _stacked(c, targets[states:], body.outputs[states:], stacked)
     c.program.emit_block("\n".join(lines), targets)
 
 
@@ -102,8 +102,20 @@ def _loop(c: Call) -> None:
     if states:
         lines.append(_INDENT + _BODY + _assigned(targets[:states], results[1 : 1 + states]))
     lines += _collected(targets[states:], results[1 + states :])
-    lines += [f"{_BODY}{name} = torch.stack({name})" for name in targets[states:]]
+    lines += _stacked(c, targets[states:], body.outputs[1 + states :], [0] * (len(targets) - states))
     program.emit_block("\n".join(lines), targets)
+
+
+def _stacked(c: Call, targets: Sequence[str], values: Sequence[ir.Value], axes: Sequence[int]) -> list[str]:
+    """Lines that make one tensor of what each round has given; of no round, one without elements."""
+    lines = []
+    for name, value, axis in zip(targets, values, axes, strict=True):
+        sizes = [dim if isinstance(dim, int) else 0 for dim in value.shape or ()]
+        sizes.insert(axis, 0)
+        dtype = c.dtype(c.program.kind(value) or ir.DataType.FLOAT)
+        empty = f"torch.zeros({tuple(sizes)}, dtype={dtype}, device=device)"
+        lines.append(f"{_BODY}{name} = torch.stack({name}, {axis}) if {name} else {empty}")
+    return lines
 
 
 def _proceeding(c: Call, condition: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-__all__ = ["Statement", "finish"]
+__all__ = ["Statement", "finish", "needed", "with_releases"]
 
 _NAME = re.compile(r"(?<![\w.\"'])[A-Za-z_]\w*")
 
@@ -44,11 +44,11 @@ def finish(statements: Sequence[Statement], results: Iterable[str]) -> list[str]
         results: names that are read after the last statement.
     """
     results = set(results)
-    needed = _needed(statements, results)
-    return _with_releases(needed, results)
+    return with_releases(needed(statements, results), results)
 
 
-def _needed(statements: Sequence[Statement], results: set[str]) -> list[Statement]:
+def needed(statements: Sequence[Statement], results: set[str]) -> list[Statement]:
+    """The statements whose variables are read, or that do more than to write them."""
     wanted, kept = set(results), []
     for statement in reversed(statements):
         if statement.kept or wanted.intersection(statement.writes):
@@ -57,7 +57,8 @@ def _needed(statements: Sequence[Statement], results: set[str]) -> list[Statemen
     return kept[::-1]
 
 
-def _with_releases(statements: Sequence[Statement], results: set[str]) -> list[str]:
+def with_releases(statements: Sequence[Statement], results: set[str]) -> list[str]:
+    """Lines that free the variables which these statements write, behind the last that reads them."""
     last: dict[str, int] = {}
     for position, statement in enumerate(statements):
         for name in statement.reads:

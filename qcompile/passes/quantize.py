@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +22,7 @@ from qcompile.notes import GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH
 from qcompile.passes.state import State
 from qcompile.rounding.moments import LEAST_DAMPING, InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk
+from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.calibration import Routed, Statistics
 from qcompile.statistics.evidence import errs_less
@@ -54,6 +55,7 @@ class Quantize:
         method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none, or where
             that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
         device: where torch computes.
+        memory: the budget of activations.
     """
 
     groups: Sequence[tuple[Siblings, Transform | None]]
@@ -63,6 +65,7 @@ class Quantize:
     method: str = "gptq"
     device: str = "cpu"
     data: Data | None = None
+    memory: Memory = field(default_factory=Memory)
     progress: Progress | None = None
     name: ClassVar[str] = "quantize"
 
@@ -112,7 +115,7 @@ class Quantize:
         if self.method == "gptq" and self.data is not None and known:
             count = max(found.batches for found in self.statistics.values())
             learned = self.data.thinned(max(found.sequences for found in self.statistics.values())).batches[:count]
-            walk = Walk(state.model, known, self.tables, learned, self.data.held_out, self.device)
+            walk = Walk(state.model, known, self.tables, learned, self.data.held_out, self.device, self.memory)
         done = set()
         try:
             if walk is not None:

@@ -6,7 +6,6 @@ were given and the input rounded as they will read it. A graph is run once in al
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,81 +13,73 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import Linear, Lookup, Stack, as_weight, read_site
+from qcompile.analysis.forms import Lookup, Stack, as_weight, read_site
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InternalError
 from qcompile.formats import fake_quantize_rows
-from qcompile.ir.graph import label
-from qcompile.ir.required import name_of
-from qcompile.ir.tensors import read, release
+from qcompile.ir.graph import add_initializer, append_node, label, node_name
+from qcompile.ir.required import constant, name_of
 from qcompile.rounding.moments import InputMoments
-from qcompile.run.segments import Part, parts, runner
+from qcompile.run.executor import Executor, Hook, Section, dtype_for
+from qcompile.run.stream import Stream
 from qcompile.statistics.calibration import HELD_OUT_ROWS, rows_of_value, spread
 from qcompile.statistics.second_moment import SecondMoment
-from qcompile.targets.plans import plan_of
+from qcompile.targets.plans import Plan, plan_of
 
 if TYPE_CHECKING:
-    import onnx
-
     from qcompile.formats import Format
+    from qcompile.run.memory_budget import Memory
 
 __all__ = ["Walk"]
 
-Batch = dict[str, np.ndarray]
+#: The two graphs.
+_EXACT, _QUANTIZED = "exact", "quantized"
 
 
 class Walk:
     """Goes through the groups of a graph in its order: ``for group in walk``, with ``moments`` within.
 
-    Sites in the bodies of other operators compute with their float weights in both graphs, and so do stacks of
-    experts that are looked up before their input is known.
+    Sites in the bodies of other operators compute with their float weights in both graphs.
 
     Args:
-        model: the float graph in its new basis.
+        model: the float graph in its new basis; it stays as it is.
         groups: the sites; those of which none stands in the graph itself are passed over.
         tables: embedding tables.
         batches: calibration data. Sites compute as they are planned when the walk goes on behind them.
         held_out: more of it, which no moment has seen.
-        device: where torch computes.
+        device: where all of it computes.
+        memory: the budget of activations.
     """
 
     def __init__(
         self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site],
         batches: Sequence[Mapping[str, np.ndarray]], held_out: Sequence[Mapping[str, np.ndarray]] = (),
-        device: str = "cpu",
+        device: str = "cpu", memory: Memory | None = None,
     ) -> None:  # fmt: skip
-        self._model, self._device, self._learned = model, device, len(batches)
-        self._exact: list[Batch] = [dict(batch) for batch in (*batches, *held_out)]
-        self._quantized: list[Batch] = [dict(batch) for batch in (*batches, *held_out)]
+        self._learned, self._batches = len(batches), [*batches, *held_out]
+        groups = [group for group in groups if group.sites[0].node.graph is model.graph]
         sites = [*(site for group in groups for site in group.sites), *tables]
-        self._sites: dict[ir.Node, list[_Operands]] = defaultdict(list)
-        for operands in (_Operands(site) for site in sites if site.node.graph is model.graph):
-            for node in {operands.reader, operands.site.node}:
-                self._sites[node].append(operands)
-        group_of = {site.node: group for group in groups for site in group.sites}
-        first: dict[Siblings, ir.Node] = {}
-        for node in model.graph:
-            if node in group_of:
-                first.setdefault(group_of[node], node)
-        self._stops = {node: group for group, node in first.items()}
-        self._parts = list(parts(model.graph, self._stops.__contains__))
+        model, begins = _with_places(model, groups, sites)
+        self._weights = {_own_weight(site): site for site in sites}
+        self._places = {_place(site): (site, group.axis) for group in groups for site in group.sites}
+        self._engine = Executor(model, outputs=[], hooked=self._places, dtype=dtype_for(model, device), device=device)
+        self._stream = Stream(self._engine, begins, memory)
+        self._stops = dict(zip(begins, groups, strict=True))
         self._known: dict[Format | None, InputMoments] = {}
-        self._readers = Counter(name_of(value) for part in self._parts for value in part.reads)
 
     def __iter__(self) -> Iterator[Siblings]:
-        """Groups as they come.
-
-        Raises:
-            InputError: if onnxruntime cannot run the graph in parts.
-        """
-        for before, part in zip([None, *self._parts], self._parts, strict=False):
-            if before is not None:
-                self._run(before)
-            group = self._stops.get(part.nodes[0])
-            if group is not None:
-                self._at, self._known = (name_of(_read_by(read_site(part.nodes[0]))), group.axis), {}
-                yield group
+        """Groups as they come."""
+        with self._stream.shelf() as self._shelf:
+            for index, section in enumerate(self._stream.walk()):
+                group = None if section.begins is None else self._stops.get(section.begins)
+                if group is not None:
+                    name = name_of(_read_by(group.sites[0]))  # in the basis that it has been brought to
+                    self._at, self._known = (self._engine.variable(name), group.axis), {}
+                    if index == 0:
+                        raise InternalError("a walk begins with a section that no site begins")
+                    yield group
+                self._pass(index, section)
 
     def moments(self, activation: Format | None) -> InputMoments:
         """Input moments from the input of the group at which the walk stands, as sites read it in that format."""
@@ -97,117 +88,119 @@ class Walk:
         return self._known[activation]
 
     def _moments(self, activation: Format | None) -> InputMoments:
-        name, axis = self._at
-        moment, cross = SecondMoment(), torch.zeros((), dtype=torch.float64, device=self._device)
+        variable, axis = self._at
+        moment, cross = SecondMoment(), torch.zeros((), dtype=torch.float64, device=self._engine.device)
         exact, seen = [], []
-        for number, (batch, quantized) in enumerate(zip(self._exact, self._quantized, strict=True)):
-            x, read_ = (rows_of_value(values[name], axis).to(self._device) for values in (batch, quantized))
+        for number in range(len(self._batches)):
+            x, read = (
+                rows_of_value(self._shelf.look((graph, number), variable), axis) for graph in (_EXACT, _QUANTIZED)
+            )
             if number >= self._learned:
-                rows = HELD_OUT_ROWS // (len(self._exact) - self._learned)
-                x, read_ = spread(x, rows), spread(read_, rows)
-            read_ = read_ if activation is None else fake_quantize_rows(read_, activation)
+                rows = HELD_OUT_ROWS // (len(self._batches) - self._learned)
+                x, read = spread(x, rows), spread(read, rows)
+            read = read if activation is None else fake_quantize_rows(read, activation)
             if number < self._learned:
-                moment.add(read_)
-                product = x.T @ read_
+                moment.add(read)
+                product = x.T @ read
                 cross = product.double() if not cross.ndim else cross.add_(product)
             else:
                 exact.append(x)
-                seen.append(read_)
-        lengths, nothing = [len(rows) for rows in exact], torch.zeros(0, len(moment.matrix), device=self._device)
+                seen.append(read)
+        lengths, nothing = [len(rows) for rows in exact], torch.zeros(0, len(moment.matrix), device=self._engine.device)
         return InputMoments(
             moment.matrix, cross / max(moment.rows, 1), torch.cat([nothing, *exact]), torch.cat([nothing, *seen]),
             lengths, moment.effective,
         )  # fmt: skip
 
-    def _run(self, part: Part) -> None:
-        """One part of both graphs, on all batches."""
-        constants = part.constants
-        arrays = {name: read(tensor) for name, tensor in constants.items()}
-        nodes = [_renamed(node, self._sites.get(node, ())) for node in part.nodes]
-        own = [(node, operands) for node in part.nodes for operands in self._sites.get(node, ())]
-        readers = [operands for node, operands in own if node is operands.reader]
-        multiply = [operands for node, operands in own if node is operands.site.node and operands.x is not None]
-        weights = {operands.weight_name: arrays[name_of(operands.site.weight)] for operands in readers}
-        rounded = weights | {
-            operands.weight_name: as_weight(operands.site, plan.weight.dequantize().numpy())
-            for operands in readers
-            if (plan := plan_of(operands.site.node)) is not None
-        }
-        names = (value.name for node in part.nodes for value in node.outputs)  # of those left out there is none
-        made = [name for name in names if name is not None and self._readers[name]]
-        run = None
-        for values, given in ((self._exact, weights), (self._quantized, rounded)):
-            for batch in values:
-                feeds = arrays | given | {name: batch[name] for v in part.reads if (name := name_of(v)) in batch}
-                for operands in multiply:
-                    feeds[operands.x_name] = self._read(operands, batch, quantized=given is rounded)
-                run = run or runner(self._model, nodes, feeds, made, arrays, self._varying(part, multiply))
-                batch |= run(feeds)
-        for name in map(name_of, part.reads):
-            self._readers[name] -= 1
-            if not self._readers[name]:
-                for batch in (*self._exact, *self._quantized):
-                    batch.pop(name, None)
-        for tensor in constants.values():
-            release(tensor)
+    def _pass(self, index: int, section: Section) -> None:
+        """Run one section of both graphs, on all batches."""
+        weights = {}
+        for name in self._engine.constants_of(section):
+            plan = plan_of(self._weights[name].node) if name in self._weights else None
+            if plan is not None:
+                weights[name] = _laid_out(self._weights[name], plan, self._engine.device)
+        hooks = self._hooks(section)
+        for number, batch in enumerate(self._batches):
+            for graph in (_EXACT, _QUANTIZED):
+                before = self._engine.arguments(batch) if index == 0 else self._shelf.take((graph, number))
+                given = (hooks, weights) if graph is _QUANTIZED else (None, None)
+                with torch.no_grad():
+                    self._shelf.put((graph, number), self._stream.after(index, before, *given))
 
-    def _varying(self, part: Part, multiply: Sequence[_Operands]) -> set[str]:
-        """Names of what a part reads whose shape is not the same in all batches."""
-        batches = (*self._exact, *self._quantized)
-        found = {
-            name
-            for name in map(name_of, part.reads)
-            if name in batches[0] and len({np.shape(batch[name]) for batch in batches}) > 1
-        }
-        return found | {operands.x_name for operands in multiply if operands.activation.name in found}
-
-    def _read(self, operands: _Operands, batch: Batch, *, quantized: bool) -> np.ndarray:
-        """The input of a site."""
-        x, plan = batch[name_of(operands.activation)], plan_of(operands.site.node)
-        if not quantized or plan is None or (activation := plan.scheme.activation) is None:
-            return x
-        moved = np.moveaxis(x, operands.axis, -1)
-        rows = fake_quantize_rows(rows_of_value(x, operands.axis), activation).numpy()
-        return np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), -1, operands.axis), x.dtype)
+    def _hooks(self, section: Section) -> dict[str, Hook]:
+        """What rounds the inputs of the sites that are planned."""
+        found: dict[str, Hook] = {}
+        by_format: dict[tuple[str, Format], Hook] = {}
+        for name in section.hooked:
+            site, axis = self._places[name]
+            plan = plan_of(site.node)
+            if plan is not None and plan.scheme.activation is not None:
+                key = name_of(_read_by(site)), plan.scheme.activation
+                found[name] = by_format.setdefault(key, _once(plan.scheme.activation, axis))
+        return found
 
 
-class _Operands:
-    """The values that a site reads, under names of its own."""
+def _once(fmt: Format, axis: int) -> Hook:
+    """A hook that rounds a value, once for all siblings."""
+    known: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __init__(self, site: Site) -> None:
-        self.site, form = site, read_site(site.node)
-        self.reader = form.reader if isinstance(form, Stack) else site.node
-        self.x = None if site.input is None else _read_by(form)
-        self.axis = 1 if site.node.op_type == "Conv" else -1
-        self.weight_name = f"{site.weight.name} of {site.name}"
+    def hook(value: torch.Tensor) -> torch.Tensor:
+        if not known or known[0][0] is not value:
+            moved = value.movedim(axis, -1)
+            rounded = fake_quantize_rows(rows_of_value(value, axis), fmt).reshape(moved.shape).to(value.dtype)
+            known[:] = [(value, rounded.movedim(-1, axis))]
+        return known[0][1]
 
-    @property
-    def activation(self) -> ir.Value:
-        """The input of a site that multiplies."""
-        if self.x is None:
-            raise InternalError(f"'{self.site.name}' looks rows up, and reads no activation")
-        return self.x
-
-    @property
-    def x_name(self) -> str:
-        """The name of that input."""
-        return f"{self.activation.name} for {self.site.name}"
+    return hook
 
 
-def _read_by(form: Linear | Lookup | Stack) -> ir.Value:
+def _place(site: Site) -> str:
+    return f"{name_of(_read_by(site))} for {site.name}"
+
+
+def _own_weight(site: Site) -> str:
+    return f"{site.weight.name} of {site.name}"
+
+
+def _read_by(site: Site) -> ir.Value:
     """The activation that a product reads."""
+    form = read_site(site.node)
     if isinstance(form, Lookup):
         raise InternalError(f"{label(form.node)} looks rows up, and reads no activation")
     return form.x
 
 
-def _renamed(node: ir.Node, sites: Sequence[_Operands]) -> onnx.NodeProto:
-    """An operator whose sites read what is theirs."""
-    proto = ir.to_proto(node)
-    for operands in sites:
-        for index, value in enumerate(node.inputs):
-            if value is operands.site.weight and node is operands.reader:
-                proto.input[index] = operands.weight_name
-            elif value is operands.x and value is not None and node is operands.site.node:
-                proto.input[index] = operands.x_name
-    return proto
+def _laid_out(site: Site, plan: Plan, device: torch.device) -> torch.Tensor:
+    made = plan.weight.dequantize().numpy()
+    return torch.from_numpy(as_weight(site, made)).to(device)
+
+
+def _with_places(
+    model: ir.Model, groups: Sequence[Siblings], sites: Sequence[Site]
+) -> tuple[ir.Model, list[str]]:  # fmt: skip
+    """A copy in which each site reads a value and a weight of its own, and the operators at which groups begin."""
+    model = model.clone()
+    nodes, begins = {node_name(node): node for node in model.graph}, []
+    order = {node: place for place, node in enumerate(model.graph)}
+    for group in groups:
+        readers = [nodes[site.name] for site in group.sites]
+        first = min(readers, key=order.__getitem__)
+        for site, node in zip(group.sites, readers, strict=True):
+            name = name_of(_read_by(site))
+            value = next(value for value in node.inputs if value is not None and value.name == name)
+            place = append_node(first, "Identity", [value], name=_place(site), like=value)
+            _replace(node, value, place.outputs[0])
+        begins.append(_place(group.sites[0]))
+    for site in sites:
+        form = read_site(site.node)
+        reader = nodes[node_name(form.reader)] if isinstance(form, Stack) else nodes[site.name]
+        weight = next(value for value in reader.inputs if value is not None and value.name == site.weight.name)
+        own = add_initializer(model, _own_weight(site), constant(weight))
+        _replace(reader, weight, own)
+    return model, begins
+
+
+def _replace(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is old:
+            node.replace_input_with(index, new)

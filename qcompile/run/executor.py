@@ -1,13 +1,12 @@
 """The engine: a graph, or a part of it, as a function of torch, on any device, differentiable, in one dtype.
 
 It is written as source from the same table of operators as programs that ship (``qcompile.operators``). What has no row
-there runs in onnxruntime, node by node, stops gradients, and is listed.
+there runs in onnxruntime, node by node, stops gradients, and is listed. It runs whole, or in sections (``stream``).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,23 +14,18 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from qcompile.errors import InputError, TargetError
+from qcompile.errors import InputError
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant, name_of
-from qcompile.operators import plain
-from qcompile.operators.library import attention, operators
-from qcompile.operators.names import Names
-from qcompile.operators.precision import MIXED, ONE, Precision
-from qcompile.operators.statements import Statement, finish
-from qcompile.operators.table import STANDARD
-from qcompile.operators.writer import Program
+from qcompile.ir.tensors import initializers, origin, read, release
+from qcompile.operators.precision import MIXED, ONE
+from qcompile.run.foreign import Foreign, Part
+from qcompile.run.generated import Generated, Section, compiled
 from qcompile.run.input_names import check_names
-from qcompile.run.segments import Part, runner
 
-__all__ = ["Executor", "Hook"]
+__all__ = ["Executor", "Hook", "Section", "dtype_for"]
 
 #: Sees a value; what it returns, if anything, takes the place of the value.
 Hook = Callable[[Tensor], Tensor | None]
@@ -66,7 +60,7 @@ class Executor:
             _cut(own, inputs, outputs)
         _prepare(own)
         precision = MIXED if dtype.itemsize < 4 else ONE
-        program = _Program(own, hooked, precision)
+        program = Generated(own, hooked, precision)
         inner = [value for value in own.graph.inputs if not value.is_initializer()]
         self.inputs = [name_of(value) for value in inner]
         self._kinds = [dtype if value.dtype in precision.narrow else torch.float32 for value in inner]
@@ -74,10 +68,11 @@ class Executor:
         self.foreign = {node_name(node): reason for node, _, reason in program.foreign}
         self.hooked = frozenset(program.hooks)
         self.source = program.source()
-        self._foreign = [_Foreign(own, node, part) for node, part, _ in program.foreign]
+        self._program, self._graph = program, own.graph
+        self._foreign = [Foreign(own, node, part) for node, part, _ in program.foreign]
         self._constants = program.weights
         self._wide: dict[str, Tensor] = {}
-        self._forward = _compiled(self.source)
+        self._forward = compiled(self.source)
 
     def __call__(self, given: Mapping[str, Any], hooks: Mapping[str, Hook] | None = None) -> dict[str, Tensor]:
         """Outputs by name.
@@ -89,24 +84,110 @@ class Executor:
         Raises:
             InputError: if inputs are missing or unknown, or a hook is for a value that the graph does not compute so.
         """
-        check_names(given, self.inputs)
-        lost = sorted(set(hooks or ()) - self.hooked)
-        if lost:
-            raise InputError(f"the engine has no hook at {', '.join(lost)}")
-        frame = _Frame(self, hooks or {}, self._foreign)
-        tensors = (self._tensor(given[name], kind) for name, kind in zip(self.inputs, self._kinds, strict=True))
+        tensors = self.arguments(given).values()
         with torch.backends.cudnn.flags(allow_tf32=False):  # float32 is to be float32: convolutions are not by default
-            values = self._forward(frame, *tensors)
+            values = self._forward(self._frame(hooks or {}, {}), *tensors)
         return dict(zip(self.outputs, values, strict=True))
 
-    def _tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+    def _frame(self, hooks: Mapping[str, Hook], weights: Mapping[str, Tensor]) -> _Frame:
+        lost = sorted(set(hooks) - self.hooked)
+        if lost:
+            raise InputError(f"the engine has no hook at {', '.join(lost)}")
+        return _Frame(self, {self._program.hooks.index(name): hook for name, hook in hooks.items()}, weights)
+
+    # -- in sections ---------------------------------------------------------------------------------------------------
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables of the inputs, which the first section reads."""
+        check_names(given, self.inputs)
+        pairs = zip(self._program.inputs, self.inputs, self._kinds, strict=True)
+        return {variable: self._tensor(given[name], kind) for variable, name, kind in pairs}
+
+    def variable(self, name: str) -> str:
+        """The variable that holds a value, among what sections read and write, after its hook."""
+        return self._program.variable_of(name)
+
+    def sections(self, begins: Collection[str] = ()) -> list[Section]:
+        """The graph in sections, of which one begins at each of these operators, by name."""
+        return self._program.sections(begins)
+
+    def step(
+        self, section: Section, variables: Mapping[str, Any], hooks: Mapping[str, Hook] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The variables that later sections read.
+
+        Args:
+            variables: what the sections before have left.
+            hooks: as for the whole.
+            weights: constants by name, in the place of the graph's for this once.
+        """
+        frame = self._frame(hooks or {}, weights or {})
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            return dict(zip(section.writes, section.run(frame, *(variables[n] for n in section.reads)), strict=True))
+
+    def results(self, variables: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Outputs by name, of what the last section has left."""
+        return dict(zip(self.outputs, self._program.results_of(variables, self.weight), strict=True))
+
+    def constants_of(self, section: Section) -> list[str]:
+        """Names of the constants that a section reads."""
+        return [self._constants[attribute][0].name or attribute for attribute in section.constants]
+
+    def forget(self, section: Section, later: Section | None = None) -> None:
+        """Let go of the constants of a section, but for those that another one reads."""
+        kept = set() if later is None else {*self.constants_of(later)}
+        for attribute, name in zip(section.constants, self.constants_of(section), strict=True):
+            if name not in kept:
+                self.weights.pop(name, None)
+                self._wide.pop(name, None)
+                release(constant(self._constants[attribute][0]))
+
+    @property
+    def result_variables(self) -> list[str]:
+        """Variables that the outputs are, but for constants."""
+        return [text for text in self._program.results if not text.startswith("self.")]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants, as the engine holds them."""
+        return sum(self._bytes_of(value) for value in {value for value, _ in self._constants.values()})
+
+    def cuts(self, most: int) -> list[str]:
+        """Names of operators at which sections begin that read so many bytes of constants at most, or a single one."""
+        found, seen, size = [], set[ir.Value](), 0
+        for node in self._graph:
+            own = Part()
+            own.add(node)
+            read_ = {value for value in own.reads if value.const_value is not None} - seen
+            more = sum(map(self._bytes_of, read_))
+            if size and size + more > most:
+                found.append(node_name(node))
+                seen, size = set(), 0
+            seen |= read_
+            size += more
+        return found
+
+    def _bytes_of(self, value: ir.Value) -> int:
+        tensor = constant(value)
+        return int(tensor.size * (self.dtype.itemsize if tensor.dtype.is_floating_point() else 8))
+
+    def _tensor(self, value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, list):  # a sequence
+            return [self._tensor(element, dtype) for element in value]
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         return tensor.to(self.device, dtype if tensor.dtype.is_floating_point else None)
 
-    def weight(self, attribute: str) -> Tensor:
-        """A constant of the graph on the device, by the name that it has in the source."""
+    def weight(self, attribute: str, instead: Mapping[str, Tensor] | None = None) -> Tensor:
+        """A constant of the graph on the device, by the name that it has in the source.
+
+        Args:
+            instead: constants by their own names, in the place of the graph's.
+        """
         value, mode = self._constants[attribute]
         name = value.name or attribute
+        if instead and name in instead:
+            return instead[name].to(torch.float32 if mode == "wide" else self.dtype)
         if mode == "wide":
             if name in self.weights:
                 return self.weights[name].float()
@@ -117,119 +198,50 @@ class Executor:
             self.weights[name] = self._tensor(_array(value), self.dtype)
         return self.weights[name]
 
+    def foreign_node(self, number: int) -> Foreign:
+        """A node that onnxruntime runs."""
+        return self._foreign[number]
+
 
 class _Frame:
     """The ``self`` of generated source: constants are its attributes."""
 
-    def __init__(self, executor: Executor, hooks: Mapping[str, Hook], foreign: Sequence[_Foreign]) -> None:
+    def __init__(self, executor: Executor, hooks: Mapping[int, Hook], weights: Mapping[str, Tensor]) -> None:
         self.device, self.dtype = executor.device, executor.dtype
-        self._executor, self._hooks, self._foreign = executor, hooks, foreign
+        self._executor, self._hooks, self._weights = executor, hooks, weights
 
     def __getattr__(self, name: str) -> Tensor:
-        return self._executor.weight(name)
+        return self._executor.weight(name, self._weights)
 
-    def hook(self, name: str, value: Tensor) -> Tensor:
+    def hook(self, number: int, value: Tensor) -> Tensor:
         """A value after its hook, if it has one now."""
-        found = self._hooks.get(name)
+        found = self._hooks.get(number)
         replaced = None if found is None else found(value)
         return value if replaced is None else replaced
 
     def apart(self, number: int, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a node that onnxruntime runs."""
-        return self._foreign[number](values, self.device, torch.promote_types(self.dtype, torch.float32))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return self._executor.foreign_node(number)(values, self.device, wide)
 
 
-class _Foreign:
-    """A node that onnxruntime runs, on copies of tensors."""
+def dtype_for(model: ir.Model, device: str) -> torch.dtype:
+    """The dtype that a graph is computed in: float32, as float64 is where the graph has it.
 
-    def __init__(self, model: ir.Model, node: ir.Node, part: Part) -> None:
-        self._model, self._node, self._part = model, node, part
-        self._made = [name_of(value) for value in node.outputs if value.name]
-        self._runs: dict[tuple[Any, ...], Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]] = {}
-
-    def __call__(self, values: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        feeds = {}
-        for value, tensor in zip(self._part.reads, values, strict=True):
-            array = tensor.detach().to("cpu", torch.float32 if tensor.dtype is torch.bfloat16 else tensor.dtype).numpy()
-            kind = value.dtype.numpy() if value.dtype is not None else array.dtype
-            feeds[name_of(value)] = np.ascontiguousarray(array.astype(kind))
-        key = tuple((array.dtype, array.ndim) for array in feeds.values())
-        if key not in self._runs:
-            protos, constants = [ir.to_proto(self._node)], self._part.constants
-            self._runs[key] = runner(self._model, protos, feeds, self._made, constants, varying=set(feeds))
-        found = self._runs[key](feeds)
-        results = (torch.from_numpy(np.array(found[name])) for name in self._made)
-        return tuple(x.to(device, dtype if x.dtype.is_floating_point else None) for x in results)
-
-
-class _Program(Program):
-    """The generated function of a graph, with hooks, and with the nodes that onnxruntime runs."""
-
-    def __init__(self, model: ir.Model, hooked: Collection[str], precision: Precision) -> None:
-        self.foreign: list[tuple[ir.Node, Part, str]] = []
-        self.hooks: list[str] = []
-        self._hooked = frozenset(hooked)
-        names = Names()
-        for name in ("hook", "apart", "itertools", "plain"):
-            names.reserve(name)
-        super().__init__(model, names, STANDARD, precision, "torch")
-
-    def _declare(self, value: ir.Value) -> str:
-        name = super()._declare(value)
-        self._offer(value, name)
-        return name
-
-    def _emit_node(self, node: ir.Node) -> None:
-        before = len(self.statements)
-        try:
-            super()._emit_node(node)
-        except TargetError as error:
-            del self.statements[before:]
-            self._emit_foreign(node, str(error))
-        for value in node.outputs:
-            if value in self._variables:
-                self._offer(value, self._variables[value])
-
-    def _emit_foreign(self, node: ir.Node, reason: str) -> None:
-        part = Part()
-        part.add(node)
-        given = [self.own(value) for value in part.reads]
-        stated = [(value, value.dtype) for value in node.outputs]
-        targets = self.bind(node, not self.precision.mixed)
-        for value, dtype in stated:
-            value.type = None if dtype is None else ir.TensorType(dtype)  # what is not stated, onnxruntime decides
-        call = ", ".join([str(len(self.foreign)), *given])
-        self.foreign.append((node, part, reason))
-        self.emit(f"{', '.join(targets)}, *_ = self.apart({call})", targets)
-
-    def _offer(self, value: ir.Value, variable: str) -> None:
-        if value.name in self._hooked and value.name not in self.hooks:
-            self.hooks.append(value.name)
-            text = f"        {variable} = self.hook({value.name!r}, {variable})"
-            self.statements.append(Statement((variable,), text, kept=True))
-
-    def kernel(self, name: str) -> str:
-        return f"plain.{name}"
-
-    def source(self) -> str:
-        """Source of ``forward``; ``self`` is a ``_Frame``."""
-        words = [word for text in self.results for word in text.replace(".", " ").split()]
-        body = "\n".join(finish(self.statements, words))
-        arguments = ", ".join(["self", *self.inputs])
-        return f"def forward({arguments}):\n{body}\n        return ({', '.join([*self.results, ''])})\n"
-
-
-def _compiled(source: str) -> Callable[..., tuple[Tensor, ...]]:
-    namespace: dict[str, Any] = {
-        "torch": torch, "F": F, "math": math, "itertools": itertools, "operators": operators, "attention": attention,
-        "plain": plain,
-    }  # fmt: skip
-    exec(compile(source, "<graph>", "exec"), namespace)
-    return namespace["forward"]
+    On a GPU, graphs whose weights came in bfloat16 are computed so: their activations were never more precise.
+    """
+    sizes: Counter[ir.DataType] = Counter()
+    for _, value in initializers(model):
+        tensor = origin(constant(value))
+        sizes[tensor.dtype] += tensor.size
+    kind = max((kind for kind in sizes if kind.is_floating_point()), key=sizes.__getitem__, default=ir.DataType.FLOAT)
+    if kind is ir.DataType.DOUBLE:
+        return torch.float64
+    return torch.bfloat16 if kind is ir.DataType.BFLOAT16 and device != "cpu" else torch.float32
 
 
 def _array(value: ir.Value) -> np.ndarray:
-    array = constant(value).numpy()
+    array = read(constant(value))
     return array.astype(np.float32) if value.dtype is ir.DataType.BFLOAT16 else array
 
 

@@ -6,8 +6,8 @@ and format is then computed (``G ↦ T G Tᵀ``), not run again.
 
 from __future__ import annotations
 
+import collections
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
@@ -21,12 +21,14 @@ from qcompile.errors import InputError
 from qcompile.ir.required import constant
 from qcompile.notes import Progress
 from qcompile.run.data import Data
-from qcompile.run.session import Session
 from qcompile.run.taps import expose
 from qcompile.statistics.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     import torch
+
+    from qcompile.run.executor import Hook
+    from qcompile.run.memory_budget import Memory
 
 __all__ = ["FINE_ROWS", "MAX_ROWS", "Routed", "Statistics", "collect", "rows_of_value", "spread"]
 
@@ -99,17 +101,20 @@ class Statistics:
 
 def collect(
     model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
-    max_rows: int = MAX_ROWS, moments: bool = True, progress: Progress | None = None,
+    max_rows: int = MAX_ROWS, moments: bool = True, device: str = "cpu", memory: Memory | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Statistics]:  # fmt: skip
-    """Run the data through the graph and keep the statistics of site inputs.
+    """Run the data through the graph, on the engine, and keep the statistics of site inputs.
 
     Args:
         model: the float graph.
         inputs: the axis of the features, by name of the value.
+        data: batches; sequences are left out that most values need not for ``max_rows`` rows, as those say which are
+            held out.
         routes: by name of the value, how experts share its rows.
         moments: whether second moments are wanted, which are large; without, they are empty.
-        data: batches; they stop once ``max_rows`` rows of every value were seen, but for those held out. These say how
-            many rows a sequence has, and so how many sequences suffice for most values.
+        device: where it runs.
+        memory: the budget of activations.
 
     Returns:
         by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
@@ -118,45 +123,63 @@ def collect(
     Raises:
         InputError: if a value is NaN or infinite on that data.
     """
+    from qcompile.run.executor import Executor, dtype_for  # need torch
+    from qcompile.run.stream import Stream
 
     outer = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     inner = {name: axis for name, axis in inputs.items() if name not in outer}
     model, places = expose(model, inner) if inner else (model, {})
-    inputs = {name: axis for name, axis in inputs.items() if name not in inner} | dict.fromkeys(places, -1)
-    names, routes = [*inputs], routes or {}
-    indices = [route.indices for value in routes.values() for route in value if route.indices is not None]
-    given = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
-    taps = [*(name for name in names if name not in places), *(name for name in indices if name not in given)]
-    session = Session(model, list(dict.fromkeys(taps)), optimize=not data.random)  # a few rows: loading counts
-    fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
+    axes = {name: axis for name, axis in inputs.items() if name not in inner} | dict.fromkeys(places, -1)
+    routes = routes or {}
+    indices = {route.indices for own in routes.values() for route in own if route.indices is not None}
     expected = float("inf") if data.random else len(data.batches)  # random rows teach little: one a batch is enough
-    found = {name: _Collected(max_rows, expected, moments) for name in names}
-    total = len(data.batches) + len(data.held_out)
-    sequences = 0
-    for done in range(total):
-        held_out = done < len(data.held_out)
-        if done == len(data.held_out) > 0 and names:
-            sequences = _enough([one.judged for one in found.values()], len(data.held_out), max_rows)
-            data = data.thinned(sequences)
-        batch = data.held_out[done] if held_out else data.batches[done - len(data.held_out)]
-        if names and not held_out and min(one.rows for one in found.values()) >= max_rows:
-            continue
-        results = {**fixed, **batch, **session.run(batch)}
-        for name, axis in inputs.items():
-            x = rows_of_value(results[places.get(name, name)], axis)
-            if not x.isfinite().all():
-                raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
-            if held_out:
-                found[name].judged += len(x)
-                found[name].held_out.append(spread(x, HELD_OUT_ROWS // len(data.held_out)).numpy().copy())
-            else:
-                found[name].add(x)
-            for route in routes.get(name, ()):
-                looked_up = None if route.indices is None else results.get(route.indices)
-                found[name].share(x, route, route.owners(results[name], looked_up), held_out=held_out)
+    found = {name: _Collected(axis, routes.get(name, ()), max_rows, expected, moments) for name, axis in axes.items()}
+    seen_at = {places.get(name, name): one for name, one in found.items()}
+    fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
+    chosen: dict[tuple[str, int], np.ndarray] = {}
+    hooked = {*seen_at, *indices} - {*fixed}
+    engine = Executor(model, outputs=[], hooked=hooked, dtype=dtype_for(model, device), device=device)
+    stream = Stream(engine, memory=memory)
+
+    def run(batches: Sequence[Mapping[str, np.ndarray]], kept: int) -> None:
+        def hooks(number: int) -> dict[str, Hook]:
+            key = number if kept == 0 else -1 - number
+
+            def at(name: str) -> Hook:
+                def see(value: torch.Tensor) -> None:
+                    if name in indices:
+                        chosen[name, key] = value.cpu().numpy()
+                    if name in seen_at:
+                        seen_at[name].see(value, key, kept)
+
+                return see
+
+            return {name: at(name) for name in stream.engine.hooked}
+
+        def settle() -> None:
+            for name, one in found.items():
+                if not one.settled():
+                    raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
+
+        if batches:
+            collections.deque(stream.run(batches, hooks, passed=passed, behind=settle), maxlen=0)
+
+    def passed(done: int, _: int) -> None:
         if progress is not None:
-            progress("calibrating", done + 1, total)
-    return {name: one.statistics(sequences) for name, one in found.items() if one.rows}
+            whole = len(stream.sections) * (len(data.held_out) + len(data.batches))
+            progress("calibrating", done + (began[0]), whole)
+
+    began, sequences = [0], 0
+    run(data.held_out, HELD_OUT_ROWS // max(len(data.held_out), 1))
+    began[0] = len(stream.sections) * len(data.held_out)
+    if data.held_out and found:
+        sequences = _enough([one.judged for one in found.values()], len(data.held_out), max_rows)
+        data = data.thinned(sequences)
+    run(data.batches, 0)
+    looked_up = {
+        (name, key): array for name, array in fixed.items() for key in range(-len(data.held_out), len(data.batches))
+    }
+    return {name: one.statistics(sequences, looked_up | chosen) for name, one in found.items() if one.rows}
 
 
 def _enough(rows: Sequence[int], sequences: int, wanted: int) -> int:
@@ -168,50 +191,84 @@ def _enough(rows: Sequence[int], sequences: int, wanted: int) -> int:
     return math.ceil(wanted * sequences / usual) if usual else 0
 
 
-def rows_of_value(array: np.ndarray, axis: int) -> torch.Tensor:
+def rows_of_value(value: torch.Tensor, axis: int) -> torch.Tensor:
     """``[rows, size]`` float32, of a value whose features lie along an axis."""
-    import torch
-
-    moved = np.ascontiguousarray(np.moveaxis(array, axis, -1))
-    return torch.from_numpy(moved).float().reshape(-1, moved.shape[-1])
+    moved = value.movedim(axis, -1)
+    return moved.float().reshape(-1, moved.shape[-1])
 
 
 class _Collected:
-    """The statistics of one value, as its rows come in."""
+    """The statistics of one value, as its rows come in.
 
-    def __init__(self, most: int, batches: float, moments: bool) -> None:
+    Args:
+        axis: where its features lie.
+        routes: how experts share its rows.
+        most: rows that are learned from.
+        batches: of these, as far as it is known.
+        moments: whether the second moment is wanted.
+    """
+
+    def __init__(self, axis: int, routes: Sequence[Route], most: int, batches: float, moments: bool) -> None:
+        self.axis, self.routes = axis, routes
         self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment()
         self.rows = self.taken = self.judged = 0
         self.sample: list[torch.Tensor] = []
         self.held_out: list[np.ndarray] = []
-        self.routed: dict[tuple[Route, bool], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+        self._shared: list[tuple[int, np.ndarray, tuple[int, ...]]] = []  # batches: their rows, and their shape
+        self._finite: list[torch.Tensor] = []
 
-    def share(self, x: torch.Tensor, route: Route, owners: np.ndarray, *, held_out: bool) -> None:
-        """Keep rows ``[rows, size]`` with the experts that multiply them."""
-        self.routed[route, held_out].append((x.numpy().copy(), owners))
+    def see(self, value: torch.Tensor, key: int, kept: int) -> None:
+        """Take a value in.
 
-    def add(self, x: torch.Tensor) -> None:
-        """Take ``[rows, size]`` in."""
+        Args:
+            key: of its batch: negative for what is held out.
+            kept: rows to keep of it if it is held out, else 0.
+        """
+        x = rows_of_value(value, self.axis)
+        self._finite.append(x.isfinite().all())
+        if kept:
+            self.judged += len(x)
+            self.held_out.append(spread(x, kept).cpu().numpy())
+        else:
+            self._add(x)
+        if self.routes:
+            self._shared.append((key, x.cpu().numpy(), tuple(value.movedim(self.axis, -1).shape)))
+
+    def _add(self, x: torch.Tensor) -> None:
         if self.moments:
             self.moment.add(x)
         self.rows += len(x)
-        self.sample.append(spread(x, int(len(x) * SAMPLE_ROWS / max(min(self.most, len(x) * self.batches), 1))))
+        part = spread(x, int(len(x) * SAMPLE_ROWS / max(min(self.most, len(x) * self.batches), 1)))
+        self.sample.append(part.cpu().clone())
         self.taken += 1
 
-    def statistics(self, sequences: int) -> Statistics:
-        """The result after the last row of so many sequences."""
+    def settled(self) -> bool:
+        """Move to RAM what has been learned; whether all of it was finite."""
+        finite = not self._finite or all(map(bool, self._finite))
+        self._finite.clear()
+        self.moment.settle()
+        return finite
+
+    def statistics(self, sequences: int, chosen: Mapping[tuple[str, int], np.ndarray]) -> Statistics:
+        """The result after the last row of so many sequences, with what looks experts up in each batch."""
         import torch
 
-        routes = {route for route, _ in self.routed}
-        routed = {route: Routed(self.routed[route, False], self.routed[route, True]) for route in routes}
         return Statistics(
-            self.moment.matrix.numpy(), torch.cat(self.sample).numpy(), self.rows,
-            [rows for rows in self.held_out if len(rows)], self.moment.effective, self.taken, sequences, routed,
+            self.moment.array, torch.cat(self.sample).numpy(), self.rows,
+            [rows for rows in self.held_out if len(rows)], self.moment.effective, self.taken, sequences,
+            {route: self._routed(route, chosen) for route in self.routes},
         )  # fmt: skip
+
+    def _routed(self, route: Route, chosen: Mapping[tuple[str, int], np.ndarray]) -> Routed:
+        parts: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
+        for key, x, shape in self._shared:
+            looked_up = None if route.indices is None else chosen[route.indices, key]
+            parts[key < 0].append((x, route.owners(x.reshape(shape), looked_up)))
+        return Routed(*parts)
 
 
 def spread(x: torch.Tensor, count: int) -> torch.Tensor:
     """A number of rows, but at least one if there is any, evenly spread."""
     import torch
 
-    return x[torch.linspace(0, len(x) - 1, min(max(1, count), len(x))).long()]
+    return x[torch.linspace(0, len(x) - 1, min(max(1, count), len(x))).long().to(x.device)]

@@ -5,25 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 __all__ = ["SecondMoment", "shrinkage"]
 
 
 class SecondMoment:
-    """``E[x xᵀ]``, summed up part by part."""
+    """``E[x xᵀ]``, summed up part by part, on the device of the rows."""
 
     def __init__(self) -> None:
         self._total: Any = None
-        self._squares, self._parts, self.rows = 0.0, 0, 0
+        self._squares: Any = 0.0
+        self._parts, self.rows = 0, 0
 
     def add(self, x: torch.Tensor) -> None:
         """Take rows ``[rows, size]`` in: a part of the data, like which others may be or not."""
         if len(x):
             moment = x.T @ x
-            self._total = moment.double() if self._total is None else self._total.add_(moment)
-            self._squares += float(moment.ravel() @ moment.ravel())
+            self._total = moment.double() if self._total is None else self._total.to(x.device).add_(moment)
+            self._squares = self._squares + moment.ravel() @ moment.ravel()
             self._parts, self.rows = self._parts + 1, self.rows + len(x)
+
+    def settle(self) -> None:
+        """Move the sum to RAM."""
+        if self._total is not None:
+            self._total, self._squares = self._total.cpu(), float(self._squares)
 
     @property
     def matrix(self) -> torch.Tensor:
@@ -35,6 +42,12 @@ class SecondMoment:
         return moment
 
     @property
+    def array(self) -> np.ndarray:
+        """``matrix`` in RAM."""
+        found: np.ndarray = self.matrix.cpu().numpy()
+        return found
+
+    @property
     def effective(self) -> float:
         """The number of independent normal rows whose moment would vary as much as that of the parts does.
 
@@ -44,7 +57,7 @@ class SecondMoment:
         if self._parts < 2:
             return 0.0
         square = float(self.matrix.square().sum())
-        variance = self._squares / self.rows**2 - square / self._parts
+        variance = float(self._squares) / self.rows**2 - square / self._parts
         variance *= self._parts / (self._parts - 1)
         spread = float(self.matrix.trace()) ** 2 + square
         return min(self.rows, spread / variance) if variance > 0 else self.rows

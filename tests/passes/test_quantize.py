@@ -15,6 +15,7 @@ from qcompile.analysis.siblings import siblings_of
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
 from qcompile.passes.quantize import Quantize
+from qcompile.rounding.sequential import Walk
 from qcompile.run.data import Data, example_inputs, hold_out
 from qcompile.stages import Prepared
 from qcompile.statistics.calibration import collect
@@ -225,7 +226,7 @@ def test_each_matrix_of_a_stack_learns_from_the_rows_of_its_expert(parse, tmp_pa
     assert not np.array_equal(learned.run(exact)["y"], plain.run(exact)["y"])
 
 
-def test_what_cannot_be_run_in_parts_learns_from_the_float_graph(parse, tmp_path):
+def test_sequences_are_walked_through_and_what_cannot_be_learns_from_the_float_graph(parse, tmp_path, monkeypatch):
     graph = """g (float[n,64] x, int64 i) => (float[n,64] z) <float[64,64] v, float[64,64] w, float[64,64] u> {
         a = MatMul(x, v)
         s = SequenceConstruct(a, x)
@@ -236,6 +237,14 @@ def test_what_cannot_be_run_in_parts_learns_from_the_float_graph(parse, tmp_path
     np.savez(tmp_path / "x.npz", x=rows(alike=True), i=np.array(0))
     options = {"calibration": tmp_path / "x.npz", "formats": ["int4-g32/int8-g32"], "budget": {"bits": 4}}
     manifest = qc.export(parse(graph), "reference", tmp_path / "out", **options).manifest
+    assert not [entry for entry in manifest["declined"] if "order of the graph" in entry["what"]]
+    assert all(site["held_out"]["gptq"] <= site["held_out"]["nearest"] for site in manifest["sites"])
+
+    def refuse(*_):
+        raise InputError("onnxruntime cannot run a node of the graph by itself")
+
+    monkeypatch.setattr(Walk, "_pass", refuse)
+    manifest = qc.export(parse(graph), "reference", tmp_path / "other", **options).manifest
     (entry,) = [entry for entry in manifest["declined"] if "order of the graph" in entry["what"]]
-    assert "'s' is no tensor; the other sites learn from the float graph alone" in entry["reason"]
+    assert "by itself; the other sites learn from the float graph alone" in entry["reason"]
     assert all(site["held_out"]["gptq"] <= site["held_out"]["nearest"] for site in manifest["sites"])
