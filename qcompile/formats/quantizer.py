@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qcompile.formats.format import Format
 from qcompile.formats.rounding import decode_element, encode_element, round_element, zero_code
-from qcompile.formats.rows import CHUNK, Rows
+from qcompile.formats.rows import Rows, chunk_of
 from qcompile.formats.scales import Scales, divisor, group_scales
 from qcompile.formats.tensor_scale import default_tensor_scale
 
@@ -57,7 +57,9 @@ def round_to(x: Tensor, scale: Tensor, zero_point: Tensor | None, fmt: Format) -
         the dequantized values, float32, of the broadcast shape.
     """
     rounded, empty = round_element(x / divisor(scale), fmt.element, zero_point).mul_(scale), scale == 0
-    return rounded.masked_fill_(empty, 0) if empty.any() else rounded  # no minus zero: the codes are those of zero
+    if x.device.type == "cpu" and not empty.any():  # elsewhere to ask is to wait
+        return rounded
+    return rounded.masked_fill_(empty, 0)  # no minus zero: the codes are those of zero
 
 
 def encode(x: Tensor, scale: Tensor, zero_point: Tensor | None, fmt: Format) -> Tensor:
@@ -118,7 +120,7 @@ class Quantized:
 
 def _dequantize_into(out: Tensor, codes: Tensor, scales: Scales, fmt: Format) -> None:
     rows, groups, group = codes.shape
-    step = max(1, CHUNK // (groups * group))
+    step = max(1, chunk_of(codes) // (groups * group))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         scale, zero_point = _rows_of(scales, part, groups)

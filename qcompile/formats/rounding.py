@@ -136,6 +136,17 @@ def _midpoints(element: Element) -> tuple[float, ...]:
     return tuple(_float32_down((a + b) / 2) for a, b in zip(levels, levels[1:], strict=False))
 
 
+@functools.cache
+def _levels(element: Element, device: torch.device) -> Tensor:
+    """Made once: a copy to a GPU would be waited for."""
+    return torch.tensor(element.levels, dtype=torch.float32, device=device)
+
+
+@functools.cache
+def _midpoints_on(element: Element, device: torch.device) -> Tensor:
+    return torch.tensor(_midpoints(element), device=device)
+
+
 def _float32_down(value: float) -> float:
     nearest = torch.tensor(value, dtype=torch.float32)
     if float(nearest) > value:
@@ -146,7 +157,7 @@ def _float32_down(value: float) -> float:
 def _table_index(y: Tensor, element: Element) -> Tensor:
     midpoints = _midpoints(element)
     if len(midpoints) > _COMPARE_LIMIT:
-        return torch.bucketize(y, torch.tensor(midpoints, device=y.device), out_int32=True)
+        return torch.bucketize(y, _midpoints_on(element, y.device), out_int32=True)
     index = torch.zeros(y.shape, dtype=torch.uint8, device=y.device)
     above = torch.empty(y.shape, dtype=torch.bool, device=y.device)
     for midpoint in midpoints:
@@ -155,8 +166,7 @@ def _table_index(y: Tensor, element: Element) -> Tensor:
 
 
 def _table_round(y: Tensor, element: Element, zero_point: Tensor | None) -> Tensor:
-    levels = torch.tensor(element.levels, dtype=torch.float32, device=y.device)
-    return torch.where(y.isnan(), y, levels[_table_index(y, element).int()])
+    return torch.where(y.isnan(), y, _levels(element, y.device)[_table_index(y, element).int()])
 
 
 def _table_encode(y: Tensor, element: Element, zero_point: Tensor | None) -> Tensor:

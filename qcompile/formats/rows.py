@@ -14,9 +14,15 @@ from qcompile.errors import InputError
 from qcompile.formats.format import Format
 from qcompile.formats.scales import Scales
 
-__all__ = ["CHUNK", "Rows", "decode_lines", "group_chunks", "line_slice", "moved_last"]
+__all__ = ["CHUNK", "Rows", "chunk_of", "decode_lines", "group_chunks", "line_slice", "moved_last"]
 
 CHUNK = 1 << 17  # elements; 512 KiB of float32, which stays in a core's second-level cache
+_DEVICE_CHUNK = 1 << 26  # the same on a GPU, where a chunk costs launches
+
+
+def chunk_of(x: Tensor) -> int:
+    """Elements of a tensor to work on at a time, where it is."""
+    return CHUNK if x.device.type == "cpu" else _DEVICE_CHUNK
 
 
 def moved_last(x: Tensor, axis: int) -> Tensor:
@@ -62,7 +68,7 @@ def decode_lines(
     """
     lead, size = [n for i, n in enumerate(shape) if i != axis], shape[axis]
     out = torch.empty(math.prod(lead), size, device=scales.device)
-    step = max(1, CHUNK // max(scales.shape[1] * per_scale, 1))
+    step = max(1, chunk_of(scales) // max(scales.shape[1] * per_scale, 1))
     for start in range(0, len(out) if out.numel() else 0, step):
         part = slice(start, start + step)
         out[part] = decode(part).flatten(1)[:, :size]
@@ -113,7 +119,7 @@ class Rows:
         padded = self.groups * self.group
         if padded == 0:
             return
-        step = max(1, CHUNK // (padded * self.rows)) * self.rows
+        step = max(1, chunk_of(self.x) // (padded * self.rows)) * self.rows
         for start in range(0, self.count, step):
             part = slice(start, min(start + step, self.count))
             values = line_slice(self.x, part).float()

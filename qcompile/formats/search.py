@@ -101,7 +101,7 @@ class _Importance:
         if self.weight is None:
             return None
         view = self.view
-        lines = torch.arange(view.count)[part]
+        lines = torch.arange(part.start, part.stop, device=self.weight.device)
         per_line = view.groups_per_row // view.groups
         if self.shared:
             line = self.weight.reshape(-1, view.size)[:1] if self.weight.dim() > 1 else self.weight[None]

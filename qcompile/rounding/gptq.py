@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -188,26 +189,82 @@ def _round_columns(weight: Tensor, factor: Factor, scales: Scales, fmt: Format, 
     """All rows at once, column by column in the factor's order; returns the rounded weight ``[out, in]``."""
     order, upper = factor.order.to(weight.device), factor.upper.to(weight.device)
     columns = weight.T[order].contiguous()  # a column of the weight is a row here
-    groups = (order // (fmt.group or len(order))).tolist()
+    groups = order // (fmt.group or len(order))
     scale = scales.effective.T.contiguous()
     zero_point = None if scales.zero_point is None else scales.zero_point.T.contiguous()
-    pivots = upper.diagonal().tolist()
     for start in range(0, len(order), block):
-        stop = min(start + block, len(order))
-        errors = torch.empty_like(columns[start:stop])
-        with alone() if len(columns[0]) < _WIDE else nullcontext():
-            for j in range(start, stop):
-                column, done = columns[j], j - start
-                if done:
-                    column.addmv_(errors[:done].T, upper[start:j, j], alpha=-1)
-                zero = None if zero_point is None else zero_point[groups[j]]
-                rounded = round_to(column, scale[groups[j]], zero, fmt)
-                torch.sub(column, rounded, out=errors[done]).div_(pivots[j])
-                columns[j] = rounded
-        columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        part = slice(start, min(start + block, len(order)))
+        own = groups[part]
+        given = _Block(columns[part], upper[part, part], scale[own], None if zero_point is None else zero_point[own])
+        errors = _replayed(given, fmt) if weight.is_cuda else given.round(fmt)
+        columns[part.stop :].addmm_(upper[part, part.stop :].T, errors, alpha=-1)
     result = torch.empty_like(columns)
     result[order] = columns
     return result.T.contiguous()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Columns that are rounded in turn, each with what it makes up for.
+
+    Args:
+        columns: ``[columns, out]``, overwritten.
+        upper: that part of the factor, ``[columns, columns]``.
+        scale: the scales of each, ``[columns, out]``.
+        zero_point: of the same shape, or ``None``.
+    """
+
+    columns: Tensor
+    upper: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def round(self, fmt: Format) -> Tensor:
+        """What each rounding lost, divided by its pivot: ``[columns, out]``."""
+        errors, pivots = torch.empty_like(self.columns), self.upper.diagonal()
+        with alone() if len(self.columns[0]) < _WIDE else nullcontext():
+            for j, column in enumerate(self.columns):
+                if j:
+                    column.addmv_(errors[:j].T, self.upper[:j, j], alpha=-1)
+                rounded = round_to(column, self.scale[j], None if self.zero_point is None else self.zero_point[j], fmt)
+                torch.sub(column, rounded, out=errors[j]).div_(pivots[j])
+                column.copy_(rounded)
+        return errors
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        found = (self.columns, self.upper, self.scale, self.zero_point)
+        return [tensor for tensor in found if tensor is not None]
+
+
+def _replayed(block: _Block, fmt: Format) -> Tensor:
+    """``block.round`` as one graph of kernels: launched one by one, thousands of small ones would wait for Python."""
+    count, rows = block.columns.shape
+    graph, own, errors = _captured(count, rows, block.zero_point is not None, fmt, block.columns.device)
+    for mine, given in zip(own.tensors, block.tensors, strict=True):
+        mine.copy_(given)
+    graph.replay()
+    block.columns.copy_(own.columns)
+    return errors
+
+
+@lru_cache(maxsize=32)
+def _captured(
+    count: int, rows: int, asymmetric: bool, fmt: Format, device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, _Block, Tensor]:
+    zero_point = torch.zeros(count, rows, dtype=torch.uint8, device=device) if asymmetric else None
+    ones = torch.ones(count, rows, device=device)
+    own = _Block(torch.zeros_like(ones), torch.eye(count, device=device), ones, zero_point)
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        own.round(fmt)  # what is set up at a first use cannot be captured
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        errors = own.round(fmt)
+    return graph, own, errors
 
 
 def _check(tensor: Tensor, what: str) -> None:
