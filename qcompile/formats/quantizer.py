@@ -16,7 +16,7 @@ from torch import Tensor
 from qcompile.formats.format import Format
 from qcompile.formats.rounding import decode_element, encode_element, round_element, zero_code
 from qcompile.formats.rows import Rows, chunk_of
-from qcompile.formats.scales import Scales, divisor, group_scales
+from qcompile.formats.scales import Scales, divisor, group_scales, quotient
 from qcompile.formats.tensor_scale import default_tensor_scale
 
 __all__ = [
@@ -261,6 +261,6 @@ def fake_quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     if fmt.tensor_scale is None:
         return fake_quantize(x, fmt)
     target = fmt.targets[0] if fmt.targets else fmt.element.max
-    scale = x.abs().amax(-1, keepdim=True) / (target * fmt.tensor_scale)
+    scale = quotient(x.abs().amax(-1, keepdim=True), target * fmt.tensor_scale)
     scale = torch.where(scale > 0, scale, 1.0)
     return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qcompile.formats.format import Format, Kind, ScaleRule, ScaleType
 
-__all__ = ["Scales", "divisor", "group_scales", "scale_code", "scale_from_code", "store_scale"]
+__all__ = ["Scales", "divisor", "group_scales", "quotient", "scale_code", "scale_from_code", "store_scale"]
 
 _LARGEST = {
     ScaleType.E4M3: 448.0, ScaleType.UE5M3: 114688.0, ScaleType.FP16: 65504.0,
@@ -41,6 +41,11 @@ class Scales:
     def effective(self) -> Tensor:
         """``scale · tensor_scale``, rounded to float32: what one code step is worth. ``[..., groups]``."""
         return self.scale if self.tensor_scale is None else self.scale * self.tensor_scale
+
+
+def quotient(x: Tensor, number: float) -> Tensor:
+    """``x / number``, rounded once on every device: by a number of Python, GPUs multiply with its reciprocal."""
+    return x / (number if x.device.type == "cpu" else torch.full((), number, dtype=x.dtype, device=x.device))
 
 
 def divisor(effective: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ def _best_target(groups: Tensor, amax: Tensor, fmt: Format, tensor_scale: Tensor
 
 
 def _absmax_scale(amax: Tensor, target: float, fmt: Format, tensor_scale: Tensor | None) -> Tensor:
-    scale = amax / target
+    scale = quotient(amax, target)
     if tensor_scale is not None:
         scale = scale / tensor_scale
     return _nan_if_infinite(store_scale(scale, fmt.scale), amax)
@@ -215,9 +220,9 @@ def _minmax(groups: Tensor, fmt: Format) -> Scales:
     low, high = _ends(groups)
     low, high = low.clamp_(max=0), high.clamp_(min=0)
     steps = len(fmt.element.levels) - 1
-    scale = (high - low) / steps
+    scale = quotient(high - low, steps)
     if scale.isinf().any():  # the difference of finite ends may leave the range of float32
-        scale = torch.where(scale.isinf(), high / steps - low / steps, scale)
+        scale = torch.where(scale.isinf(), quotient(high, steps) - quotient(low, steps), scale)
     scale = _nan_if_infinite(store_scale(scale, fmt.scale), torch.maximum(-low, high))
     zero_point = (-low / divisor(scale)).round_().clamp_(0, steps).nan_to_num_(0)
     return Scales(scale, zero_point.to(torch.uint8))
@@ -227,7 +232,7 @@ def _signed_max(groups: Tensor, fmt: Format) -> Scales:
     """On a tie of magnitudes the negative value counts, which keeps the scale positive."""
     low, high = _ends(groups)
     largest = torch.where(high > -low, high, low)
-    scale = store_scale(largest / fmt.element.levels[0], fmt.scale).add_(0.0)  # one zero, not two
+    scale = store_scale(quotient(largest, fmt.element.levels[0]), fmt.scale).add_(0.0)  # one zero, not two
     return Scales(_nan_if_infinite(scale, largest))
 
 
@@ -240,12 +245,12 @@ def _ceil_rule(amax: Tensor, fmt: Format) -> Tensor:
 
 
 def _rceil_rule(amax: Tensor, fmt: Format) -> Tensor:
-    return _ceil_exponent(amax.double() / fmt.element.max)
+    return _ceil_exponent(quotient(amax.double(), fmt.element.max))
 
 
 def _nearest_rule(amax: Tensor, fmt: Format) -> Tensor:
     """The border between two exponents is their geometric mean: √2 is taken off before rounding up."""
-    return _ceil_exponent(amax.double() / (fmt.element.max * 2**0.5))
+    return _ceil_exponent(quotient(amax.double(), fmt.element.max * 2**0.5))
 
 
 def _ceil_exponent(values: Tensor) -> Tensor:

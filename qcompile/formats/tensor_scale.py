@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qcompile.formats.format import Format, ScaleRule
+from qcompile.formats.scales import quotient
 
 __all__ = ["default_tensor_scale", "finite_amax"]
 
@@ -39,5 +40,5 @@ def default_tensor_scale(x: Tensor, fmt: Format) -> Tensor | None:
     if fmt.tensor_scale is None:
         return None
     target = fmt.targets[0] if fmt.targets else fmt.element.max
-    scale = finite_amax(x) / (target * fmt.tensor_scale)
+    scale = quotient(finite_amax(x), target * fmt.tensor_scale)
     return torch.where(scale > 0, scale, torch.ones_like(scale))  # all zero, or too small for float32

@@ -19,7 +19,7 @@ from torch import Tensor
 from qcompile.errors import InputError
 from qcompile.ir.functions import DOMAIN, ensure_function
 
-__all__ = ["add_bodies", "selective_scan", "state_space_duality", "translations"]
+__all__ = ["add_bodies", "duality", "scan", "selective_scan", "state_space_duality", "translations"]
 
 #: Steps whose decays are computed at once: memory grows with it, and the calls of small operators shrink.
 SCAN_CHUNK = 64
@@ -93,7 +93,8 @@ def _check(tensors: Mapping[str, Tensor], letters: Mapping[str, str]) -> None:
 # -- computed by torch -------------------------------------------------------------------------------------------
 
 
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """``selective_scan`` by plain operators of torch, all of them differentiable."""
     state = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     pieces = [u.new_zeros(u.shape[0], 0, u.shape[2])]
     for start in range(0, u.shape[1], SCAN_CHUNK):
@@ -108,7 +109,8 @@ def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) 
     return torch.cat(pieces, 1) + D * u
 
 
-def _duality(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+def duality(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """``state_space_duality`` by plain operators of torch, all of them differentiable."""
     batch, length, heads, width = x.shape
     repeat, rest = heads // B.shape[2], -length % DUAL_CHUNK
     B, C = (m.repeat_interleave(repeat, 2) for m in (B, C))
@@ -150,8 +152,8 @@ def _define(name: str, function: Callable[..., Tensor]) -> None:
     op.register_autograd(differentiate, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
-_define("selective_scan", _scan)
-_define("state_space_duality", _duality)
+_define("selective_scan", scan)
+_define("state_space_duality", duality)
 
 
 # -- exported to ONNX --------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import initializers, origin, read, release
 from qcompile.operators.precision import MIXED, ONE
 from qcompile.run.foreign import Foreign, Part
-from qcompile.run.generated import Generated, Section, compiled
+from qcompile.run.generated import FUNCTIONS, Generated, Section, compiled
 from qcompile.run.input_names import check_names
 
 __all__ = ["Executor", "Hook", "Section", "dtype_for"]
@@ -247,7 +247,7 @@ def _array(value: ir.Value) -> np.ndarray:
 
 def _prepare(model: ir.Model) -> None:
     if model.functions:
-        common.InlinePass()(model)
+        common.InlinePass(lambda function: (function.domain, function.name) not in FUNCTIONS)(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.shape is None for node in model.graph for value in node.outputs):
         common.ShapeInferencePass()(model)

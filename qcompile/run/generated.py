@@ -16,19 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qcompile.errors import InternalError, TargetError
+from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import node_name
 from qcompile.operators import plain
 from qcompile.operators.library import attention, operators
 from qcompile.operators.names import Names
 from qcompile.operators.precision import Precision
 from qcompile.operators.statements import Statement, finish, needed, with_releases
-from qcompile.operators.table import STANDARD
+from qcompile.operators.table import STANDARD, Table
 from qcompile.operators.writer import Program
 from qcompile.run.foreign import Part
 
-__all__ = ["Generated", "Section", "compiled"]
+__all__ = ["FUNCTIONS", "Generated", "Section", "compiled"]
 
 _CONSTANT = re.compile(r"\bself\.(\w+)")
+#: Functions that one call of torch computes, instead of the graph in their bodies.
+FUNCTIONS: Table = {
+    (DOMAIN, "SelectiveScan"): "plain.scan({0!t}, {1!t}, {2!t}, {3!t}, {4!t}, {5!t})",
+    (DOMAIN, "StateSpaceDuality"): "plain.duality({0!t}, {1!t}, {2!t}, {3!t}, {4!t}, {5!t})",
+}
+
 _HOOK = re.compile(r"\bself\.hook\((\d+),")
 _OWN = ("device", "dtype", "hook", "apart")
 
@@ -64,7 +71,7 @@ class Generated(Program):
         names = Names()
         for name in ("hook", "apart", "itertools", "plain"):
             names.reserve(name)
-        super().__init__(model, names, STANDARD, precision, "torch")
+        super().__init__(model, names, {**STANDARD, **FUNCTIONS}, precision, "torch")
 
     def _declare(self, value: ir.Value) -> str:
         name = super()._declare(value)
