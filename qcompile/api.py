@@ -54,6 +54,7 @@ def export(
     device: str = "cpu",
     tvm_target: str | None = None,
     latency: bool = False,
+    effort: bool = False,
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
     format_for: Mapping[str, str] | None = None,
@@ -87,6 +88,8 @@ def export(
         device: where torch computes, ``cpu`` or ``cuda``.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
         latency: whether the artifact is timed beside its source, in a few seconds, for ``Artifact.latency``.
+        effort: whether ``Artifact.effort``, seconds by step and peaks of memory, goes into the manifest as well; it
+            then differs from one export to the next.
         exclude: patterns of sites that stay float, such as ``"*.down_proj"``. Patterns are a shell's, over the names of
             sites and the paths of their modules; ``inspect`` lists both.
         keep: patterns of sites that stay float bit for bit: nothing is folded into their weights either.
@@ -110,7 +113,7 @@ def export(
     options = Options(
         target=target, budget=dict(budget or {}), calibration=calibration, evaluation=evaluation,
         formats=_several(formats), transforms=transforms, method=method, seed=seed, device=device,
-        tvm_target=tvm_target, latency=latency, exclude=_several(exclude), keep=_several(keep),
+        tvm_target=tvm_target, latency=latency, effort=effort, exclude=_several(exclude), keep=_several(keep),
         format_for=dict(format_for or {}), transform_for=dict(transform_for or {}),
         reading=Reading(tokenizer, window, preprocessing), memory=parse_memory(memory or {}),
     )  # fmt: skip

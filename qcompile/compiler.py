@@ -27,6 +27,7 @@ from qcompile.choice import selection
 from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.wishes import wishes_of
+from qcompile.effort import Effort
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import node_name
@@ -69,7 +70,8 @@ def export(
         written = _lower(quantized, temporary)
         compared = _measure(written)
         _write(compared)
-    return replace(Artifact.open(folder), latency=_time(compared, Path(folder)) if options.latency else None)
+    timed = _time(compared, Path(folder)) if options.latency else None
+    return replace(Artifact.open(folder), latency=timed, effort=request.progress.figures())
 
 
 def plan(model: Any, options: Options) -> ir.Model:
@@ -92,7 +94,7 @@ def _request(options: Options, progress: Progress | None = None) -> Request:
     if options.tvm_target is not None:
         target = target.on_machine(options.tvm_target)
     schemes = [target.scheme(name) for name in options.formats or [target.default]]
-    return Request(options, target, schemes, backend(target.backends[0]), progress)
+    return Request(options, target, schemes, backend(target.backends[0]), Effort(progress))
 
 
 def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
@@ -100,6 +102,7 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     source = begin_capture(model, **capture_options)
     options = request.options
     data = load_data(options.calibration, source.model, seed=options.seed, reading=options.reading)
+    request.tell("reading")
     return Captured(source, hold_out(data, source.model), options.seed, options.keep, options.device)
 
 
@@ -120,8 +123,12 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
         analysis, sites, request.target, request.schemes, options, prepared.seen.data, wishes, state.decline,
         request.progress,
     )  # fmt: skip
+    request.tell("choosing formats")
     yardstick = float_model(prepared)
-    plain = None if held_out is None else plain_loss(yardstick, prepared.model, choice, request.target, held_out)
+    plain = None
+    if held_out is not None:
+        plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out)
+        request.tell("measuring plain rounding")
     return Chosen(prepared, request, sites, choice, held_out, plain)
 
 
@@ -134,8 +141,10 @@ def _learned(captured: Captured, request: Request) -> Quantized:
         return _quantize(_rotate(chosen))
     errors = partial(output_errors, float_model(prepared), target=request.target, data=data.unlearned)
     plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes))
+    request.tell("measuring plain rounding")
     quantized = _quantize(_rotate(chosen))
     ours = errors(quantized.rotated.model.clone())
+    request.tell("measuring beside plain rounding")
     reason = better_plain(ours, plain, data)
     if reason is None:
         return quantized
@@ -216,6 +225,7 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
         node.metadata_props.pop(KEPT, None)  # what was wished is the manifest's to say
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)
+    request.tell("lowering")
     runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}
     for name in target.backends[1:]:
         assert before is not None, "the reference has one backend"
@@ -243,6 +253,7 @@ def _measure(written: Written) -> Compared:
             with lowered_to(get_target(REFERENCE), written.before.clone()) as run:
                 measured = yardstick.measure(run, sample, request.progress)
     checked = None if checking is None else checking.result()
+    request.tell("checking sites")
     plain = quantized.chosen.plain_loss
     if plain is not None:
         measured.loss["round_to_nearest"] = plain
@@ -262,7 +273,9 @@ def _time(compared: Compared, folder: Path) -> dict[str, Any]:
     chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.lowered)
     prepared, target = chosen.prepared, chosen.request.target
     batch = prepared.seen.data.batches[0]
-    return latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))
+    found = latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))
+    chosen.request.tell("timing")
+    return found
 
 
 def _write(compared: Compared) -> None:
@@ -280,4 +293,7 @@ def _write(compared: Compared) -> None:
         )
     )  # fmt: skip
     write_report(folder, manifest)
+    chosen.request.tell("writing")
+    if chosen.request.options.effort:
+        manifest["effort"] = chosen.request.progress.figures()
     write_manifest(folder, manifest, prepared.source.along)

@@ -34,6 +34,8 @@ def prepare(model: Any, progress: Progress | None = None, *, ties: bool = False,
     with threads(1) as beside:
         observing = beside.submit(begin_source(captured.source, captured.data, captured.seed, captured.device))
         prepared = _prepared(captured, progress, ties)
+    if progress is not None:
+        progress("running the source", 1, 1)
     return replace(prepared, observed=observing.result())
 
 
@@ -49,4 +51,7 @@ def _prepared(captured: Captured, progress: Progress | None, ties: bool) -> Prep
     analysis = analyze(state.model)
     for site in analysis.infinite:
         state.decline(site.name, "transforming and quantizing its weight", f"'{site.weight.name}' holds infinity")
-    return Prepared(source, state, analysis, take_inventory(source.model, analysis))
+    weights = take_inventory(source.model, analysis)
+    if progress is not None:
+        progress("analyzing", 1, 1)
+    return Prepared(source, state, analysis, weights)

@@ -18,8 +18,8 @@ from qcompile.checks.sites import Checked, Sampled
 from qcompile.choice.export_options import Options
 from qcompile.choice.placement import Placement
 from qcompile.choice.selection import Choice
+from qcompile.effort import Effort
 from qcompile.ir.capture import Source
-from qcompile.notes import Progress
 from qcompile.passes.state import State
 from qcompile.run.data import Data
 from qcompile.targets.plans import Plan
@@ -39,19 +39,18 @@ class Request:
         target: the target, for the machine that was asked for.
         schemes: the candidates for each site.
         lowering: the target's own backend.
-        progress: called with a step, the part of it that is done, and the whole.
+        progress: called with a step, the part of it that is done, and the whole; it takes the time of each.
     """
 
     options: Options
     target: Target
     schemes: Sequence[Scheme]
     lowering: Backend
-    progress: Progress | None = None
+    progress: Effort
 
     def tell(self, step: str) -> None:
         """Report that a step is done."""
-        if self.progress is not None:
-            self.progress(step, 1, 1)
+        self.progress(step, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,15 @@ class Artifact:
         manifest: the content of its ``manifest.json``.
         latency: its time beside its source's, in the words of ``checks.latency``, if it was measured when it was made.
             No file has it, for artifacts are the same wherever they are made.
+        effort: seconds by step and peaks of memory of its export, in the words of ``Effort.figures``, if it was just
+            made. Its manifest has them if that was asked for.
         parts: by name, the artifacts in its folders where it is of several graphs, none of which is itself.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     latency: Mapping[str, Any] | None = None
+    effort: Mapping[str, Any] | None = None
     parts: Mapping[str, Artifact] = field(default_factory=dict)
 
     @staticmethod

@@ -43,6 +43,7 @@ class Options:
         evaluation: data to measure the loss on, in the same forms.
         tvm_target: another machine to compile for, as TVM describes machines.
         latency: whether the artifact and its source are timed.
+        effort: whether the manifest says seconds by step and peaks of memory, which no two exports share.
         exclude: patterns of sites and modules that stay float.
         keep: patterns of those that stay float bit for bit: nothing folds into their weights either.
         format_for: schemes by pattern; the last that fits a site decides.
@@ -62,6 +63,7 @@ class Options:
     evaluation: DataLike | None = None
     tvm_target: str | None = None
     latency: bool = False
+    effort: bool = False
     exclude: Sequence[str] = ()
     keep: Sequence[str] = ()
     format_for: Mapping[str, str] = field(default_factory=dict)

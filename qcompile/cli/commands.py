@@ -66,6 +66,7 @@ def export(
     cache: options.Cache = None,
     part: options.Part = None,
     latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
+    effort: options.Effort = False,
     config: options.Config = None,
     overwrite: options.Overwrite = False,
     json: options.Json = None,
@@ -89,7 +90,7 @@ def export(
         artifact = compile_for(
             model, target, where, budget=limits, calibration=calibration, evaluation=evaluation,
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
-            tvm_target=tvm_target, latency=latency and not quiet, exclude=exclude or (), keep=keep or (),
+            tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, overwrite=overwrite, progress=progress, cache=cache,
             part=part,

@@ -23,6 +23,9 @@ __all__ = ["CommandGroup", "Progress", "budgets", "names", "pairs", "say", "tell
 #: Between two lines of progress where there is no terminal.
 SECONDS = 5.0
 
+#: Of reports that the time left is estimated by: more than one part of a large model takes.
+SPEED_SECONDS = 600.0
+
 logger = logging.getLogger(__name__)
 
 _MISTAKE, _BUG, _INTERRUPTED = 2, 1, 130
@@ -102,7 +105,8 @@ def tell(json: Path | None, summary: Mapping[str, Any], *things: Any, quiet: boo
 class Progress:
     """Bars on the standard error, one for each step; called with a step, the part of it that is done, and the whole.
 
-    Where that is no terminal there are lines in their place, few enough for the log of a long run.
+    Both estimate the time that is left of a step. Where that is no terminal there are lines in the place of bars, few
+    enough for the log of a long run.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -110,15 +114,18 @@ class Progress:
         self._spoke = time.monotonic()
         self._bars: rich.progress.Progress | None = None
         self._steps: dict[str, rich.progress.TaskID] = {}
+        self._began: dict[str, tuple[float, int]] = {}  # when a step was first told of, and how far it was then
 
     def __enter__(self) -> Progress:
         if not self._quiet:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
 
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
+            name, left = TextColumn("{task.description}"), (TextColumn("left:"), TimeRemainingColumn())
+            columns = name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left
+            console = Console(stderr=True)
+            self._bars = Bars(*columns, console=console, transient=True, speed_estimate_period=SPEED_SECONDS)
             self._bars.start()
         return self
 
@@ -130,9 +137,13 @@ class Progress:
         """Show the progress of a step."""
         if done >= total:
             logger.info("%s: done", step)
-        if self._bars is None and not self._silent and time.monotonic() - self._spoke >= SECONDS:
-            print(f"{step}: {done} of {total}", file=sys.stderr, flush=True)
-            self._spoke = time.monotonic()
+        now = time.monotonic()
+        began, first = self._began.setdefault(step, (now, done))
+        if self._bars is None and not self._silent and now - self._spoke >= SECONDS:
+            pace = (now - began) / (done - first) if done > first else None
+            left = "" if pace is None or done >= total else f", about {pace * (total - done):.0f} s left"
+            print(f"{step}: {done} of {total}{left}", file=sys.stderr, flush=True)
+            self._spoke = now
         if self._bars is not None:
             if step not in self._steps:
                 self._steps[step] = self._bars.add_task(step, total=total)

@@ -12,9 +12,9 @@ from qcompile.cli.logs import log_to_file, log_to_terminal
 from qcompile.cli.recipe import use_recipe
 
 __all__ = [
-    "Budget", "Cache", "Calibration", "Config", "Device", "Evaluation", "Exclude", "Folder", "FormatFor", "Formats",
-    "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider", "Quiet",
-    "Seed", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
+    "Budget", "Cache", "Calibration", "Config", "Device", "Effort", "Evaluation", "Exclude", "Folder", "FormatFor",
+    "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider",
+    "Quiet", "Seed", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
 ]  # fmt: skip
 
 
@@ -94,6 +94,9 @@ TransformFor = Annotated[
 ]
 Memory = Annotated[
     list[str] | None, typer.Option(metavar="PLACE=BYTES", help="For activations: device=40GB, host=32GB; else half.")
+]
+Effort = Annotated[
+    bool, typer.Option("--effort", help="Put seconds by step and peak memory into the manifest, too: no two are alike.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]
 TvmTarget = Annotated[

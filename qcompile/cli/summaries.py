@@ -47,6 +47,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "formats": dict(Counter(format_name(site) for site in manifest["sites"])),
         "counts": {key: len(manifest[key]) for key in _LONG if key in manifest},
         "latency": artifact.latency,
+        "effort": artifact.effort,
     }
 
 

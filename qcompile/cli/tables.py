@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific, times_smaller
+from qcompile.cli.effort_rows import effort_rows
 from qcompile.cli.evidence_rows import evaluated_on, unlearned_rows
 from qcompile.cli.frames import facts, module_column, table
 from qcompile.cli.weight_tables import weight_rows, weights_table
@@ -51,7 +52,7 @@ def artifact_tables(artifact: Artifact) -> list[Any]:
         return [table for part in artifact.parts.values() for table in artifact_tables(part)]
     m = artifact.manifest
     report = ("report", str(artifact.folder / "report.html"))
-    rows = [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), *_times(artifact), report]
+    rows = [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), *_times(artifact), *effort_rows(artifact), report]
     return [facts(str(artifact.folder), rows)]
 
 

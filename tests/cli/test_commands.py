@@ -254,7 +254,7 @@ def artifact(model: Path) -> Path:
 def test_export_writes_and_says_what_it_wrote(model: Path, data: Path) -> None:
     result = done("export", model, "--target", "cpu-int4", "-o", model.parent / "out", "--calibration", data)
     manifest = json.loads((model.parent / "out" / "manifest.json").read_text())
-    for words in ("bits per weight", "x smaller", "online transforms", "relative L2", "report.html"):
+    for words in ("bits per weight", "x smaller", "online transforms", "relative L2", "peak memory", "report.html"):
         assert words in result.stdout
     assert f"{manifest['bytes']['artifact']:,}" in result.stdout
 

@@ -14,6 +14,7 @@ from small import write_data, write_model
 from typer.testing import Result
 
 import qcompile as qc
+from qcompile.cli.console import Progress
 
 
 @pytest.fixture
@@ -206,6 +207,20 @@ def test_progress_without_a_terminal(model: Path, monkeypatch: pytest.MonkeyPatc
     assert export(model, arguments, "-q", out="c").stderr == ""
 
 
+def test_progress_estimates_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    clock = iter([0.0, 100.0, 106.0, 107.0, 112.0, 130.0])
+    monkeypatch.setattr("qcompile.cli.console.time.monotonic", lambda: next(clock))
+    progress = Progress()
+    for done_, total in ((1, 11), (2, 11), (3, 11), (4, 11), (11, 11)):
+        progress("rounding", done_, total)
+    assert capsys.readouterr().err.splitlines() == [
+        "rounding: 1 of 11",  # at 100 s: its pace is not known
+        "rounding: 2 of 11, about 54 s left",
+        "rounding: 4 of 11, about 28 s left",  # 3 in 12 s; at 107 s it was too early for a line
+        "rounding: 11 of 11",
+    ]
+
+
 def test_summaries_for_programs(model: Path) -> None:
     data, folder = write_data(model.parent), model.parent
     made = json.loads(export(model, "--target cpu-int4 --method rtn --json -").stdout)
@@ -213,6 +228,7 @@ def test_summaries_for_programs(model: Path) -> None:
     assert made["artifact"] == str(folder / "out")
     assert made["formats"] == {"int4-g32": 1, "int8-g32": 1}
     assert made["counts"]["sites"] == 2
+    assert "quantizing" in made["effort"]["steps"]
     assert made["quantization"] == manifest["quantization"]
     ran = json.loads(done("run", folder / "out", "--inputs", data, "-o", folder / "y.npz", "--json", "-").stdout)
     assert ran == {"output": str(folder / "y.npz"), "arrays": {"y": {"shape": [6, 64], "type": "float32"}}}
