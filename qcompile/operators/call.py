@@ -15,7 +15,12 @@ from qcompile.ir.text import refusal
 from qcompile.operators.protocol import Program
 from qcompile.operators.symbols import Symbol, text_of, texts_of
 
-__all__ = ["Call"]
+__all__ = ["Call", "reads_more"]
+
+
+def reads_more(node: ir.Node) -> bool:
+    """Whether more than the first output of a node is read."""
+    return any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
 
 
 class Call:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qcompile.operators.call import Call
+from qcompile.ir.graph import is_random
+from qcompile.operators.call import Call, reads_more
 
 __all__ = ["ROWS"]
 
@@ -110,6 +111,12 @@ def _cast_like(c: Call) -> str:
     return c.program.cast(c.value(0), kind)
 
 
+def _dropout(c: Call) -> str:
+    if is_random(c.node):
+        raise c.refuse("it is told to train, and random then: its result would differ at every run")
+    return f"{c[0]}, torch.ones_like({c[0]}, dtype=torch.bool)" if reads_more(c.node) else c[0]
+
+
 def _swish(c: Call) -> str:
     alpha = c.float("alpha", 1.0)
     return f"F.silu({c[0]})" if alpha == 1.0 else f"{c[0]} * torch.sigmoid({c[0]} * {alpha})"
@@ -144,7 +151,7 @@ ROWS = {
     "Cos": "torch.cos({0!t})",
     "Cosh": "torch.cosh({0!t})",
     "Div": _div,
-    "Dropout": "{0!t}",
+    "Dropout": _dropout,
     "Elu": _elu,
     "Equal": "{0!t} == {1}",
     "Erf": "torch.erf({0!t})",

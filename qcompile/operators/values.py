@@ -70,6 +70,8 @@ class Values:
 
     def size(self, value: ir.Value, axis: int) -> int | Symbol:
         """A size of a value: a number, or a variable of the program."""
+        if value in self.hosts:
+            return self.hosts[value].shape[axis]
         dim = shape_of(value)[axis]
         if isinstance(dim, int):
             return dim

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompile.ir.required import name_of, operand
 from qcompile.operators import host
-from qcompile.operators.call import Call
+from qcompile.operators.call import Call, reads_more
 from qcompile.operators.names import Names
 from qcompile.operators.precision import Precision
 from qcompile.operators.symbols import ARITHMETIC
@@ -104,7 +104,7 @@ class Program(Values):
 
     def bind(self, node: ir.Node, narrow: bool) -> tuple[str, ...]:
         """New variables for the outputs of a node."""
-        values = node.outputs[:1] if node.op_type in _SINGLE and not _reads_more(node) else node.outputs
+        values = node.outputs[:1] if node.op_type in _SINGLE and not reads_more(node) else node.outputs
         names = []
         for value in values:
             names.append(self.names.make(value.name or node.op_type))
@@ -123,10 +123,6 @@ class Program(Values):
         kinds = [self.kind(value) for value in node.inputs if value is not None]
         position = 1 if node.op_type == "Where" else 0
         return kinds[position] if len(kinds) > position else None
-
-
-def _reads_more(node: ir.Node) -> bool:
-    return any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
 
 
 def _fill(template: str, call: Call) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,9 @@ from qcompile.operators.precision import MIXED, ONE
 from qcompile.run.foreign import Foreign, Part
 from qcompile.run.generated import FUNCTIONS, Generated, Section, compiled
 from qcompile.run.input_names import check_names
+
+if TYPE_CHECKING:
+    from qcompile.notes import Decline
 
 __all__ = ["Executor", "Hook", "Section", "dtype_for"]
 
@@ -197,6 +200,11 @@ class Executor:
         if name not in self.weights:
             self.weights[name] = self._tensor(_array(value), self.dtype)
         return self.weights[name]
+
+    def tell(self, decline: Decline) -> None:
+        """Tell which operators onnxruntime runs, and why."""
+        for name, reason in self.foreign.items():
+            decline(name, "computing it in torch", f"{reason}; onnxruntime computes it, and gradients stop there")
 
     def foreign_node(self, number: int) -> Foreign:
         """A node that onnxruntime runs."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import InputError, first_line
-from qcompile.ir.graph import SMALL
+from qcompile.ir.graph import SMALL, is_float, label, node_name
 from qcompile.ir.required import name_of
 from qcompile.ir.tensors import read
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Foreign", "Part"]
+__all__ = ["Foreign", "Part", "stopping"]
 
 
 class Part:
@@ -62,9 +62,26 @@ class Foreign:
         key = tuple(map(_kind, feeds.values()))
         if key not in self._runs:
             node, constants = ir.to_proto(self._node), self._part.constants
-            self._runs[key] = _runner(self._model, node, feeds, self._made, constants)
+            kinds = {name_of(value): value.dtype.numpy() for value in self._part.given if value.dtype is not None}
+            self._runs[key] = _runner(self._model, node, feeds, self._made, constants, kinds)
         found = self._runs[key](feeds)
         return tuple(_result(found[name], device, dtype) for name in self._made)
+
+
+def stopping(model: ir.Model, foreign: Collection[str], values: Collection[str]) -> list[str]:
+    """Nodes that onnxruntime runs and that stop the gradients of values, as messages name them.
+
+    Args:
+        foreign: names of all that it runs.
+        values: names of values of the main graph.
+    """
+    reached, found = set(values), []
+    for node in model.graph:
+        bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        if bodies or not reached.isdisjoint(value.name for value in node.inputs if value is not None):
+            reached |= {value.name for value in node.outputs if value.name and (value.dtype is None or is_float(value))}
+            found += [label(node)] if node_name(node) in foreign else []
+    return found + sorted(set(foreign) - {node_name(node) for node in model.graph})  # those in bodies
 
 
 def _fed(value: Any, kind: np.dtype[Any] | None) -> Any:
@@ -74,7 +91,7 @@ def _fed(value: Any, kind: np.dtype[Any] | None) -> Any:
     if isinstance(value, np.ndarray):  # strings
         return value
     array = value.detach().to("cpu", torch.float32 if value.dtype is torch.bfloat16 else value.dtype).numpy()
-    return np.ascontiguousarray(array if kind is None else array.astype(kind))
+    return np.array(array, kind, order="C")  # unlike ``ascontiguousarray``, it gives a number no axis
 
 
 def _kind(value: Any) -> tuple[Any, ...]:
@@ -107,20 +124,24 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _runner(
-    model: ir.Model, node: onnx.NodeProto, feeds: Mapping[str, Any], made: Sequence[str], constants: Collection[str]
-) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    model: ir.Model, node: onnx.NodeProto, feeds: Mapping[str, Any], made: Sequence[str], constants: Collection[str],
+    kinds: Mapping[str, np.dtype[Any]],
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:  # fmt: skip
     """A node of a graph as a function of all that it reads.
 
     Args:
         feeds: its arguments will have the types and ranks of these arrays, or lists of arrays.
         made: names of its results.
         constants: names of arguments that never change; small ones, such as sizes, become part of the graph.
+        kinds: types of arguments, for lists that are empty.
     """
     import onnx
     import onnxruntime as ort
 
     def declared(name: str, value: Any) -> onnx.ValueInfoProto:
-        array = value if isinstance(value, np.ndarray) else value[0] if value else np.zeros(0, np.float32)
+        array = (
+            value if isinstance(value, np.ndarray) else value[0] if value else np.zeros(0, kinds.get(name, np.float32))
+        )
         kind = int(ir.DataType.from_numpy(array.dtype))
         if isinstance(value, list):
             return onnx.helper.make_tensor_sequence_value_info(name, kind, None)

@@ -101,6 +101,7 @@ class Generated(Program):
         targets = self.bind(node, not self.precision.mixed)
         for value, dtype in stated:
             value.type = None if dtype is None else ir.TensorType(dtype)  # what is not stated, onnxruntime decides
+        targets = tuple(target for target, value in zip(targets, node.outputs, strict=False) if value.name)
         call = ", ".join([str(len(self.foreign)), *given])
         self.foreign.append((node, part, reason))
         self.emit(f"{', '.join(targets)}, *_ = self.apart({call})", targets)

@@ -24,6 +24,7 @@ from qcompile.ir.graph import is_float
 from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.run.executor import Executor, Hook
+from qcompile.run.foreign import stopping
 from qcompile.statistics.sensitivity import Curvature, Felt, logit_outputs, sensitivities
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
 
 __all__ = ["curvatures", "measure_curvatures"]
+
+#: A measurement, by the words in which it is declined, and the operators that are named then.
+BY_GRADIENTS, NAMED = "measuring by gradients what errors cost", 3
 
 #: Draws of the output's distribution for each batch. More batches teach more than more draws of one.
 DRAWS = 2
@@ -47,30 +51,36 @@ FELT_ROWS = 256
 
 def curvatures(
     model: ir.Model, sites: Sequence[Site], data: Data, logits: set[str], *, seed: int = 0, device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress | None = None, decline: Decline | None = None,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site that gradients reach, by its name.
 
-    Sites in bodies, stacks of matrices and kernels larger than 1 are left out, and all sites of a graph with an
-    operator that the engine has no row for.
+    Sites in bodies, stacks of matrices and kernels larger than 1 are left out, and all sites of a graph where gradients
+    stop between sites and outputs, at an operator that the engine has no row for.
 
     Args:
         logits: names of the outputs that are scores over one vocabulary; without any, of all outputs.
         data: of whose batches ``BATCHES`` are used, evenly spread; fewer where they hold more than ``TOKENS`` tokens.
+        decline: told of the operators that onnxruntime runs, and why there is no curvature where there is none.
     """
     places = [place for place in map(_place, sites) if place is not None]
     names = {name for place in places for name in (place.x, place.y)}
     outputs = sorted(logits) or [name_of(value) for value in model.graph.outputs if is_float(value)]
     engine = Executor(model, outputs=outputs, hooked=names, device=device)
     places = [place for place in places if {place.x, place.y} <= engine.hooked]
-    if engine.foreign or not outputs or not places:
-        return {}
-    chosen, rng = _spread(data.batches), np.random.default_rng(seed)
+    stops = stopping(model, engine.foreign, {place.y for place in places})
+    if decline is not None:
+        engine.tell(decline)
+    chosen, rng = [] if stops or not outputs or not places else _spread(data.batches), np.random.default_rng(seed)
     for done, batch in enumerate(chosen):
         _collect(engine, places, batch, bool(logits), rng, len(chosen))
         if progress is not None:
             progress("measuring sensitivities", done + 1, len(chosen))
-    return {place.site.name: place.curvature() for place in places if place.energy > 0}
+    found = {place.site.name: place.curvature() for place in places if place.energy > 0}
+    if not found and decline is not None:
+        reason = f"they stop at {', '.join(stops[:NAMED])}" if stops else "they lead to no site"
+        decline("*", BY_GRADIENTS, f"{reason}: noise does")
+    return found
 
 
 def measure_curvatures(
@@ -84,14 +94,12 @@ def measure_curvatures(
         decline: told where noise is used.
     """
     logits = logit_outputs(model, sites)
-    found = curvatures(model, sites, data, logits, seed=seed, device=device, progress=progress)
+    found = curvatures(model, sites, data, logits, seed=seed, device=device, progress=progress, decline=decline)
     rest = [site for site in sites if site.name not in found]
     if not rest:
         return found
     for site in rest if found else ():
         decline(site.name, "measuring by gradients what its errors cost", "gradients do not reach it: noise does")
-    if not found:
-        decline("*", "measuring by gradients what errors cost", "the engine follows them to no site: noise does")
     noise = sensitivities(model, rest, data, seed=seed, progress=progress)
     for site in rest:
         own = None if site.input is None else statistics.get(name_of(site.input))

@@ -59,6 +59,20 @@ def test_norm_of_a_sum_is_put_apart(tmp_path):
     assert all(node.outputs[0].dtype == ir.DataType.FLOAT for node in model.graph)
 
 
+#: The mean is taken off in float16, and the rest of the norm computed in float32.
+CAST_WITHIN = """<ir_version: 9, opset_import: ["": 17]> g (float16[n,4] x) => (float16[n,2] y)
+    <float16[4] scale = {1, 2, 3, 4}, float16[4,2] w = {1, 2, 3, 4, 5, 6, 7, 8}, float two = {2}, float e = {1e-5}> {
+    m = ReduceMean<axes: ints = [-1]>(x) d = Sub(x, m) f = Cast<to: int = 1>(d) q = Pow(f, two)
+    v = ReduceMean<axes: ints = [-1]>(q) b = Add(v, e) r = Sqrt(b) n = Div(f, r) c = Cast<to: int = 10>(n)
+    s = Mul(c, scale) y = MatMul(s, w) }"""
+
+
+def test_a_norm_of_two_types_stays_as_it_is():
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(CAST_WITHIN)))
+    x = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float16)}
+    assert compare(evaluate(model, x), evaluate(prepare(model).model, x))[0] < 2 * np.finfo(np.float16).eps
+
+
 #: A convolution at onnxruntime's last level of optimization, then what is the same everywhere.
 BLOCKED = """<ir_version: 10, opset_import: ["" : 17, "com.microsoft.nchwc" : 1]>
     g (float[2,3,4,4] x) => (float[2,16,7] y) <float[16,3,1,1] k, float[8,32] a, float[32,7] b, int64[3] flat> {

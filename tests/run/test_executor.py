@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from families import FAMILIES, load, stored
-from torch_cases import CASES, PREAMBLE, example, graph_of_case
+from torch_cases import CASES, example, graph_of_case
 
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
@@ -193,23 +193,3 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         assert abs(found - difference) <= 1e-5 * max(abs(difference), abs(found), 1.0)
         used += bool(found != 0)
     assert used > len(weights) // 2
-
-
-# -- operators without a row -----------------------------------------------------------------------------------------
-
-
-def test_onnxruntime_runs_what_has_no_row() -> None:
-    text = f"g (float[N,3,3] x) => (float[N] y, float[N,3,3] z) {{ {PREAMBLE} d = Det(x) y = Exp(d) z = Neg(x) }}"
-    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> {text}')
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    next(node for node in model.graph if node.op_type == "Det").name = "det"
-    engine = Executor(model)
-    assert list(engine.foreign) == ["det"]
-    assert "no row for this operator" in engine.foreign["det"]
-    for batch in (1, 4):
-        x = np.random.default_rng(batch).standard_normal((batch, 3, 3), np.float32)
-        assert compare(evaluate(model, {"x": x}), arrays(engine({"x": x})))[0] < 1e-6
-    given = torch.randn(2, 3, 3, requires_grad=True)
-    outputs = engine({"x": given})
-    assert not outputs["y"].requires_grad  # it stops gradients there, and nowhere else
-    assert outputs["z"].requires_grad

@@ -98,7 +98,13 @@ def test_what_gradients_do_not_reach_is_left_out() -> None:
     batches = [{"x": rng.standard_normal((2, 6, 6), np.float32)}]
     body = "[one] h = MatMul(x, a) d = Det(h) s = Unsqueeze(d, c) y = Mul(h, s)"
     analysis = analyzed("c = Constant<value_ints=[1,2]>() " + body, weights, "(float[N,6,6] x) => (float[N,6,6] y)")
-    assert measured(analysis, batches, set()) == {}  # no gradient of a determinant
+    said: list[tuple[str, str, str]] = []
+    data = Data(tuple(batches), random=False)
+    found = curvatures(analysis.model, analysis.sites, data, set(), decline=lambda *entry: said.append(entry))
+    assert found == {}  # no gradient of a determinant
+    assert said[0][:2] == ("d", "computing it in torch")
+    assert "no row for this operator; onnxruntime computes it" in said[0][2]
+    assert said[1] == ("*", "measuring by gradients what errors cost", "they stop at Det 'd': noise does")
     reads = analyzed("[one] h = MatMul(x, a) [two] y = MatMul(x, b)", weights, "(float[N,6,6] x) => (float[N,6,6] y)")
     assert measured(reads, batches, set())["two"].weight > 0
     assert measured(reads, batches, set())["one"] == Curvature(0, 0, 0)  # nothing reads its output
@@ -142,6 +148,16 @@ def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
             measured = trial.divergences({site.name: scheme}, {group.name: transform}).mean()
             felt = site_loss(probe(site, statistics[group.name], found[site.name]), scheme, transform)
             assert felt == pytest.approx(measured, rel=0.35)
+
+
+def test_operators_of_onnxruntime_that_stand_beside_the_sites() -> None:
+    """The determinant of what no site computes stops no gradient that is measured."""
+    rng = np.random.default_rng(9)
+    batches = [{"x": rng.standard_normal((2, 6, 6), np.float32)}]
+    body = "c = Constant<value_ints=[1,2]>() [one] h = MatMul(x, a) d = Det(x) s = Unsqueeze(d, c) y = Mul(h, s)"
+    ends = "(float[N,6,6] x) => (float[N,6,6] y)"
+    analysis = analyzed(body, {"a": rng.standard_normal((6, 6))}, ends)
+    assert measured(analysis, batches, set())["one"].weight > 0
 
 
 def test_of_outputs_that_depend_on_no_site() -> None:

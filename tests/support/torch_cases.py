@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, str, int]] = {
     "activations": (
         F, "a = Relu(x) b = Sigmoid(x) c = Softplus(x) d = Elu(x) e = HardSigmoid(x) f = HardSwish(x) "
         "g = LeakyRelu(x) h = Selu(x) j = Mish(x) k = Softsign(x) z = Sum(a, b, c, d, e, f, g, h, j, k)", 18),
+    "dropout": (F, "a, m = Dropout(x) f = Cast<to=1>(m) z = Add(a, f)", 18),
     "gelu": (F, 'a = Gelu(x) b = Gelu<approximate="tanh">(x) z = Add(a, b)', 20),
     "extremes": (PAIR, "a = Max(x, y) b = Min(a, x, y) c = Mean(a, b) z = Sum(a, b, c)", 18),
     "clip": (F, "l = Constant<value_float=-0.5>() h = Constant<value_float=0.5>() z = Clip(x, l, h)", 18),

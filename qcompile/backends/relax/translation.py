@@ -22,7 +22,7 @@ from qcompile.backends.relax.sites import check_plan, lower_site
 from qcompile.errors import QCompileError, TargetError
 from qcompile.ir import required
 from qcompile.ir.functions import opset
-from qcompile.ir.graph import drop_unused, node_name
+from qcompile.ir.graph import drop_unused, is_random, node_name
 from qcompile.targets.plans import plan_of
 
 __all__ = ["Translated", "translate"]
@@ -77,6 +77,8 @@ def _check(model: ir.Model) -> None:
             check_plan(node, plan)
         elif (node.domain, node.op_type) not in OPERATORS:
             raise refuse(node, "it is not supported")
+        elif is_random(node):
+            raise refuse(node, "it is random: its result would differ at every run")
 
 
 def _input(g: Builder, value: ir.Value) -> relax.Var:

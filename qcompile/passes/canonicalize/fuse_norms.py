@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile.errors import InternalError
 from qcompile.ir.graph import add_initializer
 from qcompile.ir.norms import make_norm
-from qcompile.ir.required import constant, dtype_of, rank_of
+from qcompile.ir.required import constant, rank_of
 from qcompile.ir.spelled_norms import find_norm
 from qcompile.passes.state import State
 
@@ -40,9 +40,12 @@ def _fuse(model: ir.Model, node: ir.Node) -> bool:
     size = found.x.shape[-1]
     if not isinstance(size, int):
         return False
+    values = (found.x, found.output, found.scale, found.shift)
+    if len(kinds := {value.dtype for value in values if value is not None and value.dtype is not None}) != 1:
+        return False  # a cast within: one operator has one type
     scale, shift = (v if v is None else _vector(model, v, size) for v in (found.scale, found.shift))
     if scale is None:
-        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, dtype_of(found.x).numpy()))
+        scale = add_initializer(model, f"{node.name}_scale", np.ones(size, kinds.pop().numpy()))
     last = found.output.producer()
     if last is None:
         raise InternalError(f"no operator makes '{found.output.name}', the result of a norm")

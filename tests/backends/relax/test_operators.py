@@ -101,6 +101,8 @@ REFUSED = {
                "y = Resize(x, , f)", "a dynamic size can be scaled by whole numbers only"),
     "DFT": ("g (float[2, N, 2] x) => (float[2, M, 2] y) <int64 a = {1}>", "y = DFT <onesided = 1> (x, , a)",
             "a length of its own or one side alone is not supported"),
+    "Dropout": ("g (float[N, 4] x) => (float[N, 4] y) <float half = {0.5}, bool trains = {1}>",
+                "y = Dropout(x, half, trains)", "it is random: its result would differ at every run"),
 }  # fmt: skip
 
 
