@@ -152,7 +152,7 @@ def _statistics(
     rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
     found = collect(
         model, seen, data, routes=routes, max_rows=rows, moments=moments, device=options.device, memory=options.memory,
-        progress=progress,
+        decline=decline, progress=progress,
     )  # fmt: skip
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"

@@ -204,7 +204,7 @@ class Executor:
     def tell(self, decline: Decline) -> None:
         """Tell which operators onnxruntime runs, and why."""
         for name, reason in self.foreign.items():
-            decline(name, "computing it in torch", f"{reason}; onnxruntime computes it, and gradients stop there")
+            decline(name, "computing it in torch", f"{reason}; onnxruntime computes it, without gradients")
 
     def foreign_node(self, number: int) -> Foreign:
         """A node that onnxruntime runs."""

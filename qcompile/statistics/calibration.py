@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompile.analysis.stacks import Route
 from qcompile.errors import InputError
 from qcompile.ir.required import constant
-from qcompile.notes import Progress
+from qcompile.notes import Decline, Progress
 from qcompile.run.data import Data
 from qcompile.run.taps import expose
 from qcompile.statistics.second_moment import SecondMoment
@@ -102,7 +102,7 @@ class Statistics:
 def collect(
     model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
     max_rows: int = MAX_ROWS, moments: bool = True, device: str = "cpu", memory: Memory | None = None,
-    progress: Progress | None = None,
+    decline: Decline | None = None, progress: Progress | None = None,
 ) -> dict[str, Statistics]:  # fmt: skip
     """Run the data through the graph, on the engine, and keep the statistics of site inputs.
 
@@ -115,6 +115,7 @@ def collect(
         moments: whether second moments are wanted, which are large; without, they are empty.
         device: where it runs.
         memory: the budget of activations.
+        decline: told which operators onnxruntime runs.
 
     Returns:
         by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
@@ -139,6 +140,8 @@ def collect(
     chosen: dict[tuple[str, int], np.ndarray] = {}
     hooked = {*seen_at, *indices} - {*fixed}
     engine = Executor(model, outputs=[], hooked=hooked, dtype=dtype_for(model, device), device=device)
+    if decline is not None:
+        engine.tell(decline)
     stream = Stream(engine, memory=memory)
 
     def run(batches: Sequence[Mapping[str, np.ndarray]], kept: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch_cases import PREAMBLE, graph_of_case
 
+import qcompile as qc
 from qcompile.run.compare import compare
 from qcompile.run.executor import Executor
 from qcompile.run.session import evaluate
@@ -94,6 +96,17 @@ def test_it_tells_what_onnxruntime_runs() -> None:
     text = "g (float[N,3,3] x) => (float[N] y) { [det] y = Det(x) }"
     Executor(ir.from_proto(onnx.parser.parse_model(f"{H} {text}"))).tell(lambda *entry: said.append(entry))
     assert said[0][:2] == ("det", "computing it in torch")
+
+
+def test_a_manifest_says_what_onnxruntime_runs(tmp_path: Path) -> None:
+    text = """g (float[N,4,4] x) => (float[N,8] y) {
+        c = Constant<value_ints = [1]>() h = ReduceMean<keepdims: int = 0>(x, c) p = MatMul(h, a)
+        [det] d = Det(x) u = Unsqueeze(d, c) y = Mul(p, u) }"""
+    proto = onnx.parser.parse_model(f"{H} {text}")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, 8, dtype=np.float32), "a"))
+    made = qc.export(ir.from_proto(proto), "reference", tmp_path / "out", method="rtn")
+    said = [entry for entry in made.manifest["declined"] if entry["site"] == "det"]
+    assert [entry["what"] for entry in said] == ["computing it in torch"]
 
 
 def test_the_shape_of_numbers_of_the_host_is_known() -> None:
