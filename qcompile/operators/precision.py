@@ -15,7 +15,7 @@ __all__ = ["MIXED", "ONE", "Precision"]
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EVERY = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *_HALVES)
 
-_PRODUCTS = {"MatMul", "Gemm", "Einsum"}
+_PRODUCTS = {"MatMul", "Gemm", "Einsum", "FusedMatMul"}
 _RECURRENT = {"Loop", "Scan"}
 _ALWAYS = {"Conv", "ConvTranspose", "Attention"}
 

@@ -25,6 +25,15 @@ CASES: dict[str, tuple[str, str, int]] = {
         "g = LeakyRelu(x) h = Selu(x) j = Mish(x) k = Softsign(x) z = Sum(a, b, c, d, e, f, g, h, j, k)", 18),
     "dropout": (F, "a, m = Dropout(x) f = Cast<to=1>(m) z = Add(a, f)", 18),
     "gelu": (F, 'a = Gelu(x) b = Gelu<approximate="tanh">(x) z = Add(a, b)', 20),
+    "gelu of onnxruntime": (
+        PAIR, "a = com.microsoft.Gelu(x) b = com.microsoft.QuickGelu<alpha=1.5>(y) c = com.microsoft.FastGelu(a) "
+        "z = Add(b, c)", 18),
+    "gelu with a bias": (
+        F, "b = Constant<value_floats=[1.0,-2.0,0.5,0.0,3.0,-0.5]>() a = com.microsoft.BiasGelu(x, b) "
+        "z = com.microsoft.FastGelu(a, b)", 18),
+    "product with a scale": (
+        PAIR, "a = com.microsoft.FusedMatMul<alpha=0.5, transB=1>(x, y) b = com.microsoft.FusedMatMul<transA=1>(a, x) "
+        "z = Add(b, x)", 18),
     "extremes": (PAIR, "a = Max(x, y) b = Min(a, x, y) c = Mean(a, b) z = Sum(a, b, c)", 18),
     "clip": (F, "l = Constant<value_float=-0.5>() h = Constant<value_float=0.5>() z = Clip(x, l, h)", 18),
     "clip as attributes": (F, "z = Clip<min=-0.5, max=0.5>(x)", 10),
@@ -130,7 +139,7 @@ PREAMBLE += "ax = Constant<value_ints=[1]>() front = Constant<value_ints=[0]>()"
 
 def build(graph: str, version: int = 18) -> ir.Model:
     """A model with inferred shapes, from ONNX's textual syntax."""
-    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {version}]> {graph}')
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {version}, "com.microsoft": 1]> {graph}')
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
