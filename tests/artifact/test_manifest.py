@@ -25,10 +25,11 @@ def test_transforms_of_values_that_lowering_replaces_are_told(parse, tmp_path):
 
 
 def test_the_page_on_manifests_names_their_keys(parse, tmp_path):
-    artifact = qc.export(parse(CHAIN), "reference", tmp_path / "artifact", method="rtn", transforms="none")
-    _, whole, weights, _ = re.split(r"^#+ ", PAGE.read_text(), flags=re.MULTILINE)
+    artifact = qc.export(parse(CHAIN), "reference", tmp_path / "artifact", method="rtn", transforms="none", effort=True)
+    _, whole, weights, _, effort = re.split(r"^#+ ", PAGE.read_text(), flags=re.MULTILINE)
     assert rows(whole) == artifact.manifest.keys()
     assert rows(weights) == artifact.manifest["weights"][0].keys()
+    assert rows(effort) == artifact.manifest["effort"].keys()
 
 
 def rows(section: str) -> set[str]:
