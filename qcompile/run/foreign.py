@@ -57,8 +57,7 @@ class Foreign:
     def __call__(self, values: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         feeds: dict[str, Any] = {name: read(tensor) for name, tensor in self._part.constants.items()}
         for value, tensor in zip(self._part.given, values, strict=True):
-            kind = None if value.dtype is None else value.dtype.numpy()
-            feeds[name_of(value)] = _fed(tensor, kind)
+            feeds[name_of(value)] = _fed(tensor, self._kind_of(value, tensor))
         key = tuple(map(_kind, feeds.values()))
         if key not in self._runs:
             node, constants = ir.to_proto(self._node), self._part.constants
@@ -66,6 +65,14 @@ class Foreign:
             self._runs[key] = _runner(self._model, node, feeds, self._made, constants, kinds)
         found = self._runs[key](feeds)
         return tuple(_result(found[name], device, dtype) for name in self._made)
+
+    def _kind_of(self, value: ir.Value, given: Any) -> np.dtype[Any] | None:
+        """The type that a value states; a float without one has that of the floats beside it, if they share one."""
+        if value.dtype is not None:
+            return value.dtype.numpy()
+        beside = {other.dtype for other in self._part.reads if other.dtype is not None and is_float(other)}
+        floats = isinstance(given, Tensor) and given.is_floating_point()
+        return beside.pop().numpy() if floats and len(beside) == 1 else None
 
 
 def stopping(model: ir.Model, foreign: Collection[str], values: Collection[str]) -> list[str]:

@@ -83,6 +83,16 @@ def test_a_sequence_is_a_list() -> None:
     assert [part.tolist() for part in found] == [x[:, i : i + 2].tolist() for i in (0, 2, 4)]
 
 
+def test_a_type_that_nothing_states() -> None:
+    """ONNX infers no type behind an operator of onnxruntime: it is that of the floats beside."""
+    text = """<ir_version: 9, opset_import: ["": 18, "com.microsoft": 1]> g (float16[N,4] x) => (float16[N,4] z) {
+        s = Constant<value = float16[4] {15360, 16384, 16896, 17408}>()
+        a = com.microsoft.SkipLayerNormalization(x, x, s) z = com.microsoft.SkipLayerNormalization(a, x, s) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float16)
+    assert compare(evaluate(model, {"x": x}), arrays(Executor(model)({"x": x})))[0] < np.finfo(np.float16).eps
+
+
 def test_what_trains_is_random() -> None:
     text = "g (float[N,6] x) => (float[N,6] y) { t = Constant<value = bool {1}>() y = Dropout(x, , t) }"
     engine = Executor(ir.from_proto(onnx.parser.parse_model(f"{H} {text}")))
