@@ -220,7 +220,7 @@ class _Block:
     zero_point: Tensor | None
 
     def round(self, fmt: Format) -> Tensor:
-        """What each rounding lost, divided by its pivot: ``[columns, out]``."""
+        """Errors of all roundings, each divided by its pivot: ``[columns, out]``."""
         errors, pivots = torch.empty_like(self.columns), self.upper.diagonal()
         with alone() if len(self.columns[0]) < _WIDE else nullcontext():
             for j, column in enumerate(self.columns):
