@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from qcompile.artifact.manifest import Facts, build_manifest, compile_report, wr
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, settle
+from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on, rounded_for
 from qcompile.checks.latency import Transformed, latency
 from qcompile.checks.plain_rounding import REFERENCE, better_plain, output_errors, plain_loss, rounded_plainly
 from qcompile.checks.sites import check_lowering, sites_to_check
@@ -36,6 +38,7 @@ from qcompile.passes.pipeline import run_pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
+from qcompile.run.session import Run
 from qcompile.run.data import hold_out, load_data
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
@@ -124,12 +127,12 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
         request.progress,
     )  # fmt: skip
     request.tell("choosing formats")
-    yardstick = float_model(prepared)
+    yardstick = float_model(prepared, options.device)
     plain = None
     if held_out is not None:
         plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out)
         request.tell("measuring plain rounding")
-    return Chosen(prepared, request, sites, choice, held_out, plain)
+    return Chosen(prepared, request, sites, choice, yardstick, held_out, plain)
 
 
 def _learned(captured: Captured, request: Request) -> Quantized:
@@ -139,11 +142,11 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     free = options.transforms in ("auto", "none") and options.method != "search" and not data.random
     if not free or (options.method == "rtn" and chosen.choice.placement.plain):
         return _quantize(_rotate(chosen))
-    errors = partial(output_errors, float_model(prepared), target=request.target, data=data.unlearned)
+    errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
     plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes))
     request.tell("measuring plain rounding")
     quantized = _quantize(_rotate(chosen))
-    ours = errors(quantized.rotated.model.clone())
+    ours = errors(quantized.rotated.model)
     request.tell("measuring beside plain rounding")
     reason = better_plain(ours, plain, data)
     if reason is None:
@@ -223,6 +226,7 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     target = request.target
     for node in model.graph.all_nodes():
         node.metadata_props.pop(KEPT, None)  # what was wished is the manifest's to say
+    rounded = rounded_for(model, target)
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)
     request.tell("lowering")
@@ -231,27 +235,29 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
         assert before is not None, "the reference has one backend"
         runtimes[runtime_of(name)] = lower_further(name, before.clone(), target, folder)
         request.tell(f"lowering to {runtime_of(name)}")
-    return Written(quantized, folder, lowered, runtimes, before)
+    return Written(quantized, folder, lowered, runtimes, rounded, before)
 
 
 def _measure(written: Written) -> Compared:
     """Measure the artifact: each lowered site against the formats' definition, the whole against the float model."""
     quantized, model = written.quantized, written.quantized.rotated.model
     request, prepared = quantized.chosen.request, quantized.rotated.prepared
-    target, data, held_out = request.target, prepared.seen.data, quantized.chosen.held_out
-    yardstick, sample = float_model(prepared), held_out or data.unlearned
+    target, data, yardstick = request.target, prepared.seen.data, quantized.chosen.yardstick
+    sample = quantized.chosen.held_out or data.unlearned
     values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
     own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
     check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
     with threads(1) as beside:
         checking = beside.submit(check) if own else None
         beside.submit(compile_report)  # while onnxruntime loads, Python has time
-        if target.runs_here:
-            measured = yardstick.measure(request.lowering.load(written.folder), sample, request.progress)
-        else:
-            assert written.before is not None, "the reference runs here"
-            with lowered_to(get_target(REFERENCE), written.before.clone()) as run:
-                measured = yardstick.measure(run, sample, request.progress)
+        measured, engine = measured_on(
+            lambda: FakeQuantized(written.rounded, request.options.device), partial(_lowered, written), yardstick,
+            lambda run: yardstick.measure(run, sample, request.progress),
+        )  # fmt: skip
+        apart = None
+        if engine is not None:
+            with _lowered(written) as lowered:
+                apart = departure(engine, lowered, yardstick, sample)
     checked = None if checking is None else checking.result()
     request.tell("checking sites")
     plain = quantized.chosen.plain_loss
@@ -265,7 +271,19 @@ def _measure(written: Written) -> Compared:
             written.before, target, get_target(REFERENCE), written.folder, written.runtimes, data, request.tell,
         )  # fmt: skip
         checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
-    return Compared(written, measured, checked)
+    return Compared(written, measured, apart, checked)
+
+
+@contextmanager
+def _lowered(written: Written) -> Iterator[Run]:
+    """The artifact as a function of named inputs, or the reference where that runs elsewhere."""
+    request = written.quantized.chosen.request
+    if request.target.runs_here:
+        yield request.lowering.load(written.folder)
+        return
+    assert written.before is not None, "the reference runs here"
+    with lowered_to(get_target(REFERENCE), written.before.clone()) as run:
+        yield run
 
 
 def _time(compared: Compared, folder: Path) -> dict[str, Any]:
@@ -288,8 +306,8 @@ def _write(compared: Compared) -> None:
             source=prepared.source, state=prepared.state, analysis=prepared.analysis, weights=prepared.weights,
             sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
             runtimes=written.runtimes, options=chosen.request.options, target=chosen.request.target,
-            equivalence=quantized.equivalence, measured=compared.measured, checked=compared.checked, folder=folder,
-            data=prepared.seen.data,
+            equivalence=quantized.equivalence, measured=compared.measured, departure=compared.departure,
+            checked=compared.checked, folder=folder, data=prepared.seen.data,
         )
     )  # fmt: skip
     write_report(folder, manifest)

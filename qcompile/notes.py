@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["FITTED", "FITTED_TRANSFORM", "GPTQ", "GPTQ_OF_EACH", "LEARNING", "WEIGHTED_SEARCH", "Declined", "Progress"]
+__all__ = [
+    "AS_ON_ENGINE", "FITTED", "FITTED_TRANSFORM", "FLOAT_ON_ENGINE", "GPTQ", "GPTQ_OF_EACH", "LEARNING", "ON_ENGINE",
+    "WEIGHTED_SEARCH", "Decline", "Declined", "Progress",
+]  # fmt: skip
 
 #: Work that learns from data, by the words in which it is declined: where the data does not bear it, it is left out.
 GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH = "GPTQ", "GPTQ of every matrix", "weighted search"
 FITTED_TRANSFORM, LEARNING = "a transform fitted to its input", "transforms, and rounding by what the data teaches"
 FITTED = (GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH, FITTED_TRANSFORM, LEARNING)
+
+#: Work that falls back on a runtime, and a comparison that failed, by the words in which they are declined.
+ON_ENGINE, FLOAT_ON_ENGINE = "measuring on the engine", "running the float model on the engine"
+AS_ON_ENGINE = "computing what the engine does"
 
 #: Called with a step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]

@@ -13,6 +13,7 @@ from qcompile.analysis.inventory import Weight
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.checks.equivalence import Equivalence, Observed
+from qcompile.checks.fake_quantized import Departure
 from qcompile.checks.losses import FloatModel, Measured
 from qcompile.checks.sites import Checked, Sampled
 from qcompile.choice.export_options import Options
@@ -22,6 +23,7 @@ from qcompile.effort import Effort
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
 from qcompile.run.data import Data
+from qcompile.targets.fake_quantization import Rounded
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Backend, Lowered
 from qcompile.targets.scheme import Scheme
@@ -111,6 +113,7 @@ class Chosen:
         request: what was asked for.
         sites: the sites that the target can quantize.
         choice: schemes and transforms, with their predicted errors.
+        yardstick: the float model that what becomes of the graph is measured against.
         held_out: the evaluation data, if there is any.
         plain_loss: the loss of plain rounding without transforms on that data.
     """
@@ -119,6 +122,7 @@ class Chosen:
     request: Request
     sites: Sequence[Site]
     choice: Choice
+    yardstick: FloatModel
     held_out: Data | None
     plain_loss: float | None
 
@@ -193,6 +197,7 @@ class Written:
         folder: the folder that holds them.
         lowered: the result of the target's own backend.
         runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
+        rounded: the planned graph for the engine, made before it was lowered.
         before: the planned graph before it was lowered; ``None`` if no other runtime is compared with it.
     """
 
@@ -200,6 +205,7 @@ class Written:
     folder: Path
     lowered: Lowered
     runtimes: Mapping[str, dict[str, Any]]
+    rounded: Rounded
     before: ir.Model | None
 
 
@@ -210,14 +216,16 @@ class Compared:
     Args:
         written: the stage before.
         measured: quantization error.
+        departure: how far what was lowered is from the engine; ``None`` if that could not measure it.
         checked: implementation error; ``None`` if it is not known.
     """
 
     written: Written
     measured: Measured
+    departure: Departure | None
     checked: Checked | None
 
 
-def float_model(prepared: Prepared) -> FloatModel:
-    """The float model, against which artifacts of a graph are measured."""
-    return FloatModel.of(prepared.source, prepared.analysis, prepared.seen)
+def float_model(prepared: Prepared, device: str) -> FloatModel:
+    """The float model, against which what becomes of a graph is measured."""
+    return FloatModel.of(prepared.source, prepared.analysis, prepared.seen, prepared.state.decline, device)

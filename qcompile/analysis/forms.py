@@ -7,7 +7,7 @@ of a stack, which their own operator computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
@@ -26,7 +26,7 @@ from qcompile.ir.text import refusal
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Linear", "Lookup", "Stack", "as_weight", "read_site", "weight_matrix"]
+__all__ = ["Linear", "Lookup", "Stack", "as_weight", "laid_out", "read_site", "weight_matrix"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Lookup:
     node: ir.Node
     weight: ir.Value
     indices: ir.Value
+    axis: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Linear:
         node: the operator.
         weight: the matrix, in the operator's own layout.
         x: what it reads.
+        axis: the axis of ``weight`` that is contracted.
         before: a permutation of the axes of ``x`` that puts the contracted one last, or ``None``.
         after: a permutation of the axes of the result, or ``None``.
         bias: added, scaled by ``beta``.
@@ -60,6 +62,7 @@ class Linear:
     node: ir.Node
     weight: ir.Value
     x: ir.Value
+    axis: int
     before: tuple[int, ...] | None = None
     after: tuple[int, ...] | None = None
     alpha: float = 1.0
@@ -163,12 +166,12 @@ def _matmul(node: ir.Node) -> Linear | Stack:
             return _stack(node, index, -2 if index else -1)
     if _constant(right):
         _check_rank(node, right, _input(node, left))
-        return Linear(node, right, left)
+        return Linear(node, right, left, rank_of(right) - 2)
     if not _constant(left):
         raise _refuse(node, "has no constant operand")
     _check_rank(node, left, _input(node, right))
     swap = _swapped(node, right)
-    return Linear(node, left, right, before=swap, after=swap)
+    return Linear(node, left, right, rank_of(left) - 1, before=swap, after=swap)
 
 
 def _check_rank(node: ir.Node, weight: ir.Value, x: ir.Value) -> None:
@@ -185,7 +188,8 @@ def _gemm(node: ir.Node) -> Linear:
         raise _refuse(node, "has no constant right operand")
     before = (1, 0) if node.attributes.get_int("transA", 0) else None
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    return Linear(node, weight, _input(node, x), before=before, alpha=alpha, beta=beta, bias=bias)
+    axis = 1 if node.attributes.get_int("transB", 0) else 0
+    return Linear(node, weight, _input(node, x), axis, before=before, alpha=alpha, beta=beta, bias=bias)
 
 
 def _conv(node: ir.Node) -> Linear:
@@ -197,7 +201,7 @@ def _conv(node: ir.Node) -> Linear:
     if node.attributes.get_int("group", 1) != 1 or any(s != 1 for s in strides) or any(pads):
         raise _refuse(node, "has groups, strides or padding")
     before, after = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
-    return Linear(node, weight, _input(node, x), before=before, after=after, bias=bias)
+    return Linear(node, weight, _input(node, x), 1, before=before, after=after, bias=bias)
 
 
 def _gather(node: ir.Node) -> Lookup:
@@ -240,7 +244,15 @@ def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
 
 def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
     """A result of ``weight_matrix`` in the shape and the type of the weight."""
-    tensor, axis = constant(site.weight), site.axis_out if site.input is None else site.axis_in
-    shape = list(site.shape)
-    shape.append(shape.pop(axis))
-    return np.ascontiguousarray(np.moveaxis(matrix.reshape(shape), -1, axis), tensor.dtype.numpy())
+    import torch
+
+    axis = site.axis_out if site.input is None else site.axis_in
+    laid = laid_out(torch.from_numpy(matrix), site.shape, axis).numpy()
+    return np.ascontiguousarray(laid, constant(site.weight).dtype.numpy())
+
+
+def laid_out(matrix: torch.Tensor, shape: Sequence[int], axis: int) -> torch.Tensor:
+    """A matrix ``[out, in]`` as the weight of that shape whose axis ``in`` is."""
+    kept = list(shape)
+    kept.append(kept.pop(axis))
+    return matrix.reshape(kept).movedim(-1, axis)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qcompile.analysis.inventory import Weight
     from qcompile.analysis.spaces import Site
     from qcompile.checks.equivalence import Equivalence
+    from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.losses import Measured
     from qcompile.checks.sites import Checked
     from qcompile.choice.export_options import Options
@@ -70,6 +71,7 @@ class Facts:
         target: the target.
         equivalence: the distance of the rotated graph from its source.
         measured: quantization error.
+        departure: how far what was lowered is from the engine, if that measured the quantization error.
         checked: implementation error, if it is known.
         folder: the folder that holds the target's own files.
         data: what was learned from, and what was held out.
@@ -88,6 +90,7 @@ class Facts:
     target: Target
     equivalence: Equivalence
     measured: Measured
+    departure: Departure | None
     checked: Checked | None
     folder: Path
     data: Data
@@ -119,6 +122,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         },
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(facts),
+        "engine": _engine(facts),
         "assignment": _assignment(chosen),
         "budget": budget_entry(facts.options, chosen.assignment),
         "bytes": {"source": facts.source.bytes, "artifact": bytes_in(facts.folder, lowered)},
@@ -256,6 +260,13 @@ def _quantization(facts: Facts) -> dict[str, Any]:
         "evaluated_inputs": measured.rows,
         "evaluated_on": _evaluated_on(facts),
     }
+
+
+def _engine(facts: Facts) -> dict[str, Any] | None:
+    apart = facts.departure
+    if apart is None:
+        return None
+    return {"rel_l2": number(apart.rel_l2), "explained": number(apart.explained), "inputs": apart.inputs}
 
 
 def _evaluated_on(facts: Facts) -> str:

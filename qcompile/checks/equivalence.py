@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from qcompile.run.stream import Streamed
 
 __all__ = [
-    "Equivalence", "Observed", "begin_equivalence", "begin_source", "by_position", "equivalence", "observe_source",
-    "settle", "source_session",
+    "Equivalence", "Observed", "begin_equivalence", "begin_source", "by_position", "equivalence", "is_double",
+    "observe_source", "settle", "source_session", "tolerance",
 ]  # fmt: skip
 
 
@@ -65,12 +65,13 @@ class Equivalence:
 
 def source_session(source: Source, *, optimize: bool = True, threads: int = 0) -> Session | Interpreter:
     """The captured model, ready to run; onnxruntime chooses the number of threads if it is 0."""
-    if _is_double(source.model):  # some operators of onnxruntime are for float32 alone
+    if is_double(source.model):  # some operators of onnxruntime are for float32 alone
         return double_session(source.model, optimize=optimize, threads=threads)
     return Session(source.path if _from_file(source) else source.model, optimize=optimize, threads=threads)
 
 
-def _is_double(model: ir.Model) -> bool:
+def is_double(model: ir.Model) -> bool:
+    """Whether a graph computes in float64."""
     return any(value.dtype is ir.DataType.DOUBLE for value in (*model.graph.inputs, *model.graph.initializers.values()))
 
 
@@ -116,7 +117,7 @@ def _check_repeats(
         InputError: naming the operators that draw random numbers.
     """
     apart = compare(once, again)[0]
-    if not apart <= _tolerance(source.model):
+    if not apart <= tolerance(source.model):
         names = ", ".join(label(node) for node in drawing[:SHOWN])
         raise InputError(
             f"two runs of '{source.path}' on one input differ by a relative L2 of {apart:.2g}: {names} draws random "
@@ -155,7 +156,7 @@ def begin_equivalence(
         if value.const_value is not None:
             release(value.const_value)
     large = total_bytes(model) >= EAGER_BYTES
-    load = double_session if _is_double(model) else Session
+    load = double_session if is_double(model) else Session
     rewritten = _streamed(model, device, taps) if large else load(model, taps, optimize=False)
     wanted = observed.known
 
@@ -189,7 +190,7 @@ def settle(source: Source, model: ir.Model, observed: Observed, found: Equivalen
     Raises:
         VerificationError: if the graph and its source differ by more than rounding.
     """
-    allowed, in_double, also = _tolerance(model), None, ""
+    allowed, in_double, also = tolerance(model), None, ""
     if found.rel_l2 <= allowed:
         return found
     if total_bytes(model) < EAGER_BYTES and np.isfinite(found.rel_l2):
@@ -212,7 +213,8 @@ def _in_double(source: Source, model: ir.Model, batch: Mapping[str, np.ndarray])
     return compare(want, by_position(list(want), have))[0]
 
 
-def _tolerance(model: ir.Model) -> float:
+def tolerance(model: ir.Model) -> float:
+    """The relative L2 that rounding explains between two graphs that are one function, by the types of the weights."""
     kinds = {value.dtype.name.lower() for value in model.graph.initializers.values() if value.dtype is not None}
     names = {"float": "float32", "double": "float64"}
     found = [TOLERANCE[names.get(kind, kind)] for kind in kinds if names.get(kind, kind) in TOLERANCE]

@@ -1,36 +1,48 @@
 """Measures how far the quantized model is from its source.
 
-*Quantization error* compares the artifact's outputs with those of the float source. The other error, that of the
-implementation, is in ``sites``.
+*Quantization error* compares the outputs of the quantized model with those of the float source. The other error, that
+of the implementation, is in ``sites``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompile.analysis.spaces import Analysis
-from qcompile.checks.equivalence import Observed, by_position, source_session
+from qcompile.checks.equivalence import Observed, by_position, is_double, source_session, tolerance
+from qcompile.errors import VerificationError, reason_of
 from qcompile.ir.capture import Source
 from qcompile.ir.required import name_of
-from qcompile.run.compare import compare
+from qcompile.notes import FLOAT_ON_ENGINE, Decline
+from qcompile.run.compare import float_tensors, relative_l2
 from qcompile.run.data import Data
-from qcompile.run.sequences import tensors
-from qcompile.run.session import Run
+from qcompile.run.sequences import is_sequence, tensors
 from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss
 
 if TYPE_CHECKING:
-    from qcompile.notes import Progress
+    from torch import Tensor
 
-__all__ = ["FloatModel", "Measured"]
+    from qcompile.notes import Progress
+    from qcompile.run.executor import Executor
+
+__all__ = ["AnyRun", "FloatModel", "Measured"]
+
+#: A graph as a function of named inputs: of a runtime, which returns arrays, or of the engine, which returns tensors.
+AnyRun = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
+
+#: The engine computes another function than a source that it differs from by more, whatever the source's type rounds.
+_ANOTHER = 1e-3
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Quantization error: the artifact against the float source.
+    """Quantization error: the quantized model against the float source.
 
     Args:
         rel_l2: of the outputs.
@@ -49,36 +61,39 @@ class Measured:
 
 @dataclass(frozen=True)
 class FloatModel:
-    """The float source that artifacts are measured against.
+    """The float source that quantized models are measured against.
+
+    It runs on the engine, or, where that does not compute what onnxruntime does, in onnxruntime.
 
     Args:
         source: the captured model.
         outputs: names of the graph's outputs, in order.
         logits: those that are logits.
         observed: what the source computes for some batches.
+        decline: called where it does not run on the engine.
+        device: where the engine computes, and the errors are.
     """
 
     source: Source
     outputs: Sequence[str]
     logits: frozenset[str]
     observed: Observed
+    decline: Decline
+    device: str = "cpu"
 
     @staticmethod
-    def of(source: Source, analysis: Analysis, observed: Observed) -> FloatModel:
+    def of(source: Source, analysis: Analysis, observed: Observed, decline: Decline, device: str) -> FloatModel:
         """From the analysis of the rewritten graph."""
         names = [name_of(value) for value in analysis.model.graph.outputs]
-        return FloatModel(source, names, frozenset(logit_outputs(analysis.model, analysis.sites)), observed)
+        logits = frozenset(logit_outputs(analysis.model, analysis.sites))
+        return FloatModel(source, names, logits, observed, decline, device)
 
-    def measure(self, run: Run, data: Data, progress: Progress | None = None) -> Measured:
-        """Compare an artifact with the float source."""
-        known = self.observed.outputs
-        reference = None if all(id(batch) in known for batch in data.batches) else source_session(self.source)
+    def measure(self, run: AnyRun, data: Data, progress: Progress | None = None) -> Measured:
+        """Compare a quantized model with the float source."""
         relative, divergences = [], []
         losses: dict[str, list[float]] = {"float": [], "quantized": []}
-        for done, batch in enumerate(data.batches):
-            want = by_position(self.outputs, reference.run(batch) if reference else known[id(batch)])
-            have = by_position(self.outputs, run(batch))
-            relative.append(compare(want, have)[0])
+        for done, (batch, want, have) in enumerate(self._both(run, data)):
+            relative.append(relative_l2(want, have))
             divergences.append(divergence(want, have, self.logits))
             for name, outputs in (("float", want), ("quantized", have)):
                 losses[name] += _losses(batch, outputs, self.logits)
@@ -89,29 +104,75 @@ class FloatModel:
         error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
         return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches), error)
 
-    def errors(self, run: Run, data: Data) -> list[float]:
-        """The relative L2 of an artifact's outputs for each batch."""
-        reference = source_session(self.source)
-        return [
-            compare(by_position(self.outputs, reference.run(batch)), by_position(self.outputs, run(batch)))[0]
-            for batch in data.batches
-        ]
+    def errors(self, run: AnyRun, data: Data) -> list[float]:
+        """The relative L2 of a quantized model's outputs for each batch."""
+        return [relative_l2(want, have) for _, want, have in self._both(run, data)]
 
-    def loss(self, run: Run, data: Data) -> float | None:
-        """The mean next-token loss of an artifact alone; ``None`` where the model predicts no tokens."""
-        outputs = ((batch, by_position(self.outputs, run(batch))) for batch in data.batches)
+    def loss(self, run: AnyRun, data: Data) -> float | None:
+        """The mean next-token loss of a model alone; ``None`` where it predicts no tokens."""
+        outputs = ((batch, self.named(run(batch))) for batch in data.batches)
         losses = [loss for batch, made in outputs for loss in _losses(batch, made, self.logits)]
         return float(np.mean(losses)) if losses else None
 
+    def named(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The outputs of a run, whatever it calls them, that hold floating-point numbers, under the graph's names."""
+        return float_tensors(by_position(self.outputs, outputs))
 
-def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: Collection[str]) -> list[float]:
+    def _both(
+        self, run: AnyRun, data: Data
+    ) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, Tensor], dict[str, Tensor]]]:
+        """Each batch with the outputs of the source and of a quantized model."""
+        with self._running() as reference:
+            for batch in data.batches:
+                want = {name: value.to(self.device) for name, value in self.named(reference(batch)).items()}
+                have = {name: value.to(self.device) for name, value in self.named(run(batch)).items()}
+                yield batch, want, have
+
+    @contextmanager
+    def _running(self) -> Iterator[AnyRun]:
+        """The source as a function of named inputs; the weights are on the device for as long as it takes."""
+        import torch
+
+        if self._engine is None:
+            yield source_session(self.source).run
+            return
+        try:
+            with torch.no_grad():
+                yield self._engine
+        finally:
+            self._engine.weights.clear()
+
+    @cached_property
+    def _engine(self) -> Executor | None:
+        """The source on the engine, if that computes what onnxruntime computed for the first of the data."""
+        import torch
+
+        from qcompile.run.executor import Executor
+
+        model, ((batch, want), *_) = self.source.model, self.observed.known
+        try:
+            if any(map(is_sequence, (*model.graph.inputs, *model.graph.outputs))):
+                raise VerificationError("it takes or returns sequences of tensors")
+            dtype = torch.float64 if is_double(model) else torch.float32
+            engine = Executor(model, dtype=dtype, device=self.device)
+            with torch.no_grad():
+                found = relative_l2(float_tensors(want), {k: v.cpu() for k, v in float_tensors(engine(batch)).items()})
+            if not found <= max(tolerance(model), _ANOTHER):
+                raise VerificationError(f"its outputs differ from onnxruntime's by a relative L2 of {found:.2g}")
+        except Exception as error:  # whatever torch raises of a graph that it computes otherwise
+            self.decline("*", FLOAT_ON_ENGINE, f"{reason_of(error)}; onnxruntime runs it")
+            return None
+        return engine
+
+
+def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, Tensor], logits: Collection[str]) -> list[float]:
     """The next-token loss of one batch, or nothing."""
     tokens = _tokens(batch, outputs, logits)
     return [] if tokens is None else [next_token_loss(outputs[next(iter(logits))], tokens)]
 
 
 def _tokens(
-    batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], logits: Collection[str]
+    batch: Mapping[str, np.ndarray], outputs: Mapping[str, Tensor], logits: Collection[str]
 ) -> np.ndarray | None:
     """The input whose next elements the logits predict: integers of the logits' leading shape, all of them scored."""
     if not logits:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.checks.fake_quantized import FakeQuantized, measured_on, rounded_for
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.state import State
@@ -18,19 +19,21 @@ from qcompile.targets.registry import get_target, lowered_to
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
-    from qcompile.checks.losses import FloatModel
+    from qcompile.checks.losses import AnyRun, FloatModel
     from qcompile.choice.selection import Choice
     from qcompile.run.data import Data
     from qcompile.run.session import Run
     from qcompile.targets.target import Target
 
-__all__ = ["REFERENCE", "better_plain", "output_errors", "plain_loss", "rounded_plainly"]
+__all__ = ["REFERENCE", "better_plain", "output_errors", "plain_loss", "rounded_plainly", "running"]
 
 #: The target that runs every format on any machine: the definition that the others are compared with.
 REFERENCE = "reference"
 
 #: How sure it must be that plain rounding errs less as a whole, where each part was shown to help.
 DOUBT = 0.75
+
+T = TypeVar("T")
 
 
 def rounded_plainly(model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme]) -> ir.Model:
@@ -47,9 +50,9 @@ def rounded_plainly(model: ir.Model, choice: Choice, schemes: Mapping[str, Schem
 
 @contextmanager
 def running(model: ir.Model, target: Target) -> Iterator[Run]:
-    """A planned graph as a function of named inputs: of the target, or of the reference where that does not run here.
+    """A planned graph, lowered, as a function of named inputs: of the target, or the reference if that runs elsewhere.
 
-    It may be edited.
+    Lowering edits it.
     """
     with lowered_to(target if target.runs_here else get_target(REFERENCE), model) as run:
         yield run
@@ -62,14 +65,20 @@ def plain_loss(yardstick: FloatModel, model: ir.Model, choice: Choice, target: T
     """
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    with running(rounded_plainly(model, choice, own), target) as run:
-        return yardstick.loss(run, data)
+    return _measured(yardstick, rounded_plainly(model, choice, own), target, lambda run: yardstick.loss(run, data))
 
 
 def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: Data) -> np.ndarray:
-    """The squared relative L2 of what a planned graph, which may be edited, puts out for each batch: ``[batches]``."""
-    with running(model, target) as run:
-        return np.square(yardstick.errors(run, data))
+    """The squared relative L2 of what a planned graph puts out for each batch: ``[batches]``."""
+    return np.square(_measured(yardstick, model, target, lambda run: yardstick.errors(run, data)))
+
+
+def _measured(yardstick: FloatModel, model: ir.Model, target: Target, work: Callable[[AnyRun], T]) -> T:
+    """The result of measuring a planned graph."""
+    return measured_on(
+        lambda: FakeQuantized(rounded_for(model, target), yardstick.device),
+        lambda: running(model.clone(), target), yardstick, work,
+    )[0]  # fmt: skip
 
 
 def better_plain(ours: np.ndarray, plain: np.ndarray, data: Data) -> str | None:

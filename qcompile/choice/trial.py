@@ -12,16 +12,16 @@ import torch
 from qcompile.analysis.forms import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
-from qcompile.formats import fake_quantize, fake_quantize_rows
-from qcompile.ir.graph import append_node, node_name
+from qcompile.formats import fake_quantize
+from qcompile.ir.graph import node_name
 from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.run.executor import Executor, Hook
 from qcompile.statistics.sensitivity import divergence
+from qcompile.targets.fake_quantization import insert_place, rounding
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
-    from qcompile.formats import Format
     from qcompile.formats.scalar import Scalar
     from qcompile.transforms import Transform
 
@@ -51,7 +51,7 @@ class Trial:
                                 device=device)  # fmt: skip
         self._rounded: dict[tuple[str, str, int], torch.Tensor] = {}
         with torch.no_grad():
-            self._reference = [self._run(batch, {}) for batch in data.batches]
+            self._reference = [self._engine(batch) for batch in data.batches]
         self._float = dict(self._engine.weights)
 
     def divergences(self, schemes: Mapping[str, Scheme], transforms: Mapping[str, Transform | None]) -> np.ndarray:
@@ -69,7 +69,7 @@ class Trial:
             formats = {schemes[site.name].activation for site in own.sites if site.name in schemes}
             (activation,) = formats or {None}
             if activation is not None:
-                hooks[_place(own)] = _rounding(activation, transform, own.axis)
+                hooks[_place(own)] = rounding(activation, own.axis, transform)
         weights = dict(self._float)
         for site in self._sites:
             fmt = schemes[site.name].weight if site.name in schemes else None
@@ -77,11 +77,8 @@ class Trial:
                 weights[name_of(site.weight)] = self._weight(site, fmt, own_transform.get(site.name))
         self._engine.weights = weights
         with torch.no_grad():
-            found = [self._run(batch, hooks) for batch in self._data.batches]
+            found = [self._engine(batch, hooks) for batch in self._data.batches]
         return np.array([divergence(a, b, self._logits) for a, b in zip(self._reference, found, strict=True)])
-
-    def _run(self, batch: Mapping[str, np.ndarray], hooks: Mapping[str, Hook]) -> dict[str, np.ndarray]:
-        return {name: value.cpu().numpy() for name, value in self._engine(batch, hooks).items()}
 
     def _weight(self, site: Site, fmt: Scalar, transform: Transform | None) -> torch.Tensor:
         """A rounded weight, brought back to the basis of the graph."""
@@ -96,19 +93,6 @@ class Trial:
         return self._rounded[key]
 
 
-def _rounding(fmt: Format, transform: Transform | None, axis: int) -> Hook:
-    """A hook that rounds a value in the basis of a transform."""
-
-    def hook(value: torch.Tensor) -> torch.Tensor:
-        rows = value.movedim(axis, -1)
-        turned = rows if transform is None else transform.apply(rows)
-        rounded = fake_quantize_rows(turned.reshape(-1, rows.shape[-1]), fmt).reshape(rows.shape)
-        back = rounded if transform is None else transform.inverse().apply(rounded)
-        return back.movedim(-1, axis)
-
-    return hook
-
-
 def _place(group: Siblings) -> str:
     return f"{group.name}/tried"
 
@@ -116,15 +100,9 @@ def _place(group: Siblings) -> str:
 def _with_places(model: ir.Model, groups: Sequence[Siblings]) -> ir.Model:
     """A copy in which the sites of each group read a value of their own, where other readers see nothing of it."""
     model = model.clone()
-    nodes = {node_name(node): node for node in model.graph}
+    nodes = {node_name(node): (position, node) for position, node in enumerate(model.graph)}
     for own in groups:
-        readers = [nodes[site.name] for site in own.sites]
-        first = min(readers, key=lambda node: list(model.graph).index(node))
-        index = next(i for i, value in enumerate(first.inputs) if value is not None and value.name == own.name)
-        value = first.inputs[index]
-        place = append_node(first, "Identity", [value], name=_place(own), like=value)
-        for node in readers:
-            for i, other in enumerate(node.inputs):
-                if other is value:
-                    node.replace_input_with(i, place.outputs[0])
+        readers = [node for _, node in sorted((nodes[site.name] for site in own.sites), key=lambda found: found[0])]
+        value = next(value for value in readers[0].inputs if value is not None and value.name == own.name)
+        insert_place(readers, value, _place(own))
     return model

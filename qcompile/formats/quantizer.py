@@ -7,7 +7,7 @@ that memory beyond input and output is a few chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, overload
 
 import torch
@@ -107,6 +107,13 @@ class Quantized:
     def all_scales(self) -> Scales:
         """Scales, zero points and tensor scale as one value, to quantize again with."""
         return Scales(self.scales, self.zero_points, self.tensor_scale)
+
+    def to(self, device: torch.device | str) -> Quantized:
+        """The same with every tensor on a device."""
+        codes, scales = self.codes.to(device), self.scales.to(device)
+        zero_points = None if self.zero_points is None else self.zero_points.to(device)
+        tensor_scale = None if self.tensor_scale is None else self.tensor_scale.to(device)
+        return replace(self, codes=codes, scales=scales, zero_points=zero_points, tensor_scale=tensor_scale)
 
     def dequantize(self) -> Tensor:
         """The float32 values, in the original shape."""

@@ -160,21 +160,21 @@ class Quantize:
         if not isinstance(fmt, Format):
             if self.method == "search" or (self.method == "gptq" and usable is not None):
                 state.decline(site.name, self.method, f"it chooses no scales for the codebook of {fmt.name}")
-            return _to_cpu(quantize_scalar(weight, fmt))
+            return quantize_scalar(weight, fmt).to("cpu")
         if self.method == "search":
-            return _to_cpu(_searched(state, site, weight, fmt, usable))
+            return _searched(state, site, weight, fmt, usable).to("cpu")
         nearest = quantize(weight, fmt)
         if self.method != "gptq" or moments is None:
-            return _to_cpu(nearest)
+            return nearest.to("cpu")
         form = routed(site)
         route = None if form is None else form.route
         rows = None if route is None else self.statistics[name_of(group.value)].routed.get(route)
         if form is not None and rows is not None:
-            return _to_cpu(self._experts(state, group, site, form.places, rows, weight, nearest))
+            return self._experts(state, group, site, form.places, rows, weight, nearest).to("cpu")
         if usable is not None:
-            return _to_cpu(_learned(state, site, weight, nearest, usable))
+            return _learned(state, site, weight, nearest, usable).to("cpu")
         state.decline(site.name, GPTQ, f"{unusable}, so it is rounded to nearest")
-        return _to_cpu(nearest)
+        return nearest.to("cpu")
 
     def _experts(
         self, state: State, group: Siblings, site: Site, matrices: np.ndarray, rows: Routed, weight: torch.Tensor,
@@ -266,11 +266,3 @@ def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:
     q.codes[places], q.scales[places] = rows.codes, rows.scales
     if q.zero_points is not None and rows.zero_points is not None:
         q.zero_points[places] = rows.zero_points
-
-
-def _to_cpu(quantized: Quantized) -> Quantized:
-    def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.cpu()
-
-    return replace(quantized, codes=quantized.codes.cpu(), scales=quantized.scales.cpu(),
-                   zero_points=move(quantized.zero_points), tensor_scale=move(quantized.tensor_scale))  # fmt: skip

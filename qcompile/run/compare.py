@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompile.run.sequences import tensors
 
-__all__ = ["DIGITS", "compare", "number"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DIGITS", "compare", "float_tensors", "number", "relative_l2"]
 
 #: Significant digits of the measurements that are written down.
 DIGITS = 6
@@ -50,6 +53,38 @@ def _alike(want: np.ndarray, have: np.ndarray, finite: np.ndarray) -> bool:
 def _length(vector: np.ndarray) -> float:
     """The Euclidean norm in float64; not by BLAS, whose threads would wait actively while others want the cores."""
     return math.sqrt(np.einsum("i,i->", vector, vector, dtype=np.float64))
+
+
+def float_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those of some arrays and tensors that hold floating-point numbers, as tensors of torch; sequences by element."""
+    import torch
+
+    found = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    arrays = tensors({name: value for name, value in values.items() if name not in found})
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating):
+            found[name] = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return {name: value for name, value in found.items() if value.is_floating_point()}
+
+
+def relative_l2(reference: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The first of ``compare``'s results, of what ``float_tensors`` returns, computed where the reference is."""
+    import torch
+
+    if reference.keys() != other.keys():  # sequences of another length
+        return math.inf
+    worst = 0.0
+    for name, want in reference.items():
+        have, finite = other[name].to(want.device), want.isfinite()
+        if have.shape != want.shape or not torch.equal(finite, have.isfinite()):
+            return math.inf
+        if not finite.all():
+            if not torch.equal(want[~finite].nan_to_num(), have[~finite].nan_to_num()):
+                return math.inf
+            want, have = want[finite], have[finite]
+        norm, error = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (want, have - want))
+        worst = max(worst, error / norm if norm else error)
+    return worst
 
 
 def number(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InputError
 from qcompile.ir.required import constant, name_of, operand, rank_of, sizes_of
+from qcompile.run.compare import float_tensors
 from qcompile.run.data import Data
 from qcompile.run.sequences import is_sequence, tensors
 from qcompile.run.session import Session
@@ -164,33 +165,39 @@ def logit_outputs(model: ir.Model, sites: Sequence[Site]) -> set[str]:
     return {name_of(v) for v in found if v.shape is not None and len(v.shape) and v.shape[-1] in rows}
 
 
-def divergence(reference: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], logits: Collection[str]) -> float:
-    """Mean KL divergence over logits, if there are any, else half the relative squared error of the outputs."""
+def divergence(reference: Mapping[str, Any], moved: Mapping[str, Any], logits: Collection[str]) -> float:
+    """Mean KL divergence over logits, if there are any, else half the relative squared error of the outputs.
+
+    Args:
+        reference: arrays or tensors by name; it is computed where these are.
+        moved: what is compared with them.
+        logits: names of those that are logits.
+
+    Raises:
+        InputError: if no output holds floating-point numbers.
+    """
+    want, have = float_tensors(reference), float_tensors(moved)
     if logits:
-        return float(np.mean([_kl(reference[name], moved[name]) for name in logits]))
-    reference, moved = tensors(reference), tensors(moved)
-    errors = [
-        float(np.sum((moved[name] - want) ** 2.0) / max(np.sum(want**2.0), 1e-30))
-        for name, want in reference.items()
-        if np.issubdtype(want.dtype, np.floating)
-    ]
-    if not errors:
+        return float(np.mean([_kl(want[name], have[name]) for name in logits]))
+    if not want:
         raise InputError("the model has no floating-point output to measure the effect of quantization on")
-    return 0.5 * float(np.mean(errors))
+    return 0.5 * float(np.mean([_energy(have[name] - x) / max(_energy(x), 1e-30) for name, x in want.items()]))
 
 
-def _kl(reference: np.ndarray, moved: np.ndarray) -> float:
+def _energy(x: torch.Tensor) -> float:
     import torch
 
-    p = torch.from_numpy(np.ascontiguousarray(reference)).float().log_softmax(-1)
-    q = torch.from_numpy(np.ascontiguousarray(moved)).float().log_softmax(-1)
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
+def _kl(reference: torch.Tensor, moved: torch.Tensor) -> float:
+    p, q = reference.float().log_softmax(-1), moved.float().log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def next_token_loss(logits: np.ndarray, tokens: np.ndarray) -> float:
+def next_token_loss(logits: torch.Tensor, tokens: np.ndarray) -> float:
     """Mean cross-entropy in nats of next tokens: logits ``[batch, length, vocabulary]``, ids ``[batch, length]``."""
     import torch
 
-    scores = torch.from_numpy(np.ascontiguousarray(logits)).float()[:, :-1]
-    target = torch.from_numpy(np.ascontiguousarray(tokens)).long()[:, 1:]
-    return float(torch.nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten()))
+    target = torch.from_numpy(np.ascontiguousarray(tokens)).long()[:, 1:].to(logits.device)
+    return float(torch.nn.functional.cross_entropy(logits.float()[:, :-1].flatten(0, 1), target.flatten()))

@@ -24,6 +24,7 @@ from qcompile.targets.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from qcompile.targets.plans import Plan
     from qcompile.run.session import Run
 
 __all__ = ["Backend", "Lowered", "backend", "get_target", "lowered_to", "runtime_of", "runtimes", "targets"]
@@ -53,6 +54,12 @@ class Backend(Protocol):
         """Write the artifact's files for a graph whose sites are planned into ``folder``; may edit ``model``.
 
         The sites are those of ``plans.planned``, and ``Lowered.sites`` has them by ``ir.graph.name_of``.
+        """
+
+    def rounds_input_to(self, node: ir.Node, plan: Plan, target: Target) -> str | None:
+        """The format to which the kernel of a planned site will round its input, though the scheme keeps it.
+
+        ``None`` where it does not, and of every site if a backend has nothing else.
         """
 
     def load(self, folder: Path, *, threads: int = 0) -> Run:
@@ -131,6 +138,10 @@ class _Modules:
         return self._module("lowering").lower
 
     @property
+    def rounds_input_to(self) -> Callable[..., str | None]:
+        return getattr(self._module("lowering"), "rounds_input_to", _as_planned)
+
+    @property
     def load(self) -> Callable[..., Callable[..., Any]]:
         return self._module("runner").load
 
@@ -146,6 +157,10 @@ class _Modules:
 
 def _compiled_in(_: Path, *, threads: int = 0) -> None:
     """Leave online transforms in: the runner does not say how they are taken out."""
+
+
+def _as_planned(*_: object) -> None:
+    """Leave inputs as their schemes have them: the lowering says nothing else."""
 
 
 def backend(name: str) -> Backend:

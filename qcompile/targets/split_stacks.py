@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
@@ -25,7 +25,7 @@ from qcompile.ir.graph import add_initializer, append_node, ensure_initializer, 
 from qcompile.ir.required import dtype_of, graph_of, operand, shape_of
 from qcompile.targets.plans import Plan, give_plan, planned
 
-__all__ = ["Unrolled", "unroll"]
+__all__ = ["Unrolled", "splittable", "unroll"]
 
 #: Operators that several stacks read, by what they stand for, and how many operators were made.
 _Shared = dict[tuple[object, ...], Any]
@@ -63,16 +63,16 @@ def unroll(model: ir.Model, *, routed: bool) -> Unrolled:
     parts: dict[str, Sequence[str]] = {}
     shared: _Shared = {}
     for node, plan in planned(model):
-        site = read_site(node)
-        if isinstance(site, Stack) and (form := _form(site)) is not None:
+        if (form := splittable(read_site(node))) is not None:
             rewriter = _Rewriter(model, form, plan, shared)
             parts[rewriter.name] = rewriter.rewrite(routed)
     return Unrolled(parts)
 
 
-def _form(site: Stack) -> Experts | None:
+def splittable(site: Linear | Lookup | Stack) -> Experts | None:
+    """The form of a stack that ``unroll`` rewrites; ``None`` for other sites."""
     try:
-        return experts_of(site)
+        return experts_of(site) if isinstance(site, Stack) else None
     except TargetError:
         return None
 

@@ -168,7 +168,7 @@ def _take_bias(placed: _Placed) -> None:
         tensor = constant.const_value
         if other is value and tensor is not None and tuple(tensor.shape) == (placed.plan.weight.shape[0],):
             site.node.outputs[0].shape, site.node.outputs[0].type = value.shape, value.type
-            placed.site = Linear(site.node, site.weight, site.x, site.before, None, 1.0, 1.0, constant)
+            placed.site = replace(site, beta=1.0, bias=constant)
             ir.convenience.replace_all_uses_with(add.outputs[0], value, replace_graph_outputs=True)
             name = add.outputs[0].name
             required.graph_of(add).remove(add, safe=True)

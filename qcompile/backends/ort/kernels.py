@@ -20,6 +20,7 @@ from qcompile.formats import Quantized
 from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
+from qcompile.targets.target import Target
 
 __all__ = ["KERNELS", "Kernel", "choose"]
 
@@ -34,6 +35,7 @@ class Kernel:
         pack: lays a weight out, its parts by name.
         emit: writes the nodes, given those parts; returns the result and what to say about it.
         about: one line for the report.
+        rounds: names the format to which it rounds the site's input by itself, given that of the weight.
     """
 
     site: type[Linear] | type[Lookup] | type[Stack]
@@ -41,10 +43,13 @@ class Kernel:
     pack: Callable[[Quantized], Parts]
     emit: Callable[[Emitter, Any, Plan, Parts], tuple[ir.Value, Mapping[str, Any]]]
     about: str
+    rounds: Callable[[Any, Target], str | None] | None = None
 
 
 KERNELS: dict[str, Kernel] = {
-    "nbits": Kernel(Linear, nbits.takes, nbits.pack, nbits.emit_linear, "com.microsoft.MatMulNBits"),
+    "nbits": Kernel(
+        Linear, nbits.takes, nbits.pack, nbits.emit_linear, "com.microsoft.MatMulNBits", nbits.rounds_input_to
+    ),
     "nbits-lookup": Kernel(Lookup, nbits.takes, nbits.pack, nbits.emit_lookup, "com.microsoft.GatherBlockQuantized"),
     "integer": Kernel(
         Linear, integer.takes, integer.pack, integer.emit, "MatMulInteger, activations quantized per token"
@@ -57,16 +62,19 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...]) -> Kernel:
+def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...], *, split: bool = False) -> Kernel:
     """The first allowed kernel for a site.
+
+    Args:
+        split: whether it is a stack that will be a site for each of its matrices.
 
     Raises:
         TargetError: if there is none.
     """
-    site = read_site(node)
+    kind = Linear if split else type(read_site(node))
     for name in allowed:
         kernel = KERNELS[name]
-        if isinstance(site, kernel.site) and kernel.takes(plan.scheme):
+        if kernel.site is kind and kernel.takes(plan.scheme):
             return kernel
     raise TargetError(
         f"onnxruntime: no kernel for site '{node_name(node)}' ({node.op_type}) in format '{plan.scheme.name}'; "

@@ -18,11 +18,11 @@ from qcompile.ir.functions import opset
 from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan, planned
 from qcompile.targets.registry import Lowered
-from qcompile.targets.split_stacks import Unrolled, unroll
+from qcompile.targets.split_stacks import Unrolled, splittable, unroll
 from qcompile.targets.target import Target
 from qcompile.threads import threads
 
-__all__ = ["lower"]
+__all__ = ["lower", "rounds_input_to"]
 
 FILE, DATA = "model.onnx", "model.onnx.data"
 
@@ -60,6 +60,13 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
         said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     return Lowered(_save(model, folder), unrolled.joined(said))
+
+
+def rounds_input_to(node: ir.Node, plan: Plan, target: Target) -> str | None:
+    """The format to which a planned site's kernel will round its input by itself."""
+    split = "unrolls" in target.options and splittable(read_site(node)) is not None
+    kernel = choose(node, plan, target.options["kernels"], split=split)
+    return None if kernel.rounds is None else kernel.rounds(plan.weight.format, target)
 
 
 def _check(model: ir.Model, kernels: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
-__all__ = ["accuracy_level", "emit_linear", "emit_lookup", "pack", "takes"]
+__all__ = ["accuracy_level", "emit_linear", "emit_lookup", "pack", "rounds_input_to", "takes"]
 
 _DOMAIN = "com.microsoft"
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # what both operators compute in
@@ -48,6 +48,11 @@ def accuracy_level(bits: int, target: Target) -> tuple[int, str]:
     return asked, "the target's level"
 
 
+def rounds_input_to(fmt: Format, target: Target) -> str | None:
+    """The format of the input of MatMulNBits, whose level 4 rounds each block of it to int8."""
+    return f"int8-g{fmt.group}-fp32" if accuracy_level(fmt.bits, target)[0] == 4 and fmt.bits > 2 else None
+
+
 def pack(weight: Quantized) -> dict[str, np.ndarray]:
     """Codes ``[N, groups, bytes]``, scales ``[N, groups]``, zero points ``[N, bytes]`` if any."""
     packed = to_matmulnbits(weight)
@@ -69,8 +74,8 @@ def emit_linear(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[
     operands = _constants(emit, site.weight, parts, computed)
     y = emit.op(site.node, "MatMulNBits", x, *operands, domain=_DOMAIN, accuracy_level=level, **shape)
     said = {"accuracy_level": level, "why": why}
-    if level == 4 and fmt.bits > 2:  # onnxruntime's kernel rounds each block of the input to int8
-        said["rounds_input_to"] = f"int8-g{fmt.group}-fp32"
+    if (rounded := rounds_input_to(fmt, emit.target)) is not None:
+        said["rounds_input_to"] = rounded
     return wrap(emit, site, y, computed), said
 
 

@@ -1,0 +1,145 @@
+"""Planned graphs on the engine, with fake quantization: what their errors are measured on, without any emulation.
+
+What is lowered is compared with it on a sample. Codes of values that lie between two levels depend on the order of
+sums, and whatever follows depends on them: how far that goes is learned from the engine itself, whose values are moved
+as far as rounding moves them before they are rounded to their formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcompile.checks.equivalence import is_double
+from qcompile.errors import TargetError, reason_of
+from qcompile.formats import FORMATS, Format
+from qcompile.notes import AS_ON_ENGINE, ON_ENGINE
+from qcompile.run.compare import relative_l2
+from qcompile.run.executor import Executor, Hook
+from qcompile.run.sequences import is_sequence
+from qcompile.targets.fake_quantization import Place, Rounded, rounded_graph, rounding
+from qcompile.targets.registry import backend
+
+if TYPE_CHECKING:
+    from qcompile.checks.losses import AnyRun, FloatModel
+    from qcompile.run.data import Data
+    from qcompile.targets.plans import Plan
+    from qcompile.targets.target import Target
+
+__all__ = ["Departure", "FakeQuantized", "departure", "measured_on", "rounded_for"]
+
+#: Batches on which what is lowered is compared with the engine.
+SAMPLE = 2
+
+T = TypeVar("T")
+
+
+def rounded_for(model: ir.Model, target: Target) -> Rounded:
+    """A planned graph, which stays as it is, made ready to compute on the engine what it does when it is lowered."""
+    rounds_input_to = backend(target.backends[0]).rounds_input_to
+
+    def activation(node: ir.Node, plan: Plan) -> Format | None:
+        name = rounds_input_to(node, plan, target) if plan.scheme.activation is None else None
+        return plan.scheme.activation if name is None else FORMATS[name]
+
+    return rounded_graph(model, activation)
+
+
+class FakeQuantized:
+    """A planned graph as a function of named inputs, on the engine.
+
+    Raises:
+        TargetError: if the engine cannot express it.
+    """
+
+    def __init__(self, rounded: Rounded, device: str) -> None:
+        model = rounded.model
+        if any(map(is_sequence, (*model.graph.inputs, *model.graph.outputs))):
+            raise TargetError("the engine takes and returns no sequences of tensors")
+        dtype = torch.float64 if is_double(model) else torch.float32
+        self._engine = Executor(model, hooked=rounded.places, dtype=dtype, device=device)
+        self._places = {name: place for name, place in rounded.places.items() if name in self._engine.hooked}
+        lost = [place for name, place in rounded.places.items() if place.activation and name not in self._places]
+        if lost:
+            outside = "; ".join(f"'{name}': {reason}" for name, reason in self._engine.foreign.items())
+            raise TargetError(f"the input of '{lost[0].sites[0]}' is rounded within an operator that it lacks, {outside}")
+        found = ((name, place.axis, place.activation) for name, place in self._places.items())
+        self._hooks = {name: rounding(fmt, axis) for name, axis, fmt in found if fmt is not None}
+        self._engine.weights |= {name: read(self._engine.device).to(dtype) for name, read in rounded.weights.items()}
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, torch.Tensor]:
+        """Outputs by name."""
+        with torch.no_grad():
+            return self._engine(batch, self._hooks)
+
+    def moved(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, torch.Tensor]:
+        """Outputs where whatever sites read is first moved as far as rounding to the graph's own type moves it."""
+        drawn = torch.Generator(self._engine.device).manual_seed(0)
+        hooks = {name: _moving(place, drawn, self._hooks.get(name)) for name, place in self._places.items()}
+        with torch.no_grad():
+            return self._engine(batch, hooks)
+
+
+def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:
+    """A hook that adds noise, of the size of the last place of the row's values, and then rounds."""
+    epsilon = float(ml_dtypes.finfo(place.dtype.numpy()).eps)
+
+    def hook(value: torch.Tensor) -> torch.Tensor | None:
+        size = value.square().mean(place.axis, keepdim=True).sqrt()
+        noise = torch.randn(value.shape, generator=drawn, device=value.device, dtype=value.dtype)
+        value = value + epsilon * size * noise
+        return value if rounded is None else rounded(value)
+
+    return hook
+
+
+def measured_on(
+    engine: Callable[[], FakeQuantized], otherwise: Callable[[], AbstractContextManager[AnyRun]],
+    yardstick: FloatModel, work: Callable[[AnyRun], T],
+) -> tuple[T, FakeQuantized | None]:  # fmt: skip
+    """The result of measuring a planned graph on the engine, or, where that fails, in a runtime, which is declined.
+
+    Args:
+        engine: makes the graph on the engine.
+        otherwise: makes it of files, lowered.
+        work: measures a run.
+    """
+    try:
+        run = engine()
+        return work(run), run
+    except Exception as error:  # whatever torch raises of a graph that it computes otherwise
+        yardstick.decline("*", ON_ENGINE, f"{reason_of(error)}; what is lowered was measured, in its runtime")
+    with otherwise() as lowered:
+        return work(lowered), None
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How far what is lowered is from the engine, on a sample.
+
+    Args:
+        rel_l2: of the outputs.
+        explained: what rounding explains: the same between the engine and itself with values moved by their last place.
+        inputs: of the sample.
+    """
+
+    rel_l2: float
+    explained: float
+    inputs: int
+
+
+def departure(engine: FakeQuantized, lowered: AnyRun, yardstick: FloatModel, data: Data) -> Departure:
+    """Compare what is lowered with the engine on the first of some data."""
+    apart, explained = [], []
+    for batch in data.batches[:SAMPLE]:
+        want = yardstick.named(engine(batch))
+        apart.append(relative_l2(want, yardstick.named(lowered(batch))))
+        explained.append(relative_l2(want, yardstick.named(engine.moved(batch))))
+    return Departure(float(np.mean(apart)), float(np.mean(explained)), len(apart))

@@ -1,0 +1,144 @@
+"""Fake quantization on the engine: places where the inputs of sites are rounded, and planned graphs made ready for it.
+
+A site reads its input through an ``Identity`` of its own, where a hook rounds it; other readers see nothing of that.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+
+from qcompile.analysis.forms import Linear, Lookup, Stack, laid_out, read_site
+from qcompile.formats import fake_quantize_rows
+from qcompile.ir.graph import add_initializer, append_node, drop_unused, node_name, unique
+from qcompile.ir.required import dtype_of, graph_of, name_of, sizes_of
+from qcompile.run.executor import Hook
+from qcompile.targets.plans import Plan, drop_plans, planned
+
+if TYPE_CHECKING:
+    from qcompile.formats import Format, Quantized
+    from qcompile.transforms import Transform
+
+__all__ = ["Place", "Rounded", "insert_place", "rounded_graph", "rounding"]
+
+#: Gives the format that a site's input is rounded to as it runs, if any.
+Activation = Callable[[ir.Node, Plan], "Format | None"]
+
+
+def rounding(fmt: Format, axis: int, transform: Transform | None = None) -> Hook:
+    """A hook that rounds a value as a runtime does, row by row, in the basis of a transform.
+
+    Args:
+        axis: where the features are.
+    """
+
+    def hook(value: torch.Tensor) -> torch.Tensor:
+        rows = value.movedim(axis, -1)
+        turned = rows if transform is None else transform.apply(rows)
+        rounded = fake_quantize_rows(turned.reshape(-1, rows.shape[-1]), fmt).reshape(rows.shape).to(value.dtype)
+        back = rounded if transform is None else transform.inverse().apply(rounded)
+        return back.movedim(-1, axis)
+
+    return hook
+
+
+def insert_place(readers: Sequence[ir.Node], value: ir.Value, name: str) -> None:
+    """Let nodes of one graph, in its order, read a value through an ``Identity``, whose result gets that name."""
+    place = append_node(readers[0], "Identity", [value], name=name, like=value).outputs[0]
+    for node in readers:
+        for index, other in enumerate(node.inputs):
+            if other is value:
+                node.replace_input_with(index, place)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value that sites read, all of them rounding it alike.
+
+    Args:
+        axis: where its features are.
+        activation: the format that it is rounded to, if any.
+        dtype: its type in the graph.
+        sites: names of its readers.
+    """
+
+    axis: int
+    activation: Format | None
+    dtype: ir.DataType
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A float graph in which weights are those that the plans say, with a place for the input of every site.
+
+    Args:
+        model: the graph, without plans; it keeps no float weight of a site.
+        places: by name of the value.
+        weights: by name of the constant, what reads it on a device as float32.
+    """
+
+    model: ir.Model
+    places: dict[str, Place]
+    weights: dict[str, Callable[[torch.device], torch.Tensor]]
+
+
+def rounded_graph(model: ir.Model, activation: Activation) -> Rounded:
+    """A planned graph, which stays as it is, made ready for the engine.
+
+    Args:
+        activation: of each site.
+    """
+    model = model.clone()
+    sites = [(node, plan, read_site(node)) for node, plan in planned(model)]
+    places = dict(_places(model, sites, activation))
+    made: dict[tuple[int, int, tuple[int, ...]], ir.Value] = {}  # a weight that sites share is rounded once
+    weights = {}
+    for _, plan, form in sites:
+        reader = form.reader if isinstance(form, Stack) else form.node
+        key = (id(plan.weight), form.axis, sizes_of(form.weight))
+        if key not in made:
+            read = partial(_read, plan.weight, form.axis, sizes_of(form.weight))
+            value = made[key] = add_initializer(model, f"{form.weight.name}/rounded", _lazy(form.weight, read))
+            weights[name_of(value)] = read
+        for index, value in enumerate(reader.inputs):
+            if value is form.weight:
+                reader.replace_input_with(index, made[key])
+    drop_plans(model)
+    drop_unused(model)
+    return Rounded(model, places, weights)
+
+
+_Site = tuple[ir.Node, Plan, Linear | Lookup | Stack]
+
+
+def _places(model: ir.Model, sites: Iterable[_Site], activation: Activation) -> Iterable[tuple[str, Place]]:
+    groups: dict[tuple[ir.Graph, ir.Value, int, Format | None], list[ir.Node]] = defaultdict(list)
+    for node, plan, form in sites:
+        if not isinstance(form, Lookup):
+            axis = -1 if form.before is None else form.before[-1]
+            groups[graph_of(node), form.x, axis, activation(node, plan)].append(node)
+    for (_, value, axis, fmt), readers in groups.items():
+        name = unique(model, f"{name_of(value)}/read")
+        insert_place(readers, value, name)
+        yield name, Place(axis, fmt, dtype_of(value), tuple(map(node_name, readers)))
+
+
+def _read(weight: Quantized, axis: int, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    return laid_out(weight.to(device).dequantize(), shape, axis).contiguous()
+
+
+def _lazy(weight: ir.Value, read: Callable[[torch.device], torch.Tensor]) -> ir.LazyTensor:
+    """The rounded weight in the type of the graph, for nodes that onnxruntime runs."""
+    dtype = dtype_of(weight)
+
+    def content() -> ir.Tensor:
+        return ir.Tensor(read(torch.device("cpu")).numpy().astype(dtype.numpy(), copy=False))
+
+    return ir.LazyTensor(content, dtype=dtype, shape=ir.Shape(sizes_of(weight)), name=weight.name)
