@@ -38,8 +38,8 @@ from qcompile.passes.pipeline import run_pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
-from qcompile.run.session import Run
 from qcompile.run.data import hold_out, load_data
+from qcompile.run.session import Run
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
@@ -257,7 +257,7 @@ def _measure(written: Written) -> Compared:
         apart = None
         if engine is not None:
             with _lowered(written) as lowered:
-                apart = departure(engine, lowered, yardstick, sample)
+                apart = departure(engine, lowered, yardstick, sample, measured.rel_l2)
     checked = None if checking is None else checking.result()
     request.tell("checking sites")
     plain = quantized.chosen.plain_loss

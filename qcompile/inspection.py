@@ -146,7 +146,7 @@ def verify(
     )
     data = load_data(inputs, prepared.model, option="--evaluation", reading=reading)
     observed = observe_source(prepared.source, data)
-    return float_model(replace(prepared, observed=observed)).measure(artifact.load(), observed.data)
+    return float_model(replace(prepared, observed=observed), "cpu").measure(artifact.load(), observed.data)
 
 
 def _captured_as(path: str | Path, stated: Mapping[str, Any]) -> Source:

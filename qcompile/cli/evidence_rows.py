@@ -1,4 +1,4 @@
-"""Facts of the closing table on the data: the basis of the errors, and the lessons that were not learned."""
+"""Facts of the closing table: the basis of the errors, and the lessons that were not learned from data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qcompile.notes import FITTED
+from qcompile.artifact.pages import scientific
+from qcompile.notes import AS_ON_ENGINE, FITTED, FLOAT_ON_ENGINE, ON_ENGINE
 
-__all__ = ["evaluated_on", "unlearned_rows"]
+__all__ = ["engine_rows", "evaluated_on", "unlearned_rows"]
 
 #: The data that errors were measured on, as manifests call it and as people read it.
 EVALUATED_ON = {
@@ -20,6 +21,17 @@ EVALUATED_ON = {
 def evaluated_on(quantization: Mapping[str, Any]) -> str:
     """The data behind an error, to be put after it; nothing for artifacts of older versions, which do not say."""
     return EVALUATED_ON.get(quantization.get("evaluated_on", ""), "").format(quantization["evaluated_inputs"])
+
+
+def engine_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows on the engine, on which the errors are measured; none for artifacts of older versions."""
+    rows, apart = [], m.get("engine")
+    if apart is not None:
+        error, explained = scientific(apart["rel_l2"]), scientific(apart["explained"])
+        said = f"relative L2 {error}, on {apart['inputs']} inputs (another order of sums explains {explained})"
+        rows.append(("artifact vs. engine", said))
+    entries = [e for e in m["declined"] if e["what"] in (ON_ENGINE, FLOAT_ON_ENGINE, AS_ON_ENGINE)]
+    return rows + [(f"not {e['what']}", f"warning: {e['reason']}") for e in entries]
 
 
 def unlearned_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:

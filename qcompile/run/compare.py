@@ -56,7 +56,7 @@ def _length(vector: np.ndarray) -> float:
 
 
 def float_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Those of some arrays and tensors that hold floating-point numbers, as tensors of torch; sequences by element."""
+    """The floating-point numbers among some arrays and tensors, as tensors of torch; sequences by element."""
     import torch
 
     found = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}

@@ -6,7 +6,7 @@ A site reads its input through an ``Identity`` of its own, where a hook rounds i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -85,8 +85,8 @@ class Rounded:
     """
 
     model: ir.Model
-    places: dict[str, Place]
-    weights: dict[str, Callable[[torch.device], torch.Tensor]]
+    places: Mapping[str, Place]
+    weights: Mapping[str, Callable[[torch.device], torch.Tensor]]
 
 
 def rounded_graph(model: ir.Model, activation: Activation) -> Rounded:
@@ -105,8 +105,8 @@ def rounded_graph(model: ir.Model, activation: Activation) -> Rounded:
         key = (id(plan.weight), form.axis, sizes_of(form.weight))
         if key not in made:
             read = partial(_read, plan.weight, form.axis, sizes_of(form.weight))
-            value = made[key] = add_initializer(model, f"{form.weight.name}/rounded", _lazy(form.weight, read))
-            weights[name_of(value)] = read
+            made[key] = add_initializer(model, f"{form.weight.name}/rounded", _lazy(form.weight, read))
+            weights[name_of(made[key])] = read
         for index, value in enumerate(reader.inputs):
             if value is form.weight:
                 reader.replace_input_with(index, made[key])
@@ -138,7 +138,7 @@ def _lazy(weight: ir.Value, read: Callable[[torch.device], torch.Tensor]) -> ir.
     """The rounded weight in the type of the graph, for nodes that onnxruntime runs."""
     dtype = dtype_of(weight)
 
-    def content() -> ir.Tensor:
-        return ir.Tensor(read(torch.device("cpu")).numpy().astype(dtype.numpy(), copy=False))
+    def content() -> ir.TensorProtocol:
+        return ir.tensor(read(torch.device("cpu")).numpy().astype(dtype.numpy(), copy=False))
 
     return ir.LazyTensor(content, dtype=dtype, shape=ir.Shape(sizes_of(weight)), name=weight.name)

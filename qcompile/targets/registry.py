@@ -24,8 +24,8 @@ from qcompile.targets.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from qcompile.targets.plans import Plan
     from qcompile.run.session import Run
+    from qcompile.targets.plans import Plan
 
 __all__ = ["Backend", "Lowered", "backend", "get_target", "lowered_to", "runtime_of", "runtimes", "targets"]
 

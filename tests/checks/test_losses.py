@@ -16,6 +16,6 @@ SCORES = np.log(np.array([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]], np.float32))
 @pytest.mark.parametrize("tokens, loss", [([0, 1], -np.log(0.25)), ([0, 3], None), ([0, -1], None)])
 def test_tokens_that_the_logits_do_not_score_have_no_loss(tokens: list[int], loss: float | None) -> None:
     unused: Any = None
-    model = FloatModel(unused, ["scores"], frozenset(["scores"]), unused)
+    model = FloatModel(unused, ["scores"], frozenset(["scores"]), unused, unused)
     data = Data(({"ids": np.array([tokens])},), random=False)
     assert model.loss(lambda _: {"scores": SCORES}, data) == (loss if loss is None else pytest.approx(loss))
