@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, settle
 from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on, rounded_for
 from qcompile.checks.latency import Transformed, latency
-from qcompile.checks.plain_rounding import REFERENCE, better_plain, output_errors, plain_loss, rounded_plainly
+from qcompile.checks.plain_rounding import REFERENCE, better_plain, output_errors, plain_loss, rounded_plainly, running
 from qcompile.checks.sites import check_lowering, sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.export_options import Options, check_options
@@ -274,16 +274,13 @@ def _measure(written: Written) -> Compared:
     return Compared(written, measured, apart, checked)
 
 
-@contextmanager
-def _lowered(written: Written) -> Iterator[Run]:
+def _lowered(written: Written) -> AbstractContextManager[Run]:
     """The artifact as a function of named inputs, or the reference where that runs elsewhere."""
     request = written.quantized.chosen.request
     if request.target.runs_here:
-        yield request.lowering.load(written.folder)
-        return
+        return nullcontext(request.lowering.load(written.folder))
     assert written.before is not None, "the reference runs here"
-    with lowered_to(get_target(REFERENCE), written.before.clone()) as run:
-        yield run
+    return running(written.before.clone(), request.target)
 
 
 def _time(compared: Compared, folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from qcompile.artifact.entries import declined_entries, obstacles, site_entry, s
 from qcompile.artifact.pages import QUANTIZABLE, render_inspection, render_report
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.checks.equivalence import observe_source
+from qcompile.checks.losses import each
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
@@ -146,7 +147,7 @@ def verify(
     )
     data = load_data(inputs, prepared.model, option="--evaluation", reading=reading)
     observed = observe_source(prepared.source, data)
-    return float_model(replace(prepared, observed=observed), "cpu").measure(artifact.load(), observed.data)
+    return float_model(replace(prepared, observed=observed), "cpu").measure(each(artifact.load()), observed.data)
 
 
 def _captured_as(path: str | Path, stated: Mapping[str, Any]) -> Source:

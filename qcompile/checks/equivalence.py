@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from qcompile.run.stream import Streamed
 
 __all__ = [
-    "Equivalence", "Observed", "begin_equivalence", "begin_source", "by_position", "equivalence", "is_double",
-    "observe_source", "settle", "source_session", "tolerance",
+    "Equivalence", "Observed", "begin_equivalence", "begin_source", "by_position", "equivalence", "observe_source",
+    "settle", "source_session", "tolerance",
 ]  # fmt: skip
 
 
@@ -65,13 +65,12 @@ class Equivalence:
 
 def source_session(source: Source, *, optimize: bool = True, threads: int = 0) -> Session | Interpreter:
     """The captured model, ready to run; onnxruntime chooses the number of threads if it is 0."""
-    if is_double(source.model):  # some operators of onnxruntime are for float32 alone
+    if _is_double(source.model):  # some operators of onnxruntime are for float32 alone
         return double_session(source.model, optimize=optimize, threads=threads)
     return Session(source.path if _from_file(source) else source.model, optimize=optimize, threads=threads)
 
 
-def is_double(model: ir.Model) -> bool:
-    """Whether a graph computes in float64."""
+def _is_double(model: ir.Model) -> bool:
     return any(value.dtype is ir.DataType.DOUBLE for value in (*model.graph.inputs, *model.graph.initializers.values()))
 
 
@@ -156,7 +155,7 @@ def begin_equivalence(
         if value.const_value is not None:
             release(value.const_value)
     large = total_bytes(model) >= EAGER_BYTES
-    load = double_session if is_double(model) else Session
+    load = double_session if _is_double(model) else Session
     rewritten = _streamed(model, device, taps) if large else load(model, taps, optimize=False)
     wanted = observed.known
 

@@ -8,7 +8,7 @@ order of sums moves them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -18,19 +18,21 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.checks.equivalence import is_double, tolerance
+from qcompile.checks.equivalence import tolerance
+from qcompile.checks.losses import each
 from qcompile.errors import TargetError, reason_of
 from qcompile.formats import FORMATS, Format
 from qcompile.notes import AS_ON_ENGINE, ON_ENGINE
 from qcompile.run.compare import relative_l2
-from qcompile.run.executor import Executor, Hook
-from qcompile.run.sequences import is_sequence
+from qcompile.run.executor import Executor, Hook, dtype_for
+from qcompile.run.stream import Stream
 from qcompile.targets.fake_quantization import Place, Rounded, rounded_graph, rounding
 from qcompile.targets.registry import backend
 
 if TYPE_CHECKING:
-    from qcompile.checks.losses import AnyRun, FloatModel
+    from qcompile.checks.losses import Batches, FloatModel, Outputs
     from qcompile.run.data import Data
+    from qcompile.run.session import Run
     from qcompile.targets.plans import Plan
     from qcompile.targets.target import Target
 
@@ -63,45 +65,41 @@ def rounded_for(model: ir.Model, target: Target) -> Rounded:
 
 
 class FakeQuantized:
-    """A planned graph as a function of named inputs, on the engine.
+    """A planned graph as a function of batches, on the engine.
 
     Raises:
         TargetError: if the engine cannot express it.
     """
 
     def __init__(self, rounded: Rounded, device: str) -> None:
-        model = rounded.model
-        if any(map(is_sequence, (*model.graph.inputs, *model.graph.outputs))):
-            raise TargetError("the engine takes and returns no sequences of tensors")
-        dtype = torch.float64 if is_double(model) else torch.float32
-        self._engine = Executor(model, hooked=rounded.places, dtype=dtype, device=device)
-        self._places = {name: place for name, place in rounded.places.items() if name in self._engine.hooked}
-        lost = [place for name, place in rounded.places.items() if place.activation and name not in self._places]
+        engine = Executor(rounded.model, hooked=rounded.places, dtype=dtype_for(rounded.model, "cpu"), device=device)
+        self._stream = Stream(engine)
+        self._places = {name: place for name, place in rounded.places.items() if name in engine.hooked}
+        lost = [place for name, place in rounded.places.items() if place.activation and name not in engine.hooked]
         if lost:
-            outside = "; ".join(f"'{name}': {reason}" for name, reason in self._engine.foreign.items())
+            outside = "; ".join(f"'{name}': {reason}" for name, reason in engine.foreign.items())
             raise TargetError(
                 f"the input of '{lost[0].sites[0]}' is rounded within an operator that it lacks, {outside}"
             )
         found = ((name, place.axis, place.activation) for name, place in self._places.items())
         self._hooks = {name: rounding(fmt, axis) for name, axis, fmt in found if fmt is not None}
-        self._engine.weights |= {name: read(self._engine.device).to(dtype) for name, read in rounded.weights.items()}
+        if not self._stream.large:  # else they are read section by section
+            engine.weights |= {name: read(engine.device).to(engine.dtype) for name, read in rounded.weights.items()}
 
     @property
     def rounds_inputs(self) -> bool:
         """Whether the input of any site is rounded, so that codes depend on the order of sums."""
         return bool(self._hooks)
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, torch.Tensor]:
-        """Outputs by name."""
-        with torch.no_grad():
-            return self._engine(batch, self._hooks)
+    def __call__(self, batches: Batches) -> Iterator[Mapping[str, torch.Tensor]]:
+        """Outputs by name, for each batch."""
+        return self._stream.run(batches, lambda _: self._hooks)
 
-    def moved(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, torch.Tensor]:
+    def moved(self, batches: Batches) -> Iterator[Mapping[str, torch.Tensor]]:
         """Outputs where whatever sites read is first moved as far as the order of sums moves it in the graph's type."""
-        drawn = torch.Generator(self._engine.device).manual_seed(0)
+        drawn = torch.Generator(self._stream.engine.device).manual_seed(0)
         hooks = {name: _moving(place, drawn, self._hooks.get(name)) for name, place in self._places.items()}
-        with torch.no_grad():
-            return self._engine(batch, hooks)
+        return self._stream.run(batches, lambda _: hooks)
 
 
 def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:
@@ -118,15 +116,15 @@ def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:
 
 
 def measured_on(
-    engine: Callable[[], FakeQuantized], otherwise: Callable[[], AbstractContextManager[AnyRun]],
-    yardstick: FloatModel, work: Callable[[AnyRun], T],
+    engine: Callable[[], FakeQuantized], otherwise: Callable[[], AbstractContextManager[Run]],
+    yardstick: FloatModel, work: Callable[[Outputs], T],
 ) -> tuple[T, FakeQuantized | None]:  # fmt: skip
     """The result of measuring a planned graph on the engine, or, where that fails, in a runtime, which is declined.
 
     Args:
         engine: makes the graph on the engine.
         otherwise: makes it of files, lowered.
-        work: measures a run.
+        work: measures it, as a function of batches.
     """
     try:
         run = engine()
@@ -134,7 +132,7 @@ def measured_on(
     except Exception as error:  # whatever torch raises of a graph that it computes otherwise
         yardstick.decline("*", ON_ENGINE, f"{reason_of(error)}; what is lowered was measured, in its runtime")
     with otherwise() as lowered:
-        return work(lowered), None
+        return work(each(lowered)), None
 
 
 @dataclass(frozen=True)
@@ -152,17 +150,18 @@ class Departure:
     inputs: int
 
 
-def departure(engine: FakeQuantized, lowered: AnyRun, yardstick: FloatModel, data: Data, error: float) -> Departure:
+def departure(engine: FakeQuantized, lowered: Run, yardstick: FloatModel, data: Data, error: float) -> Departure:
     """Compare what is lowered with the engine on the first of some data; declined if rounding does not explain it.
 
     Args:
         error: the relative L2 of the quantization error.
     """
     apart, explained = [], []
-    for batch in data.batches[:SAMPLE]:
-        want = yardstick.named(engine(batch))
-        apart.append(relative_l2(want, yardstick.named(lowered(batch))))
-        explained.append(relative_l2(want, yardstick.named(engine.moved(batch))))
+    sample = data.batches[:SAMPLE]
+    for outputs in zip(engine(sample), map(lowered, sample), engine.moved(sample), strict=True):
+        want, have, moved = map(yardstick.named, outputs)
+        apart.append(relative_l2(want, have))
+        explained.append(relative_l2(want, moved))
     found = Departure(float(np.mean(apart)), float(np.mean(explained)), len(apart))
     allowed = max(_SPREAD * found.explained, tolerance(yardstick.source.model), _TIES * error * engine.rounds_inputs)
     if not found.rel_l2 <= allowed:

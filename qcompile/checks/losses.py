@@ -6,7 +6,7 @@ of the implementation, is in ``sites``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,26 +15,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompile.analysis.spaces import Analysis
-from qcompile.checks.equivalence import Observed, by_position, is_double, source_session, tolerance
+from qcompile.checks.equivalence import Observed, by_position, source_session, tolerance
 from qcompile.errors import VerificationError, reason_of
 from qcompile.ir.capture import Source
 from qcompile.ir.required import name_of
 from qcompile.notes import FLOAT_ON_ENGINE, Decline
 from qcompile.run.compare import float_tensors, relative_l2
 from qcompile.run.data import Data
-from qcompile.run.sequences import is_sequence, tensors
+from qcompile.run.sequences import tensors
 from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qcompile.notes import Progress
-    from qcompile.run.executor import Executor
+    from qcompile.run.session import Run
+    from qcompile.run.stream import Stream
 
-__all__ = ["AnyRun", "FloatModel", "Measured"]
+__all__ = ["Batches", "FloatModel", "Measured", "Outputs", "each"]
 
-#: A graph as a function of named inputs: of a runtime, which returns arrays, or of the engine, which returns tensors.
-AnyRun = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
+#: Batches of named inputs.
+Batches = Sequence[Mapping[str, np.ndarray]]
+
+#: A graph as a function of batches: in a runtime, which returns arrays, or on the engine, which returns tensors.
+Outputs = Callable[[Batches], Iterable[Mapping[str, Any]]]
 
 #: The engine computes another function than a source that it differs from by more, whatever the source's type rounds.
 _ANOTHER = 1e-3
@@ -88,7 +92,7 @@ class FloatModel:
         logits = frozenset(logit_outputs(analysis.model, analysis.sites))
         return FloatModel(source, names, logits, observed, decline, device)
 
-    def measure(self, run: AnyRun, data: Data, progress: Progress | None = None) -> Measured:
+    def measure(self, run: Outputs, data: Data, progress: Progress | None = None) -> Measured:
         """Compare a quantized model with the float source."""
         relative, divergences = [], []
         losses: dict[str, list[float]] = {"float": [], "quantized": []}
@@ -104,14 +108,14 @@ class FloatModel:
         error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
         return Measured(float(np.mean(relative)), float(np.mean(divergences)), loss, len(data.batches), error)
 
-    def errors(self, run: AnyRun, data: Data) -> list[float]:
+    def errors(self, run: Outputs, data: Data) -> list[float]:
         """The relative L2 of a quantized model's outputs for each batch."""
         return [relative_l2(want, have) for _, want, have in self._both(run, data)]
 
-    def loss(self, run: AnyRun, data: Data) -> float | None:
+    def loss(self, run: Outputs, data: Data) -> float | None:
         """The mean next-token loss of a model alone; ``None`` where it predicts no tokens."""
-        outputs = ((batch, self.named(run(batch))) for batch in data.batches)
-        losses = [loss for batch, made in outputs for loss in _losses(batch, made, self.logits)]
+        outputs = zip(data.batches, run(data.batches), strict=True)
+        losses = [loss for batch, made in outputs for loss in _losses(batch, self.named(made), self.logits)]
         return float(np.mean(losses)) if losses else None
 
     def named(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -119,50 +123,49 @@ class FloatModel:
         return float_tensors(by_position(self.outputs, outputs))
 
     def _both(
-        self, run: AnyRun, data: Data
+        self, run: Outputs, data: Data
     ) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, Tensor], dict[str, Tensor]]]:
         """Each batch with the outputs of the source and of a quantized model."""
         with self._running() as reference:
-            for batch in data.batches:
-                want = {name: value.to(self.device) for name, value in self.named(reference(batch)).items()}
-                have = {name: value.to(self.device) for name, value in self.named(run(batch)).items()}
+            both = zip(data.batches, reference(data.batches), run(data.batches), strict=True)
+            for batch, *outputs in both:
+                want, have = ({k: v.to(self.device) for k, v in self.named(made).items()} for made in outputs)
                 yield batch, want, have
 
     @contextmanager
-    def _running(self) -> Iterator[AnyRun]:
-        """The source as a function of named inputs; the weights are on the device for as long as it takes."""
-        import torch
-
-        if self._engine is None:
-            yield source_session(self.source).run
+    def _running(self) -> Iterator[Outputs]:
+        """The source; its weights are on the device for as long as it takes."""
+        if self._stream is None:
+            yield each(source_session(self.source).run)
             return
         try:
-            with torch.no_grad():
-                yield self._engine
+            yield self._stream.run
         finally:
-            self._engine.weights.clear()
+            self._stream.engine.weights.clear()
 
     @cached_property
-    def _engine(self) -> Executor | None:
+    def _stream(self) -> Stream | None:
         """The source on the engine, if that computes what onnxruntime computed for the first of the data."""
-        import torch
+        from qcompile.run.executor import Executor, dtype_for
+        from qcompile.run.stream import Stream
 
-        from qcompile.run.executor import Executor
-
-        model, ((batch, want), *_) = self.source.model, self.observed.known
+        model, ((batch, outputs), *_) = self.source.model, self.observed.known
         try:
-            if any(map(is_sequence, (*model.graph.inputs, *model.graph.outputs))):
-                raise VerificationError("it takes or returns sequences of tensors")
-            dtype = torch.float64 if is_double(model) else torch.float32
-            engine = Executor(model, dtype=dtype, device=self.device)
-            with torch.no_grad():
-                found = relative_l2(float_tensors(want), {k: v.cpu() for k, v in float_tensors(engine(batch)).items()})
-            if not found <= max(tolerance(model), _ANOTHER):
-                raise VerificationError(f"its outputs differ from onnxruntime's by a relative L2 of {found:.2g}")
+            stream = Stream(Executor(model, dtype=dtype_for(model, "cpu"), device=self.device))
+            (found,) = stream.run([batch])
+            want = {name: value.to(self.device) for name, value in float_tensors(outputs).items()}
+            apart = relative_l2(want, float_tensors(found))
+            if not apart <= max(tolerance(model), _ANOTHER):
+                raise VerificationError(f"its outputs differ from onnxruntime's by a relative L2 of {apart:.2g}")
         except Exception as error:  # whatever torch raises of a graph that it computes otherwise
             self.decline("*", FLOAT_ON_ENGINE, f"{reason_of(error)}; onnxruntime runs it")
             return None
-        return engine
+        return stream
+
+
+def each(run: Run) -> Outputs:
+    """A function of one batch as a function of batches."""
+    return lambda batches: map(run, batches)
 
 
 def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, Tensor], logits: Collection[str]) -> list[float]:

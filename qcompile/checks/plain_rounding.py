@@ -19,7 +19,7 @@ from qcompile.targets.registry import get_target, lowered_to
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
-    from qcompile.checks.losses import AnyRun, FloatModel
+    from qcompile.checks.losses import FloatModel, Outputs
     from qcompile.choice.selection import Choice
     from qcompile.run.data import Data
     from qcompile.run.session import Run
@@ -73,7 +73,7 @@ def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: 
     return np.square(_measured(yardstick, model, target, lambda run: yardstick.errors(run, data)))
 
 
-def _measured(yardstick: FloatModel, model: ir.Model, target: Target, work: Callable[[AnyRun], T]) -> T:
+def _measured(yardstick: FloatModel, model: ir.Model, target: Target, work: Callable[[Outputs], T]) -> T:
     """The result of measuring a planned graph."""
     return measured_on(
         lambda: FakeQuantized(rounded_for(model, target), yardstick.device),

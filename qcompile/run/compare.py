@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompile.run.sequences import tensors
+from qcompile.run.sequences import elements, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +59,13 @@ def float_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """The floating-point numbers among some arrays and tensors, as tensors of torch; sequences by element."""
     import torch
 
-    found = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    arrays = tensors({name: value for name, value in values.items() if name not in found})
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating):
-            found[name] = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    return {name: value for name, value in found.items() if value.is_floating_point()}
+    found = {}
+    for name, value in elements(values).items():
+        if not isinstance(value, torch.Tensor) and np.issubdtype((array := np.asarray(value)).dtype, np.floating):
+            value = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            found[name] = value
+    return found
 
 
 def relative_l2(reference: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["gathered", "is_sequence", "tensors"]
+__all__ = ["elements", "gathered", "is_sequence", "tensors"]
 
 _ELEMENT = re.compile(r"(.*)\[(\d+)\]")
 
@@ -26,15 +26,20 @@ def is_sequence(value: ir.Value) -> bool:
 
 def tensors(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Values as tensors alone: elements of a sequence as ``name[0]``, nothing for an optional value without one."""
-    return {name: array for key, value in values.items() for name, array in _elements(key, value)}
+    return {name: np.asarray(value) for name, value in elements(values).items()}
 
 
-def _elements(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
+def elements(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, each as it is: an array, or a tensor of torch."""
+    return {name: element for key, value in values.items() for name, element in _elements(key, value)}
+
+
+def _elements(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, list | tuple):
         for place, element in enumerate(value):
             yield from _elements(f"{name}[{place}]", element)
     elif value is not None:
-        yield name, np.asarray(value)
+        yield name, value
 
 
 def gathered(arrays: Mapping[str, Any], sequences: Collection[str]) -> dict[str, Any]:

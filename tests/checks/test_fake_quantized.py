@@ -18,13 +18,13 @@ from stack_cases import BODIES, STACKS, body_model, stack_model
 import qcompile as qc
 from qcompile.checks.equivalence import Observed
 from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on, rounded_for
-from qcompile.checks.losses import AnyRun, FloatModel
+from qcompile.checks.losses import FloatModel, each
 from qcompile.cli.evidence_rows import engine_rows
 from qcompile.compiler import Options, lowered_to, plan, prepare
 from qcompile.passes.state import State
 from qcompile.run.compare import compare
 from qcompile.run.data import Data, example_inputs
-from qcompile.run.session import Session, evaluate
+from qcompile.run.session import Run, Session, evaluate
 from qcompile.targets.plans import plan_of
 from qcompile.targets.registry import backend, get_target
 
@@ -47,7 +47,7 @@ def arrays(found: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def same(model: ir.Model, target: str = "reference", tolerance: float = ROUNDING) -> None:
     """The engine computes what the planned graph does when it is lowered."""
     inputs = example_inputs(model)
-    have = arrays(FakeQuantized(rounded_for(model, get_target(target)), "cpu")(inputs))
+    have = arrays(next(FakeQuantized(rounded_for(model, get_target(target)), "cpu")([inputs])))
     with lowered_to(get_target(target), model.clone()) as run:
         want = dict(zip(have, run(inputs).values(), strict=True))
     assert compare(want, have)[0] < tolerance
@@ -115,7 +115,7 @@ def test_what_a_kernel_rounds_by_itself_is_rounded(tmp_path: Path, name: str) ->
     places = rounded_for(model, target).places.values()
     found = {site: place.activation for place in places for site in place.sites}
     inputs = example_inputs(model)
-    have = arrays(FakeQuantized(rounded_for(model, target), "cpu")(inputs))
+    have = arrays(next(FakeQuantized(rounded_for(model, target), "cpu")([inputs])))
     lowered = backend("ort").lower(model, target, tmp_path)
     want = dict(zip(have, backend("ort").load(tmp_path)(inputs).values(), strict=True))
     assert compare(want, have)[0] < 1e-4  # the kernel divides otherwise: a few codes differ
@@ -177,7 +177,7 @@ def test_an_engine_that_fails_is_said_and_done_without(parse: Any) -> None:
         raise ValueError("torch says no")
 
     @contextmanager
-    def lowered() -> Iterator[AnyRun]:
+    def lowered() -> Iterator[Run]:
         yield lambda _: against.observed.outputs[id(data.batches[0])]
 
     errors, engine = measured_on(fails, lowered, against, lambda run: against.errors(run, data))
@@ -193,7 +193,7 @@ def test_an_engine_that_fails_is_said_and_done_without(parse: Any) -> None:
 def test_a_source_that_the_engine_computes_otherwise_runs_in_onnxruntime(parse: Any) -> None:
     model = two_sites(parse)
     against, data, state = yardstick(model, z=np.ones((2, 5, 32), np.float32))
-    assert against.errors(Session(model).run, data) == [0.0]
+    assert against.errors(each(Session(model).run), data) == [0.0]
     (declined,) = state.declined
     assert declined.what == "running the float model on the engine"
     assert "its outputs differ from onnxruntime's" in declined.reason

@@ -18,4 +18,6 @@ def test_tokens_that_the_logits_do_not_score_have_no_loss(tokens: list[int], los
     unused: Any = None
     model = FloatModel(unused, ["scores"], frozenset(["scores"]), unused, unused)
     data = Data(({"ids": np.array([tokens])},), random=False)
-    assert model.loss(lambda _: {"scores": SCORES}, data) == (loss if loss is None else pytest.approx(loss))
+    assert model.loss(lambda batches: [{"scores": SCORES} for _ in batches], data) == (
+        loss if loss is None else pytest.approx(loss)
+    )
