@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,14 @@ import onnx_ir as ir
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import KEPT
 from qcompile.artifact.artifact import Artifact, write_manifest
-from qcompile.artifact.byte_counts import bytes_in
 from qcompile.artifact.folder import atomic_folder
 from qcompile.artifact.further import lower_further
-from qcompile.artifact.manifest import Facts, build_manifest, compile_report, write_report
+from qcompile.artifact.manifest import Facts, build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
-from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.equivalence import begin_equivalence, settle
-from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on, rounded_for
-from qcompile.checks.latency import Transformed, latency
-from qcompile.checks.plain_rounding import REFERENCE, better_plain, output_errors, plain_loss, rounded_plainly, running
-from qcompile.checks.sites import check_lowering, sites_to_check
+from qcompile.checks.fake_quantized import rounded_for
+from qcompile.checks.plain_rounding import better_plain, output_errors, plain_loss, rounded_plainly
+from qcompile.checks.sites import sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.placement import Placement, total_transform
@@ -33,17 +29,17 @@ from qcompile.effort import Effort
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import node_name
+from qcompile.measuring import measure, timed_beside
 from qcompile.notes import GPTQ, LEARNING, WEIGHTED_SEARCH, Progress
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
 from qcompile.run.data import hold_out, load_data
-from qcompile.run.session import Run
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
-from qcompile.targets.registry import backend, get_target, lowered_to, runtime_of
+from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to, runtime_of
 from qcompile.threads import threads
 
 __all__ = ["Options", "export", "lowered_to", "plan", "prepare", "turn"]
@@ -71,9 +67,9 @@ def export(
         captured = _capture(model, request, **capture_options)
         quantized = _learned(captured, request)
         written = _lower(quantized, temporary)
-        compared = _measure(written)
+        compared = measure(written)
         _write(compared)
-    timed = _time(compared, Path(folder)) if options.latency else None
+    timed = timed_beside(compared, Path(folder)) if options.latency else None
     return replace(Artifact.open(folder), latency=timed, effort=request.progress.figures())
 
 
@@ -236,61 +232,6 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
         runtimes[runtime_of(name)] = lower_further(name, before.clone(), target, folder)
         request.tell(f"lowering to {runtime_of(name)}")
     return Written(quantized, folder, lowered, runtimes, rounded, before)
-
-
-def _measure(written: Written) -> Compared:
-    """Measure the artifact: each lowered site against the formats' definition, the whole against the float model."""
-    quantized, model = written.quantized, written.quantized.rotated.model
-    request, prepared = quantized.chosen.request, quantized.rotated.prepared
-    target, data, yardstick = request.target, prepared.seen.data, quantized.chosen.yardstick
-    sample = quantized.chosen.held_out or data.unlearned
-    values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
-    own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
-    check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
-    with threads(1) as beside:
-        checking = beside.submit(check) if own else None
-        beside.submit(compile_report)  # while onnxruntime loads, Python has time
-        measured, engine = measured_on(
-            lambda: FakeQuantized(written.rounded, request.options.device), partial(_lowered, written), yardstick,
-            lambda run: yardstick.measure(run, sample, request.progress),
-        )  # fmt: skip
-        apart = None
-        if engine is not None:
-            with _lowered(written) as lowered:
-                apart = departure(engine, lowered, yardstick, sample, measured.rel_l2)
-    checked = None if checking is None else checking.result()
-    request.tell("checking sites")
-    plain = quantized.chosen.plain_loss
-    if plain is not None:
-        measured.loss["round_to_nearest"] = plain
-        if plain < (ours := measured.loss["quantized"]):
-            reason = f"it loses less on the evaluation data, {plain:.4g} < {ours:.4g}: is the calibration data like it?"
-            prepared.state.decline("*", "doing better than plain rounding", reason)
-    if written.before is not None:
-        compare_runtimes(
-            written.before, target, get_target(REFERENCE), written.folder, written.runtimes, data, request.tell,
-        )  # fmt: skip
-        checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
-    return Compared(written, measured, apart, checked)
-
-
-def _lowered(written: Written) -> AbstractContextManager[Run]:
-    """The artifact as a function of named inputs, or the reference where that runs elsewhere."""
-    request = written.quantized.chosen.request
-    if request.target.runs_here:
-        return nullcontext(request.lowering.load(written.folder))
-    assert written.before is not None, "the reference runs here"
-    return running(written.before.clone(), request.target)
-
-
-def _time(compared: Compared, folder: Path) -> dict[str, Any]:
-    """Time the artifact beside its source, on the first of the data."""
-    chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.lowered)
-    prepared, target = chosen.prepared, chosen.request.target
-    batch = prepared.seen.data.batches[0]
-    found = latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))
-    chosen.request.tell("timing")
-    return found
 
 
 def _write(compared: Compared) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompile.checks.fake_quantized import planned_run
 from qcompile.checks.runtimes import compare_sites, tapped
 from qcompile.checks.sites import CHECKED_SITES, Checked
 from qcompile.errors import InputError, reason_of
 from qcompile.ir.required import name_of
 from qcompile.run.compare import compare, number
 from qcompile.run.data import Data, accepted, load_data
-from qcompile.targets.registry import backend, lowered_to, runtime_of
+from qcompile.targets.registry import REFERENCE, backend, get_target, runtime_of
 from qcompile.targets.split_stacks import unroll
 from qcompile.targets.target import Target
 
@@ -22,10 +23,10 @@ __all__ = ["compare_runtimes", "implementation_error"]
 
 
 def compare_runtimes(
-    model: ir.Model, target: Target, reference: Target, folder: Path, runtimes: Mapping[str, dict[str, Any]],
+    model: ir.Model, target: Target, device: str, folder: Path, runtimes: Mapping[str, dict[str, Any]],
     data: Data, tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Note how far each runtime is from the reference interpreter, on small random inputs.
+    """Note how far each runtime is from the engine with fake quantization, on small random inputs.
 
     On the first of the data where the model takes no random inputs. As a whole, and a sample of the sites on equal
     values: where activations are quantized, that alone shows that nothing but rounding differs. A rehearsal that fails
@@ -33,14 +34,14 @@ def compare_runtimes(
 
     Args:
         model: the planned graph before it was lowered.
-        reference: the target of the reference interpreter, with which its own runtime is not compared.
+        device: where the engine computes; what it cannot express, the reference interpreter runs.
         folder: of the artifact.
         runtimes: the entries of the manifest, added to.
         tell: called when a runtime is done.
     """
     model = model.clone()
     unroll(model, routed=False)  # each matrix of a stack is a site to compare
-    with lowered_to(reference, tapped(model, CHECKED_SITES)) as run:
+    with planned_run(tapped(model, CHECKED_SITES), target, device) as run:
         try:
             small, outputs = accepted(model, load_data(None, model, batches=1), run)
         except InputError:
@@ -48,9 +49,10 @@ def compare_runtimes(
     inputs = dict(small.batches[0])
     values = inputs | dict(outputs)
     want = {name: values[name] for name in map(name_of, model.graph.outputs)}
+    reference = get_target(REFERENCE).backends
     for name in target.backends:
         entry = runtimes[runtime_of(name)]
-        if name in reference.backends or "missing" in entry:
+        if name in reference or "missing" in entry:
             continue
         try:
             rehearsed = backend(name).rehearse(folder)

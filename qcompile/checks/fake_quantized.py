@@ -9,7 +9,7 @@ order of sums moves them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,14 +20,14 @@ import torch
 
 from qcompile.checks.equivalence import tolerance
 from qcompile.checks.losses import each
-from qcompile.errors import TargetError, reason_of
+from qcompile.errors import InputError, TargetError, reason_of
 from qcompile.formats import FORMATS, Format
 from qcompile.notes import AS_ON_ENGINE, ON_ENGINE
 from qcompile.run.compare import relative_l2
 from qcompile.run.executor import Executor, Hook, dtype_for
 from qcompile.run.stream import Stream
 from qcompile.targets.fake_quantization import Place, Rounded, rounded_graph, rounding
-from qcompile.targets.registry import backend
+from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
 
 if TYPE_CHECKING:
     from qcompile.checks.losses import Batches, FloatModel, Outputs
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qcompile.targets.plans import Plan
     from qcompile.targets.target import Target
 
-__all__ = ["Departure", "FakeQuantized", "departure", "measured_on", "rounded_for"]
+__all__ = ["Departure", "FakeQuantized", "departure", "measured_on", "planned_run", "rounded_for"]
 
 #: Batches on which what is lowered is compared with the engine.
 SAMPLE = 2
@@ -83,8 +83,7 @@ class FakeQuantized:
             )
         found = ((name, place.axis, place.activation) for name, place in self._places.items())
         self._hooks = {name: rounding(fmt, axis) for name, axis, fmt in found if fmt is not None}
-        if not self._stream.large:  # else they are read section by section
-            engine.weights |= {name: read(engine.device).to(engine.dtype) for name, read in rounded.weights.items()}
+        engine.sources |= rounded.weights
 
     @property
     def rounds_inputs(self) -> bool:
@@ -100,6 +99,26 @@ class FakeQuantized:
         drawn = torch.Generator(self._stream.engine.device).manual_seed(0)
         hooks = {name: _moving(place, drawn, self._hooks.get(name)) for name, place in self._places.items()}
         return self._stream.run(batches, lambda _: hooks)
+
+
+@contextmanager
+def planned_run(model: ir.Model, target: Target, device: str) -> Iterator[Run]:
+    """A planned graph, which may be edited, as a function of inputs: on the engine, or lowered to the reference."""
+    try:
+        engine = FakeQuantized(rounded_for(model, target), device)
+    except TargetError:  # which its losses have said
+        with lowered_to(get_target(REFERENCE), model) as run:
+            yield run
+        return
+
+    def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            (outputs,) = engine([inputs])
+        except (RuntimeError, IndexError, ValueError) as error:  # what torch raises for shapes that do not fit
+            raise InputError(f"the engine cannot run on these inputs: {reason_of(error)}") from error
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    yield compute
 
 
 def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:

@@ -15,7 +15,7 @@ from qcompile.passes.quantize import Quantize
 from qcompile.passes.state import State
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import drop_plans
-from qcompile.targets.registry import get_target, lowered_to
+from qcompile.targets.registry import REFERENCE, get_target, lowered_to
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from qcompile.run.session import Run
     from qcompile.targets.target import Target
 
-__all__ = ["REFERENCE", "better_plain", "output_errors", "plain_loss", "rounded_plainly", "running"]
-
-#: The target that runs every format on any machine: the definition that the others are compared with.
-REFERENCE = "reference"
+__all__ = ["better_plain", "output_errors", "plain_loss", "rounded_plainly", "running"]
 
 #: How sure it must be that plain rounding errs less as a whole, where each part was shown to help.
 DOUBT = 0.75

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import torch
 from torch import Tensor
 
@@ -21,8 +20,9 @@ from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import initializers, origin, read, release
 from qcompile.operators.precision import MIXED, ONE
+from qcompile.run.flat_copy import flat_copy
 from qcompile.run.foreign import Foreign, Part
-from qcompile.run.generated import FUNCTIONS, Generated, Section, compiled
+from qcompile.run.generated import Generated, Section, compiled
 from qcompile.run.input_names import check_names
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Executor:
     """A graph as a function of named tensors.
 
     Weights are read when they are first used, and kept on the device; ``weights`` has them by the names of constants: a
-    tensor put there beforehand is taken instead, and may require gradients.
+    tensor put there beforehand is taken instead, and may require gradients. ``sources`` may have functions that make
+    some of them on the device.
 
     Args:
         model: the graph; it stays as it is.
@@ -58,10 +59,8 @@ class Executor:
     ) -> None:  # fmt: skip
         self.device, self.dtype = torch.device(device), dtype
         self.weights: dict[str, Tensor] = {}
-        own = model.clone()
-        if inputs is not None or outputs is not None:
-            _cut(own, inputs, outputs)
-        _prepare(own)
+        self.sources: dict[str, Callable[[torch.device], Tensor]] = {}
+        own = flat_copy(model, inputs, outputs)
         precision = MIXED if dtype.itemsize < 4 else ONE
         program = Generated(own, hooked, precision)
         inner = [value for value in own.graph.inputs if not value.is_initializer()]
@@ -195,11 +194,15 @@ class Executor:
             if name in self.weights:
                 return self.weights[name].float()
             if name not in self._wide:
-                self._wide[name] = self._tensor(_array(value), torch.float32)
+                self._wide[name] = self._read(name, value, torch.float32)
             return self._wide[name]
         if name not in self.weights:
-            self.weights[name] = self._tensor(_array(value), self.dtype)
+            self.weights[name] = self._read(name, value, self.dtype)
         return self.weights[name]
+
+    def _read(self, name: str, value: ir.Value, dtype: torch.dtype) -> Tensor:
+        found = self.sources[name](self.device) if name in self.sources else _array(value)
+        return cast(Tensor, self._tensor(found, dtype))
 
     def tell(self, decline: Decline) -> None:
         """Tell which operators onnxruntime runs, and why."""
@@ -251,43 +254,3 @@ def dtype_for(model: ir.Model, device: str) -> torch.dtype:
 def _array(value: ir.Value) -> np.ndarray:
     array = read(constant(value))
     return array.astype(np.float32) if value.dtype is ir.DataType.BFLOAT16 else array
-
-
-def _prepare(model: ir.Model) -> None:
-    if model.functions:
-        common.InlinePass(lambda function: (function.domain, function.name) not in FUNCTIONS)(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if any(value.shape is None for node in model.graph for value in node.outputs):
-        common.ShapeInferencePass()(model)
-
-
-def _cut(model: ir.Model, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:
-    """Let a graph begin at some of its values and end at others.
-
-    Raises:
-        InputError: if there is no value of a name, or one is needed that follows from none of those given.
-    """
-    graph = model.graph
-    values = {v.name: v for v in [*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs)]}
-    lost = sorted({*(inputs or ()), *(outputs or ())} - {name for name in values if name})
-    if lost:
-        raise InputError(f"the graph has no value named {', '.join(lost)}")
-    if outputs is not None:
-        graph.outputs[:] = [values[name] for name in outputs]
-    if inputs is not None:
-        kept = [value for value in graph.inputs if value.is_initializer()]
-        given = [values[name] if values[name].producer() is None else _begun(values[name]) for name in inputs]
-        former = [value for value in graph.inputs if not value.is_initializer() and value not in given]
-        graph.inputs[:] = [*given, *kept]
-        common.RemoveUnusedNodesPass()(model)
-        needed = sorted(name_of(value) for value in former if value.uses() or value.is_graph_output())
-        if needed:
-            raise InputError(f"the part needs {', '.join(needed)} besides what is given")
-
-
-def _begun(value: ir.Value) -> ir.Value:
-    """An input in the place of a value that the graph computes."""
-    given = ir.Value(name=value.name, shape=value.shape, type=value.type)
-    ir.convenience.replace_all_uses_with(value, given, replace_graph_outputs=True)
-    value.name = f"{value.name}/before"
-    return given

@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     from qcompile.run.session import Run
     from qcompile.targets.plans import Plan
 
-__all__ = ["Backend", "Lowered", "backend", "get_target", "lowered_to", "runtime_of", "runtimes", "targets"]
+__all__ = [
+    "REFERENCE",
+    "Backend",
+    "Lowered",
+    "backend",
+    "get_target",
+    "lowered_to",
+    "runtime_of",
+    "runtimes",
+    "targets",
+]
+
+#: The target that runs every format on any machine: the definition that the others are compared with.
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)

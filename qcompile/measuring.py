@@ -1,0 +1,77 @@
+"""The stage that measures an artifact, and the one that times it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qcompile.artifact.byte_counts import bytes_in
+from qcompile.artifact.manifest import compile_report
+from qcompile.checks.artifacts import compare_runtimes, implementation_error
+from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on
+from qcompile.checks.latency import Transformed, latency
+from qcompile.checks.plain_rounding import running
+from qcompile.checks.sites import check_lowering
+from qcompile.run.session import Run
+from qcompile.stages import Compared, Written
+from qcompile.targets.registry import runtime_of
+from qcompile.threads import threads
+
+__all__ = ["measure", "timed_beside"]
+
+
+def measure(written: Written) -> Compared:
+    """Measure the artifact: each lowered site against the formats' definition, the whole against the float model."""
+    quantized, model = written.quantized, written.quantized.rotated.model
+    request, prepared = quantized.chosen.request, quantized.rotated.prepared
+    target, data, yardstick = request.target, prepared.seen.data, quantized.chosen.yardstick
+    sample = quantized.chosen.held_out or data.unlearned
+    values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
+    own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
+    check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
+    with threads(1) as beside:
+        checking = beside.submit(check) if own else None
+        beside.submit(compile_report)  # while onnxruntime loads, Python has time
+        measured, engine = measured_on(
+            lambda: FakeQuantized(written.rounded, request.options.device), partial(_lowered, written), yardstick,
+            lambda run: yardstick.measure(run, sample, request.progress),
+        )  # fmt: skip
+        apart = None
+        if engine is not None and target.runs_here:
+            with _lowered(written) as lowered:
+                apart = departure(engine, lowered, yardstick, sample, measured.rel_l2)
+    checked = None if checking is None else checking.result()
+    request.tell("checking sites")
+    plain = quantized.chosen.plain_loss
+    if plain is not None:
+        measured.loss["round_to_nearest"] = plain
+        if plain < (ours := measured.loss["quantized"]):
+            reason = f"it loses less on the evaluation data, {plain:.4g} < {ours:.4g}: is the calibration data like it?"
+            prepared.state.decline("*", "doing better than plain rounding", reason)
+    if written.before is not None:
+        compare_runtimes(
+            written.before, target, request.options.device, written.folder, written.runtimes, data, request.tell,
+        )  # fmt: skip
+        checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
+    return Compared(written, measured, apart, checked)
+
+
+def _lowered(written: Written) -> AbstractContextManager[Run]:
+    """The artifact as a function of named inputs, or the reference where that runs elsewhere."""
+    request = written.quantized.chosen.request
+    if request.target.runs_here:
+        return nullcontext(request.lowering.load(written.folder))
+    assert written.before is not None, "the reference runs here"
+    return running(written.before.clone(), request.target)
+
+
+def timed_beside(compared: Compared, folder: Path) -> dict[str, Any]:
+    """Time the artifact beside its source, on the first of the data."""
+    chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.lowered)
+    prepared, target = chosen.prepared, chosen.request.target
+    batch = prepared.seen.data.batches[0]
+    found = latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))
+    chosen.request.tell("timing")
+    return found
