@@ -37,7 +37,7 @@ FLOORS = {
 
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
-    ("api", "compiler", "inspection", "opt", "parts", "preparation", "stages"), "driver"
+    ("api", "compiler", "inspection", "measuring", "opt", "parts", "preparation", "stages"), "driver"
 )
 
 #: Imports that go up or across, each with the reason. To become none.
