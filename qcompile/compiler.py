@@ -139,7 +139,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if not free or (options.method == "rtn" and chosen.choice.placement.plain):
         return _quantize(_rotate(chosen))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
-    plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes))
+    plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device))
     request.tell("measuring plain rounding")
     quantized = _quantize(_rotate(chosen))
     ours = errors(quantized.rotated.model)

@@ -18,9 +18,11 @@ from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError, InternalError
 from qcompile.ir.graph import is_float
 from qcompile.ir.required import constant
-from qcompile.ir.tensors import EAGER_BYTES, Derived, read, release, total_bytes
+from qcompile.ir.tensors import EAGER_BYTES, Derived, on_device, read, release, total_bytes
 
 if TYPE_CHECKING:
+    import torch
+
     from qcompile.transforms import Transform
 
     Change = tuple[int, Transform | np.ndarray]
@@ -59,23 +61,36 @@ class Folded(Derived):
         factors = [change for changed, change in self._changes if changed == axis and isinstance(change, np.ndarray)]
         return np.prod(factors, axis=0) if len(factors) == len(self._changes) else None
 
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The constant as a tensor of torch; on a GPU it is computed there."""
+        if self._tensor is not None or device.type == "cpu":
+            return super().on(device)
+        source = on_device(self.source, device)
+        wide = source.double()
+        _change(wide, self._changes)
+        return wide.to(source.dtype)
+
     def lines(self, axis: int, places: np.ndarray) -> np.ndarray:
         """Some of the vectors along an axis, ``[places, size]``, if possible without computing the others."""
         if self._tensor is not None or any(changed != axis for changed, _ in self._changes):
             return lines(self._evaluate(), axis, places)
+        import torch
+
         result = lines(self.source, axis, places).astype(np.float64)
-        _change(result, [(1, change) for _, change in self._changes])
+        _change(torch.from_numpy(result), [(1, change) for _, change in self._changes])
         return result.astype(self.dtype.numpy())
 
 
 def _changed(source: ir.TensorProtocol, changes: Sequence[Change]) -> ir.TensorProtocol:
+    import torch
+
     array = read(source)
     axes = {axis for axis, _ in changes}
     if array.ndim == 2 and len(axes) == 1:
         result = _in_pieces(array, axes.pop(), changes)
     else:
         wide = array.astype(np.float64, order="C")
-        _change(wide, changes)
+        _change(torch.from_numpy(wide), changes)
         result = wide.astype(array.dtype)
     del array  # pages are kept while it is there
     release(source)
@@ -95,25 +110,28 @@ def lines(tensor: ir.TensorProtocol, axis: int, places: np.ndarray) -> np.ndarra
 
 def _in_pieces(array: np.ndarray, axis: int, changes: Sequence[Change]) -> np.ndarray:
     """Change one axis of a matrix, a few rows or columns at a time: a table would be large in float64."""
+    import torch
+
     out = np.empty(array.shape, array.dtype)
     step = max(1, PIECE // array.shape[axis])
     for start in range(0, array.shape[1 - axis], step):
         piece = np.s_[:, start : start + step] if axis == 0 else np.s_[start : start + step]
         wide = array[piece].astype(np.float64, order="C")
-        _change(wide, changes)
+        _change(torch.from_numpy(wide), changes)
         out[piece] = wide
     return out
 
 
-def _change(array: np.ndarray, changes: Sequence[Change]) -> None:
-    """Change axes of a contiguous float64 array in place."""
+def _change(tensor: torch.Tensor, changes: Sequence[Change]) -> None:
+    """Change axes of a contiguous float64 tensor in place."""
     import torch
 
     for axis, change in changes:
         if isinstance(change, np.ndarray):
-            array *= change.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+            factors = torch.from_numpy(np.asarray(change, np.float64)).to(tensor.device)
+            tensor *= factors.reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
         else:
-            change.apply_(torch.from_numpy(array), axis)
+            change.apply_(tensor, axis)
 
 
 def rewrite(model: ir.Model, value: ir.Value, function: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -20,7 +20,7 @@ from qcompile.analysis.rules.linear import weight_of
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
 from qcompile.ir.required import constant, operand, operands, optional, producer_of, rank_of, shape_of
-from qcompile.ir.tensors import Derived, read, release
+from qcompile.ir.tensors import Derived, on_device, read, release
 from qcompile.ir.text import refusal
 
 if TYPE_CHECKING:
@@ -220,15 +220,23 @@ _READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup | Stack]] = 
 }
 
 
-def weight_matrix(site: Site, rows: int | None = None) -> torch.Tensor:
+def weight_matrix(site: Site, rows: int | None = None, device: str = "cpu") -> torch.Tensor:
     """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``.
 
     The matrices of a stack stand one below the other. The result need not be contiguous.
+
+    Args:
+        device: where the result is; on a GPU a whole weight is computed there.
     """
     import torch
 
     tensor, axis = constant(site.weight), site.axis_out if site.input is None else site.axis_in
     count = math.prod(site.shape) // site.shape[axis]
+    if device != "cpu" and rows is None:
+        moved = on_device(tensor, torch.device(device)).movedim(axis, -1)
+        return moved.reshape(-1, moved.shape[-1]).float()
+    if device != "cpu":
+        return weight_matrix(site, rows).to(device)
     if rows is not None and rows < count:
         weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
     else:

@@ -33,12 +33,12 @@ DOUBT = 0.75
 T = TypeVar("T")
 
 
-def rounded_plainly(model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme]) -> ir.Model:
-    """A copy of a float graph whose sites are planned with weights rounded to nearest.
+def rounded_plainly(model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str) -> ir.Model:
+    """A copy of a float graph whose sites are planned with weights rounded to nearest, on a device.
 
     The sites are those of the graph itself, which is planned for as long as it takes to clone it.
     """
-    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, schemes, {}, "rtn")
+    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, schemes, {}, "rtn", device)
     run_pass(rounding, State(model))
     rounded = model.clone()
     drop_plans(model)
@@ -62,7 +62,9 @@ def plain_loss(yardstick: FloatModel, model: ir.Model, choice: Choice, target: T
     """
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    return _measured(yardstick, rounded_plainly(model, choice, own), target, lambda run: yardstick.loss(run, data))
+    return _measured(
+        yardstick, rounded_plainly(model, choice, own, yardstick.device), target, lambda run: yardstick.loss(run, data)
+    )
 
 
 def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: Data) -> np.ndarray:

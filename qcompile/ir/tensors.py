@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Lock, RLock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +13,12 @@ import onnx_ir as ir
 from qcompile.errors import InputError
 from qcompile.ir.required import constant
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
-    "Derived", "EAGER_BYTES", "Turned", "check_weights", "holds_infinity", "initializers", "origin", "read", "release",
-    "total_bytes", "weights_of",
+    "Derived", "EAGER_BYTES", "Turned", "check_weights", "holds_infinity", "initializers", "on_device", "origin",
+    "read", "release", "total_bytes", "weights_of",
 ]  # fmt: skip
 
 #: Below this many bytes of constants, folded ones are kept in memory.
@@ -52,6 +56,10 @@ class Derived(ir.LazyTensor):
         self.origin = origin(source)
         self._computing = Lock()
 
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The constant as a tensor of torch, on a device."""
+        return _moved(ir.tensor(self.numpy()), device)
+
     def _evaluate(self) -> ir.TensorProtocol:
         with self._computing:  # once, whoever asks
             return super()._evaluate()
@@ -82,6 +90,22 @@ def read(tensor: ir.TensorProtocol) -> np.ndarray:
         return tensor.numpy()
     with _MAPPING:
         return tensor.numpy()
+
+
+def on_device(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
+    """A constant as a tensor of torch; on a GPU, what it is computed by is computed there."""
+    found = tensor.on(device) if isinstance(tensor, Derived) else _moved(tensor, device)
+    release(tensor)
+    return found
+
+
+def _moved(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
+    import torch
+
+    array = read(tensor)
+    if tensor.dtype is ir.DataType.BFLOAT16:
+        return torch.from_numpy(np.array(array.view(np.int16))).to(device).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array)).to(device)
 
 
 def release(tensor: ir.TensorProtocol) -> None:

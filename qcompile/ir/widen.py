@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.ir.graph import append_node, node_name
-from qcompile.ir.tensors import Derived, read
+from qcompile.ir.tensors import Derived, on_device, read
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["computes_in_bfloat16", "to_double", "to_single"]
 
@@ -61,6 +65,16 @@ def computes_in_bfloat16(model: ir.Model) -> bool:
     return any(value is not None and value.dtype == ir.DataType.BFLOAT16 for value in values)
 
 
+class _Widened(Derived):
+    """A constant in a wider type."""
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The constant as a tensor of torch, on a device."""
+        import torch
+
+        return on_device(self.source, device).to(torch.float64 if self.dtype is ir.DataType.DOUBLE else torch.float32)
+
+
 #: Inputs that exist in float32 only, whatever the type of the data.
 _SINGLE = {("Resize", 2), ("Upsample", 1)}
 
@@ -91,7 +105,7 @@ class _Widening:
             return
         value.type = self._type(value.type)
         if value.const_value is not None:
-            value.const_value = Derived(
+            value.const_value = _Widened(
                 value.const_value, self._tensor, value.const_value.shape, dtype=self.wide, name=value.name,
                 keep=self.wide == ir.DataType.DOUBLE,
             )  # fmt: skip
@@ -103,7 +117,10 @@ class _Widening:
         return ir.TensorType(self.wide)
 
     def _tensor(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        return ir.tensor(read(tensor).astype(self.wide.numpy()))
+        array = read(tensor)
+        if tensor.dtype is ir.DataType.BFLOAT16 and self.wide is ir.DataType.FLOAT:  # the upper half of a float32
+            return ir.tensor((array.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
+        return ir.tensor(array.astype(self.wide.numpy()))
 
     def _attributes(self, node: ir.Node, opsets: Mapping[str, int]) -> None:
         if self.wide == ir.DataType.DOUBLE:

@@ -88,7 +88,7 @@ class Quantize:
             scheme = self.schemes[site.name]
             if scheme.weight is not None:
                 if (key := _weight_of(site, scheme.weight)) not in once:
-                    once[key] = quantize_scalar(weight_matrix(site), scheme.weight)
+                    once[key] = quantize_scalar(weight_matrix(site, device=self.device), scheme.weight).to("cpu")
                 give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
         for done, (group, teacher) in enumerate(self._input_moments(state)):
             for site in group.sites:
@@ -154,7 +154,7 @@ class Quantize:
     def _round(self, state: State, group: Siblings, site: Site, fmt: Scalar, moments: InputMoments | None) -> Quantized:
         unusable = None if moments is None else moments.unusable
         usable = moments if unusable is None else None
-        weight = weight_matrix(site).to(self.device)
+        weight = weight_matrix(site, device=self.device)
         if self.method != "rtn":
             weight = weight.contiguous()  # the others walk over it often
         if not isinstance(fmt, Format):

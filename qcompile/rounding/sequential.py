@@ -13,19 +13,20 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import Lookup, Stack, as_weight, read_site
+from qcompile.analysis.forms import Lookup, Stack, laid_out, read_site
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InternalError
 from qcompile.formats import fake_quantize_rows
-from qcompile.ir.graph import add_initializer, append_node, label, node_name
+from qcompile.ir.graph import add_initializer, label, node_name
 from qcompile.ir.required import constant, name_of
 from qcompile.rounding.moments import InputMoments
 from qcompile.run.executor import Executor, Hook, Section, dtype_for
 from qcompile.run.stream import Stream
 from qcompile.statistics.calibration import HELD_OUT_ROWS, rows_of_value, spread
 from qcompile.statistics.second_moment import SecondMoment
-from qcompile.targets.plans import Plan, plan_of
+from qcompile.targets.fake_quantization import insert_place, rounding
+from qcompile.targets.plans import plan_of
 
 if TYPE_CHECKING:
     from qcompile.formats import Format
@@ -118,7 +119,9 @@ class Walk:
         for name in self._engine.constants_of(section):
             plan = plan_of(self._weights[name].node) if name in self._weights else None
             if plan is not None:
-                weights[name] = _laid_out(self._weights[name], plan, self._engine.device)
+                site = self._weights[name]
+                axis = site.axis_out if site.input is None else site.axis_in
+                weights[name] = laid_out(plan.weight.to(self._engine.device).dequantize(), site.shape, axis)
         hooks = self._hooks(section)
         for number, batch in enumerate(self._batches):
             for graph in (_EXACT, _QUANTIZED):
@@ -136,19 +139,17 @@ class Walk:
             plan = plan_of(site.node)
             if plan is not None and plan.scheme.activation is not None:
                 key = name_of(_read_by(site)), plan.scheme.activation
-                found[name] = by_format.setdefault(key, _once(plan.scheme.activation, axis))
+                found[name] = by_format.setdefault(key, _once(rounding(plan.scheme.activation, axis)))
         return found
 
 
-def _once(fmt: Format, axis: int) -> Hook:
-    """A hook that rounds a value, once for all siblings."""
-    known: list[tuple[torch.Tensor, torch.Tensor]] = []
+def _once(round_: Hook) -> Hook:
+    """A hook for siblings, which rounds their value once."""
+    known: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
-    def hook(value: torch.Tensor) -> torch.Tensor:
+    def hook(value: torch.Tensor) -> torch.Tensor | None:
         if not known or known[0][0] is not value:
-            moved = value.movedim(axis, -1)
-            rounded = fake_quantize_rows(rows_of_value(value, axis), fmt).reshape(moved.shape).to(value.dtype)
-            known[:] = [(value, rounded.movedim(-1, axis))]
+            known[:] = [(value, round_(value))]
         return known[0][1]
 
     return hook
@@ -170,37 +171,28 @@ def _read_by(site: Site) -> ir.Value:
     return form.x
 
 
-def _laid_out(site: Site, plan: Plan, device: torch.device) -> torch.Tensor:
-    made = plan.weight.dequantize().numpy()
-    return torch.from_numpy(as_weight(site, made)).to(device)
-
-
 def _with_places(
     model: ir.Model, groups: Sequence[Siblings], sites: Sequence[Site]
 ) -> tuple[ir.Model, list[str]]:  # fmt: skip
     """A copy in which each site reads a value and a weight of its own, and the operators at which groups begin."""
     model = model.clone()
     nodes, begins = {node_name(node): node for node in model.graph}, []
-    order = {node: place for place, node in enumerate(model.graph)}
+    order = {name: place for place, name in enumerate(nodes)}
     for group in groups:
-        readers = [nodes[site.name] for site in group.sites]
-        first = min(readers, key=order.__getitem__)
-        for site, node in zip(group.sites, readers, strict=True):
-            name = name_of(_read_by(site))
-            value = next(value for value in node.inputs if value is not None and value.name == name)
-            place = append_node(first, "Identity", [value], name=_place(site), like=value)
-            _replace(node, value, place.outputs[0])
-        begins.append(_place(group.sites[0]))
+        inner = sorted(group.sites, key=lambda site: order[site.name])
+        for site in inner:
+            insert_place([nodes[site.name]], _operand(nodes[site.name], name_of(_read_by(site))), _place(site))
+        begins.append(_place(inner[0]))
     for site in sites:
         form = read_site(site.node)
         reader = nodes[node_name(form.reader)] if isinstance(form, Stack) else nodes[site.name]
-        weight = next(value for value in reader.inputs if value is not None and value.name == site.weight.name)
+        weight = _operand(reader, name_of(site.weight))
         own = add_initializer(model, _own_weight(site), constant(weight))
-        _replace(reader, weight, own)
+        for index, value in enumerate(reader.inputs):
+            if value is weight:
+                reader.replace_input_with(index, own)
     return model, begins
 
 
-def _replace(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
-    for index, value in enumerate(node.inputs):
-        if value is old:
-            node.replace_input_with(index, new)
+def _operand(node: ir.Node, name: str) -> ir.Value:
+    return next(value for value in node.inputs if value is not None and value.name == name)

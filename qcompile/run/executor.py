@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from torch import Tensor
 from qcompile.errors import InputError
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant, name_of
-from qcompile.ir.tensors import initializers, origin, read, release
+from qcompile.ir.tensors import initializers, on_device, origin, release
 from qcompile.operators.precision import MIXED, ONE
 from qcompile.run.flat_copy import flat_copy
 from qcompile.run.foreign import Foreign, Part
@@ -201,8 +201,8 @@ class Executor:
         return self.weights[name]
 
     def _read(self, name: str, value: ir.Value, dtype: torch.dtype) -> Tensor:
-        found = self.sources[name](self.device) if name in self.sources else _array(value)
-        return cast(Tensor, self._tensor(found, dtype))
+        found = self.sources[name](self.device) if name in self.sources else on_device(constant(value), self.device)
+        return found.to(self.device, dtype if found.is_floating_point() else None)
 
     def tell(self, decline: Decline) -> None:
         """Tell which operators onnxruntime runs, and why."""
@@ -249,8 +249,3 @@ def dtype_for(model: ir.Model, device: str) -> torch.dtype:
     if kind is ir.DataType.DOUBLE:
         return torch.float64
     return torch.bfloat16 if kind is ir.DataType.BFLOAT16 and device != "cpu" else torch.float32
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    array = read(constant(value))
-    return array.astype(np.float32) if value.dtype is ir.DataType.BFLOAT16 else array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ import onnx_ir as ir
 from qcompile.analysis.forms import Linear, Lookup, read_site
 from qcompile.backends.gpu.fusions.patterns import PRIVATE, commuted, put, sole_reader
 from qcompile.backends.gpu.objects import Objects, label
-from qcompile.backends.gpu.packing import pack, pack_table, pack_transform
+from qcompile.backends.gpu.packing import Packed, pack, pack_table, pack_transform
 from qcompile.errors import InternalError, TargetError
 from qcompile.ir import required
 from qcompile.ir.graph import add_initializer, append_node, node_name
 from qcompile.ir.transform_nodes import read_transform
 from qcompile.targets.plans import Plan, planned
 from qcompile.targets.scheme import Scheme
+from qcompile.threads import threads
 
 __all__ = ["insert_sites", "insert_transforms"]
 
@@ -65,8 +67,12 @@ def insert_sites(model: ir.Model, objects: Objects, arch: str) -> dict[str, dict
         if isinstance(site, Lookup):
             notes[name] = _place_table(site, plan, objects, tables)
     linears = [_Placed(name, plan, site) for name, plan, site in found if isinstance(site, Linear)]
-    for group in _siblings(linears):
-        notes |= _place_linears(model, group, objects, arch)
+    groups = _siblings(linears)
+    with threads(os.cpu_count() or 1) as beside:
+        weights = [([placed.plan.weight for placed in group], group[0].plan.scheme) for group in groups]
+        packs = [beside.submit(pack, own, scheme, arch) for own, scheme in weights]
+        for group, packed in zip(groups, packs, strict=True):
+            notes |= _place_linears(model, group, objects, packed.result())
     return {name: notes[name] for name, _, _ in found}
 
 
@@ -101,11 +107,13 @@ def _parted(group: list[_Placed], apart: set[int]) -> list[list[_Placed]]:
     return sorted(parts, key=lambda part: order.index(part[0].name))
 
 
-def _place_linears(model: ir.Model, group: list[_Placed], objects: Objects, arch: str) -> dict[str, dict[str, Any]]:
+def _place_linears(
+    model: ir.Model, group: list[_Placed], objects: Objects, packed: Packed
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     scheme: Scheme = group[0].plan.scheme
     for placed in group:  # what it reads may be the result of a site that was placed meanwhile
         placed.site = _read_linear(placed.site.node)
-    tensors, meta = pack([placed.plan.weight for placed in group], scheme, arch)
+    tensors, meta = packed
     name = objects.add(label([required.name_of(placed.site.weight) for placed in group]), "Linear", tensors, meta)
     first, x = group[0].site.node, group[0].site.x
     if group[0].site.before is not None:

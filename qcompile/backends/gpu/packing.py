@@ -18,7 +18,7 @@ from qcompile.formats.packing import pack_codes
 from qcompile.formats.rounding import decode_element
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["describe", "pack", "pack_table", "pack_transform"]
+__all__ = ["Packed", "describe", "pack", "pack_table", "pack_transform"]
 
 Packed = tuple[dict[str, np.ndarray], dict[str, Any]]
 
