@@ -30,8 +30,8 @@ class Target:
             that it costs: 1 if it fuses with the quantization of activations, more if it is a pass of its own over
             memory.
         aliases: other names.
-        runs_here: whether an artifact runs on any machine at a useful speed; otherwise its quality is measured on the
-            reference interpreter.
+        runs_here: whether an artifact runs on any machine at a useful speed; otherwise the reference interpreter runs
+            for it what the engine cannot.
         emulated: whether its formats are emulated here, so that the time of an artifact says nothing of its hardware.
         bandwidth: bytes of weights read in a second, an estimate for budgets of latency; ``None`` without one.
         stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:

@@ -125,6 +125,22 @@ def test_what_a_kernel_rounds_by_itself_is_rounded(tmp_path: Path, name: str) ->
     assert any(found.values())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("scheme", ["int4-g16", "nvfp4/nvfp4", "int8-channel/int8-channel"])
+def test_on_a_gpu(parse: Any, scheme: str) -> None:
+    model = two_sites(parse)
+    against, data, state = yardstick(model.clone(), device="cuda")
+    plan_site(model, "one", model.graph.initializers["w"].const_value.numpy().T, scheme)
+    rounded = rounded_for(model, get_target("reference"))
+    want, have = (against.measure(FakeQuantized(rounded, device), data) for device in ("cpu", "cuda"))
+    assert have.rel_l2 == pytest.approx(want.rel_l2, rel=1e-3)
+    assert have.divergence == pytest.approx(want.divergence, rel=1e-3)
+    found = departure(FakeQuantized(rounded, "cuda"), lambda batch: next(FakeQuantized(rounded, "cpu")([batch])),
+                      against, data, want.rel_l2)  # fmt: skip
+    assert found.rel_l2 < ROUNDING
+    assert not state.declined
+
+
 # -- what cannot be, and what should not -------------------------------------------------------------------------------
 
 
@@ -138,13 +154,13 @@ BACKWARDS = """g (float[4,32] x) => (float[4,32] y) <float[32,32] w, float[1,32]
     }"""
 
 
-def yardstick(model: ir.Model, **observed: np.ndarray) -> tuple[FloatModel, Data, State]:
+def yardstick(model: ir.Model, device: str = "cpu", **observed: np.ndarray) -> tuple[FloatModel, Data, State]:
     """A graph as the float model, which keeps what is declined; it was observed with those outputs, or its own."""
     prepared = prepare(model)
     data = Data((example_inputs(model),), random=True)
     outputs = {name: observed.get(name, value) for name, value in evaluate(model, data.batches[0]).items()}
     seen = Observed(data, {id(data.batches[0]): outputs})
-    return FloatModel.of(prepared.source, prepared.analysis, seen, prepared.state.decline, "cpu"), data, prepared.state
+    return FloatModel.of(prepared.source, prepared.analysis, seen, prepared.state.decline, device), data, prepared.state
 
 
 @pytest.mark.parametrize("scheme", ["int8-g32", "int4-g32/int4-g32"])

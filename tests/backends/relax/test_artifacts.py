@@ -52,7 +52,7 @@ def test_an_export_for_another_processor_is_not_run(model: Path, tmp_path: Path)
     artifact = qc.export(model, "tvm-cpu", tmp_path / "out", method="rtn", tvm_target="llvm -mtriple=aarch64-linux-gnu")
     entry = artifact.manifest["runtimes"]["tvm"]
     assert entry["not_run"] == "compiled for another machine"
-    assert artifact.manifest["quantization"]["rel_l2"] > 0  # measured on the reference interpreter
+    assert artifact.manifest["quantization"]["rel_l2"] > 0  # measured on the engine
     with pytest.raises(qc.QCompileError, match="aarch64"):
         artifact.run({"ids": np.array([[1, 2, 3]])})
 
