@@ -15,6 +15,7 @@ from qcompile.choice.scoring import probes_of
 from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
+from qcompile.errors import InputError
 from qcompile.parts import export_parts, parts_to_export
 from qcompile.run.data import load_data
 from qcompile.run.memory_budget import parse_memory
@@ -64,6 +65,7 @@ def export(
     preprocessing: str | Path | None = None,
     memory: Mapping[str, str | int] | None = None,
     overwrite: bool = False,
+    work: str | Path | None = None,
     progress: Progress | None = None,
     **capture_options: Any,
 ) -> Artifact:
@@ -103,6 +105,8 @@ def export(
         memory: the bytes that activations of calibration may take, ``{"device": "40GB", "host": "32GB"}``; what is more
             goes from the device to RAM, and from there to disk. By default half of what is free. It changes no result.
         overwrite: whether an artifact that is at ``folder`` is replaced once the new one is complete.
+        work: a folder, made where there is none, that keeps what another export may need again: statistics of the
+            data, sensitivities, rounded weights. An export that was killed goes on from there. No result depends on it.
         progress: called with a step, the part of it that is done, and the whole.
         capture_options: as for ``capture``: ``example_inputs``, ``dynamic_shapes``, ``input_names``,
             ``output_names``, ``cache``, ``part``.
@@ -116,8 +120,13 @@ def export(
         tvm_target=tvm_target, latency=latency, effort=effort, exclude=_several(exclude), keep=_several(keep),
         format_for=dict(format_for or {}), transform_for=dict(transform_for or {}),
         reading=Reading(tokenizer, window, preprocessing), memory=parse_memory(memory or {}),
+        work=None if work is None else Path(work),
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
+    if options.work is not None and options.work.resolve().is_relative_to(Path(where).resolve()):
+        raise InputError(
+            f"the folder '{work}' of --work lies in that of the artifact, which is made anew: take another"
+        )
     parts = parts_to_export(model, capture_options)
     run = partial(export_parts, model, parts) if parts else partial(_export, model)
     return run(options, where, overwrite=overwrite, progress=progress, **capture_options)

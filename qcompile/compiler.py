@@ -28,6 +28,7 @@ from qcompile.choice.wishes import wishes_of
 from qcompile.effort import Effort
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
+from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.graph import node_name
 from qcompile.measuring import measure, timed_beside
 from qcompile.notes import GPTQ, LEARNING, WEIGHTED_SEARCH, Progress
@@ -41,6 +42,7 @@ from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to, runtime_of
 from qcompile.threads import threads
+from qcompile.work import Work
 
 __all__ = ["Options", "export", "lowered_to", "plan", "prepare", "turn"]
 
@@ -63,6 +65,7 @@ def export(
     """
     request = _request(options, progress)
     check_options(options, request.target, request.schemes)
+    request = replace(request, work=Work(options.work))
     with atomic_folder(Path(folder), overwrite) as temporary:
         captured = _capture(model, request, **capture_options)
         quantized = _learned(captured, request)
@@ -70,7 +73,8 @@ def export(
         compared = measure(written)
         _write(compared)
     timed = timed_beside(compared, Path(folder)) if options.latency else None
-    return replace(Artifact.open(folder), latency=timed, effort=request.progress.figures())
+    reused = None if options.work is None else request.work.reuse
+    return replace(Artifact.open(folder), latency=timed, effort=request.progress.figures(), work=reused)
 
 
 def plan(model: Any, options: Options) -> ir.Model:
@@ -118,17 +122,26 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     if not sites:
         none = f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized"
         raise InputError(none + said_of_weights([*state.declined, *unsited(prepared.weights)]))
+    work = request.work.about(lambda: _computed_from(prepared, options))
     choice = selection.choose(
         analysis, sites, request.target, request.schemes, options, prepared.seen.data, wishes, state.decline,
-        request.progress,
+        request.progress, work,
     )  # fmt: skip
+    _ = analysis.spaces  # by names of values that are there still
     request.tell("choosing formats")
     yardstick = float_model(prepared, options.device)
     plain = None
     if held_out is not None:
         plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out)
         request.tell("measuring plain rounding")
-    return Chosen(prepared, request, sites, choice, yardstick, held_out, plain)
+    return Chosen(prepared, request, sites, choice, yardstick, held_out, plain, work)
+
+
+def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
+    """What statistics, sensitivities and rounded weights are computed from."""
+    source = prepared.source
+    graphs = [source.sha256, fingerprint(source.model), fingerprint(prepared.model)]
+    return [*graphs, prepared.seen.data.digest(), list(options.keep), options.device]
 
 
 def _learned(captured: Captured, request: Request) -> Quantized:
@@ -198,17 +211,11 @@ def _round(rotated: Rotated) -> None:
     choice, options, data = chosen.choice, chosen.request.options, prepared.seen.data
     pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
     learned = choice.statistics if data.held_out else {}  # what random inputs teach is worse than nothing on others
+    work = chosen.work.about(lambda: choice.placement.to_json(prepared.analysis))
     rounding = Quantize(
-        pairs,
-        choice.tables,
-        choice.schemes,
-        learned,
-        options.method,
-        options.device,
-        data,
-        options.memory,
-        chosen.request.progress,
-    )
+        pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, options.memory,
+        chosen.request.progress, work,
+    )  # fmt: skip
     run_pass(rounding, prepared.state)
     if options.method == "gptq" and not learned:
         prepared.state.decline("*", GPTQ, f"{data.too_few}, so weights are rounded to nearest")

@@ -17,6 +17,7 @@ from qcompile.errors import InputError
 from qcompile.run.data import load_data
 from qcompile.run.sources import DataLike
 from qcompile.targets.registry import get_target
+from qcompile.work import Work
 
 if TYPE_CHECKING:
     from qcompile.notes import Progress
@@ -79,6 +80,7 @@ def export_parts(
 
 def _check(model: Any, names: tuple[str, ...], options: Options, capture_options: Mapping[str, Any]) -> None:
     """Refuse what cannot be meant for several graphs, before any work."""
+    Work(options.work)
     target = get_target(options.target)
     check_options(options, target, [target.scheme(name) for name in options.formats or [target.default]])
     said = [f"--{name.replace('_', '-')}" for name in OF_ONE_GRAPH if getattr(options, name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Backend, Lowered
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
+from qcompile.work import Work
 
 __all__ = ["Captured", "Chosen", "Compared", "Prepared", "Quantized", "Request", "Rotated", "Written", "float_model"]
 
@@ -42,6 +43,7 @@ class Request:
         schemes: the candidates for each site.
         lowering: the target's own backend.
         progress: called with a step, the part of it that is done, and the whole; it takes the time of each.
+        work: what earlier exports computed.
     """
 
     options: Options
@@ -49,6 +51,7 @@ class Request:
     schemes: Sequence[Scheme]
     lowering: Backend
     progress: Effort
+    work: Work = field(default_factory=Work)
 
     def tell(self, step: str) -> None:
         """Report that a step is done."""
@@ -116,6 +119,7 @@ class Chosen:
         yardstick: the float model that what becomes of the graph is measured against.
         held_out: the evaluation data, if there is any.
         plain_loss: the loss of plain rounding without transforms on that data.
+        work: what earlier exports computed of this graph and the calibration data.
     """
 
     prepared: Prepared
@@ -125,6 +129,7 @@ class Chosen:
     yardstick: FloatModel
     held_out: Data | None
     plain_loss: float | None
+    work: Work = field(default_factory=Work)
 
 
 @dataclass(frozen=True)

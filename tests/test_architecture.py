@@ -31,7 +31,7 @@ FLOORS = {
     "analysis": 3, "run": 3,
     "operators": 2,
     "shapes": 1, "formats": 1, "huggingface": 1,
-    "transforms": 0, "ir": 0, "effort": 0,
+    "transforms": 0, "ir": 0, "effort": 0, "work": 0,
     "errors": -1, "threads": -1, "notes": -1,
 }  # fmt: skip
 

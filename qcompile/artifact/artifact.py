@@ -16,6 +16,8 @@ from qcompile.targets.registry import backend, runtimes
 if TYPE_CHECKING:
     import numpy as np
 
+    from qcompile.work import Reuse
+
 __all__ = ["Artifact", "is_artifact", "read_manifest", "write_manifest"]
 
 MANIFEST, REPORT = "manifest.json", "report.html"
@@ -32,6 +34,7 @@ class Artifact:
             No file has it, for artifacts are the same wherever they are made.
         effort: seconds by step and peaks of memory of its export, in the words of ``Effort.figures``, if it was just
             made. Its manifest has them if that was asked for.
+        work: the use that was made of the folder of ``--work``, if there was one; no file has it either.
         parts: by name, the artifacts in its folders where it is of several graphs, none of which is itself.
     """
 
@@ -39,6 +42,7 @@ class Artifact:
     manifest: Mapping[str, Any]
     latency: Mapping[str, Any] | None = None
     effort: Mapping[str, Any] | None = None
+    work: Reuse | None = None
     parts: Mapping[str, Artifact] = field(default_factory=dict)
 
     @staticmethod

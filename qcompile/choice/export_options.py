@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qcompile.choice.transforms import KINDS
 from qcompile.errors import InputError, unknown
@@ -50,6 +51,7 @@ class Options:
         transform_for: one of ``transforms.KINDS`` by pattern, likewise.
         reading: how data that are texts or images are read.
         memory: the bytes that activations may take.
+        work: a folder for what another export may need again; no result depends on it.
     """
 
     target: str
@@ -70,6 +72,7 @@ class Options:
     transform_for: Mapping[str, str] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
     memory: Memory = field(default_factory=Memory)
+    work: Path | None = None
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import axis_transform
@@ -37,6 +37,13 @@ class Placement:
     boundaries: dict[str, tuple[Transform, float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     unproven: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self, analysis: Analysis) -> dict[str, Any]:
+        """The transforms alone, by space, value and boundary."""
+        spaces = {space.id: self.offline[space.node] for space in analysis.spaces if space.node in self.offline}
+        between = {name: transform for name, (transform, _) in self.boundaries.items()}
+        named = {"offline": spaces, "online": self.online, "boundaries": between}
+        return {kind: {name: t.to_json() for name, t in found.items()} for kind, found in named.items()}
 
     @property
     def plain(self) -> bool:

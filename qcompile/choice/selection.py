@@ -23,10 +23,13 @@ from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
-from qcompile.statistics.calibration import FINE_ROWS, MAX_ROWS, Statistics, collect
+from qcompile.statistics.calibration import FINE_ROWS, MAX_ROWS, Statistics
+from qcompile.statistics.kept_statistics import kept_statistics
 from qcompile.statistics.sensitivity import EVEN, Curvature
+from qcompile.targets.eligible import quantizable
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
+from qcompile.work import Work
 
 if TYPE_CHECKING:
     from qcompile.notes import Decline, Progress
@@ -83,22 +86,23 @@ def _settled(group: Siblings, plain_edge: Callable[[Site], bool]) -> bool:
 
 def choose(
     analysis: Analysis, sites: Sequence[Site], target: Target, schemes: Sequence[Scheme], options: Options, data: Data,
-    wishes: Wishes, decline: Decline, progress: Progress | None = None,
+    wishes: Wishes, decline: Decline, progress: Progress | None = None, work: Work | None = None,
 ) -> Choice:  # fmt: skip
     """Choose a scheme and a transform for every site; a budget counts those with a format of their own, too."""
+    work = work or Work()
     edges, beside = _edges(analysis.model, sites)
     groups = siblings_of(sites)
     tables = [site for site in sites if site.input is None]
     several = len(schemes) > 1 or bool(options.budget)
     statistics = _statistics(
-        analysis.model, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress
+        analysis, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress, work
     )
     measured: dict[str, Curvature] = {}
     if several:
         from qcompile.statistics.curvature import measure_curvatures  # needs torch
 
         measured = measure_curvatures(
-            analysis.model, sites, statistics, data, decline, options.seed, options.device, progress
+            analysis.model, sites, statistics, data, decline, options.seed, options.device, progress, work
         )
     first = schemes[0]
     edge = target.scheme(target.edge)
@@ -137,26 +141,31 @@ def choose(
 
 
 def _statistics(
-    model: ir.Model, groups: Sequence[Siblings], schemes: Sequence[Scheme], options: Options, data: Data,
-    decline: Decline, progress: Progress | None,
+    analysis: Analysis, groups: Sequence[Siblings], schemes: Sequence[Scheme], options: Options, data: Data,
+    decline: Decline, progress: Progress | None, work: Work,
 ) -> dict[str, Statistics]:  # fmt: skip
-    """Statistics of all site inputs, unless nothing that was asked for depends on them."""
+    """Statistics of all site inputs, unless nothing that was asked for depends on them.
+
+    They are the same whatever the target and whichever sites are left out, so that they can be used again.
+    """
     needed = options.calibration is not None or any(scheme.activation for scheme in schemes)
     if not needed:
         return {}
-    seen = {group.name: group.axis for group in groups}
-    routes = {group.name: routes_of(group) for group in groups} if options.method == "gptq" else {}
+    every = {group.name: group for own in (siblings_of(quantizable(analysis)[0]), groups) for group in own}
+    shares = {name: routes_of(group) for name, group in every.items()} if options.method == "gptq" else {}
+    routes = {name: found for name, found in shares.items() if found}
     wush = "wush" in (options.transforms, *options.transform_for.values())
     moments = wush or not data.random  # what random inputs teach is good for nothing else
     formats = (fmt for scheme in schemes for fmt in (scheme.weight, scheme.activation) if fmt is not None)
     rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
-    found = collect(
-        model, seen, data, routes=routes, max_rows=rows, moments=moments, device=options.device, memory=options.memory,
-        decline=decline, progress=progress,
+    found = kept_statistics(
+        work, analysis.model, {name: group.axis for name, group in every.items()}, data,
+        wanted=[group.name for group in groups], routes=routes, max_rows=rows, moments=moments, device=options.device,
+        memory=options.memory, decline=decline, progress=progress,
     )  # fmt: skip
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"
-        if group.nested and group.name not in visible(model, [group.name]):
+        if group.nested and group.name not in visible(analysis.model, [group.name]):
             why = "the body that it stands in may read another number of rows at every step"
         for site in group.sites:
             decline(site.name, "calibrating it", why)

@@ -68,6 +68,7 @@ def export(
     latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
     effort: options.Effort = False,
     config: options.Config = None,
+    work: options.Work = None,
     overwrite: options.Overwrite = False,
     json: options.Json = None,
     verbose: options.Verbose = False,
@@ -92,8 +93,8 @@ def export(
             formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
-            preprocessing=preprocessing, memory=bytes_at, overwrite=overwrite, progress=progress, cache=cache,
-            part=part,
+            preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,
+            cache=cache, part=part,
         )  # fmt: skip
     from qcompile.cli.summaries import artifact_summary
     from qcompile.cli.tables import artifact_tables

@@ -15,6 +15,7 @@ __all__ = [
     "Budget", "Cache", "Calibration", "Config", "Device", "Effort", "Evaluation", "Exclude", "Folder", "FormatFor",
     "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider",
     "Quiet", "Seed", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
+    "Work",
 ]  # fmt: skip
 
 
@@ -97,6 +98,10 @@ Memory = Annotated[
 ]
 Effort = Annotated[
     bool, typer.Option("--effort", help="Put seconds by step and peak memory into the manifest, too: no two are alike.")
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep here what another export may need again, or this one if killed."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]
 TvmTarget = Annotated[

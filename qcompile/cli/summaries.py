@@ -48,6 +48,7 @@ def artifact_summary(artifact: Artifact) -> dict[str, Any]:
         "counts": {key: len(manifest[key]) for key in _LONG if key in manifest},
         "latency": artifact.latency,
         "effort": artifact.effort,
+        "work": None if artifact.work is None else artifact.work.summary(),
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -20,14 +21,16 @@ from qcompile.formats.scalar import quantize_scalar
 from qcompile.ir.required import name_of
 from qcompile.notes import GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH
 from qcompile.passes.state import State
+from qcompile.rounding.kept_rounding import Following, Lesson, kept_rounding, learned_from
 from qcompile.rounding.moments import LEAST_DAMPING, InputMoments, input_moments, joined
-from qcompile.rounding.sequential import Walk
+from qcompile.rounding.sequential import Walk, in_order
 from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.calibration import Routed, Statistics
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
+from qcompile.work import Work
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +40,6 @@ if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
 __all__ = ["Quantize"]
-
-#: Gives what the sites of a group learn from, by the format that they read their input in; ``None`` for nothing.
-Teacher = Callable[[Format | None], InputMoments | None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Quantize:
             that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
         device: where torch computes.
         memory: the budget of activations.
+        work: about this graph, its transforms and this data.
     """
 
     groups: Sequence[tuple[Siblings, Transform | None]]
@@ -67,6 +68,7 @@ class Quantize:
     data: Data | None = None
     memory: Memory = field(default_factory=Memory)
     progress: Progress | None = None
+    work: Work = Work()
     name: ClassVar[str] = "quantize"
 
     def apply(self, state: State) -> bool:
@@ -90,44 +92,60 @@ class Quantize:
                 if (key := _weight_of(site, scheme.weight)) not in once:
                     once[key] = quantize_scalar(weight_matrix(site, device=self.device), scheme.weight).to("cpu")
                 give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
-        for done, (group, teacher) in enumerate(self._input_moments(state)):
+        for done, (group, lesson) in enumerate(self._lessons(state)):
             for site in group.sites:
                 scheme = self.schemes[site.name]
                 if scheme.weight is not None:
                     if (key := _weight_of(site, scheme.weight)) in once:
                         self._say(state, site)
                     else:
-                        moments = self._of_readers(group, site, teacher(scheme.activation))
-                        once[key] = self._round(state, group, site, scheme.weight, moments)
+                        make = partial(self._round, state, group, site, scheme.weight, scheme.activation, lesson)
+                        once[key] = kept_rounding(lesson, self._asked([site])[0], scheme.weight, state, make)
                     give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
         return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
 
-    def _input_moments(self, state: State) -> Iterator[tuple[Siblings, Teacher]]:
-        """Every group with what gives input moments for it, by the format that its sites read their input in.
+    def _lessons(self, state: State) -> Iterator[tuple[Siblings, Lesson]]:
+        """Every group with what its sites learn from.
 
         Those that a walk passes come first, in the order of the graph: the sites of one are planned when the next
-        comes.
+        comes, whose lesson depends on all of them.
         """
         known = [] if self.method == "rtn" else [g for g, _ in self.groups if g.value.name in self.statistics]
-        walk = None
+        work = self.work.about(lambda: [self.method, learned_from(self.statistics), self._asked(self.tables)])
+        transforms = dict(self.groups)
+        walked: list[Siblings] = []
         if self.method == "gptq" and self.data is not None and known:
-            count = max(found.batches for found in self.statistics.values())
-            learned = self.data.thinned(max(found.sequences for found in self.statistics.values())).batches[:count]
-            walk = Walk(state.model, known, self.tables, learned, self.data.held_out, self.device, self.memory)
-        done = set()
-        try:
-            if walk is not None:
-                for group in walk:
-                    done.add(group)
-                    yield group, walk.moments
-        except InputError as error:
-            reason = f"{error}; the other sites learn from the float graph alone"
-            state.decline("*", "rounding all sites in the order of the graph", reason)
+            walked, behind = in_order(state.model, known), work.about(lambda: "in order")
+            with closing(Following(partial(self._walk, state, known, self.data), state.decline)) as following:
+                for group in walked:
+                    yield group, Lesson(partial(self._followed, following, group, transforms[group]), behind, following)
+                    behind = behind.about(partial(self._asked, group.sites))
         for group, transform in self.groups:
-            if group not in done:
-                yield group, partial(self._static, group, transform) if group in known else lambda _: None
+            if group in known and group not in walked:
+                yield group, Lesson(partial(self._static, group, transform), work)
+            elif group not in known:
+                yield group, Lesson(lambda _: None, work if self.method == "search" else Work())
+
+    def _walk(self, state: State, known: Sequence[Siblings], data: Data) -> Walk:
+        """A walk on the data that the statistics are of."""
+        count = max(found.batches for found in self.statistics.values())
+        learned = data.thinned(max(found.sequences for found in self.statistics.values())).batches[:count]
+        return Walk(state.model, known, self.tables, learned, data.held_out, self.device, self.memory)
+
+    def _asked(self, sites: Sequence[Site]) -> list[list[str | None]]:
+        """What is asked of sites."""
+        formats = [(self.schemes[site.name].weight, self.schemes[site.name].activation) for site in sites]
+        names = [[None if fmt is None else fmt.name for fmt in pair] for pair in formats]
+        weights = [[site.name, site.weight.name, site.stored.name] for site in sites]
+        return [[*weight, *own] for weight, own in zip(weights, names, strict=True)]
+
+    def _followed(
+        self, following: Following, group: Siblings, transform: Transform | None, fmt: Format | None
+    ) -> InputMoments:
+        moments = following.moments(group, fmt)
+        return self._static(group, transform) if moments is None else moments
 
     def _say(self, state: State, site: Site) -> None:
         """Say what a weight loses that was rounded for another site."""
@@ -151,7 +169,10 @@ class Quantize:
         """From the float graph alone."""
         return input_moments(self.statistics[name_of(group.value)], transform, self.device)
 
-    def _round(self, state: State, group: Siblings, site: Site, fmt: Scalar, moments: InputMoments | None) -> Quantized:
+    def _round(
+        self, state: State, group: Siblings, site: Site, fmt: Scalar, activation: Format | None, lesson: Lesson
+    ) -> Quantized:
+        moments = self._of_readers(group, site, lesson.teach(activation))
         unusable = None if moments is None else moments.unusable
         usable = moments if unusable is None else None
         weight = weight_matrix(site, device=self.device)

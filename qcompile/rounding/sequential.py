@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qcompile.formats import Format
     from qcompile.run.memory_budget import Memory
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "in_order"]
 
 #: The two graphs.
 _EXACT, _QUANTIZED = "exact", "quantized"
@@ -59,7 +59,7 @@ class Walk:
         device: str = "cpu", memory: Memory | None = None,
     ) -> None:  # fmt: skip
         self._learned, self._batches = len(batches), [*batches, *held_out]
-        groups = [group for group in groups if group.sites[0].node.graph is model.graph]
+        groups = in_order(model, groups)
         sites = [*(site for group in groups for site in group.sites), *tables]
         model, begins = _with_places(model, groups, sites)
         self._weights = {_own_weight(site): site for site in sites}
@@ -141,6 +141,13 @@ class Walk:
                 key = name_of(_read_by(site)), plan.scheme.activation
                 found[name] = by_format.setdefault(key, _once(rounding(plan.scheme.activation, axis)))
         return found
+
+
+def in_order(model: ir.Model, groups: Sequence[Siblings]) -> list[Siblings]:
+    """The groups that a walk passes, as they come: those of the graph itself, by the first of their sites."""
+    places = {node: place for place, node in enumerate(model.graph)}
+    passed = [group for group in groups if group.sites[0].node in places]
+    return sorted(passed, key=lambda group: min(places[site.node] for site in group.sites))
 
 
 def _once(round_: Hook) -> Hook:

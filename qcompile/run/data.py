@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,16 @@ class Data:
     def unlearned(self) -> Data:
         """Some of what nothing is fitted on: sequences that were held out, or the first batch where none was."""
         return replace(self, batches=self.held_out[:_FEW] or self.batches[:1], sizes=())
+
+    def digest(self) -> str:
+        """SHA-256 over all that is learned from or judged by, and how it was split."""
+        found = sha256(repr((self.random, self.sizes)).encode())
+        for part in (self.batches, self.held_out):
+            for batch in (tensors(batch) for batch in part):
+                found.update(repr([(name, a.dtype.str, a.shape) for name, a in batch.items()]).encode())
+                for array in batch.values():
+                    found.update(array.tobytes())
+        return found.hexdigest()
 
     def first(self, count: int) -> Data:
         """The same with the first batches alone."""

@@ -30,9 +30,19 @@ def flat_copy(model: ir.Model, inputs: Sequence[str] | None, outputs: Sequence[s
 def _flatten(model: ir.Model) -> None:
     if model.functions:
         common.InlinePass(lambda function: (function.domain, function.name) not in FUNCTIONS)(model)
+        _copy_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.shape is None for node in model.graph for value in node.outputs):
         common.ShapeInferencePass()(model)
+
+
+def _copy_constants(model: ir.Model) -> None:
+    """Give operators tensors of their own: functions of the graph that was cloned have the same, and keep the names."""
+    for node in model.graph.all_nodes():
+        held = node.attributes.get("value") if node.op_type == "Constant" else None
+        if held is not None and (tensor := held.as_tensor()).dtype is not ir.DataType.STRING:
+            own = ir.Tensor(tensor.numpy(), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+            node.attributes["value"] = ir.AttrTensor("value", own)
 
 
 def _cut(model: ir.Model, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:

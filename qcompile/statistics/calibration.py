@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 from typing import TYPE_CHECKING
@@ -103,6 +103,7 @@ def collect(
     model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
     max_rows: int = MAX_ROWS, moments: bool = True, device: str = "cpu", memory: Memory | None = None,
     decline: Decline | None = None, progress: Progress | None = None,
+    wanted: Collection[str] | None = None,
 ) -> dict[str, Statistics]:  # fmt: skip
     """Run the data through the graph, on the engine, and keep the statistics of site inputs.
 
@@ -116,6 +117,8 @@ def collect(
         device: where it runs.
         memory: the budget of activations.
         decline: told which operators onnxruntime runs.
+        wanted: names of the values whose statistics are kept; all without. Of the others, rows are counted alone, so
+            that what is learned of one value does not depend on which are wanted beside it.
 
     Returns:
         by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
@@ -135,6 +138,8 @@ def collect(
     indices = {route.indices for own in routes.values() for route in own if route.indices is not None}
     expected = float("inf") if data.random else len(data.batches)  # random rows teach little: one a batch is enough
     found = {name: _Collected(axis, routes.get(name, ()), max_rows, expected, moments) for name, axis in axes.items()}
+    for name, one in found.items():
+        one.wanted = wanted is None or name in wanted
     seen_at = {places.get(name, name): one for name, one in found.items()}
     fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
     chosen: dict[tuple[str, int], np.ndarray] = {}
@@ -182,7 +187,8 @@ def collect(
     looked_up = {
         (name, key): array for name, array in fixed.items() for key in range(-len(data.held_out), len(data.batches))
     }
-    return {name: one.statistics(sequences, looked_up | chosen) for name, one in found.items() if one.rows}
+    kept = {name: one for name, one in found.items() if one.wanted and one.rows}
+    return {name: one.statistics(sequences, looked_up | chosen) for name, one in kept.items()}
 
 
 def _enough(rows: Sequence[int], sequences: int, wanted: int) -> int:
@@ -215,6 +221,7 @@ class _Collected:
         self.axis, self.routes = axis, routes
         self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment()
         self.rows = self.taken = self.judged = 0
+        self.wanted = True  # else rows are counted alone
         self.sample: list[torch.Tensor] = []
         self.held_out: list[np.ndarray] = []
         self._shared: list[tuple[int, np.ndarray, tuple[int, ...]]] = []  # batches: their rows, and their shape
@@ -228,9 +235,12 @@ class _Collected:
             kept: rows to keep of it if it is held out, else 0.
         """
         x = rows_of_value(value, self.axis)
-        self._finite.append(x.isfinite().all())
         if kept:
             self.judged += len(x)
+        if not self.wanted:
+            return
+        self._finite.append(x.isfinite().all())
+        if kept:
             self.held_out.append(spread(x, kept).cpu().numpy())
         else:
             self._add(x)

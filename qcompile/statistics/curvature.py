@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,9 @@ from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.run.executor import Executor, Hook
 from qcompile.run.foreign import stopping
+from qcompile.statistics.kept_statistics import kept_curvatures, kept_noise
 from qcompile.statistics.sensitivity import Curvature, Felt, logit_outputs, sensitivities
+from qcompile.work import Work
 
 if TYPE_CHECKING:
     import torch
@@ -85,22 +88,25 @@ def curvatures(
 
 def measure_curvatures(
     model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data, decline: Decline,
-    seed: int = 0, device: str = "cpu", progress: Progress | None = None,
+    seed: int = 0, device: str = "cpu", progress: Progress | None = None, work: Work | None = None,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site: by gradients, and from noise in its weight where they do not reach.
 
     Args:
         statistics: of what sites read, by name, which turn errors of a weight into errors of its output.
         decline: told where noise is used.
+        work: about this graph and this data.
     """
     logits = logit_outputs(model, sites)
-    found = curvatures(model, sites, data, logits, seed=seed, device=device, progress=progress, decline=decline)
+    work = work or Work()
+    by_gradients = partial(curvatures, model, sites, data, logits, seed=seed, device=device, progress=progress)
+    found = kept_curvatures(work, sites, seed, decline, lambda decline: by_gradients(decline=decline))
     rest = [site for site in sites if site.name not in found]
     if not rest:
         return found
     for site in rest if found else ():
         decline(site.name, "measuring by gradients what its errors cost", "gradients do not reach it: noise does")
-    noise = sensitivities(model, rest, data, seed=seed, progress=progress)
+    noise = kept_noise(work, rest, seed, partial(sensitivities, model, rest, data, seed=seed, progress=progress))
     for site in rest:
         own = None if site.input is None else statistics.get(name_of(site.input))
         alpha = noise[site.name] / (1.0 if own is None else _unit(site, own))
