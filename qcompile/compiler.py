@@ -141,7 +141,8 @@ def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
     """What statistics, sensitivities and rounded weights are computed from."""
     source = prepared.source
     graphs = [source.sha256, fingerprint(source.model), fingerprint(prepared.model)]
-    return [*graphs, prepared.seen.data.digest(), list(options.keep), options.device]
+    tied = [site.name for site in prepared.analysis.sites if site.stored is not site.weight]
+    return [*graphs, tied, list(options.keep), prepared.seen.data.digest(), options.device]
 
 
 def _learned(captured: Captured, request: Request) -> Quantized:
