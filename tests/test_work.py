@@ -238,6 +238,20 @@ def test_what_only_attributes_tell_apart_is_another_model(exported, tmp_path) ->
     assert content(found) == content(exported(None, **PLAIN, source=leaky(0.2)))
 
 
+def test_what_was_left_alone_when_it_was_measured_is_said_again(exported, tmp_path) -> None:
+    """The engine has no row for an operator, which stops gradients."""
+    made, choice = filled(), {**CHOICE, "budget": {"bits": 6}, "transforms": "none"}
+    node = next(node for node in made.graph if node.op_type == "Sigmoid")
+    node.op_type = "MeanVarianceNormalization"
+    node.attributes["axes"] = ir.AttrInt64s("axes", [2])
+    first, again = (exported(tmp_path / "work", **choice, source=made) for _ in range(2))
+    assert counts(again)["statistics"] == (WALKED, 0)
+    assert counts(again)["sensitivities"] == (2, 0)
+    whats = {entry["what"] for entry in again.manifest["declined"]}
+    assert {"computing it in torch", "measuring by gradients what errors cost"} <= whats
+    assert content(again) == content(first) == content(exported(None, **choice, source=made))
+
+
 def test_a_walk_that_fails_leaves_no_roundings_behind(exported, plain, tmp_path, monkeypatch) -> None:
     """It may have failed for want of memory: the next export tries again."""
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific, times_smaller
-from qcompile.cli.effort_rows import effort_rows
+from qcompile.cli.effort_rows import effort_rows, work_rows
 from qcompile.cli.evidence_rows import engine_rows, evaluated_on, unlearned_rows
 from qcompile.cli.frames import facts, module_column, table
 from qcompile.cli.weight_tables import weight_rows, weights_table
@@ -52,7 +52,7 @@ def artifact_tables(artifact: Artifact) -> list[Any]:
         return [table for part in artifact.parts.values() for table in artifact_tables(part)]
     m = artifact.manifest
     report = ("report", str(artifact.folder / "report.html"))
-    told = [*_times(artifact), *_work(artifact), *effort_rows(artifact)]
+    told = [*_times(artifact), *work_rows(artifact), *effort_rows(artifact)]
     rows = [*_sizes(m), *weight_rows(m), *_choices(m), *_errors(m), *told, report]
     return [facts(str(artifact.folder), rows)]
 
@@ -100,15 +100,6 @@ def _times(artifact: Artifact) -> list[tuple[str, str]]:
         said = f"{online['without_ms']:.3g} ms" if known else f"not measured: {online['not_measured']}"
         rows.append(("without online transforms", said))
     return [*rows, *(("", f"warning: {text}") for text in found["warnings"])]
-
-
-def _work(artifact: Artifact) -> list[tuple[str, str]]:
-    """What was there already, and what was not usable."""
-    if artifact.work is None:
-        return []
-    counts = artifact.work.summary()["kinds"].items()
-    said = ", ".join(f"{n['reused']} of {n['reused'] + n['computed']} {kind}" for kind, n in counts)
-    return [("reused from --work", said or "nothing"), *(("", f"warning: {text}") for text in artifact.work.notes)]
 
 
 def _counts(counter: Mapping[str, int]) -> str:
