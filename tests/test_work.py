@@ -21,6 +21,7 @@ from qcompile.artifact.artifact import Artifact
 from qcompile.errors import InputError
 from qcompile.rounding.moments import InputMoments
 from qcompile.rounding.sequential import Walk
+from qcompile.run.data import example_inputs, hold_out, load_data
 from qcompile.statistics import kept_statistics as statistics_of
 from qcompile.statistics.calibration import Routed, Statistics, collect
 from qcompile.work import FORGOTTEN, Kept, Work
@@ -252,6 +253,29 @@ def test_what_was_left_alone_when_it_was_measured_is_said_again(exported, tmp_pa
     assert content(again) == content(first) == content(exported(None, **choice, source=made))
 
 
+EXPERTS = """g (int64[n,2] i, float[n,32] e) => (float[n,2,16] y) <float[32,32] a, float[3,32,16] w> {
+    p = MatMul(e, a)
+    q = Sigmoid(p)
+    k = Gather<axis=0>(w, i)
+    y = Einsum<equation="nd,nkdf->nkf">(q, k) }"""
+BODY = """g (float[n,32] e, bool c) => (float[n,32] y) <float[32,32] a, float[32,32] b> {
+    p = MatMul(e, a)
+    y = If (c) <then_branch = t () => (float[n,32] z) { z = MatMul(p, b) },
+                else_branch = f () => (float[n,32] w) { w = Identity(p) }> }"""
+
+
+@pytest.mark.parametrize("text", [EXPERTS, BODY], ids=["experts", "a body"])
+def test_experts_and_bodies_come_back(exported, tmp_path, text) -> None:
+    made, draw = changes.parse(text), np.random.default_rng(0)
+    for value in made.graph.initializers.values():
+        value.const_value = ir.tensor(draw.standard_normal([*value.shape]).astype(np.float32) / 8, name=value.name)
+    data = [example_inputs(made, seed=seed, sizes={"n": 16}) for seed in range(12)]
+    options = {"source": made, "calibration": data, **PLAIN}
+    first, again = (exported(tmp_path / "work", **options) for _ in range(2))
+    assert all(computed == 0 for _, computed in counts(again).values())
+    assert content(again) == content(first) == content(exported(None, **options))
+
+
 def test_a_walk_that_fails_leaves_no_roundings_behind(exported, plain, tmp_path, monkeypatch) -> None:
     """It may have failed for want of memory: the next export tries again."""
 
@@ -396,8 +420,6 @@ def test_statistics_of_experts_come_back(tmp_path: Path) -> None:
 
 
 def test_what_is_learned_of_a_value_does_not_depend_on_which_are_wanted(model: ir.Model) -> None:
-    from qcompile.run.data import hold_out, load_data
-
     data = hold_out(load_data(texts(), model), model)
     inputs = dict.fromkeys("xrsqt", -1)
     every, some = collect(model, inputs, data), collect(model, inputs, data, wanted=["s", "t"])

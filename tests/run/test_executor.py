@@ -212,3 +212,15 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         assert abs(found - difference) <= 1e-5 * max(abs(difference), abs(found), 1.0)
         used += bool(found != 0)
     assert used > len(weights) // 2
+
+
+def test_a_function_keeps_the_names_of_its_constants() -> None:
+    """They are in files: what is written does not depend on whether the engine has run the graph."""
+    text = """<ir_version: 9, opset_import: ["": 18, "f": 1]> g (float[n,4] x) => (float[n,4] y) {
+        t = f.twice(x) y = f.twice(t) }
+        <domain: "f", opset_import: ["": 18]> twice (a) => (b) { c = Constant<value = float[1] {2}>() b = Mul(a, c) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    (y,) = Executor(model)({"x": np.ones((2, 4), np.float32)}).values()
+    assert (y == 4).all()
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
