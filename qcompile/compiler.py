@@ -14,7 +14,6 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import KEPT
 from qcompile.artifact.artifact import Artifact, write_manifest
 from qcompile.artifact.folder import atomic_folder
-from qcompile.artifact.further import lower_further
 from qcompile.artifact.manifest import Facts, build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.equivalence import begin_equivalence, settle
@@ -40,7 +39,7 @@ from qcompile.run.data import hold_out, load_data
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
-from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to, runtime_of
+from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
 from qcompile.threads import threads
 from qcompile.work import Work
 
@@ -225,7 +224,7 @@ def _round(rotated: Rotated) -> None:
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:
-    """Write the target's files, and those of its other backends, whose faults are said."""
+    """Write the files of the target's own backend."""
     request, model = quantized.chosen.request, quantized.rotated.model
     target = request.target
     for node in model.graph.all_nodes():
@@ -234,12 +233,7 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)
     request.tell("lowering")
-    runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(lowered.files)}}
-    for name in target.backends[1:]:
-        assert before is not None, "the reference has one backend"
-        runtimes[runtime_of(name)] = lower_further(name, before.clone(), target, folder)
-        request.tell(f"lowering to {runtime_of(name)}")
-    return Written(quantized, folder, lowered, runtimes, rounded, before)
+    return Written(quantized, folder, lowered, rounded, before)
 
 
 def _write(compared: Compared) -> None:
@@ -251,7 +245,7 @@ def _write(compared: Compared) -> None:
         Facts(
             source=prepared.source, state=prepared.state, analysis=prepared.analysis, weights=prepared.weights,
             sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
-            runtimes=written.runtimes, options=chosen.request.options, target=chosen.request.target,
+            runtimes=compared.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, departure=compared.departure,
             checked=compared.checked, folder=folder, data=prepared.seen.data,
         )

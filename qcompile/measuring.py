@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.artifact.byte_counts import bytes_in
+from qcompile.artifact.further import lower_further
 from qcompile.artifact.manifest import compile_report
 from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on
@@ -23,7 +24,10 @@ __all__ = ["measure", "timed_beside"]
 
 
 def measure(written: Written) -> Compared:
-    """Measure the artifact: each lowered site against the formats' definition, the whole against the float model."""
+    """Measure the artifact: each lowered site against the formats' definition, the whole against the float model.
+
+    Meanwhile the target's other backends write their files, and are compared with the engine.
+    """
     quantized, model = written.quantized, written.quantized.rotated.model
     request, prepared = quantized.chosen.request, quantized.rotated.prepared
     target, data, yardstick = request.target, prepared.seen.data, quantized.chosen.yardstick
@@ -31,7 +35,8 @@ def measure(written: Written) -> Compared:
     values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
     own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
     check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
-    with threads(1) as beside:
+    with threads(2) as beside:
+        others = beside.submit(_others, written)
         checking = beside.submit(check) if own else None
         beside.submit(compile_report)  # while onnxruntime loads, Python has time
         measured, engine = measured_on(
@@ -50,12 +55,23 @@ def measure(written: Written) -> Compared:
         if plain < (ours := measured.loss["quantized"]):
             reason = f"it loses less on the evaluation data, {plain:.4g} < {ours:.4g}: is the calibration data like it?"
             prepared.state.decline("*", "doing better than plain rounding", reason)
-    if written.before is not None:
-        compare_runtimes(
-            written.before, target, request.options.device, written.folder, written.runtimes, data, request.tell,
-        )  # fmt: skip
-        checked = checked or implementation_error(written.runtimes[runtime_of(target.backends[0])])
-    return Compared(written, measured, apart, checked)
+    runtimes = others.result()
+    checked = checked or implementation_error(runtimes[runtime_of(target.backends[0])])
+    return Compared(written, runtimes, measured, apart, checked)
+
+
+def _others(written: Written) -> dict[str, dict[str, Any]]:
+    """Write the files of the other backends, whose faults are said, and compare all runtimes with the engine."""
+    request, before = written.quantized.chosen.request, written.before
+    target, data = request.target, written.quantized.rotated.prepared.seen.data
+    runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(written.lowered.files)}}
+    if before is None:
+        return runtimes
+    for name in target.backends[1:]:
+        runtimes[runtime_of(name)] = lower_further(name, before.clone(), target, written.folder)
+        request.tell(f"lowering to {runtime_of(name)}")
+    compare_runtimes(before, target, request.options.device, written.folder, runtimes, data, request.tell)
+    return runtimes
 
 
 def _lowered(written: Written) -> AbstractContextManager[Run]:

@@ -201,7 +201,6 @@ class Written:
         quantized: the stage before.
         folder: the folder that holds them.
         lowered: the result of the target's own backend.
-        runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
         rounded: the planned graph for the engine, made before it was lowered.
         before: the planned graph before it was lowered; ``None`` if no other runtime is compared with it.
     """
@@ -209,7 +208,6 @@ class Written:
     quantized: Quantized
     folder: Path
     lowered: Lowered
-    runtimes: Mapping[str, dict[str, Any]]
     rounded: Rounded
     before: ir.Model | None
 
@@ -220,12 +218,14 @@ class Compared:
 
     Args:
         written: the stage before.
+        runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
         measured: quantization error.
         departure: how far what was lowered is from the engine; ``None`` if that could not measure it.
         checked: implementation error; ``None`` if it is not known.
     """
 
     written: Written
+    runtimes: Mapping[str, dict[str, Any]]
     measured: Measured
     departure: Departure | None
     checked: Checked | None

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Departure", "FakeQuantized", "departure", "measured_on", "planned_run", "rounded_for"]
 
 #: Batches on which what is lowered is compared with the engine.
-SAMPLE = 2
+SAMPLE = 1
 
 #: Last places by which the order of a sum moves it: the square root of some hundred terms.
 _PLACES = 16

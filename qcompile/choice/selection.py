@@ -23,7 +23,7 @@ from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
-from qcompile.statistics.calibration import FINE_ROWS, MAX_ROWS, Statistics
+from qcompile.statistics.calibration import DEVICE_ROWS, FINE_ROWS, MAX_ROWS, Statistics
 from qcompile.statistics.kept_statistics import kept_statistics
 from qcompile.statistics.sensitivity import EVEN, Curvature
 from qcompile.targets.eligible import quantizable
@@ -158,6 +158,7 @@ def _statistics(
     moments = wush or not data.random  # what random inputs teach is good for nothing else
     formats = (fmt for scheme in schemes for fmt in (scheme.weight, scheme.activation) if fmt is not None)
     rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
+    rows = rows if options.device == "cpu" else DEVICE_ROWS
     found = kept_statistics(
         work, analysis.model, {name: group.axis for name, group in every.items()}, data,
         wanted=[group.name for group in groups], routes=routes, max_rows=rows, moments=moments, device=options.device,

@@ -267,7 +267,7 @@ def fake_quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """
     if fmt.tensor_scale is None:
         return fake_quantize(x, fmt)
-    target = fmt.targets[0] if fmt.targets else fmt.element.max
+    target, x = fmt.targets[0] if fmt.targets else fmt.element.max, x.float()
     scale = quotient(x.abs().amax(-1, keepdim=True), target * fmt.tensor_scale)
     scale = torch.where(scale > 0, scale, 1.0)
     return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale

@@ -24,7 +24,7 @@ from qcompile.rounding.moments import InputMoments
 from qcompile.run.executor import Executor, Hook, Section, dtype_for
 from qcompile.run.stream import Stream
 from qcompile.statistics.calibration import HELD_OUT_ROWS, rows_of_value, spread
-from qcompile.statistics.second_moment import SecondMoment
+from qcompile.statistics.second_moment import SecondMoment, product
 from qcompile.targets.fake_quantization import insert_place, rounding
 from qcompile.targets.plans import plan_of
 
@@ -99,14 +99,14 @@ class Walk:
             if number >= self._learned:
                 rows = HELD_OUT_ROWS // (len(self._batches) - self._learned)
                 x, read = spread(x, rows), spread(read, rows)
-            read = read if activation is None else fake_quantize_rows(read, activation)
+            read = read if activation is None else fake_quantize_rows(read.float(), activation).to(read.dtype)
             if number < self._learned:
                 moment.add(read)
-                product = x.T @ read
-                cross = product.double() if not cross.ndim else cross.add_(product)
+                own = product(x, read)
+                cross = own.double() if not cross.ndim else cross.add_(own)
             else:
-                exact.append(x)
-                seen.append(read)
+                exact.append(x.float())
+                seen.append(read.float())
         lengths, nothing = [len(rows) for rows in exact], torch.zeros(0, len(moment.matrix), device=self._engine.device)
         return InputMoments(
             moment.matrix, cross / max(moment.rows, 1), torch.cat([nothing, *exact]), torch.cat([nothing, *seen]),
