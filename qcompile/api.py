@@ -146,7 +146,7 @@ def rotate(
 
     Args:
         model: as for ``capture``.
-        transforms: one of ``choice.transforms.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
+        transforms: one of ``choice.kinds.KINDS``; ``auto`` chooses by predicted error at 4-bit weights.
         calibration: data to check on; random inputs without it.
         tokenizer, window, preprocessing: how such data is read, as for ``export``.
         seed: of random signs and inputs.

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
-from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.spaces import Site
+from qcompile.choice.kinds import NAMED
 from qcompile.ir.required import operand
-from qcompile.statistics.second_moment import shrinkage
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.choice.fits import Fit
     from qcompile.transforms import Transform
     from qcompile.transforms.orders.orders import Variant
 
-__all__ = ["FITTED_BLOCKS", "LEAST_GAIN", "fitted", "not_worth", "orthogonal_candidates"]
+__all__ = [
+    "ALPHAS", "LEAST_GAIN", "fitted_candidates", "named_candidate", "not_worth", "orthogonal_candidates",
+    "wush_candidates",
+]  # fmt: skip
 
 #: An online transform must lower the error of its sites by this fraction at least, besides paying its price.
 LEAST_GAIN = 0.05
@@ -30,6 +32,9 @@ BLOCKS = (16, 32, 64, 128)
 
 #: Blocks of the closed form; a larger one costs more and equalizes more.
 FITTED_BLOCKS = (16, 32, 64)
+
+#: Diagonals, by the part of the loudness that inputs give away: half where both are rounded, less for weights alone.
+ALPHAS = {"diagonal": 0.5, "diagonal-25": 0.25}
 
 #: The largest axis that gets a rotation without structure: folding one takes time with the square of the size.
 DENSE = 4096
@@ -61,7 +66,7 @@ def orthogonal_candidates(
             add(block)
     if (kind != "block" or not found) and has_hadamard(size, variant):
         add(size)
-    if not found and kind != "none" and (block := _largest_block(size, variant)) > 1:
+    if not found and kind != "none" and (block := _largest_block(size, size, variant)) > 1:
         add(block)
     if offline and kind in ("auto", "hadamard") and variant == "default" and not has_hadamard(size) and size <= DENSE:
         found["random-orthogonal"] = _dense(size, seed)
@@ -84,33 +89,126 @@ def _hadamard(size: int, block: int, seed: int, variant: Variant) -> Transform:
     return whole if block == size else BlockDiagonal(whole, size // block)
 
 
-def _largest_block(size: int, variant: Variant) -> int:
-    """The largest divisor with a Hadamard matrix: for sizes that have none themselves."""
+def _largest_block(most: int, size: int, variant: Variant = "default") -> int:
+    """The largest divisor up to ``most`` with a Hadamard matrix: for sizes that have none themselves."""
     from qcompile.transforms import has_hadamard
 
-    return max((d for d in range(1, size + 1) if size % d == 0 and has_hadamard(d, variant)), default=1)
+    return max((d for d in range(1, most + 1) if size % d == 0 and has_hadamard(d, variant)), default=1)
 
 
-def fitted(sites: Sequence[Site], offline: Transform | None, own: Statistics, block: int) -> Transform:
-    """The closed form WUSH in blocks, for the input of those sites behind its offline transform.
+def fitted_candidates(fit: Fit, scheme: Scheme, freedom: Freedom, seed: int) -> dict[str, Transform]:
+    """Transforms that are fitted to the moments of an axis, by name, each of a group that the axis allows.
 
-    The moment is shrunk as far as so few rows demand; of none it is the identity, and what is fitted is the weight.
+    Those that cost most to make are left out of axes that are wide.
     """
-    import torch
+    from qcompile.transforms import by_magnitude, duquant_block, has_hadamard, klt_hadamard, smoothing
 
-    from qcompile.transforms import wush
-    from qcompile.transforms.fitted import diagonal_blocks
+    found: dict[str, Transform] = {}
+    size, group = len(fit.moment), scheme.group or len(fit.moment)
+    loud, read = fit.moment.diagonal(), fit.gram.diagonal()
+    if Freedom.POSITIVE_DIAGONAL in freedom:
+        found |= {name: smoothing(loud, read, alpha) for name, alpha in ALPHAS.items()}
+    if Freedom.PERMUTATION in freedom and Freedom.ORTHOGONAL not in freedom and group < size:
+        found["permutation"] = by_magnitude(loud * read)
+    if Freedom.ORTHOGONAL in freedom and size <= DENSE:
+        if has_hadamard(size):
+            found["klt"] = klt_hadamard(fit.blocks()[0])
+        if group < size and size % group == 0:
+            found["duquant-pp"] = duquant_block(loud, group, seed=seed)
+    if Freedom.GENERAL in freedom:
+        found |= wush_candidates(fit, scheme, whole=True)
+    return found
 
-    moment = torch.from_numpy(own.second_moment)
-    weight = torch.cat([weight_matrix(site).double() for site in sites])
-    if offline is not None:
-        moment = offline.apply(offline.apply(moment, 0), 1)
-        weight = offline.dual().apply(weight, -1)
-    blocks = diagonal_blocks(moment, block)
-    rho, means = shrinkage(blocks, own.effective), blocks.diagonal(dim1=-2, dim2=-1).mean(-1)
-    blocks = (1 - rho) * blocks
-    blocks.diagonal(dim1=-2, dim2=-1).add_(rho * means[:, None])
-    return wush(blocks, weight, block)
+
+def named_candidate(
+    kind: str, size: int, scheme: Scheme, seed: int, freedom: Freedom, fit: Fit | None, *, offline: bool
+) -> Transform | None:  # fmt: skip
+    """The transform of a kind that a user asks for, if there is one of that size, in blocks where there is none larger.
+
+    Args:
+        kind: one of ``kinds.NAMED``.
+        fit: what it is fitted to; kinds that are fitted are nothing without.
+        offline: whether it folds; what stands in front of sites is made in blocks, for it costs.
+    """
+    from qcompile.transforms import (
+        by_magnitude,
+        duquant,
+        duquant_block,
+        has_hadamard,
+        klt_hadamard,
+        kronecker,
+        kronecker_factors,
+        smoothing,
+        zigzag,
+    )
+
+    wanted = NAMED[kind]
+    if wanted.freedom not in freedom or (fit is None and wanted.fitted) or not (offline or wanted.online):
+        return None
+    group = min(scheme.group or size, size)
+    block = group if size % group == 0 else _largest_block(group, size)
+    if kind in ("hadamard", "block"):
+        made = orthogonal_candidates(size, scheme, kind, seed, freedom, offline=offline)
+        return list(made.values())[-1] if made else None
+    if kind in ("two-block", "regular", "dct", "haar"):
+        return _unfitted(kind, size, block, seed, freedom, offline=offline)
+    assert fit is not None
+    loud, read = fit.moment.diagonal(), fit.gram.diagonal()
+    if kind == "wush":
+        made = wush_candidates(fit, scheme, whole=offline)
+        return list(made.values())[-1] if made else None
+    if kind == "klt":
+        width = size if offline and has_hadamard(size) else _largest_block(block, size)
+        return klt_hadamard(fit.blocks(width), width) if width > 1 else None
+    if kind == "kronecker":
+        general = Freedom.GENERAL in freedom
+        factors = kronecker_factors(size)
+        return kronecker(fit.blocks()[0], fit.gram if general else None, factors) if factors else None
+    makers: dict[str, Callable[[], Transform]] = {
+        "duquant": lambda: duquant(fit.moment, 128 if size % 128 == 0 else block, seed),
+        "duquant-pp": lambda: duquant_block(loud, block, seed=seed),
+        "diagonal": lambda: smoothing(loud, read),
+        "permutation": lambda: by_magnitude(loud * read),
+        "zigzag": lambda: zigzag(loud, block),
+    }
+    return makers[kind]()
+
+
+@lru_cache
+def _unfitted(kind: str, size: int, block: int, seed: int, freedom: Freedom, *, offline: bool) -> Transform | None:
+    from qcompile.transforms import BlockDiagonal, Compose, Hadamard, Signal
+
+    if kind in ("dct", "haar"):
+        width = size if offline else block
+        form: Literal["dct", "haar"] = "dct" if kind == "dct" else "haar"
+        return Signal(size, form) if width == size else BlockDiagonal(Signal(width, form), size // width)
+    variant: Variant = "regular" if kind == "regular" or Freedom.ORTHOGONAL not in freedom else "default"
+    width = _largest_block(size, size, variant)
+    if width < 2:
+        return None
+    if kind == "regular":
+        return _hadamard(size, width, seed, variant)
+    first, second = (Hadamard(width, seed + i) for i in range(2))
+    whole = Compose((first, second))
+    return whole if width == size else BlockDiagonal(whole, size // width)
+
+
+def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False) -> dict[str, Transform]:
+    """The closed form WUSH in blocks, by name.
+
+    Args:
+        whole: whether the axis may be one block: where nobody pays for it.
+    """
+    from qcompile.transforms import has_hadamard
+    from qcompile.transforms.fitted import diagonal_blocks, wush_of_moments
+
+    size = len(fit.moment)
+    least = min(scheme.group or size, size)
+    blocks = [block for block in FITTED_BLOCKS if least <= block < size or block == size]
+    if whole and size <= DENSE and has_hadamard(size):
+        blocks = list(dict.fromkeys([*blocks, size]))
+    found = (block for block in blocks if size % block == 0)
+    return {f"wush-{block}": wush_of_moments(fit.blocks(block), diagonal_blocks(fit.gram, block)) for block in found}
 
 
 def not_worth(value: ir.Value, sites: Sequence[Site]) -> str | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from qcompile.analysis.spaces import Site
-from qcompile.choice.assignment import Option
 from qcompile.ir.required import constant
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
-__all__ = ["cost_of", "mean_bits"]
+__all__ = ["cost_of"]
 
 
 def cost_of(pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: Target) -> dict[str, float]:
@@ -28,8 +26,3 @@ def cost_of(pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: 
 def _bytes(site: Site, scheme: Scheme) -> float:
     width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
     return constant(site.weight).size * (scheme.weight.bits_per_weight(width) if scheme.weight else 32) / 8
-
-
-def mean_bits(option: Option, weights: int) -> Option:
-    """An option whose bits are its part of the mean over so many weights: the number that is bounded is shown."""
-    return replace(option, cost={**option.cost, "bits": option.cost["bits"] / max(weights, 1)})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
-
-from qcompile.analysis.axes import AxisNode
+from typing import Any, TypeVar
 
 __all__ = ["components", "minimum_cut"]
 
+Space = TypeVar("Space", bound=Hashable)
+
 
 def minimum_cut(
-    costs: Mapping[AxisNode, tuple[float, float]], edges: Sequence[tuple[AxisNode, AxisNode, float]]
-) -> set[AxisNode]:
+    costs: Mapping[Space, tuple[float, float]], edges: Sequence[tuple[Hashable, Hashable, float]]
+) -> set[Space]:
     """The spaces that change basis, so that the sum of costs is least: exact, as a minimum cut.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qcompile.choice.transforms import KINDS
+from qcompile.choice.kinds import KINDS
 from qcompile.errors import InputError, unknown
 from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
@@ -37,7 +37,7 @@ class Options:
             ``latency`` (milliseconds in which the target reads all weights once, an estimate).
         calibration: data in a form of ``run.sources``; without it random inputs.
         formats: names of the schemes to choose among; the target's default without them.
-        transforms: one of ``transforms.KINDS``.
+        transforms: one of ``kinds.KINDS``.
         method: one of ``METHODS``.
         seed: of everything random.
         device: where torch computes: ``cpu`` or ``cuda``.
@@ -48,7 +48,7 @@ class Options:
         exclude: patterns of sites and modules that stay float.
         keep: patterns of those that stay float bit for bit: nothing folds into their weights either.
         format_for: schemes by pattern; the last that fits a site decides.
-        transform_for: one of ``transforms.KINDS`` by pattern, likewise.
+        transform_for: one of ``kinds.KINDS`` by pattern, likewise.
         reading: how data that are texts or images are read.
         memory: the bytes that activations may take.
         work: a folder for what another export may need again; no result depends on it.

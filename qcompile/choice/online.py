@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.infinity import infinity
+from qcompile.analysis.scales import norm_before
 from qcompile.analysis.siblings import Siblings, cost_fraction, shared_table
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.candidates import FITTED_BLOCKS, LEAST_GAIN, fitted, not_worth, orthogonal_candidates
+from qcompile.choice.candidates import (
+    ALPHAS,
+    LEAST_GAIN,
+    named_candidate,
+    not_worth,
+    orthogonal_candidates,
+    wush_candidates,
+)
+from qcompile.choice.fits import Fit, fit_of_group
+from qcompile.choice.kinds import FREE, NAMED
+from qcompile.choice.placement import joined
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme
-from qcompile.transforms.composite import compose
+from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["FORCED", "Online", "OnlineChoice", "able"]
+    Schemes = Sequence[Scheme]
 
-#: Kinds of transforms that are not compared with doing nothing.
-FORCED = ("hadamard", "block")
+__all__ = ["Online", "OnlineChoice", "able", "first_of"]
+
+#: Candidates of an input that are measured, of those that a few rows rank first.
+MEASURED = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class OnlineChoice:
         errors: of each candidate relative to none, for the report.
         skipped: why there is none although one was asked for.
         unproven: why it is none of those that were fitted to data, although one promised more.
+        behind: a diagonal that the norm which writes the value takes over, in front of ``transform``.
     """
 
     transform: Transform | None
@@ -45,6 +61,20 @@ class OnlineChoice:
     errors: Mapping[str, float] = field(default_factory=dict)
     skipped: str | None = None
     unproven: str | None = None
+    behind: Transform | None = None
+
+    def after(self, offline: Transform | None) -> Transform | None:
+        """The transform of the input: what folds, then this."""
+        return joined(offline, self.behind, self.transform)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A transform that competes: what a norm takes over, then what stays."""
+
+    behind: Transform | None
+    transform: Transform | None
+    fitted: bool
 
 
 @dataclass
@@ -53,20 +83,22 @@ class Online:
 
     analysis: Analysis
     probes: Mapping[Siblings, Probes]
-    scheme: Callable[[Siblings], Scheme]
     kind: str
     statistics: Mapping[str, Statistics]
     price: float
     seed: int
     barred: set[Siblings]  # groups with a weight that is read in another basis too
+    tied: set[Siblings] = field(default_factory=set)  # groups with a weight that others read
     fits: bool = True  # what is fitted must then hold on sequences that were held out
     own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
+    _fits: dict[Siblings, Fit] = field(default_factory=dict)
+    _turned: dict[tuple[Siblings, int], tuple[Transform | None, Fit]] = field(default_factory=dict)
 
     @property
     def forced(self) -> bool:
         """Whether every site is to see another basis, at whatever price."""
-        return self.kind in FORCED
+        return self.kind not in (*FREE, "none")
 
     def kind_of(self, group: Siblings) -> str:
         """The kind for a group."""
@@ -84,100 +116,175 @@ class Online:
             raise InputError(f"--transform-for gives {said}, which share {what} and so its transform")
         return next(iter(found), self.kind)
 
-    def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform]) -> OnlineChoice:
-        """The choice for a group, where those spaces change basis."""
+    def fit(self, group: Siblings) -> Fit | None:
+        """The moments of the input of a group, if there is data to fit to."""
+        if group not in self._fits and (own := self.statistics.get(group.name)) is not None and own.second_moment.size:
+            self._fits[group] = fit_of_group(group, own)
+        return self._fits.get(group)
+
+    def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> OnlineChoice:
+        """The choice for a group under schemes of its sites, where those spaces change basis."""
         axes, table = self.analysis.axes, shared_table(group)
         refs = [group.ref] if table is None else [group.ref, self.analysis.refs(table)[1]]
-        key = group, *(chosen.get(leaf.node) for ref in refs for leaf in axes.leaves(ref))
+        names = tuple(scheme.name for scheme in schemes)
+        key = group, names, *(chosen.get(leaf.node) for ref in refs for leaf in axes.leaves(ref))
         if key not in self._known:
             offline, *others = (axis_transform(axes, ref, chosen) for ref in refs)
             if others and (offline is None or offline is others[0]):  # or they part
-                self._known[key] = self._as_table(group, offline, others[0])
+                self._known[key] = self._as_table(group, offline, others[0], schemes)
             else:
-                self._known[key] = self._chosen(group, offline)
+                self._known[key] = self._chosen(group, offline, schemes)
         return self._known[key]
 
-    def _chosen(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
-        return self._forced(group, offline) if self.kind_of(group) in FORCED else self._by_error(group, offline)
+    def _chosen(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
+        forced = self.kind_of(group) not in (*FREE, "none")
+        return self._forced(group, offline, schemes) if forced else self._by_error(group, offline, schemes)
 
-    def _as_table(self, group: Siblings, offline: Transform | None, transform: Transform | None) -> OnlineChoice:
+    def _as_table(
+        self, group: Siblings, offline: Transform | None, transform: Transform | None, schemes: Schemes
+    ) -> OnlineChoice:
         """The transform of a table's rows for the head that shares them, unless it comes to its input offline."""
-        forced = self.kind_of(group) in FORCED
+        forced = self.kind_of(group) not in (*FREE, "none")
         if transform is offline or transform is None or not (transform.orthogonal and self._able(group)):
-            return OnlineChoice(None, 0.0 if forced else self.probes[group].error(self.scheme(group), offline))
+            return OnlineChoice(None, 0.0 if forced else self.probes[group].error(schemes, offline))
         if forced:
             return OnlineChoice(transform, 1.0)
-        error = self.probes[group].error(self.scheme(group), transform)
+        error = self.probes[group].error(schemes, transform)
         return OnlineChoice(transform, error * (1 + self.price * cost_fraction(group, transform)))
 
     def _able(self, group: Siblings) -> bool:
         return group not in self.barred and able(self.analysis, group)
 
-    def _forced(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
+    def _forced(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
         if offline is not None:
             return OnlineChoice(None, 0.0)
+        kind, behind = self.kind_of(group), self._behind(group)
+        if kind == "diagonal" and behind:
+            return OnlineChoice(None, 0.0, behind=behind["diagonal"])
         if not self._able(group):
             return OnlineChoice(None, 1.0, skipped=infinity(self.analysis, group.value, group.ref))
-        found = list(orthogonal_candidates(group.width, self.scheme(group), self.kind_of(group), self.seed).values())
-        reason = not_worth(group.value, group.sites) if found else None
-        return OnlineChoice(found[-1] if found and reason is None else None, 1.0, skipped=reason)
+        found = named_candidate(
+            kind, group.width, first_of(schemes), self.seed, Freedom.GENERAL, self.fit(group), offline=False
+        )
+        if found is None:
+            what = (
+                "of its size" if self.fit(group) is not None or not NAMED[kind].fitted else "without calibration data"
+            )
+            alone = "" if NAMED[kind].online else " in front of sites, where it would do nothing"
+            return OnlineChoice(None, 1.0, skipped=f"there is no transform of kind '{kind}' {alone or what}")
+        reason = not_worth(group.value, group.sites)
+        return OnlineChoice(found if reason is None else None, 1.0, skipped=reason)
 
-    def _by_error(self, group: Siblings, offline: Transform | None) -> OnlineChoice:
-        scheme, kind = self.scheme(group), self.kind_of(group)
-        base = self.probes[group].error(scheme, offline)
-        if scheme.weight is None or kind == "none" or not self._able(group):
-            return OnlineChoice(None, base)
-        best, least, errors = None, base, {"none": 1.0}
-        for name, transform in self._unfitted(group, scheme, offline).items():
-            error = self.probes[group].error(scheme, _total(offline, transform))
-            errors[name] = error / base if base else 1.0
-            cost = self._cost(group, transform, error, base)
-            if cost < least:
-                best, least = transform, cost
-        return self._by_evidence(group, scheme, offline, OnlineChoice(best, least, errors), base)
-
-    def _by_evidence(
-        self, group: Siblings, scheme: Scheme, offline: Transform | None, unfitted: OnlineChoice, base: float
-    ) -> OnlineChoice:
-        """A fitted transform instead, where it clearly errs less on sequences that it was not fitted on."""
-        made, errors = self._fitted(group, scheme, offline), dict(unfitted.errors)
-        if not made:
-            return unfitted
-        probes, found, unproven = self.probes[group], unfitted, None
-        shares = probes.held_out(scheme, _total(offline, unfitted.transform))
-        plain = probes.held_out(scheme, offline).sum()
-        for name, transform in made.items():
-            if self.fits:
-                own = probes.held_out(scheme, _total(offline, transform))
-                error = base * float(own.sum() / plain) if plain > 0 else base
-            else:
-                error = probes.error(scheme, _total(offline, transform))
-            errors[name] = error / base if base else 1.0
-            cost = self._cost(group, transform, error, base)
-            wanted = cost < found.cost or (self.kind_of(group) == "wush" and found.transform is None)
-            if wanted and self.fits and not errs_less(own, shares):
-                unproven = f"on {len(own)} sequences that it had not seen, {name} does not clearly err less"
-            elif wanted:
-                found = replace(found, transform=transform, cost=cost)
-        return replace(found, errors=errors, unproven=unproven if found is unfitted else None)
-
-    def _cost(self, group: Siblings, transform: Transform, error: float, base: float) -> float:
-        return error * (1 + self.price * cost_fraction(group, transform)) + LEAST_GAIN * base
-
-    def _unfitted(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
-        plain = self.kind_of(group) != "wush" and offline is None
-        return orthogonal_candidates(group.width, scheme, "auto", self.seed) if plain else {}
-
-    def _fitted(self, group: Siblings, scheme: Scheme, offline: Transform | None) -> dict[str, Transform]:
-        own, least = self.statistics.get(group.name), scheme.group or group.width
-        if own is None or not (self.fits or self.kind_of(group) == "wush"):
+    def _behind(self, group: Siblings) -> dict[str, Transform]:
+        """Diagonals that the norm before a group could take over."""
+        fit = None if group in self.tied or shared_table(group) is not None else self.fit(group)
+        if fit is None or norm_before(self.analysis, group) is None:
             return {}
-        blocks = [block for block in FITTED_BLOCKS if block >= least and group.width % block == 0]
-        return {f"wush-{block}": fitted(group.sites, offline, own, block) for block in blocks}
+        return _diagonals(fit)
+
+    # -- by error --------------------------------------------------------------------------------------------------
+
+    def _by_error(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
+        probes = self.probes[group]
+        base = probes.error(schemes, offline)
+        if all(scheme.weight is None for scheme in schemes) or self.kind_of(group) == "none":
+            return OnlineChoice(None, base)
+        made = self._screened(group, offline, schemes)
+        errors, costs = {"none": 1.0}, {"none": base}
+        for name, item in made.items():
+            error = probes.error(schemes, joined(offline, item.behind, item.transform))
+            errors[name], costs[name] = error / base if base else 1.0, self._cost(group, item, error, base)
+        return self._proven(group, offline, schemes, made, errors, costs)
+
+    def _proven(
+        self, group: Siblings, offline: Transform | None, schemes: Schemes, made: Mapping[str, _Candidate],
+        errors: Mapping[str, float], costs: Mapping[str, float],
+    ) -> OnlineChoice:  # fmt: skip
+        """The cheapest candidate; one that is fitted must clearly err less on sequences that it was not fitted on."""
+        probes, unproven = self.probes[group], None
+        asked = self.kind_of(group) == "wush" and bool(made)
+        plain = min((name for name in costs if name == "none" or not made[name].fitted), key=costs.__getitem__)
+        theirs: np.ndarray | None = None
+        for name in sorted(costs, key=lambda name: (asked and name == "none", costs[name])):
+            item = made.get(name)
+            if item is None or not item.fitted or not self.fits:
+                break
+            if theirs is None:
+                known = made.get(plain, _Candidate(None, None, fitted=False))
+                theirs = probes.held_out(schemes, joined(offline, known.behind, known.transform))
+            ours = probes.held_out(schemes, joined(offline, item.behind, item.transform))
+            if errs_less(ours, theirs):
+                break
+            unproven = unproven or f"on {len(ours)} sequences that it had not seen, {name} does not clearly err less"
+        item = made.get(name, _Candidate(None, None, fitted=False))
+        return OnlineChoice(item.transform, costs[name], errors, None, None if item.fitted else unproven, item.behind)
+
+    def behind_another(
+        self, group: Siblings, choice: OnlineChoice, offline: Transform | None, schemes: Schemes
+    ) -> float:  # fmt: skip
+        """The cost of a group behind the online transform of another one, whose weight it shares."""
+        error, base = (self.probes[group].error(schemes, t) for t in (choice.after(offline), offline))
+        return self._cost(group, _Candidate(choice.behind, choice.transform, fitted=False), error, base)
+
+    def _cost(self, group: Siblings, item: _Candidate, error: float, base: float) -> float:
+        if item.transform is None:
+            return error
+        return error * (1 + self.price * cost_fraction(group, item.transform)) + LEAST_GAIN * base
+
+    def _screened(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> dict[str, _Candidate]:
+        """The candidates that are worth measuring: the first of each sort, by a few rows."""
+        made, probes = self._candidates(group, offline, first_of(schemes)), self.probes[group]
+        if len(made) <= MEASURED:
+            return made
+        base = probes.screen(schemes, offline)
+        costs = {
+            name: self._cost(group, item, probes.screen(schemes, joined(offline, item.behind, item.transform)), base)
+            for name, item in made.items()
+        }
+        kept = {name for fitted in (True, False) for name in self._first(made, costs, fitted=fitted)}
+        return {name: item for name, item in made.items() if name in kept}
+
+    @staticmethod
+    def _first(made: Mapping[str, _Candidate], costs: Mapping[str, float], *, fitted: bool) -> list[str]:
+        return sorted((name for name in made if made[name].fitted is fitted), key=costs.__getitem__)[:MEASURED]
+
+    def _candidates(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, _Candidate]:
+        """All that competes by name: in front of what is mixed already, only what is fitted."""
+        made: dict[str, _Candidate] = {}
+        wush, moves_only = self.kind_of(group) == "wush", offline is None or offline.group in Freedom.MONOMIAL
+        fit = self._turned_fit(group, offline) if self.fits or wush else None
+        behind = {} if fit is None or wush or not self._behind(group) else _diagonals(fit)
+        made |= {name: _Candidate(item, None, fitted=True) for name, item in behind.items()}
+        if not self._able(group):
+            return made
+        if moves_only and not wush:
+            for name, item in orthogonal_candidates(group.width, scheme, "auto", self.seed).items():
+                made[name] = _Candidate(None, item, fitted=False)
+                made |= {f"{d}, {name}": _Candidate(D, item, fitted=True) for d, D in behind.items()}
+        if fit is not None:
+            made |= {n: _Candidate(None, item, fitted=True) for n, item in wush_candidates(fit, scheme).items()}
+        return made
+
+    def _turned_fit(self, group: Siblings, offline: Transform | None) -> Fit | None:
+        fit, key = self.fit(group), (group, id(offline))
+        if fit is None:
+            return None
+        known, turned = self._turned.get(key, (None, fit))
+        if known is not offline:
+            turned = fit.turned(offline)
+            self._turned[key] = offline, turned
+        return turned
 
 
-def _total(offline: Transform | None, online: Transform | None) -> Transform | None:
-    return online if offline is None else offline if online is None else compose(offline, online)
+def _diagonals(fit: Fit) -> dict[str, Transform]:
+    from qcompile.transforms import smoothing
+
+    return {name: smoothing(fit.moment.diagonal(), fit.gram.diagonal(), alpha) for name, alpha in ALPHAS.items()}
+
+
+def first_of(schemes: Schemes) -> Scheme:
+    """The scheme whose groups transforms are made for: the first that quantizes."""
+    return next((scheme for scheme in schemes if scheme.weight is not None), schemes[0])
 
 
 def able(analysis: Analysis, group: Siblings) -> bool:

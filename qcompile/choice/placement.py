@@ -14,7 +14,7 @@ from qcompile.transforms.composite import compose
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["Placement", "total_transform"]
+__all__ = ["Placement", "joined", "total_transform"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Placement:
             of the sites in the changed space.
         skipped: by name of the value, why its sites got no online transform although one was asked for.
         unproven: by name of the value, why they got none of those that were fitted to data.
+        behind: by name of the value, a diagonal that the norm which writes it takes over.
     """
 
     offline: dict[AxisNode, Transform]
@@ -37,6 +38,7 @@ class Placement:
     boundaries: dict[str, tuple[Transform, float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     unproven: dict[str, str] = field(default_factory=dict)
+    behind: dict[str, Transform] = field(default_factory=dict)
 
     def to_json(self, analysis: Analysis) -> dict[str, Any]:
         """The transforms alone, by space, value and boundary."""
@@ -48,13 +50,19 @@ class Placement:
     @property
     def plain(self) -> bool:
         """Whether nothing changes basis."""
-        return not (self.offline or self.online or self.boundaries)
+        return not (self.offline or self.online or self.boundaries or self.behind)
 
 
 def total_transform(analysis: Analysis, group: Siblings, placement: Placement) -> Transform | None:
-    """The transform of the group's input: offline, then online."""
+    """The transform of the group's input: offline, then what a norm takes over, then online."""
     offline = axis_transform(analysis.axes, group.ref, placement.offline)
-    online = placement.online.get(group.name)
-    if offline is None or online is None:
-        return offline if online is None else online
-    return compose(offline, online)
+    return joined(offline, placement.behind.get(group.name), placement.online.get(group.name))
+
+
+def joined(*transforms: Transform | None) -> Transform | None:
+    """One transform after the other, ``None`` if there is none."""
+    total: Transform | None = None
+    for transform in transforms:
+        if transform is not None:
+            total = transform if total is None else compose(total, transform)
+    return total

@@ -9,10 +9,10 @@ or better: these errors times gradients at the site's output.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Probe", "Probes", "probe", "probes_of", "site_error", "site_loss"]
+__all__ = ["Probe", "Probes", "probe", "probes_of", "site_error", "site_loss", "written_factor"]
 
 #: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
 ROWS = 256
 WEIGHT_ROWS = 32
+
+#: Rows of the sample by which candidates are told apart that are far from the best.
+SCREENED_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,13 @@ class Probe:
     read: Callable[[], torch.Tensor] | None = None  # the whole weight, where errors are felt
     shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
+
+    @cached_property
+    def thin(self) -> Probe:
+        """A probe of few of the rows; it weighs errors by their size alone."""
+        sample = None if self.sample is None else spread(self.sample, SCREENED_ROWS)
+        blunt = replace(self.curvature, felt=None, shares=None)
+        return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), sample, curvature=blunt)
 
 
 def probe(site: Site, statistics: Statistics | None, curvature: Curvature = EVEN) -> Probe:
@@ -158,19 +168,44 @@ def _held_out_losses(item: Probe, scheme: Scheme, transform: Transform | None) -
     return np.array([float(share.sum()) for share in shares])
 
 
+def written_factor(item: Probe, scheme: Scheme, out: Transform) -> float:
+    """How many times as much a site's output loses by its weight if it is written in another basis, and read back."""
+    if scheme.weight is None or item.read is None or item.sample is None:
+        return 1.0
+    weight, rows = item.read(), item.sample
+
+    def lost(change: torch.Tensor) -> float:
+        return float((rows @ change.T).square().sum())
+
+    turned = out.apply(weight, 0)
+    back = out.inverse().apply(fake_quantize(turned, scheme.weight) - turned, 0)
+    return lost(back) / max(lost(fake_quantize(weight, scheme.weight) - weight), 1e-30)
+
+
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """The basis of predictions for siblings: a probe of each site."""
+    """The basis of predictions for siblings: a probe of each site. Schemes are those of all sites, or one for each."""
 
     items: tuple[Probe, ...]
 
-    def error(self, scheme: Scheme, transform: Transform | None = None) -> float:
+    def error(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """The predicted growth of the metric, of all sites, with their input in the basis of ``transform``."""
-        return sum(site_loss(item, scheme, transform) for item in self.items)
+        return sum(site_loss(item, scheme, transform) for item, scheme in self._each(schemes))
 
-    def held_out(self, scheme: Scheme, transform: Transform | None = None) -> np.ndarray:
+    def screen(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
+        """A cheap estimate of ``error``, on few rows: good enough to leave out what is far from the best."""
+        return sum(
+            _error(item.thin, scheme.weight, scheme.activation, transform, item.thin.curvature)
+            for item, scheme in self._each(schemes)
+            if scheme.weight is not None
+        )
+
+    def held_out(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> np.ndarray:
         """``error`` on the sequences that nothing was fitted on, each one's share: ``[sequences]``."""
-        return np.asarray(sum(_held_out_losses(item, scheme, transform) for item in self.items))
+        return np.asarray(sum(_held_out_losses(item, scheme, transform) for item, scheme in self._each(schemes)))
+
+    def _each(self, schemes: Scheme | Sequence[Scheme]) -> Iterable[tuple[Probe, Scheme]]:
+        return zip(self.items, [schemes] * len(self.items) if isinstance(schemes, Scheme) else schemes, strict=True)
 
 
 def probes_of(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,14 @@ import onnx_ir as ir
 from qcompile.analysis.edges import edge_sites
 from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblings_of
 from qcompile.analysis.spaces import Analysis, Site
-from qcompile.choice.assignment import Assignment, Option, assign
-from qcompile.choice.costs import cost_of, mean_bits
+from qcompile.choice.assignment import Assignment
+from qcompile.choice.costs import cost_of
+from qcompile.choice.decision import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.export_options import Options
+from qcompile.choice.kinds import FITTED, FREE
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
-from qcompile.choice.transforms import place
+from qcompile.choice.transforms import place_and_assign
 from qcompile.choice.wishes import Wishes
 from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
@@ -33,7 +36,6 @@ from qcompile.work import Work
 
 if TYPE_CHECKING:
     from qcompile.notes import Decline, Progress
-    from qcompile.transforms import Transform
 
 __all__ = ["Choice", "choose"]
 
@@ -113,20 +115,18 @@ def choose(
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
     probes = {group: probes_of(group, statistics.get(group.name), measured) for group in inner}
     few = not (data.random or data.held_out)
-    placement = place(
-        analysis, probes, lambda group: wishes.shared(group, first), kind=options.transforms,
-        kinds=wishes.kinds_of(probes), statistics={} if few else statistics,
-        fits=not data.random, price=target.transform_price, seed=options.seed, progress=progress,
+    chosen = Choice(groups, tables, statistics, Placement({}, {}), measured, wishes=wishes)
+    choices = partial(
+        _choices, analysis, probes, target, options, chosen, kinds=wishes.kinds_of(probes),
+        statistics={} if few else statistics, fits=not data.random, progress=progress,
     )  # fmt: skip
-    if few and options.transforms in ("auto", "wush"):
+    if few and options.transforms in ("auto", *FITTED):
         decline("*", FITTED_TRANSFORM, data.too_few)
     elif data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
         decline("*", FITTED_TRANSFORM, reason)
-    chosen = Choice(groups, tables, statistics, placement, measured, wishes=wishes)
-    if several:
-        _assign(analysis, probes, schemes, target, options, chosen)
-    else:
+    choices(schemes if several else [first])
+    if not several:
         for site in sites:
             chosen.schemes[site.name] = wishes.scheme(site, edge if site.name in edges else first)
             if site.name in beside and edge.name != first.name:
@@ -154,8 +154,8 @@ def _statistics(
     every = {group.name: group for own in (siblings_of(quantizable(analysis)[0]), groups) for group in own}
     shares = {name: routes_of(group) for name, group in every.items()} if options.method == "gptq" else {}
     routes = {name: found for name, found in shares.items() if found}
-    wush = "wush" in (options.transforms, *options.transform_for.values())
-    moments = wush or not data.random  # what random inputs teach is good for nothing else
+    fitted = not FITTED.isdisjoint((options.transforms, *options.transform_for.values()))
+    moments = fitted or not data.random  # what random inputs teach is good for nothing else
     formats = (fmt for scheme in schemes for fmt in (scheme.weight, scheme.activation) if fmt is not None)
     rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
     rows = rows if options.device == "cpu" else DEVICE_ROWS
@@ -173,47 +173,67 @@ def _statistics(
     return found
 
 
-def _assign(
-    analysis: Analysis, probes: Mapping[Siblings, Probes], schemes: Sequence[Scheme], target: Target,
-    options: Options, chosen: Choice,
+def _choices(
+    analysis: Analysis, probes: Mapping[Siblings, Probes], target: Target, options: Options, chosen: Choice,
+    schemes: Sequence[Scheme], *, kinds: Mapping[Siblings, str], statistics: Mapping[str, Statistics], fits: bool,
+    progress: Progress | None,
 ) -> None:  # fmt: skip
-    """Give siblings, and sites that share a weight, one scheme, so that the loss is least within the budgets."""
-    units: list[tuple[list[Site], list[Option]]] = []
-    scheme_of = chosen.wishes.scheme
-    first: dict[ir.Value, int] = {}  # by weight, the unit that pays for storing it
-    readers: list[tuple[int, int]] = []  # units that read one weight, which has one format
+    """Choose the transforms, and with them, where there are several schemes or a budget, that of every unit.
 
-    def add(sites: list[Site], loss: Callable[[Scheme], float]) -> None:
-        own = {site.name for site in sites if first.setdefault(site.stored, len(units)) == len(units)}
-        readers.extend((first[site.stored], len(units)) for site in sites)
-        costs = [cost_of([(site, scheme_of(site, s)) for site in sites], own, target) for s in schemes]
-        units.append((sites, [Option(s.name, loss(s), cost) for s, cost in zip(schemes, costs, strict=True)]))
-
-    for group, own in probes.items():
-        transform = total_transform(analysis, group, chosen.placement)
-        add(group.sites, partial(_loss, group, own, transform, scheme_of))
-    for site in chosen.tables:
-        alone = Siblings(site.weight, site.name, site.ref_out, [site])
-        table = Probes((probe(site, None, chosen.curvatures[site.name]),))
-        add([site], partial(_loss, alone, table, None, lambda site, scheme: Scheme(scheme_of(site, scheme).weight)))
-    weights = sum(constant(weight).size for weight in first)
-    means = [[mean_bits(option, weights) for option in found] for _, found in units]
-    joined = [pair for pair in dict.fromkeys(readers) if pair[0] != pair[1]]
-    chosen.assignment = assign(means, options.budget, joined)
-    by_name = {scheme.name: scheme for scheme in schemes}
-    for number, ((sites, found), index) in enumerate(zip(units, chosen.assignment.choice, strict=True)):
-        for site in sites:
-            scheme = scheme_of(site, by_name[found[index].name])
+    Siblings, and sites that share a weight, have one scheme. Forced transforms do not depend on schemes, but for the
+    width of blocks: they are placed for the coarsest, and schemes assigned then.
+    """
+    several = len(schemes) > 1 or bool(options.budget)
+    ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
+    place = partial(
+        place_and_assign, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
+        price=target.transform_price, seed=options.seed, progress=progress,
+    )  # fmt: skip
+    asked = _asked(probes, ordered, target, options, chosen) if several else _of_one(probes, schemes[0], chosen.wishes)
+    if several and options.transforms not in (*FREE, "none"):
+        chosen.placement, _ = place(_of_one(probes, ordered[0], chosen.wishes))
+        decided = assign_alone(analysis, probes, asked, chosen.placement)
+    else:
+        chosen.placement, decided = place(asked)
+    if not several:
+        return
+    chosen.assignment = decided.assignment
+    for number, (item, index) in enumerate(decided.schemes.items()):
+        for site in [item.site] if isinstance(item, Table) else item.sites:
+            scheme = chosen.wishes.scheme(site, ordered[index])
             chosen.schemes[site.name] = Scheme(scheme.weight) if site.input is None else scheme
             chosen.ties[site.name] = f"t{number}"
 
 
-def _loss(
-    group: Siblings, own: Probes, transform: Transform | None, scheme_of: Callable[[Site, Scheme], Scheme],
-    scheme: Scheme,
-) -> float:  # fmt: skip
-    pairs = zip(group.sites, own.items, strict=True)
-    return sum(site_loss(item, scheme_of(site, scheme), transform) for site, item in pairs)
+def _of_one(probes: Mapping[Siblings, Probes], scheme: Scheme, wishes: Wishes) -> Asked:
+    """Transforms alone are asked for, for one scheme."""
+    return Asked([scheme.name], {group: [[wishes.shared(group, scheme)] * len(group.sites)] for group in probes})
+
+
+def _asked(
+    probes: Mapping[Siblings, Probes], schemes: Sequence[Scheme], target: Target, options: Options, chosen: Choice
+) -> Asked:  # fmt: skip
+    """Schemes are asked for, with what each costs: a weight is paid by the first that reads it."""
+    wish = chosen.wishes.scheme
+    first: dict[ir.Value, Siblings | Table] = {}
+    ties: list[tuple[Siblings | Table, Siblings | Table]] = []
+    tables = [Table(site, probe(site, None, chosen.curvatures[site.name])) for site in chosen.tables]
+    costs: dict[Siblings | Table, list[dict[str, float]]] = {}
+    items: list[Siblings | Table] = [*probes, *tables]
+    for item in items:
+        sites = [item.site] if isinstance(item, Table) else item.sites
+        own = {site.name for site in sites if first.setdefault(site.stored, item) is item}
+        ties += [(first[site.stored], item) for site in sites if first[site.stored] is not item]
+        costs[item] = [cost_of([(site, wish(site, s)) for site in sites], own, target) for s in schemes]
+    weights = max(sum(constant(weight).size for weight in first), 1)
+    for found in costs.values():
+        found[:] = [{**cost, "bits": cost["bits"] / weights} for cost in found]  # the mean is what is bounded
+    return Asked(
+        [scheme.name for scheme in schemes],
+        {group: [[wish(site, s) for site in group.sites] for s in schemes] for group in probes},
+        costs, {table: [Scheme(wish(table.site, s).weight) for s in schemes] for table in tables},
+        list(dict.fromkeys(ties)), options.budget,
+    )  # fmt: skip
 
 
 def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool) -> None:
@@ -228,4 +248,8 @@ def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choi
     for site in chosen.tables:
         scheme = Scheme(chosen.schemes[site.name].weight)
         item = probe(site, None, chosen.curvatures.get(site.name, EVEN))
-        chosen.errors[site.name], chosen.losses[site.name] = site_error(item, scheme), site_loss(item, scheme)
+        turned = rows_transform(analysis, site, chosen.placement.offline)
+        chosen.errors[site.name] = site_error(item, scheme, turned)
+        chosen.losses[site.name] = site_loss(item, scheme, turned)
+    if chosen.assignment is not None:
+        chosen.assignment = replace(chosen.assignment, loss=math.fsum(chosen.losses.values()))

@@ -1,14 +1,13 @@
 """Chooses transforms: offline for whole spaces where the freedom allows, online in front of sites where it pays.
 
-For every space with an orthogonal freedom the candidates are the identity, block-diagonal Hadamard matrices of the
-format's group and its multiples, and the full width; where any invertible matrix is allowed, also the closed form
-WUSH. What stays is decided by predicted error on the sites that read the space. In front of sites whose space cannot
-take a transform, the same candidates compete as online transforms, charged for their cost.
+For every space the candidates are the identity and what its freedom allows: Hadamard matrices whole and in blocks,
+closed forms that are fitted to calibration data. In front of sites the same kinds compete as online transforms,
+charged for their cost, and a norm takes over a scale of its output for nothing. All is decided by predicted error.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
@@ -16,7 +15,9 @@ import onnx_ir as ir
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.cuts import components
-from qcompile.choice.offline import place_offline
+from qcompile.choice.decision import Asked, Decided, decide_all
+from qcompile.choice.kinds import KINDS
+from qcompile.choice.labels import labels_of
 from qcompile.choice.online import Online, able
 from qcompile.choice.placement import Placement
 from qcompile.choice.scoring import Probes
@@ -25,10 +26,7 @@ from qcompile.notes import Progress
 from qcompile.statistics.calibration import Statistics
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["KINDS", "place"]
-
-#: What ``--transforms`` takes.
-KINDS = ("auto", "none", "hadamard", "block", "wush")
+__all__ = ["place", "place_and_assign"]
 
 
 def place(
@@ -49,50 +47,61 @@ def place(
     Args:
         probes: the sites to be helped, with what their errors are predicted on.
         scheme: how the sites of a group will compute.
-        kind: one of ``KINDS``; ``hadamard`` forces full-width rotations wherever a space allows, and online in
-            front of the other sites; ``block`` the same with blocks of the format's group; ``wush`` is WUSH online.
+        kind: one of ``KINDS``: a name forces transforms of that kind wherever a space allows them, and online in
+            front of the other sites; ``auto`` compares, and so does ``wush`` with doing nothing.
         kinds: of groups that are to have one of their own; a space whose readers have takes theirs.
         statistics: by value name; without them the identity.
         fits: whether transforms may be fitted to the statistics, and not only compared on them: what is fitted to
-            random inputs is worse than nothing on others. ``wush`` asks for it in any case.
+            random inputs is worse than nothing on others. A kind that is asked for by name is fitted in any case.
         price: an online transform that costs a fraction ``c`` of its sites' arithmetic must lower their error by a
             factor of at least ``1 + price · c``.
 
     Raises:
         InputError: if a kind is unknown, or groups that share a transform are given kinds that differ.
     """
-    for word in (kind, *(kinds or {}).values()):
-        if word not in KINDS:
-            raise InputError(unknown("transforms", word, KINDS))
-    if kind == "none" and not kinds:
-        return Placement({}, {})
-    groups = list(probes)
-    placement, partners = Placement({}, {}), _sharing(analysis, groups)
-    barred = {group for group in groups if partners[group] is None}
-    own = _with_leaders(kinds or {}, partners)
-    online = Online(analysis, probes, scheme, kind, statistics or {}, price, seed, barred, fits, own)
-    place_offline(analysis, groups, online, placement)
-    for done, group in enumerate(groups):
-        leader = partners[group]
-        if leader is not None and leader is not group:
-            _follow(group, leader, placement)
-        elif leader is not None:
-            _place_online(group, online, placement)
-        if progress is not None:
-            progress("choosing transforms", done + 1, len(groups))
+    asked = Asked([""], {group: [[scheme(group)] * len(group.sites)] for group in probes})
+    placement, _ = place_and_assign(
+        analysis, probes, asked, kind=kind, kinds=kinds, statistics=statistics, fits=fits, price=price, seed=seed,
+        progress=progress,
+    )  # fmt: skip
     return placement
 
 
-def _place_online(group: Siblings, online: Online, placement: Placement) -> None:
-    choice, name = online.best(group, placement.offline), group.name
-    if choice.errors:
-        placement.errors[name] = dict(choice.errors)
-    if choice.unproven is not None:
-        placement.unproven[name] = choice.unproven
-    if choice.skipped is not None:
-        placement.skipped[name] = choice.skipped
-    elif choice.transform is not None:
-        placement.online[name] = choice.transform
+def place_and_assign(
+    analysis: Analysis,
+    probes: Mapping[Siblings, Probes],
+    asked: Asked,
+    *,
+    kind: str = "auto",
+    kinds: Mapping[Siblings, str] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    fits: bool = True,
+    price: float = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Placement, Decided]:
+    """Choose all transforms of a graph, and a scheme for every group and table, in one decision.
+
+    Args:
+        asked: the schemes that compete, what they cost, and budgets. Forced transforms are placed before, by number:
+            see ``place``, as for the other parameters.
+
+    Raises:
+        InputError: as ``place``, and if the budgets cannot be met.
+    """
+    for word in (kind, *(kinds or {}).values()):
+        if word not in KINDS:
+            raise InputError(unknown("transforms", word, KINDS))
+    groups = list(probes)
+    partners = _sharing(analysis, groups)
+    barred = {group for group in groups if partners[group] is None}
+    led = Counter(partners.values())
+    tied = {group for group in groups if partners[group] is not group or led[group] > 1}
+    own = _with_leaders(kinds or {}, partners)
+    online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, own)
+    placement = Placement({}, {})
+    labels = labels_of(analysis, groups, online, asked.schemes, placement)
+    return placement, decide_all(analysis, asked, online, labels, partners, placement, progress)
 
 
 def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, Siblings | None]:
@@ -124,9 +133,3 @@ def _with_leaders(
 ) -> dict[Siblings, str]:  # fmt: skip
     """The kinds of groups, and of those that decide for them."""
     return {leader: kinds[group] for group in kinds if (leader := partners[group]) is not None} | dict(kinds)
-
-
-def _follow(group: Siblings, leader: Siblings, placement: Placement) -> None:
-    """Take the online transform of the group that shares a weight."""
-    if leader.name in placement.online:
-        placement.online[group.name] = placement.online[leader.name]

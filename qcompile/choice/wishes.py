@@ -27,7 +27,7 @@ class Wishes:
     Args:
         left_out: why a site keeps its float weight.
         schemes: formats.
-        kinds: ways to choose its transform, of ``choice.transforms.KINDS``.
+        kinds: ways to choose its transform, of ``choice.kinds.KINDS``.
         said: the options as they were given, for the manifest.
     """
 

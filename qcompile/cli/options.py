@@ -20,7 +20,7 @@ __all__ = [
 
 
 class Transforms(StrEnum):
-    """Ways to choose transforms; the words of ``qcompile.choice.transforms.KINDS``."""
+    """Ways to choose transforms; the words of ``qcompile.choice.kinds.KINDS``."""
 
     auto = "auto"
     none = "none"

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.boundaries import boundaries
 from qcompile.analysis.folding import axis_transform, change_axes, fold
+from qcompile.analysis.scales import norm_before
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.errors import InternalError
-from qcompile.ir.graph import bodies
-from qcompile.ir.required import dtype_of, graph_of, name_of, operand
+from qcompile.ir.graph import add_initializer, bodies
+from qcompile.ir.required import constant, dtype_of, graph_of, name_of, operand
 from qcompile.ir.transform_nodes import Structure, append_transform
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.passes.state import State
@@ -46,7 +48,9 @@ class Rotate:
         folded: set[tuple[ir.Value, int]] = set()
         for group in self.groups:
             name = name_of(group.value)
-            transform = self.placement.online.get(name)
+            scale, transform = self.placement.behind.get(name), self.placement.online.get(name)
+            if scale is not None:
+                self._scale_norm(state.model, group, scale)
             if transform is not None:
                 insert_online(state.model, group, transform, folded)
             elif (reason := self.placement.skipped.get(name)) is not None:
@@ -57,10 +61,26 @@ class Rotate:
                     state.decline(site.name, FITTED_TRANSFORM, reason)
         self._settle_ties(state)
         settled = self._settle_boundaries(state.model)
-        changed = bool(self.placement.offline or self.placement.online or settled)
+        changed = bool(self.placement.offline or self.placement.online or self.placement.behind or settled)
         if changed:
             state.edited()
         return changed
+
+    def _scale_norm(self, model: ir.Model, group: Siblings, diagonal: Transform) -> None:
+        """Multiply the output of the norm before a group, and divide the weights that read it."""
+        import torch
+
+        norm = norm_before(self.analysis, group)
+        if norm is None or norm.scale is None:
+            raise InternalError(f"no norm writes '{group.name}' for its sites alone")
+        values = diagonal.apply(torch.ones(diagonal.size, dtype=torch.float64)).numpy()
+        for parameter in (norm.scale, norm.shift):
+            if parameter is not None:
+                scaled = constant(parameter).numpy().astype(np.float64) * values
+                made = add_initializer(model, f"{group.name}_scaled", scaled.astype(dtype_of(parameter).numpy()))
+                norm.node.replace_input_with(list(norm.node.inputs).index(parameter), made)
+        for weight, axis in dict.fromkeys((site.weight, site.axis_in) for site in group.sites):
+            change_axes(model, weight, [(axis, diagonal.dual())])
 
     def _settle_ties(self, state: State) -> None:
         """Let heads that share a table have the rows of that table, where both are in one basis; the others part."""

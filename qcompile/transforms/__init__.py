@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from qcompile.transforms.composite import BlockDiagonal, Compose, DirectSum, Kronecker
     from qcompile.transforms.dense import BlockDense, Dense, RandomOrthogonal
     from qcompile.transforms.elementary import Diagonal, Givens, Householder, Identity, Permutation
-    from qcompile.transforms.fitted import duquant_block, klt_hadamard, wush
+    from qcompile.transforms.fitted import duquant_block, klt_hadamard, kronecker, kronecker_factors, wush
     from qcompile.transforms.hadamard import Hadamard, random_hadamard
     from qcompile.transforms.lowrank import LowRank, svd_lowrank
+    from qcompile.transforms.monomial import by_magnitude, duquant, smoothing, zigzag
     from qcompile.transforms.orders.orders import hadamard_matrix, hadamard_orders, has_hadamard
     from qcompile.transforms.serialize import from_json
+    from qcompile.transforms.signal import Signal
     from qcompile.transforms.transform import Transform
 
 #: The module of each name.
@@ -35,16 +37,23 @@ _LAZY = {
     "LowRank": "lowrank",
     "Permutation": "elementary",
     "RandomOrthogonal": "dense",
+    "Signal": "signal",
     "Transform": "transform",
+    "by_magnitude": "monomial",
+    "duquant": "monomial",
     "duquant_block": "fitted",
     "from_json": "serialize",
     "hadamard_matrix": "orders.orders",
     "hadamard_orders": "orders.orders",
     "has_hadamard": "orders.orders",
     "klt_hadamard": "fitted",
+    "kronecker": "fitted",
+    "kronecker_factors": "fitted",
     "random_hadamard": "hadamard",
+    "smoothing": "monomial",
     "svd_lowrank": "lowrank",
     "wush": "fitted",
+    "zigzag": "monomial",
 }
 
 __all__ = [
@@ -62,16 +71,23 @@ __all__ = [
     "LowRank",
     "Permutation",
     "RandomOrthogonal",
+    "Signal",
     "Transform",
+    "by_magnitude",
+    "duquant",
     "duquant_block",
     "from_json",
     "hadamard_matrix",
     "hadamard_orders",
     "has_hadamard",
     "klt_hadamard",
+    "kronecker",
+    "kronecker_factors",
     "random_hadamard",
+    "smoothing",
     "svd_lowrank",
     "wush",
+    "zigzag",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Transforms fitted to data: KLT·H, WUSH and DuQuant's greedy rotations, all in closed form or greedy.
+"""Transforms fitted to data: KLT·H, WUSH, Kronecker products and DuQuant's greedy rotations, in closed form or greedy.
 
 Second moments are ``G = E[x xᵀ]``, given whole (``[n, n]``) or as the diagonal blocks of one (``[count, b, b]``).
 """
@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
-from qcompile.transforms.composite import Compose
+from qcompile.transforms.composite import Compose, Kronecker
 from qcompile.transforms.dense import BlockDense, Dense
 from qcompile.transforms.hadamard import Hadamard
 from qcompile.transforms.orders.orders import has_hadamard
 from qcompile.transforms.transform import Transform
 
-__all__ = ["diagonal_blocks", "duquant_block", "klt_hadamard", "wush"]
+__all__ = [
+    "diagonal_blocks", "duquant_block", "klt_hadamard", "kronecker", "kronecker_factors", "wush", "wush_of_moments",
+]  # fmt: skip
 
 _LEAST_DAMPING, _MOST_DAMPING = 1e-8, 0.1  # of the mean eigenvalue; what needs more is not a second moment
 
@@ -95,8 +97,14 @@ def wush(
     if weight.ndim != 2 or weight.shape[1] != count * b:
         raise InputError(f"WUSH: weight of shape {list(weight.shape)} does not read an axis of {count * b}")
     w = weight.detach().to("cpu", torch.float64).view(-1, count, b).transpose(0, 1)
+    return wush_of_moments(blocks, w.mT @ w / max(w.shape[1], 1), damping)
+
+
+def wush_of_moments(blocks: torch.Tensor, grams: torch.Tensor, damping: float = 1e-4) -> BlockDense:
+    """``wush`` from second moments of the inputs and of the weights' rows, both ``[count, b, b]``."""
+    b = blocks.shape[-1]
     lower = _cholesky(blocks, damping)
-    gram = lower.mT @ _damped(w.mT @ w / max(w.shape[1], 1), damping) @ lower
+    gram = lower.mT @ _damped(grams, damping) @ lower
     squares, u = torch.linalg.eigh(gram)  # S² and U without the R-sized V
     u = u * torch.sign(torch.sign(u.sum(1, keepdim=True)) + 0.5)
     root = squares.clamp_min(torch.finfo(torch.float64).tiny).pow(0.25)
@@ -160,3 +168,43 @@ def _spreading(moments: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     index.scatter_(1, top[:, None], 0)
     index[top == 0, 0] = 0
     return rotation[:, index].transpose(0, 1)
+
+
+def kronecker(
+    moment: torch.Tensor, gram: torch.Tensor | None = None, factors: tuple[int, int] | None = None
+) -> Kronecker:
+    """``A ⊗ B`` fitted to the Kronecker product that is nearest to the moments (FlatQuant's form, not learned).
+
+    Args:
+        moment: of the inputs, ``[n, n]``.
+        gram: of the weights' rows, ``[n, n]``: both factors are WUSH then, which is not orthogonal; KLT·H without.
+        factors: sizes of ``A`` and ``B``; by default the two with Hadamard matrices whose sum is least.
+
+    Raises:
+        InputError: if the size has no two such factors.
+    """
+    found = factors or kronecker_factors(len(moment))
+    if found is None:
+        raise InputError(f"{len(moment)} is no product of two orders of Hadamard matrices")
+    a, b = found
+    inputs = _factor_moments(moment, a, b)
+    if gram is None:
+        left, right = (klt_hadamard(part) for part in inputs)
+        return Kronecker(left, right)
+    weights = _factor_moments(gram, a, b)
+    left, right = (wush_of_moments(x[None], w[None]) for x, w in zip(inputs, weights, strict=True))
+    return Kronecker(left, right)
+
+
+def kronecker_factors(size: int) -> tuple[int, int] | None:
+    """The two orders of Hadamard matrices whose product is the size and whose sum is least, if there are any."""
+    pairs = [(a, size // a) for a in range(2, size) if size % a == 0 and has_hadamard(a) and has_hadamard(size // a)]
+    return min(pairs, key=lambda pair: (sum(pair), pair), default=None)
+
+
+def _factor_moments(moment: torch.Tensor, a: int, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of a moment, each its trace over the other: their product is the moment if it is one."""
+    table = moment.reshape(a, b, a, b)
+    left, right = table.diagonal(dim1=1, dim2=3).sum(-1), table.diagonal(dim1=0, dim2=2).sum(-1)
+    scale = left.diagonal().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return left, right / scale

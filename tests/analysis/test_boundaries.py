@@ -5,22 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.analysis.axes import Axes, AxisNode, Ref
-from qcompile.analysis.boundaries import Boundary, boundaries
+from qcompile.analysis.axes import AxisNode
+from qcompile.analysis.boundaries import boundaries
 from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Analysis
 from qcompile.api import rotate
-from qcompile.choice import offline
 from qcompile.choice.candidates import LEAST_GAIN, orthogonal_candidates
 from qcompile.choice.cuts import minimum_cut
-from qcompile.choice.offline import Candidate
+from qcompile.choice.labels import Labels, _Maker, labels_of
 from qcompile.choice.online import Online
 from qcompile.choice.placement import Placement
 from qcompile.choice.scoring import Probes, probes_of
@@ -31,7 +29,7 @@ from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
 from qcompile.run.session import evaluate_double
 from qcompile.targets.scheme import Scheme
-from qcompile.transforms import Compose, Hadamard, Transform
+from qcompile.transforms import Compose, Transform
 from qcompile.transforms.freedom import Freedom
 
 BLOCK = """ n{i} = RMSNormalization(h{i}, one)\n a{i} = MatMul(n{i}, w)\n r{i} = Relu(a{i})
@@ -104,18 +102,18 @@ def test_without_transforms_no_boundary_stays(parse):
     assert not [node.op_type for node in rotated.graph if node.domain == "qcompile"]
 
 
-def test_spaces_in_a_row_share_a_transform_that_all_of_them_allow():
-    """Boundaries a|b, c|b and d|c where a, b and c change: one transform for the three, its inverse before d."""
-    a, b, c, d = (AxisNode(4) for _ in range(4))
-    c.freedom = Freedom.ORTHOGONAL_ONES
-    walls = [Boundary(SimpleNamespace(), Ref(x), Ref(y)) for x, y in ((a, b), (c, b), (c, d))]
-    own = {node: Hadamard(4, seed) for seed, node in enumerate((a, b))} | {c: Hadamard(4, 2, "regular")}
-    found = {node: Candidate(transform, [None] * 2, 10.0, 10.0, 1.0) for node, transform in own.items()}
-    placement, analysis = Placement(dict(own), {}), SimpleNamespace(axes=Axes())
-    offline._share(analysis, walls, {a, b, c}, found, placement)
-    assert all(placement.offline[node] is own[c] for node in (a, b, c))
-    between = [offline._between(analysis.axes, wall, placement.offline) for wall in walls]
-    assert between == [None, None, own[c].inverse()]
+def test_spaces_that_a_boundary_parts_are_offered_one_transform_that_both_allow():
+    """Where one keeps rotations and the other constants as well, both may take the same regular Hadamard matrix."""
+    free, narrow = AxisNode(16), AxisNode(16, freedom=Freedom.ORTHOGONAL_ONES)
+    scheme = Scheme.parse("int4-g16")
+    made = [
+        _Maker(node, "auto", [scheme], 3, (Freedom.ORTHOGONAL_ONES, node.freedom), True).make(None)
+        for node in (free, narrow)
+    ]
+    shared = made[0].keys() & made[1].keys()
+    assert shared == {"regular-hadamard"}
+    assert made[0]["regular-hadamard"] is made[1]["regular-hadamard"]
+    assert made[0].keys() > shared
 
 
 COST = st.integers(0, 9).map(float)
@@ -147,12 +145,13 @@ def test_placement_is_the_best_of_all_labellings_and_online_transforms(parse, na
         analysis = prepare(parse(GRAPHS[name][0], opset=23, **spiky)).analysis
         probes = {group: probes_of(group) for group in siblings_of(analysis.sites)}
         placement = place(analysis, probes, lambda _: scheme, price=price)
-        online = Online(analysis, probes, lambda _: scheme, "auto", {}, price, 0, set())
-        found = offline.candidates_of(analysis, list(probes), online, Placement({}, {}))
+        online = Online(analysis, probes, "auto", {}, price, 0, set())
+        competing = {group: [[scheme] * len(group.sites)] for group in probes}
+        found = labels_of(analysis, list(probes), online, competing, Placement({}, {}))
         costs = Costs(analysis, probes, found, scheme, price)
-        subsets = [set(s) for n in range(len(found) + 1) for s in itertools.combinations(found, n)]
-        best = min(map(costs.least, subsets))
-        assert costs.of(set(placement.offline), placement) == pytest.approx(best)
+        every = itertools.product(*(labels.transforms.values() for labels in found.values()))
+        best = min(costs.least(dict(zip(found, taken, strict=True))) for taken in every)
+        assert costs.of(placement) == pytest.approx(best)
         differ.add((len(placement.offline), len(placement.online), len(placement.boundaries)))
     assert price or len(differ) > 1
 
@@ -174,7 +173,7 @@ class Costs:
 
     analysis: Analysis
     groups: Mapping[Siblings, Probes]
-    found: Mapping[AxisNode, Candidate]
+    found: Mapping[AxisNode, Labels]
     scheme: Scheme
     price: float
 
@@ -182,33 +181,35 @@ class Costs:
         done = [transform for transform in transforms if transform is not None]
         return self.groups[group].error(self.scheme, Compose(tuple(done)) if done else None)
 
-    def reader(self, group: Siblings, changed: set[AxisNode], transform: Transform | None) -> float:
-        node = self.analysis.axes.find(group.ref).node
-        own = self.found[node].transform if node in changed else None
+    def reader(
+        self, group: Siblings, labels: Mapping[AxisNode, Transform | None], transform: Transform | None
+    ) -> float:  # fmt: skip
+        own = labels.get(self.analysis.axes.find(group.ref).node)
         if transform is None:
             return self.error(group, own)
         paid = 1 + self.price * transform.flops / group.flops
         return self.error(group, own, transform) * paid + LEAST_GAIN * self.error(group, own)
 
-    def walls(self, changed: set[AxisNode]) -> float:
+    def walls(self, labels: Mapping[AxisNode, Transform | None]) -> float:
         total = 0.0
         for wall in boundaries(self.analysis):
             sides = [side.node for side in (wall.before, wall.after)]
             both = [self.found[node] for node in sides if node in self.found]
-            if (sides[0] in changed) != (sides[1] in changed):
+            if labels.get(sides[0]) is not labels.get(sides[1]):
                 work = sum(group.flops for item in both for group in item.readers)
-                paid = self.price * max(item.transform.flops for item in both) / work + LEAST_GAIN
-                total += paid * sum(item.error for item in both)
+                flops = (t.flops for item in both for t in item.transforms.values() if t is not None)
+                total += (self.price * max(flops) / work + LEAST_GAIN) * sum(item.error for item in both)
         return total
 
-    def of(self, changed: set[AxisNode], placement: Placement) -> float:
+    def of(self, placement: Placement) -> float:
         chosen = [(group, placement.online.get(group.value.name)) for group in self.groups]
-        return self.walls(changed) + sum(self.reader(group, changed, transform) for group, transform in chosen)
+        offline = placement.offline
+        return self.walls(offline) + sum(self.reader(group, offline, transform) for group, transform in chosen)
 
-    def least(self, changed: set[AxisNode]) -> float:
-        total = self.walls(changed)
+    def least(self, labels: Mapping[AxisNode, Transform | None]) -> float:
+        total = self.walls(labels)
         for group in self.groups:
-            plain = self.analysis.axes.find(group.ref).node not in changed
+            plain = labels.get(self.analysis.axes.find(group.ref).node) is None
             options = orthogonal_candidates(group.width, self.scheme, "auto", 0).values() if plain else ()
-            total += min(self.reader(group, changed, transform) for transform in [None, *options])
+            total += min(self.reader(group, labels, transform) for transform in [None, *options])
         return total

@@ -422,7 +422,7 @@ def test_targets_and_passes() -> None:
 
 
 def test_choices_are_those_of_the_core() -> None:
-    from qcompile.choice.transforms import KINDS
+    from qcompile.choice.kinds import KINDS
     from qcompile.passes.index import load_pass
 
     methods = sys.modules[load_pass("quantize").__module__].METHODS
