@@ -15,11 +15,12 @@ from qcompile.analysis.siblings import Siblings, shared_table
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment, Option, assign
 from qcompile.choice.candidates import LEAST_GAIN
-from qcompile.choice.joint import Decision, Joint, Unit, Wall, decide
+from qcompile.choice.joint import Decision, Joint, Unit, Wall
 from qcompile.choice.labels import Labels, sides_of
 from qcompile.choice.online import Online, OnlineChoice
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.scoring import Probe, Probes, site_loss
+from qcompile.choice.solving import decide
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:

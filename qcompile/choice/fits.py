@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Fit", "fit_of_group", "fit_of_space"]
+__all__ = ["Fit", "fit_of_group", "fit_of_space", "seen_as"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +64,12 @@ def fit_of_space(
     axes: Axes, node: AxisNode, readers: Sequence[Siblings], fits: Mapping[Siblings, Fit],
     chosen: Mapping[AxisNode, Transform],
 ) -> Fit | None:  # fmt: skip
-    """The moments along a space, of all its readers alike, in the basis of the other spaces that changed.
+    """The moments along a space as its readers see it, of all alike, in the basis of the other spaces that changed.
 
-    ``None`` if nothing was measured, or where a reader sees the dual of the space's basis.
+    ``None`` if nothing was measured.
     """
     known = [group for group in readers if group in fits]
-    if not known or any(leaf.mode is Mode.DUAL for g in known for leaf in axes.leaves(g.ref) if leaf.node is node):
+    if not known:
         return None
     moments: list[torch.Tensor] = []
     grams: list[torch.Tensor] = []
@@ -79,6 +79,12 @@ def fit_of_space(
             part = _along(axes, group.ref, node, matrix)
             found.append(part / part.trace().clamp_min(torch.finfo(torch.float64).tiny) * len(part))
     return Fit(_mean(moments), _mean(grams), sum(fits[group].effective for group in known))
+
+
+def seen_as(axes: Axes, node: AxisNode, readers: Sequence[Siblings]) -> Mode | None:
+    """How readers see the basis of a space: as it is, or its dual; ``None`` where they differ."""
+    modes = {leaf.mode for group in readers for leaf in axes.leaves(group.ref) if leaf.node is node}
+    return modes.pop() if len(modes) == 1 else None
 
 
 def _mean(matrices: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -6,15 +6,12 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcompile.choice.assignment import Assignment, Option
+from qcompile.choice.joint import Joint, Wall
 from qcompile.errors import InputError
-
-if TYPE_CHECKING:
-    from qcompile.choice.joint import Joint, Wall
 
 __all__ = ["integer_program"]
 

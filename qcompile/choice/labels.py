@@ -20,7 +20,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.candidates import fitted_candidates, named_candidate, orthogonal_candidates
 from qcompile.choice.cuts import components
-from qcompile.choice.fits import Fit, fit_of_space
+from qcompile.choice.fits import Fit, fit_of_space, seen_as
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.online import Online, first_of
 from qcompile.choice.placement import Placement
@@ -78,7 +78,8 @@ def labels_of(
         kind = online.kind_for(readers, f"space {name}")
         seed, freedom = online.seed + seeds.get(node, number), freedoms.get(node, node.freedom)
         schemes = [first_of(options) for options in competing[readers[0]]]
-        maker = _Maker(node, kind, schemes, seed, (freedom, node.freedom), online.fits)
+        mode = seen_as(analysis.axes, node, readers)
+        maker = _Maker(node, kind, schemes, seed, (freedom, node.freedom), online.fits, mode)
         spread = np.linspace(0, len(readers) - 1, min(COMPARED, len(readers))).astype(int)
         compared = [readers[i] for i in spread]
         transforms = maker.make(fit_of_space(analysis.axes, node, readers, fits, chosen) if maker.fits else None)
@@ -102,6 +103,7 @@ class _Maker:
     seed: int
     freedoms: Sequence[Freedom]
     learns: bool  # whether data may teach transforms that nobody asked for
+    mode: Mode | None = Mode.SAME
 
     @property
     def fits(self) -> bool:
@@ -120,16 +122,23 @@ class _Maker:
         return found
 
     def _one(self, size: int, scheme: Scheme, freedom: Freedom, fit: Fit | None) -> dict[str, Transform]:
+        if self.mode is None:  # readers that see a basis and its dual agree on rotations alone
+            freedom &= Freedom.ORTHOGONAL
         if self.kind not in FREE:
             named = named_candidate(self.kind, size, scheme, self.seed, freedom, fit, offline=True)
-            return {} if named is None else {self.kind: named}
+            return {} if named is None else {self.kind: self._own(named)}
         found: dict[str, Transform] = {}
         if self.kind == "auto" and Freedom.ORTHOGONAL_ONES in freedom:
             found |= orthogonal_candidates(size, scheme, "auto", self.seed, freedom, offline=True)
         if fit is not None:
             made = fitted_candidates(fit, scheme, freedom, self.seed)
-            found |= {name: item for name, item in made.items() if self.kind == "auto" or name.startswith("wush")}
+            wanted = {name: item for name, item in made.items() if self.kind == "auto" or name.startswith("wush")}
+            found |= {name: self._own(item) for name, item in wanted.items()}
         return found
+
+    def _own(self, transform: Transform) -> Transform:
+        """The transform of the space by which its readers see that one."""
+        return transform.dual() if self.mode is Mode.DUAL else transform
 
 
 def _name(name: str, freedom: Freedom, transform: Transform) -> str:

@@ -117,8 +117,12 @@ def _step(x: torch.Tensor, step: Step, out: torch.Tensor | None) -> torch.Tensor
             return torch.index_select(x, 1, m, out=out)
         return torch.mul(x, m[:, None], out=out)
     if m.ndim == 3:
-        result = torch.matmul(m, x.view(rows, outer, m.shape[1], inner * post))
-        return result.view(x.shape) if out is None else out.copy_(result.view(x.shape))
+        if inner * post == 1:  # a product for each block, not one for each block of each row
+            parts = torch.bmm(x.view(rows, outer, m.shape[1]).transpose(0, 1), m.mT)
+            result = parts.transpose(0, 1)
+        else:
+            result = torch.matmul(m, x.view(rows, outer, m.shape[1], inner * post))
+        return result.reshape(x.shape) if out is None else out.view(result.shape).copy_(result).view(x.shape)
     return _matrix_step(x, m, inner * post, out)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from qcompile.choice.assignment import Option
 from qcompile.choice.cuts import minimum_cut
-from qcompile.choice.joint import Joint, Unit, Wall, decide
+from qcompile.choice.joint import Joint, Unit, Wall
+from qcompile.choice.solving import decide
 from qcompile.errors import InputError
 
 NUMBER = st.integers(0, 9).map(float)
