@@ -19,6 +19,7 @@ import numpy as np
 
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings
+from qcompile.choice.compensation import Compensation
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
 from qcompile.statistics.calibration import spread
@@ -54,6 +55,7 @@ class Probe:
     curvature: Curvature = EVEN
     read: Callable[[], torch.Tensor] | None = None  # the whole weight, where errors are felt
     shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
+    learned: Compensation | None = None  # where weights will be rounded by GPTQ
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
 
     @cached_property
@@ -64,7 +66,9 @@ class Probe:
         return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), sample, curvature=blunt)
 
 
-def probe(site: Site, statistics: Statistics | None, curvature: Curvature = EVEN) -> Probe:
+def probe(
+    site: Site, statistics: Statistics | None, curvature: Curvature = EVEN, learned: Compensation | None = None
+) -> Probe:
     """Rows spread evenly over the weight's outputs and the sample; of a table those whose errors cost most."""
     import torch
 
@@ -79,7 +83,7 @@ def probe(site: Site, statistics: Statistics | None, curvature: Curvature = EVEN
         return Probe(weight, None, curvature=curvature)
     sample = torch.from_numpy(statistics.sample)
     held_out = tuple(map(torch.from_numpy, statistics.held_out))
-    return Probe(weight, spread(sample, ROWS), held_out, curvature, partial(weight_matrix, site))
+    return Probe(weight, spread(sample, ROWS), held_out, curvature, partial(weight_matrix, site), learned=learned)
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -115,21 +119,22 @@ def _error(
             return curvature.weight * float((item.shares * lost).sum())
         return curvature.weight * float(lost.sum() / energy.sum().clamp_min(1e-30))
     if curvature.felt is not None and item.read is not None:
-        return _felt(item.read(), curvature.felt, curvature.coherence, fmt, activation, transform)
+        return _felt(item, item.read(), curvature.felt, curvature.coherence, fmt, activation, transform)
     lost, energy = _energies(item, item.sample, fmt, activation, transform, curvature)
     return float(lost.sum() / energy.sum().clamp_min(1e-30))
 
 
 def _felt(
-    weight: torch.Tensor, felt: Felt, coherence: float, fmt: Scalar, activation: Format | None,
+    item: Probe, weight: torch.Tensor, felt: Felt, coherence: float, fmt: Scalar, activation: Format | None,
     transform: Transform | None,
 ) -> float:  # fmt: skip
     """The growth of the metric by the errors that are really made, against gradients."""
     rows = felt.rows
     if transform is not None:
         weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
-    off = rows @ (fake_quantize(weight, fmt) - weight).T
-    lost = coherence * float((felt.gradients * off).sum(1).square().sum())
+    change = fake_quantize(weight, fmt) - weight
+    off = rows @ change.T
+    lost = coherence * float((felt.gradients * off).sum(1).square().sum()) * _remaining(item, change, transform)
     if activation is not None:
         off = (fake_quantize_rows(rows, activation) - rows) @ weight.T
         lost += float((felt.gradients * off).sum(1).square().sum())
@@ -147,12 +152,18 @@ def _energies(
     rounded = fake_quantize(weight, fmt)
     seen = rows if activation is None else fake_quantize_rows(rows, activation)
     exact = rows @ weight.T
-    if activation is None or curvature.weight == curvature.input:
+    left = _remaining(item, rounded - weight, transform)
+    if left == 1 and (activation is None or curvature.weight == curvature.input):
         lost = curvature.weight * (seen @ rounded.T - exact).square().sum(1)
     else:
-        lost = curvature.weight * (rows @ (rounded - weight).T).square().sum(1)
+        lost = curvature.weight * left * (rows @ (rounded - weight).T).square().sum(1)
         lost = lost + curvature.input * ((seen - rows) @ weight.T).square().sum(1)
     return lost, exact.square().sum(1)
+
+
+def _remaining(item: Probe, change: torch.Tensor, transform: Transform | None) -> float:
+    """The part of the error of a weight, changed by ``[out, in]``, that learned rounding leaves."""
+    return 1.0 if item.learned is None else item.learned.remaining(change.square().sum(0), transform)
 
 
 def _held_out_losses(item: Probe, scheme: Scheme, transform: Transform | None) -> np.ndarray:
@@ -209,13 +220,16 @@ class Probes:
 
 
 def probes_of(
-    group: Siblings, statistics: Statistics | None = None, curvatures: Mapping[str, Curvature] | None = None
-) -> Probes:
+    group: Siblings, statistics: Statistics | None = None, curvatures: Mapping[str, Curvature] | None = None, *,
+    learns: bool = False,
+) -> Probes:  # fmt: skip
     """Probes of siblings.
 
     Args:
         statistics: of the value that they read; the identity without.
         curvatures: what errors cost, by site name; without them all alike.
+        learns: whether weights will be rounded by GPTQ on these statistics.
     """
     known = curvatures or {}
-    return Probes(tuple(probe(site, statistics, known.get(site.name, EVEN)) for site in group.sites))
+    learned = None if statistics is None or not learns else Compensation(statistics)
+    return Probes(tuple(probe(site, statistics, known.get(site.name, EVEN), learned) for site in group.sites))

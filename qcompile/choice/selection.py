@@ -113,7 +113,8 @@ def choose(
         return site.name in edges and site.name not in wishes.schemes
 
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
-    probes = {group: probes_of(group, statistics.get(group.name), measured) for group in inner}
+    learns = options.method == "gptq" and bool(data.held_out)
+    probes = {group: probes_of(group, statistics.get(group.name), measured, learns=learns) for group in inner}
     few = not (data.random or data.held_out)
     chosen = Choice(groups, tables, statistics, Placement({}, {}), measured, wishes=wishes)
     choices = partial(
