@@ -44,7 +44,7 @@ class Placement:
         """The transforms alone, by space, value and boundary."""
         spaces = {space.id: self.offline[space.node] for space in analysis.spaces if space.node in self.offline}
         between = {name: transform for name, (transform, _) in self.boundaries.items()}
-        named = {"offline": spaces, "online": self.online, "boundaries": between}
+        named = {"offline": spaces, "behind": self.behind, "online": self.online, "boundaries": between}
         return {kind: {name: t.to_json() for name, t in found.items()} for kind, found in named.items()}
 
     @property

@@ -26,7 +26,18 @@ class Transforms(StrEnum):
     none = "none"
     hadamard = "hadamard"
     block = "block"
+    two_block = "two-block"
+    regular = "regular"
+    dct = "dct"
+    haar = "haar"
+    klt = "klt"
+    duquant = "duquant"
+    duquant_pp = "duquant-pp"
+    kronecker = "kronecker"
     wush = "wush"
+    diagonal = "diagonal"
+    permutation = "permutation"
+    zigzag = "zigzag"
 
 
 class Method(StrEnum):
