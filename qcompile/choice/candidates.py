@@ -105,7 +105,7 @@ def fitted_candidates(fit: Fit, scheme: Scheme, freedom: Freedom, seed: int) -> 
 
     found: dict[str, Transform] = {}
     size, group = len(fit.moment), scheme.group or len(fit.moment)
-    loud, read = fit.moment.diagonal(), fit.gram.diagonal()
+    loud, read = fit.diagonals
     if Freedom.POSITIVE_DIAGONAL in freedom:
         found |= {name: smoothing(loud, read, alpha) for name, alpha in ALPHAS.items()}
     if Freedom.PERMUTATION in freedom and Freedom.ORTHOGONAL not in freedom and group < size:
@@ -153,7 +153,7 @@ def named_candidate(
     if kind in ("two-block", "regular", "dct", "haar"):
         return _unfitted(kind, size, block, seed, freedom, offline=offline)
     assert fit is not None
-    loud, read = fit.moment.diagonal(), fit.gram.diagonal()
+    loud, read = fit.diagonals
     if kind == "wush":
         made = wush_candidates(fit, scheme, whole=offline)
         return list(made.values())[-1] if made else None

@@ -28,9 +28,10 @@ DAMPING = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Compensation:
-    """What is learned from one input, for all sites that read it."""
+    """The knowledge of one input, for all sites that read it."""
 
     statistics: Statistics
+    device: str = "cpu"
     _known: dict[int, tuple[Any, torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def remaining(self, lost: torch.Tensor, transform: Transform | None) -> float:
@@ -52,7 +53,7 @@ class Compensation:
         return pivots, energies
 
     def _made(self, transform: Transform | None) -> tuple[torch.Tensor, torch.Tensor]:
-        moment = torch.from_numpy(self.statistics.second_moment).float()
+        moment = torch.tensor(self.statistics.second_moment, dtype=torch.float32, device=self.device)
         rho, mean = shrinkage(moment, self.statistics.effective), float(moment.diagonal().mean())
         moment = moment.mul_(1 - rho)
         moment.diagonal().add_(rho * mean)

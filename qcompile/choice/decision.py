@@ -40,7 +40,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be decided.
+    """The question that is decided.
 
     Args:
         names: of the schemes that compete.
@@ -61,7 +61,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Decided:
-    """What was decided: the index into ``Asked.names`` by group or table; transforms went into the placement."""
+    """The decision: the index into ``Asked.names`` by group or table; transforms went into the placement."""
 
     schemes: Mapping[Siblings | Table, int]
     assignment: Assignment

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from qcompile.statistics.calibration import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Fit", "fit_of_group", "fit_of_space", "seen_as"]
+__all__ = ["Fit", "Moments", "fit_of_group", "fit_of_space", "seen_as"]
+
+#: Features of inputs whose moments stay in memory; those of wider ones are made anew.
+KEPT_WIDTH = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,11 @@ class Fit:
     moment: torch.Tensor
     gram: torch.Tensor
     effective: float
+
+    @property
+    def diagonals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The energies of the features, as they come and as they are read: two of ``[n]``, in RAM."""
+        return self.moment.diagonal().cpu(), self.gram.diagonal().cpu()
 
     def blocks(self, size: int | None = None) -> torch.Tensor:
         """Diagonal blocks of the inputs' moment ``[count, size, size]``, shrunk as far as so few rows demand."""
@@ -53,32 +61,66 @@ class Fit:
         return Fit(moment, dual.apply(dual.apply(self.gram, 0), 1), self.effective)
 
 
-def fit_of_group(group: Siblings, own: Statistics) -> Fit:
-    """The moments of the value that siblings read; of no rows the moment is the identity."""
-    weights = [weight_matrix(site) for site in group.sites]
-    gram = sum((weight.T @ weight for weight in weights), torch.zeros(group.width, group.width)).double()
-    return Fit(torch.from_numpy(own.second_moment), gram / sum(map(len, weights)), own.effective)
+@dataclass
+class Moments:
+    """The moments of the inputs of groups, in any basis; those that are not large stay in memory.
+
+    Args:
+        statistics: by value name; a group without has no moments.
+        devices: where each group's are computed.
+    """
+
+    statistics: Mapping[str, Statistics]
+    devices: Mapping[Siblings, str]
+    _known: dict[tuple[Siblings, int], tuple[Transform | None, Fit]] = field(default_factory=dict)
+
+    def of(self, group: Siblings, transform: Transform | None = None) -> Fit | None:
+        """The moments in the basis of a transform, if there is data."""
+        own = self.statistics.get(group.name)
+        if own is None or not own.second_moment.size:
+            return None
+        known, found = self._known.get((group, id(transform)), (None, None))
+        if found is None or known is not transform:
+            plain = None if transform is None else self.of(group)
+            found = fit_of_group(group, own, self.devices[group]) if plain is None else plain.turned(transform)
+            if group.width <= KEPT_WIDTH:
+                self._known[group, id(transform)] = transform, found
+        return found
+
+
+def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
+    """The moments of the value that siblings read, on a device; of no rows the moment is the identity."""
+    gram, rows = torch.zeros(group.width, group.width, device=device), 0
+    for site in group.sites:
+        weight = weight_matrix(site, device=device)
+        gram, rows = gram.addmm_(weight.T, weight), rows + len(weight)
+    return Fit(torch.tensor(own.second_moment, dtype=torch.float64, device=device), gram.double() / rows, own.effective)
 
 
 def fit_of_space(
-    axes: Axes, node: AxisNode, readers: Sequence[Siblings], fits: Mapping[Siblings, Fit],
+    axes: Axes, node: AxisNode, readers: Sequence[Siblings], fit_of: Callable[[Siblings], Fit | None],
     chosen: Mapping[AxisNode, Transform],
 ) -> Fit | None:  # fmt: skip
     """The moments along a space as its readers see it, of all alike, in the basis of the other spaces that changed.
 
     ``None`` if nothing was measured.
+
+    Args:
+        fit_of: the moments of the input of a group, if any were measured.
     """
-    known = [group for group in readers if group in fits]
-    if not known:
-        return None
-    moments: list[torch.Tensor] = []
-    grams: list[torch.Tensor] = []
-    for group in known:
-        fit = fits[group].turned(axis_transform(axes, group.ref, {n: t for n, t in chosen.items() if n is not node}))
-        for matrix, found in ((fit.moment, moments), (fit.gram, grams)):
-            part = _along(axes, group.ref, node, matrix)
-            found.append(part / part.trace().clamp_min(torch.finfo(torch.float64).tiny) * len(part))
-    return Fit(_mean(moments), _mean(grams), sum(fits[group].effective for group in known))
+    total: list[torch.Tensor] = []
+    count, effective = 0, 0.0
+    others = {other: transform for other, transform in chosen.items() if other is not node}
+    for group in readers:
+        fit = fit_of(group)
+        if fit is None:
+            continue
+        fit = fit.turned(axis_transform(axes, group.ref, others))
+        parts = [_along(axes, group.ref, node, matrix) for matrix in (fit.moment, fit.gram)]
+        parts = [part / part.trace().clamp_min(torch.finfo(torch.float64).tiny) * len(part) for part in parts]
+        total = [old.add_(part) for old, part in zip(total, parts, strict=True)] if total else parts
+        count, effective = count + 1, effective + fit.effective
+    return Fit(total[0] / count, total[1] / count, effective) if count else None
 
 
 def seen_as(axes: Axes, node: AxisNode, readers: Sequence[Siblings]) -> Mode | None:
@@ -87,19 +129,15 @@ def seen_as(axes: Axes, node: AxisNode, readers: Sequence[Siblings]) -> Mode | N
     return modes.pop() if len(modes) == 1 else None
 
 
-def _mean(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(matrices)).mean(0)
-
-
 def _along(axes: Axes, ref: Ref, node: AxisNode, matrix: torch.Tensor) -> torch.Tensor:
     """The moment along a leaf of an axis: summed over the other factors, and over segments that have it."""
     root = axes.find(ref)
     size = node.size or 1
     if root.node.structure is Structure.LEAF:
-        return matrix if root.node is node else torch.zeros(size, size, dtype=matrix.dtype)
+        return matrix if root.node is node else matrix.new_zeros(size, size)
     children = axes.children(root)
     sizes = [axes.size(child) or 1 for child in children]
-    total = torch.zeros(size, size, dtype=matrix.dtype)
+    total = matrix.new_zeros(size, size)
     start, before, after = 0, 1, len(matrix)
     for child, own in zip(children, sizes, strict=True):
         after //= own if root.node.structure is Structure.PRODUCT else 1

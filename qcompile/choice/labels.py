@@ -70,7 +70,6 @@ def labels_of(
     """By space, the labels that its readers may do better under; what was compared goes into the placement."""
     names = {space.node: space.id for space in analysis.spaces}
     seeds, freedoms = _joined(analysis)
-    fits = {group: fit for group in groups if (fit := online.fit(group)) is not None}
     found: dict[AxisNode, Labels] = {}
     chosen: dict[AxisNode, Transform] = {}  # the best so far: later spaces are compared in their basis
     for number, (node, readers) in enumerate(_readers(analysis, groups).items()):
@@ -82,7 +81,9 @@ def labels_of(
         maker = _Maker(node, kind, schemes, seed, (freedom, node.freedom), online.fits, mode)
         spread = np.linspace(0, len(readers) - 1, min(COMPARED, len(readers))).astype(int)
         compared = [readers[i] for i in spread]
-        transforms = maker.make(fit_of_space(analysis.axes, node, readers, fits, chosen) if maker.fits else None)
+        transforms = maker.make(
+            fit_of_space(analysis.axes, node, readers, online.moments.of, chosen) if maker.fits else None
+        )
         if not transforms:
             continue
         scored = _Scored(analysis, node, compared, online, competing, chosen)

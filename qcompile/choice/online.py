@@ -20,7 +20,7 @@ from qcompile.choice.candidates import (
     orthogonal_candidates,
     wush_candidates,
 )
-from qcompile.choice.fits import Fit, fit_of_group
+from qcompile.choice.fits import Fit, Moments
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.placement import joined
 from qcompile.choice.scoring import Probes
@@ -92,8 +92,9 @@ class Online:
     fits: bool = True  # what is fitted must then hold on sequences that were held out
     own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
-    _fits: dict[Siblings, Fit] = field(default_factory=dict)
-    _turned: dict[tuple[Siblings, int], tuple[Transform | None, Fit]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.moments = Moments(self.statistics, {group: own.device for group, own in self.probes.items()})
 
     @property
     def forced(self) -> bool:
@@ -115,12 +116,6 @@ class Online:
             said = " and ".join(f"{kind} for what reads '{group.name}'" for kind, group in found.items())
             raise InputError(f"--transform-for gives {said}, which share {what} and so its transform")
         return next(iter(found), self.kind)
-
-    def fit(self, group: Siblings) -> Fit | None:
-        """The moments of the input of a group, if there is data to fit to."""
-        if group not in self._fits and (own := self.statistics.get(group.name)) is not None and own.second_moment.size:
-            self._fits[group] = fit_of_group(group, own)
-        return self._fits.get(group)
 
     def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> OnlineChoice:
         """The choice for a group under schemes of its sites, where those spaces change basis."""
@@ -164,11 +159,13 @@ class Online:
         if not self._able(group):
             return OnlineChoice(None, 1.0, skipped=infinity(self.analysis, group.value, group.ref))
         found = named_candidate(
-            kind, group.width, first_of(schemes), self.seed, Freedom.GENERAL, self.fit(group), offline=False
+            kind, group.width, first_of(schemes), self.seed, Freedom.GENERAL, self.moments.of(group), offline=False
         )
         if found is None:
             what = (
-                "of its size" if self.fit(group) is not None or not NAMED[kind].fitted else "without calibration data"
+                "of its size"
+                if self.moments.of(group) is not None or not NAMED[kind].fitted
+                else "without calibration data"
             )
             alone = "" if NAMED[kind].online else " in front of sites, where it would do nothing"
             return OnlineChoice(None, 1.0, skipped=f"there is no transform of kind '{kind}' {alone or what}")
@@ -177,7 +174,7 @@ class Online:
 
     def _behind(self, group: Siblings) -> dict[str, Transform]:
         """Diagonals that the norm before a group could take over."""
-        fit = None if group in self.tied or shared_table(group) is not None else self.fit(group)
+        fit = None if group in self.tied or shared_table(group) is not None else self.moments.of(group)
         if fit is None or norm_before(self.analysis, group) is None:
             return {}
         return _diagonals(fit)
@@ -252,7 +249,7 @@ class Online:
         """All that competes by name: in front of what is mixed already, only what is fitted."""
         made: dict[str, _Candidate] = {}
         wush, moves_only = self.kind_of(group) == "wush", offline is None or offline.group in Freedom.MONOMIAL
-        fit = self._turned_fit(group, offline) if self.fits or wush else None
+        fit = self.moments.of(group, offline) if self.fits or wush else None
         behind = {} if fit is None or wush or not self._behind(group) else _diagonals(fit)
         made |= {name: _Candidate(item, None, fitted=True) for name, item in behind.items()}
         if not self._able(group):
@@ -264,16 +261,6 @@ class Online:
         if fit is not None:
             made |= {n: _Candidate(None, item, fitted=True) for n, item in wush_candidates(fit, scheme).items()}
         return made
-
-    def _turned_fit(self, group: Siblings, offline: Transform | None) -> Fit | None:
-        fit, key = self.fit(group), (group, id(offline))
-        if fit is None:
-            return None
-        known, turned = self._turned.get(key, (None, fit))
-        if known is not offline:
-            turned = fit.turned(offline)
-            self._turned[key] = offline, turned
-        return turned
 
 
 def _diagonals(fit: Fit) -> dict[str, Transform]:

@@ -67,23 +67,27 @@ class Probe:
 
 
 def probe(
-    site: Site, statistics: Statistics | None, curvature: Curvature = EVEN, learned: Compensation | None = None
-) -> Probe:
+    site: Site, statistics: Statistics | None, curvature: Curvature = EVEN, learned: Compensation | None = None,
+    device: str = "cpu",
+) -> Probe:  # fmt: skip
     """Rows spread evenly over the weight's outputs and the sample; of a table those whose errors cost most."""
     import torch
 
     if curvature.shares is not None:
-        shares = torch.from_numpy(curvature.shares)
+        shares = torch.from_numpy(curvature.shares).to(device)
         most = shares.topk(min(ROWS, len(shares)))
-        table = weight_matrix(site)
+        table = weight_matrix(site, device=device)
         costs = most.values / most.values.sum().clamp_min(1e-30) / table.square().sum(1).mean().clamp_min(1e-30)
         return Probe(table[most.indices], None, curvature=curvature, shares=costs)
-    weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS).contiguous()
+    weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS, device).contiguous()
     if statistics is None:
         return Probe(weight, None, curvature=curvature)
-    sample = torch.from_numpy(statistics.sample)
-    held_out = tuple(map(torch.from_numpy, statistics.held_out))
-    return Probe(weight, spread(sample, ROWS), held_out, curvature, partial(weight_matrix, site), learned=learned)
+    sample, *held_out = (torch.from_numpy(rows).to(device) for rows in (statistics.sample, *statistics.held_out))
+    if curvature.felt is not None:
+        felt = Felt(curvature.felt.rows.to(device), curvature.felt.gradients.to(device))
+        curvature = replace(curvature, felt=felt)
+    read = partial(weight_matrix, site, device=device)
+    return Probe(weight, spread(sample, ROWS), tuple(held_out), curvature, read, learned=learned)
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -199,6 +203,11 @@ class Probes:
 
     items: tuple[Probe, ...]
 
+    @property
+    def device(self) -> str:
+        """Where predictions are computed."""
+        return self.items[0].weight.device.type
+
     def error(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """The predicted growth of the metric, of all sites, with their input in the basis of ``transform``."""
         return sum(site_loss(item, scheme, transform) for item, scheme in self._each(schemes))
@@ -221,7 +230,7 @@ class Probes:
 
 def probes_of(
     group: Siblings, statistics: Statistics | None = None, curvatures: Mapping[str, Curvature] | None = None, *,
-    learns: bool = False,
+    learns: bool = False, device: str = "cpu",
 ) -> Probes:  # fmt: skip
     """Probes of siblings.
 
@@ -229,7 +238,9 @@ def probes_of(
         statistics: of the value that they read; the identity without.
         curvatures: what errors cost, by site name; without them all alike.
         learns: whether weights will be rounded by GPTQ on these statistics.
+        device: where predictions are computed.
     """
     known = curvatures or {}
-    learned = None if statistics is None or not learns else Compensation(statistics)
-    return Probes(tuple(probe(site, statistics, known.get(site.name, EVEN), learned) for site in group.sites))
+    learned = None if statistics is None or not learns else Compensation(statistics, device)
+    found = (probe(site, statistics, known.get(site.name, EVEN), learned, device) for site in group.sites)
+    return Probes(tuple(found))

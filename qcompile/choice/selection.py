@@ -114,7 +114,10 @@ def choose(
 
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
     learns = options.method == "gptq" and bool(data.held_out)
-    probes = {group: probes_of(group, statistics.get(group.name), measured, learns=learns) for group in inner}
+    probes = {
+        group: probes_of(group, statistics.get(group.name), measured, learns=learns, device=options.device)
+        for group in inner
+    }
     few = not (data.random or data.held_out)
     chosen = Choice(groups, tables, statistics, Placement({}, {}), measured, wishes=wishes)
     choices = partial(

@@ -105,13 +105,14 @@ class InputMoments:
 
 def input_moments(statistics: Statistics, transform: Transform | None, device: str = "cpu") -> InputMoments:
     """From statistics of the float graph alone, before the transform."""
-    moment = torch.from_numpy(np.ascontiguousarray(statistics.second_moment))
-    rows = torch.from_numpy(np.concatenate([np.zeros((0, len(moment)), np.float32), *statistics.held_out]))
+    moment = torch.tensor(statistics.second_moment, dtype=torch.float64, device=device)
+    held_out = np.concatenate([np.zeros((0, len(moment)), np.float32), *statistics.held_out])
+    rows = torch.from_numpy(held_out).to(device)
     if transform is not None:
         moment = transform.apply(transform.apply(moment, 0), 1)
         rows = transform.apply(rows, -1)
     lengths = [len(part) for part in statistics.held_out]
-    return InputMoments(moment.to(device), None, rows.to(device), rows.to(device), lengths, statistics.effective)
+    return InputMoments(moment, None, rows, rows, lengths, statistics.effective)
 
 
 def joined(parts: Sequence[InputMoments]) -> InputMoments:

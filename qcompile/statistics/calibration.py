@@ -74,7 +74,7 @@ class Routed:
             return None
         sample = np.concatenate(own)[:SAMPLE_ROWS]
         held_out = [rows for rows in held_out if len(rows)]
-        return Statistics(moment.matrix.numpy(), sample, moment.rows, held_out, moment.effective)
+        return Statistics(moment.array, sample, moment.rows, held_out, moment.effective)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Statistics:
     """The statistics of one site input of ``size`` features.
 
     Args:
-        second_moment: ``E[x xᵀ]``, ``[size, size]`` float64.
+        second_moment: ``E[x xᵀ]``, ``[size, size]`` float64, or float32 where it is large.
         sample: ``[rows, size]`` float32, of the rows that the second moment has seen.
         rows: how many these were.
         held_out: ``[rows, size]`` float32 for each sequence that it has not seen.

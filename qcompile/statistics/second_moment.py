@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 __all__ = ["SecondMoment", "product", "shrinkage"]
+
+
+#: Features up to which moments are kept in float64 and in RAM.
+_EXACT = 2048
 
 
 class SecondMoment:
@@ -18,6 +24,8 @@ class SecondMoment:
         self._total: Any = None
         self._squares: Any = 0.0
         self._parts, self.rows = 0, 0
+        self._settled: np.ndarray | None = None
+        self._effective = 0.0
 
     def add(self, x: torch.Tensor) -> None:
         """Take rows ``[rows, size]`` in: a part of the data, like which others may be or not."""
@@ -28,24 +36,30 @@ class SecondMoment:
             self._parts, self.rows = self._parts + 1, self.rows + len(x)
 
     def settle(self) -> None:
-        """Move the sum to RAM."""
-        if self._total is not None:
-            self._total, self._squares = self._total.cpu(), float(self._squares)
+        """Bring the result to RAM, or, if it is large, into a file that goes with it: nothing more will be added."""
+        if self._total is None or self._settled is not None:
+            return
+        matrix = self._total / self.rows
+        self._effective = self._independent(matrix)
+        large = len(matrix) > _EXACT
+        kept = (matrix.float() if large else matrix).cpu().numpy()
+        self._settled = _filed(kept) if large else kept
+        self._total = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """``[size, size]`` float64, of more than 2,048 features float32; empty without a row."""
+        self.settle()
+        return np.zeros((0, 0)) if self._settled is None else self._settled
 
     @property
     def matrix(self) -> torch.Tensor:
-        """``[size, size]`` float64; empty without a row."""
+        """``[size, size]`` float64 on the device of the rows; empty without a row."""
         import torch
 
         nothing = torch.zeros(0, 0, dtype=torch.float64)
         moment: torch.Tensor = nothing if self._total is None else self._total / self.rows
         return moment
-
-    @property
-    def array(self) -> np.ndarray:
-        """``matrix`` in RAM."""
-        found: np.ndarray = self.matrix.cpu().numpy()
-        return found
 
     @property
     def effective(self) -> float:
@@ -54,13 +68,24 @@ class SecondMoment:
         Rows of one text are alike: a thousand of them may say as much as ten of different texts. Of one part nothing
         is known, which is 0.
         """
+        return self._independent(self.matrix) if self._settled is None else self._effective
+
+    def _independent(self, matrix: torch.Tensor) -> float:
         if self._parts < 2:
             return 0.0
-        square = float(self.matrix.square().sum())
+        square = float(matrix.square().sum())
         variance = float(self._squares) / self.rows**2 - square / self._parts
         variance *= self._parts / (self._parts - 1)
-        spread = float(self.matrix.trace()) ** 2 + square
+        spread = float(matrix.trace()) ** 2 + square
         return min(self.rows, spread / variance) if variance > 0 else self.rows
+
+
+def _filed(array: np.ndarray) -> np.ndarray:
+    """The same content, mapped from a file without a name, which goes when nothing maps it any more."""
+    with tempfile.TemporaryFile(prefix="qcompile-") as file:
+        array.tofile(file)
+        file.flush()
+        return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -32,10 +32,11 @@ def diagonal_blocks(second_moment: torch.Tensor, size: int | None = None) -> tor
     Raises:
         InputError: on any other shape, if ``size`` does not divide the axis, or on NaN and infinity.
     """
-    g = second_moment.detach().to("cpu", torch.float64)
+    g = second_moment.detach()
     if not torch.isfinite(g).all():
         raise InputError("the second moment holds NaN or infinity: check the calibration data")
     if g.ndim == 3 and g.shape[1] == g.shape[2] and size in (None, g.shape[1]):
+        g = g.to("cpu", torch.float64)
         return (g + g.mT) / 2
     if g.ndim not in (1, 2) or g.shape[0] != g.shape[-1]:
         raise InputError(f"a second moment has shape [n], [n, n] or [count, b, b], not {list(g.shape)}")
@@ -44,8 +45,9 @@ def diagonal_blocks(second_moment: torch.Tensor, size: int | None = None) -> tor
     if size < 1 or n % size:
         raise InputError(f"blocks of {size} do not divide an axis of {n}")
     if g.ndim == 1:
-        return torch.diag_embed(g.view(-1, size))
-    blocks = torch.stack([g[i : i + size, i : i + size] for i in range(0, n, size)])
+        return torch.diag_embed(g.to("cpu", torch.float64).view(-1, size))
+    cut = g.reshape(n // size, size, n // size, size).diagonal(dim1=0, dim2=2)
+    blocks = cut.permute(2, 0, 1).to("cpu", torch.float64)  # no more than these leave a GPU
     return (blocks + blocks.mT) / 2
 
 
