@@ -164,7 +164,7 @@ class _Graph:
         """What a group loses under the online transform of the one whose weight it shares."""
         if self.online.forced:
             return self._mixed(group, chosen)
-        offline = axis_transform(self.analysis.axes, group.ref, chosen)
+        offline = self.online.offline(group.ref, chosen)
         return self.online.behind_another(group, choice, offline, self.asked.schemes[group][index])
 
     def _mixed(self, group: Siblings, chosen: Mapping[AxisNode, Transform]) -> float:

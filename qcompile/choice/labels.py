@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,7 @@ __all__ = ["WISH", "Labels", "labels_of", "sides_of"]
 COMPARED = 12
 
 #: Labels of a space, besides none, that stay in the decision.
-KEPT = 3
+KEPT = 2
 
 #: The loss of a space that does not change although a user asks for it: more than anything that is predicted.
 WISH = 1e9
@@ -157,6 +158,7 @@ class _Scored:
     ) -> None:  # fmt: skip
         self.analysis, self.node, self.compared, self.online = analysis, node, compared, online
         self.competing, self.chosen, self.best = competing, {n: t for n, t in chosen.items() if n is not node}, "none"
+        self._shares: dict[tuple[Transform | None, int], np.ndarray] = {}
 
     def under(self, transform: Transform | None) -> dict[AxisNode, Transform]:
         """The spaces that change if this one takes a transform."""
@@ -173,17 +175,26 @@ class _Scored:
         base, scale = self._base(), len(readers) / len(self.compared)
         plain = costs["none"]
         errors[name] = {label: float((cost / np.maximum(plain, 1e-30)).mean()) for label, cost in costs.items()}
-        proven = [label for label in transforms if kind not in FREE or self._proven(every[label], label)]
-        kept = {label for i in schemes for label in sorted(proven, key=lambda x: (costs[x][i], x))[:KEPT]}
+        first_under = partial(self._first, transforms, costs, forced=kind not in FREE)
+        first = {label for i in schemes for label in first_under(i)}
+        kept = {label for label in transforms if label in first and (kind not in FREE or self._proven(label, every))}
         taken = {label: item for label, item in every.items() if label == "none" or label in kept}
         self.best = min(taken, key=lambda label: (float(errors[name][label]), label != "none", label))
         forced = kind not in FREE and not self.online.forced
         losses = [WISH if label == "none" and forced else self._written(item) for label, item in taken.items()]
         return Labels(taken, losses, readers, base * scale)
 
+    @staticmethod
+    def _first(
+        transforms: Mapping[str, Transform], costs: Mapping[str, np.ndarray], index: int, *, forced: bool
+    ) -> list[str]:  # fmt: skip
+        """The transforms that few rows rank first under a scheme, of those that are no worse than none."""
+        able = [label for label in transforms if forced or costs[label][index] < costs["none"][index]]
+        return sorted(able, key=lambda label: (costs[label][index], label))[:KEPT]
+
     def _cost(self, transform: Transform | None, index: int) -> float:
         chosen = self.under(transform)
-        return sum(self.online.best(g, chosen, self.competing[g][index]).cost for g in self.compared)
+        return sum(self.online.rank(g, chosen, self.competing[g][index]) for g in self.compared)
 
     def _base(self) -> float:
         return sum(
@@ -191,23 +202,27 @@ class _Scored:
             for g in self.compared
         )
 
-    def _proven(self, transform: Transform | None, label: str) -> bool:
+    def _proven(self, label: str, every: Mapping[str, Transform | None]) -> bool:
         """Whether a label that was fitted to data errs less on others, for any of the schemes."""
         if not self.online.fits or not _is_fitted(label):
             return True
         return any(
-            errs_less(self._held_out(transform, i), self._held_out(None, i))
+            errs_less(self._held_out(every[label], i), self._held_out(None, i))
             for i in range(max(len(self.competing[group]) for group in self.compared))
         )
 
     def _held_out(self, transform: Transform | None, index: int) -> np.ndarray:
+        key = transform, index
+        if key in self._shares:
+            return self._shares[key]
         chosen, total = self.under(transform), np.zeros(0)
         for group in self.compared:
             schemes = self.competing[group][index]
             choice = self.online.best(group, chosen, schemes)
-            offline = axis_transform(self.analysis.axes, group.ref, chosen)
+            offline = self.online.offline(group.ref, chosen)
             shares = self.online.probes[group].held_out(schemes, choice.after(offline))
             total = shares if not len(total) else total + shares if len(total) == len(shares) else total
+        self._shares[key] = total
         return total
 
     def _written(self, transform: Transform | None) -> float:

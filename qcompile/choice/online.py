@@ -6,21 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qcompile.analysis.axes import AxisNode
+from qcompile.analysis.axes import AxisNode, Ref
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.infinity import infinity
 from qcompile.analysis.scales import norm_before
 from qcompile.analysis.siblings import Siblings, cost_fraction, shared_table
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.candidates import (
-    ALPHAS,
-    LEAST_GAIN,
-    named_candidate,
-    not_worth,
-    orthogonal_candidates,
-    wush_candidates,
-)
-from qcompile.choice.fits import Fit, Moments
+from qcompile.choice.candidates import LEAST_GAIN, named_candidate, not_worth
+from qcompile.choice.contenders import Contender, contenders, diagonals
+from qcompile.choice.fits import Moments
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.placement import joined
 from qcompile.choice.scoring import Probes
@@ -40,7 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["Online", "OnlineChoice", "able", "first_of"]
 
 #: Candidates of an input that are measured, of those that a few rows rank first.
-MEASURED = 3
+MEASURED = 2
+
+#: What a candidate may cost by a few rows, relative to none, and still be measured.
+WORTH_MEASURING = 1.1
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,6 @@ class OnlineChoice:
         return joined(offline, self.behind, self.transform)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A transform that competes: what a norm takes over, then what stays."""
-
-    behind: Transform | None
-    transform: Transform | None
-    fitted: bool
-
-
 @dataclass
 class Online:
     """Chooses for each group; ``place`` documents the parameters."""
@@ -92,6 +80,8 @@ class Online:
     fits: bool = True  # what is fitted must then hold on sequences that were held out
     own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
+    _screens: dict[tuple[object, ...], tuple[dict[str, Contender], dict[str, float]]] = field(default_factory=dict)
+    _offline: dict[tuple[object, ...], Transform | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.moments = Moments(self.statistics, {group: own.device for group, own in self.probes.items()})
@@ -117,19 +107,32 @@ class Online:
             raise InputError(f"--transform-for gives {said}, which share {what} and so its transform")
         return next(iter(found), self.kind)
 
+    def offline(self, ref: Ref, chosen: Mapping[AxisNode, Transform]) -> Transform | None:
+        """The transform of an axis where those spaces change basis: one and the same, however often it is asked for."""
+        key = ref, *(chosen.get(leaf.node) for leaf in self.analysis.axes.leaves(ref))
+        if key not in self._offline:
+            self._offline[key] = axis_transform(self.analysis.axes, ref, chosen)
+        return self._offline[key]
+
     def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> OnlineChoice:
         """The choice for a group under schemes of its sites, where those spaces change basis."""
-        axes, table = self.analysis.axes, shared_table(group)
+        table = shared_table(group)
         refs = [group.ref] if table is None else [group.ref, self.analysis.refs(table)[1]]
-        names = tuple(scheme.name for scheme in schemes)
-        key = group, names, *(chosen.get(leaf.node) for ref in refs for leaf in axes.leaves(ref))
+        offline, *others = (self.offline(ref, chosen) for ref in refs)
+        key = group, tuple(scheme.name for scheme in schemes), offline, *others
         if key not in self._known:
-            offline, *others = (axis_transform(axes, ref, chosen) for ref in refs)
             if others and (offline is None or offline is others[0]):  # or they part
                 self._known[key] = self._as_table(group, offline, others[0], schemes)
             else:
                 self._known[key] = self._chosen(group, offline, schemes)
         return self._known[key]
+
+    def rank(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> float:
+        """The cost of the best by a few rows, to tell spaces' transforms apart: much cheaper than ``best``."""
+        if self.kind_of(group) not in FREE or shared_table(group) is not None:
+            return self.best(group, chosen, schemes).cost
+        offline = self.offline(group.ref, chosen)
+        return min(self._ranked(group, offline, schemes)[1].values())
 
     def _chosen(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
         forced = self.kind_of(group) not in (*FREE, "none")
@@ -177,7 +180,7 @@ class Online:
         fit = None if group in self.tied or shared_table(group) is not None else self.moments.of(group)
         if fit is None or norm_before(self.analysis, group) is None:
             return {}
-        return _diagonals(fit)
+        return diagonals(fit)
 
     # -- by error --------------------------------------------------------------------------------------------------
 
@@ -194,7 +197,7 @@ class Online:
         return self._proven(group, offline, schemes, made, errors, costs)
 
     def _proven(
-        self, group: Siblings, offline: Transform | None, schemes: Schemes, made: Mapping[str, _Candidate],
+        self, group: Siblings, offline: Transform | None, schemes: Schemes, made: Mapping[str, Contender],
         errors: Mapping[str, float], costs: Mapping[str, float],
     ) -> OnlineChoice:  # fmt: skip
         """The cheapest candidate; one that is fitted must clearly err less on sequences that it was not fitted on."""
@@ -207,13 +210,13 @@ class Online:
             if item is None or not item.fitted or not self.fits:
                 break
             if theirs is None:
-                known = made.get(plain, _Candidate(None, None, fitted=False))
+                known = made.get(plain, Contender(None, None, fitted=False))
                 theirs = probes.held_out(schemes, joined(offline, known.behind, known.transform))
             ours = probes.held_out(schemes, joined(offline, item.behind, item.transform))
             if errs_less(ours, theirs):
                 break
             unproven = unproven or f"on {len(ours)} sequences that it had not seen, {name} does not clearly err less"
-        item = made.get(name, _Candidate(None, None, fitted=False))
+        item = made.get(name, Contender(None, None, fitted=False))
         return OnlineChoice(item.transform, costs[name], errors, None, None if item.fitted else unproven, item.behind)
 
     def behind_another(
@@ -221,52 +224,46 @@ class Online:
     ) -> float:  # fmt: skip
         """The cost of a group behind the online transform of another one, whose weight it shares."""
         error, base = (self.probes[group].error(schemes, t) for t in (choice.after(offline), offline))
-        return self._cost(group, _Candidate(choice.behind, choice.transform, fitted=False), error, base)
+        return self._cost(group, Contender(choice.behind, choice.transform, fitted=False), error, base)
 
-    def _cost(self, group: Siblings, item: _Candidate, error: float, base: float) -> float:
+    def _cost(self, group: Siblings, item: Contender, error: float, base: float) -> float:
         if item.transform is None:
             return error
         return error * (1 + self.price * cost_fraction(group, item.transform)) + LEAST_GAIN * base
 
-    def _screened(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> dict[str, _Candidate]:
+    def _screened(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> dict[str, Contender]:
         """The candidates that are worth measuring: the first of each sort, by a few rows."""
-        made, probes = self._candidates(group, offline, first_of(schemes)), self.probes[group]
-        if len(made) <= MEASURED:
-            return made
-        base = probes.screen(schemes, offline)
-        costs = {
-            name: self._cost(group, item, probes.screen(schemes, joined(offline, item.behind, item.transform)), base)
-            for name, item in made.items()
-        }
+        made, costs = self._ranked(group, offline, schemes)
+        if self.kind_of(group) != "wush":
+            made = {name: item for name, item in made.items() if costs[name] < WORTH_MEASURING * costs["none"]}
         kept = {name for fitted in (True, False) for name in self._first(made, costs, fitted=fitted)}
         return {name: item for name, item in made.items() if name in kept}
 
+    def _ranked(
+        self, group: Siblings, offline: Transform | None, schemes: Schemes
+    ) -> tuple[dict[str, Contender], dict[str, float]]:
+        """All candidates, and what each costs by a few rows; of ``none`` too."""
+        key = group, tuple(scheme.name for scheme in schemes), offline
+        made, costs = self._screens.get(key, ({}, {}))
+        if not costs:
+            made, probes = self._candidates(group, offline, first_of(schemes)), self.probes[group]
+            costs = {"none": probes.screen(schemes, offline)}
+            for name, item in made.items():
+                error = probes.screen(schemes, joined(offline, item.behind, item.transform))
+                costs[name] = self._cost(group, item, error, costs["none"])
+            self._screens[key] = made, costs
+        return made, costs
+
     @staticmethod
-    def _first(made: Mapping[str, _Candidate], costs: Mapping[str, float], *, fitted: bool) -> list[str]:
+    def _first(made: Mapping[str, Contender], costs: Mapping[str, float], *, fitted: bool) -> list[str]:
         return sorted((name for name in made if made[name].fitted is fitted), key=costs.__getitem__)[:MEASURED]
 
-    def _candidates(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, _Candidate]:
-        """All that competes by name: in front of what is mixed already, only what is fitted."""
-        made: dict[str, _Candidate] = {}
-        wush, moves_only = self.kind_of(group) == "wush", offline is None or offline.group in Freedom.MONOMIAL
+    def _candidates(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, Contender]:
+        wush = self.kind_of(group) == "wush"
         fit = self.moments.of(group, offline) if self.fits or wush else None
-        behind = {} if fit is None or wush or not self._behind(group) else _diagonals(fit)
-        made |= {name: _Candidate(item, None, fitted=True) for name, item in behind.items()}
-        if not self._able(group):
-            return made
-        if moves_only and not wush:
-            for name, item in orthogonal_candidates(group.width, scheme, "auto", self.seed).items():
-                made[name] = _Candidate(None, item, fitted=False)
-                made |= {f"{d}, {name}": _Candidate(D, item, fitted=True) for d, D in behind.items()}
-        if fit is not None:
-            made |= {n: _Candidate(None, item, fitted=True) for n, item in wush_candidates(fit, scheme).items()}
-        return made
-
-
-def _diagonals(fit: Fit) -> dict[str, Transform]:
-    from qcompile.transforms import smoothing
-
-    return {name: smoothing(fit.moment.diagonal(), fit.gram.diagonal(), alpha) for name, alpha in ALPHAS.items()}
+        behind = fit is not None and not wush and bool(self._behind(group))
+        mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)
+        return contenders(group.width, scheme, fit, self.seed, behind=behind, able=self._able(group), mixed=mixed)
 
 
 def first_of(schemes: Schemes) -> Scheme:

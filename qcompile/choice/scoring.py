@@ -19,7 +19,7 @@ import numpy as np
 
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings
-from qcompile.choice.compensation import Compensation
+from qcompile.choice.samples import Rows, Samples
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
 from qcompile.statistics.calibration import spread
@@ -41,36 +41,28 @@ __all__ = ["Probe", "Probes", "probe", "probes_of", "site_error", "site_loss", "
 ROWS = 256
 WEIGHT_ROWS = 32
 
-#: Rows of the sample by which candidates are told apart that are far from the best.
-SCREENED_ROWS = 64
-
 
 @dataclass(frozen=True, eq=False)
 class Probe:
     """A few rows of a site's weight and of its input: what predictions are computed on."""
 
     weight: torch.Tensor  # [rows, in]
-    sample: torch.Tensor | None  # [rows, in]
-    held_out: tuple[torch.Tensor, ...] = ()  # [rows, in] for each sequence
+    samples: Samples | None
     curvature: Curvature = EVEN
     read: Callable[[], torch.Tensor] | None = None  # the whole weight, where errors are felt
     shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
-    learned: Compensation | None = None  # where weights will be rounded by GPTQ
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
 
     @cached_property
     def thin(self) -> Probe:
         """A probe of few of the rows; it weighs errors by their size alone."""
-        sample = None if self.sample is None else spread(self.sample, SCREENED_ROWS)
+        few = None if self.samples is None else self.samples.thin
         blunt = replace(self.curvature, felt=None, shares=None)
-        return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), sample, curvature=blunt)
+        return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), few, curvature=blunt)
 
 
-def probe(
-    site: Site, statistics: Statistics | None, curvature: Curvature = EVEN, learned: Compensation | None = None,
-    device: str = "cpu",
-) -> Probe:  # fmt: skip
-    """Rows spread evenly over the weight's outputs and the sample; of a table those whose errors cost most."""
+def probe(site: Site, samples: Samples | None, curvature: Curvature = EVEN, device: str = "cpu") -> Probe:
+    """Rows spread evenly over the weight's outputs, and those of the input; of a table those whose errors cost most."""
     import torch
 
     if curvature.shares is not None:
@@ -79,15 +71,13 @@ def probe(
         table = weight_matrix(site, device=device)
         costs = most.values / most.values.sum().clamp_min(1e-30) / table.square().sum(1).mean().clamp_min(1e-30)
         return Probe(table[most.indices], None, curvature=curvature, shares=costs)
-    weight = weight_matrix(site, WEIGHT_ROWS if statistics is None else ROWS, device).contiguous()
-    if statistics is None:
+    weight = weight_matrix(site, WEIGHT_ROWS if samples is None else ROWS, device).contiguous()
+    if samples is None:
         return Probe(weight, None, curvature=curvature)
-    sample, *held_out = (torch.from_numpy(rows).to(device) for rows in (statistics.sample, *statistics.held_out))
     if curvature.felt is not None:
         felt = Felt(curvature.felt.rows.to(device), curvature.felt.gradients.to(device))
         curvature = replace(curvature, felt=felt)
-    read = partial(weight_matrix, site, device=device)
-    return Probe(weight, spread(sample, ROWS), tuple(held_out), curvature, read, learned=learned)
+    return Probe(weight, samples, curvature, partial(weight_matrix, site, device=device))
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -100,23 +90,24 @@ def site_loss(item: Probe, scheme: Scheme, transform: Transform | None = None) -
     return _predicted(item, scheme, transform, item.curvature)
 
 
-def _predicted(item: Probe, scheme: Scheme, transform: Transform | None, curvature: Curvature) -> float:
+def _predicted(
+    item: Probe, scheme: Scheme, transform: Transform | None, curvature: Curvature, rows: Rows | None = None
+) -> float:
     if scheme.weight is None:
         return 0.0
     key = scheme.name, id(transform), curvature is EVEN
     of, error = item.known.get(key, (None, 0.0))
     if of is None or of() is not transform:  # another one may have been there
-        with alone() if item.sample is None else nullcontext():  # of a few rows of the weight
-            error = _error(item, scheme.weight, scheme.activation, transform, curvature)
+        with alone() if item.samples is None else nullcontext():  # of a few rows of the weight
+            error = _error(item, scheme.weight, scheme.activation, rows or Rows(transform), curvature)
         of = (lambda: None) if transform is None else weakref.ref(transform)
         item.known[key] = of, error
     return error
 
 
-def _error(
-    item: Probe, fmt: Scalar, activation: Format | None, transform: Transform | None, curvature: Curvature
-) -> float:
-    if item.sample is None:
+def _error(item: Probe, fmt: Scalar, activation: Format | None, rows: Rows, curvature: Curvature) -> float:
+    transform = rows.transform
+    if item.samples is None:
         weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
         lost, energy = (fake_quantize(weight, fmt) - weight).square().sum(1), weight.square().sum(1)
         if item.shares is not None and curvature is not EVEN:
@@ -124,7 +115,7 @@ def _error(
         return curvature.weight * float(lost.sum() / energy.sum().clamp_min(1e-30))
     if curvature.felt is not None and item.read is not None:
         return _felt(item, item.read(), curvature.felt, curvature.coherence, fmt, activation, transform)
-    lost, energy = _energies(item, item.sample, fmt, activation, transform, curvature)
+    lost, energy = _energies(item, rows.of(item.samples.rows, activation), fmt, transform, curvature)
     return float(lost.sum() / energy.sum().clamp_min(1e-30))
 
 
@@ -146,48 +137,50 @@ def _felt(
 
 
 def _energies(
-    item: Probe, rows: torch.Tensor, fmt: Scalar, activation: Format | None, transform: Transform | None,
+    item: Probe, read: tuple[torch.Tensor, torch.Tensor], fmt: Scalar, transform: Transform | None,
     curvature: Curvature,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The squares of what each row of the output loses, times its cost, and of what it has: two of ``[rows]``."""
-    weight = item.weight
-    if transform is not None:
-        weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
+    """The squares of what each row of the output loses, times its cost, and of what it has: two of ``[rows]``.
+
+    Args:
+        read: the rows in the basis of the transform, and what the site sees of them.
+    """
+    rows, seen = read
+    weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
     rounded = fake_quantize(weight, fmt)
-    seen = rows if activation is None else fake_quantize_rows(rows, activation)
     exact = rows @ weight.T
     left = _remaining(item, rounded - weight, transform)
-    if left == 1 and (activation is None or curvature.weight == curvature.input):
+    if left == 1 and (seen is rows or curvature.weight == curvature.input):
         lost = curvature.weight * (seen @ rounded.T - exact).square().sum(1)
     else:
         lost = curvature.weight * left * (rows @ (rounded - weight).T).square().sum(1)
-        lost = lost + curvature.input * ((seen - rows) @ weight.T).square().sum(1)
+        if seen is not rows:
+            lost = lost + curvature.input * ((seen - rows) @ weight.T).square().sum(1)
     return lost, exact.square().sum(1)
 
 
 def _remaining(item: Probe, change: torch.Tensor, transform: Transform | None) -> float:
     """The part of the error of a weight, changed by ``[out, in]``, that learned rounding leaves."""
-    return 1.0 if item.learned is None else item.learned.remaining(change.square().sum(0), transform)
+    learned = None if item.samples is None else item.samples.learned
+    return 1.0 if learned is None else learned.remaining(change.square().sum(0), transform)
 
 
-def _held_out_losses(item: Probe, scheme: Scheme, transform: Transform | None) -> np.ndarray:
+def _held_out_losses(item: Probe, scheme: Scheme, rows: Rows) -> np.ndarray:
     """``site_loss`` on the sequences that were held out, each one's share: ``[sequences]``."""
-    import torch
-
-    if scheme.weight is None or not item.held_out:
-        return np.zeros(len(item.held_out))
-    lost, energy = _energies(
-        item, torch.cat(item.held_out), scheme.weight, scheme.activation, transform, item.curvature
-    )
-    shares = (lost / energy.sum().clamp_min(1e-30)).split([len(rows) for rows in item.held_out])
+    held_out = None if item.samples is None else item.samples.held_out
+    if scheme.weight is None or held_out is None:
+        return np.zeros(0 if held_out is None else len(held_out.lengths))
+    read = rows.of(held_out.rows, scheme.activation)
+    lost, energy = _energies(item, read, scheme.weight, rows.transform, item.curvature)
+    shares = (lost / energy.sum().clamp_min(1e-30)).split(list(held_out.lengths))
     return np.array([float(share.sum()) for share in shares])
 
 
 def written_factor(item: Probe, scheme: Scheme, out: Transform) -> float:
     """How many times as much a site's output loses by its weight if it is written in another basis, and read back."""
-    if scheme.weight is None or item.read is None or item.sample is None:
+    if scheme.weight is None or item.read is None or item.samples is None:
         return 1.0
-    weight, rows = item.read(), item.sample
+    weight, rows = item.read(), item.samples.rows
 
     def lost(change: torch.Tensor) -> float:
         return float((rows @ change.T).square().sum())
@@ -210,19 +203,22 @@ class Probes:
 
     def error(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """The predicted growth of the metric, of all sites, with their input in the basis of ``transform``."""
-        return sum(site_loss(item, scheme, transform) for item, scheme in self._each(schemes))
+        rows = Rows(transform)
+        return sum(_predicted(item, scheme, transform, item.curvature, rows) for item, scheme in self._each(schemes))
 
     def screen(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """A cheap estimate of ``error``, on few rows: good enough to leave out what is far from the best."""
+        rows = Rows(transform)
         return sum(
-            _error(item.thin, scheme.weight, scheme.activation, transform, item.thin.curvature)
+            _error(item.thin, scheme.weight, scheme.activation, rows, item.thin.curvature)
             for item, scheme in self._each(schemes)
             if scheme.weight is not None
         )
 
     def held_out(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> np.ndarray:
         """``error`` on the sequences that nothing was fitted on, each one's share: ``[sequences]``."""
-        return np.asarray(sum(_held_out_losses(item, scheme, transform) for item, scheme in self._each(schemes)))
+        rows = Rows(transform)
+        return np.asarray(sum(_held_out_losses(item, scheme, rows) for item, scheme in self._each(schemes)))
 
     def _each(self, schemes: Scheme | Sequence[Scheme]) -> Iterable[tuple[Probe, Scheme]]:
         return zip(self.items, [schemes] * len(self.items) if isinstance(schemes, Scheme) else schemes, strict=True)
@@ -241,6 +237,5 @@ def probes_of(
         device: where predictions are computed.
     """
     known = curvatures or {}
-    learned = None if statistics is None or not learns else Compensation(statistics, device)
-    found = (probe(site, statistics, known.get(site.name, EVEN), learned, device) for site in group.sites)
-    return Probes(tuple(found))
+    samples = None if statistics is None else Samples.of(statistics, learns=learns, device=device)
+    return Probes(tuple(probe(site, samples, known.get(site.name, EVEN), device) for site in group.sites))

@@ -13,6 +13,7 @@ import torch
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis
+from qcompile.choice.samples import Samples
 from qcompile.choice.scoring import probe, site_loss
 from qcompile.choice.trial import Trial
 from qcompile.formats import get_format
@@ -146,7 +147,7 @@ def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
         for transform in (None, Hadamard(group.width, 0)):
             (site,) = group.sites
             measured = trial.divergences({site.name: scheme}, {group.name: transform}).mean()
-            felt = site_loss(probe(site, statistics[group.name], found[site.name]), scheme, transform)
+            felt = site_loss(probe(site, Samples.of(statistics[group.name], learns=False), found[site.name]), scheme, transform)
             assert felt == pytest.approx(measured, rel=0.35)
 
 

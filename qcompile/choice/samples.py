@@ -1,0 +1,94 @@
+"""Rows of the inputs of sites that predictions are computed on: one sample for all sites that read a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from qcompile.choice.compensation import Compensation
+from qcompile.formats import fake_quantize_rows
+from qcompile.statistics.calibration import spread
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompile.formats import Format
+    from qcompile.statistics.calibration import Statistics
+    from qcompile.transforms import Transform
+
+__all__ = ["HeldOut", "Rows", "Samples"]
+
+#: Rows of the sample that a prediction looks at.
+ROWS = 256
+
+#: Rows of all sequences together that evidence is taken from.
+HELD_OUT_ROWS = 512
+
+#: Rows of the sample by which candidates are told apart that are far from the best.
+SCREENED_ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Rows that nothing was fitted on, ``[rows, in]``, and how many each sequence has."""
+
+    rows: torch.Tensor
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(statistics: Statistics, device: str = "cpu") -> HeldOut | None:
+        """Some rows of every sequence; ``None`` where none were held out."""
+        import torch
+
+        found = [torch.from_numpy(rows) for rows in statistics.held_out]
+        few = [spread(rows, max(HELD_OUT_ROWS // len(found), 1)) for rows in found]
+        return HeldOut(torch.cat(few).to(device), tuple(map(len, few))) if few else None
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What is known of one input, for all sites that read it: rows, rows held out, what GPTQ learns from them."""
+
+    rows: torch.Tensor
+    held_out: HeldOut | None
+    learned: Compensation | None
+
+    @staticmethod
+    def of(statistics: Statistics, *, learns: bool, device: str = "cpu") -> Samples:
+        """A few rows, evenly spread, on a device.
+
+        Args:
+            learns: whether weights will be rounded by GPTQ on these statistics.
+        """
+        import torch
+
+        rows = spread(torch.from_numpy(statistics.sample), ROWS).to(device)
+        learned = Compensation(statistics, device) if learns else None
+        return Samples(rows, HeldOut.of(statistics, device), learned)
+
+    @cached_property
+    def thin(self) -> Samples:
+        """Fewer rows."""
+        return Samples(spread(self.rows, SCREENED_ROWS), None, None)
+
+
+class Rows:
+    """Rows in the basis of a transform, as they are and as they are rounded: siblings read the same."""
+
+    def __init__(self, transform: Transform | None) -> None:
+        self.transform = transform
+        self._turned: dict[int, torch.Tensor] = {}
+        self._seen: dict[tuple[int, str], torch.Tensor] = {}
+
+    def of(self, rows: torch.Tensor, activation: Format | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows, and what a site sees of them."""
+        if id(rows) not in self._turned:
+            self._turned[id(rows)] = rows if self.transform is None else self.transform.apply(rows, -1)
+        turned = self._turned[id(rows)]
+        if activation is None:
+            return turned, turned
+        key = id(rows), activation.name
+        if key not in self._seen:
+            self._seen[key] = fake_quantize_rows(turned, activation)
+        return turned, self._seen[key]
