@@ -6,21 +6,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qcompile.analysis.siblings import cost_fraction
 from qcompile.ir.graph import is_float
+from qcompile.run.compare import number
 from qcompile.transforms.freedom import Freedom
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from qcompile.analysis.axes import AxisNode, Ref
+    from qcompile.analysis.siblings import Siblings
     from qcompile.analysis.spaces import Analysis, Site, Space
+    from qcompile.choice.placement import Placement
     from qcompile.notes import Declined
     from qcompile.transforms import Transform
 
 __all__ = [
-    "bits_of", "count_of", "declined_entries", "obstacles", "site_entry", "space_entries", "ties", "transform_name",
-    "value_entries",
-    "with_modules",
+    "bits_of", "count_of", "decision_entries", "declined_entries", "obstacles", "online_entries", "site_entry",
+    "space_entries", "ties", "transform_name", "value_entries", "with_modules",
 ]  # fmt: skip
 
 
@@ -136,6 +139,31 @@ def ties(sites: Iterable[Site]) -> dict[str, str]:
 
 
 # -- reasons ---------------------------------------------------------------------------------------------------------
+
+
+def online_entries(siblings: Iterable[Siblings], placement: Placement) -> list[dict[str, Any]]:
+    """The transforms that stay in the graph, with their arithmetic relative to that of the sites that they serve."""
+    groups = [(group, placement.online.get(group.name)) for group in siblings]
+    found = [(group.name, t, cost_fraction(group, t)) for group, t in groups if t is not None]
+    found += [(name, transform, cost) for name, (transform, cost) in placement.boundaries.items()]
+    return [
+        {"value": name, "kind": transform_name(transform), "size": transform.size, "cost_fraction": number(cost)}
+        for name, transform, cost in found
+    ]
+
+
+def decision_entries(placement: Placement) -> list[dict[str, Any]]:
+    """Each choice among several, with its loss and that of the next best; the one that was worth most comes first."""
+    found = [("transform", of, worth) for of, worth in placement.worth.items()]
+    found += [("format", of, worth) for of, worth in placement.schemes.items()]
+    found.sort(key=lambda entry: (entry[2].loss - entry[2].other_loss, entry[0], entry[1]))
+    return [
+        {
+            "of": of, "what": what, "chosen": worth.chosen, "loss": number(worth.loss), "next": worth.other,
+            "next_loss": number(worth.other_loss),
+        }
+        for what, of, worth in found
+    ]  # fmt: skip
 
 
 def declined_entries(declined: Iterable[Declined]) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.analysis.siblings import cost_fraction
 from qcompile.analysis.spaces import Analysis
 from qcompile.artifact.alone import digests
 from qcompile.artifact.artifact import REPORT
@@ -16,8 +15,10 @@ from qcompile.artifact.asked import budget_entry, options_entry
 from qcompile.artifact.byte_counts import bits_per_weight, bytes_in, stored
 from qcompile.artifact.entries import (
     count_of,
+    decision_entries,
     declined_entries,
     obstacles,
+    online_entries,
     site_entry,
     space_entries,
     ties,
@@ -114,8 +115,9 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
             facts.analysis,
             declined_entries([*facts.state.declined, *unsited(facts.weights)]) + _unrotated(facts),
         ),
-        "online_transforms": _online(chosen),
+        "online_transforms": online_entries(chosen.siblings, chosen.placement),
         "candidates": {key: _numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
+        "decisions": decision_entries(chosen.placement),
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
             **({} if equal.in_double is None else {"rel_l2_in_float64": number(equal.in_double)}),
@@ -211,16 +213,6 @@ def _transforms(facts: Facts) -> dict[str, dict[str, Any]]:
         for site in group.sites:
             found[site.name] = {"kind": transform_name(total), "online": online}
     return found
-
-
-def _online(chosen: Choice) -> list[dict[str, Any]]:
-    found = [(g.name, chosen.placement.online.get(g.name), g) for g in chosen.siblings]
-    before_sites = [(name, t, cost_fraction(group, t)) for name, t, group in found if t is not None]
-    between = [(name, transform, cost) for name, (transform, cost) in chosen.placement.boundaries.items()]
-    return [
-        {"value": name, "kind": transform_name(transform), "size": transform.size, "cost_fraction": number(cost)}
-        for name, transform, cost in before_sites + between
-    ]
 
 
 def _unrotated(facts: Facts) -> list[dict[str, str]]:

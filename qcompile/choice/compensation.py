@@ -28,7 +28,7 @@ DAMPING = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Compensation:
-    """The knowledge of one input, for all sites that read it."""
+    """The part of errors that is left where all sites that read one input learn from it."""
 
     statistics: Statistics
     device: str = "cpu"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qcompile.choice.candidates import ALPHAS, orthogonal_candidates, wush_candidates
+from qcompile.choice.placement import Worth, joined
 
 if TYPE_CHECKING:
     from qcompile.choice.fits import Fit
     from qcompile.targets.scheme import Scheme
     from qcompile.transforms import Transform
 
-__all__ = ["Contender", "contenders", "diagonals"]
+__all__ = ["Contender", "OnlineChoice", "contenders", "diagonals"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,40 @@ class Contender:
     behind: Transform | None
     transform: Transform | None
     fitted: bool
+
+
+@dataclass(frozen=True)
+class OnlineChoice:
+    """The best transform in front of the sites of a group.
+
+    Args:
+        transform: ``None`` for nothing.
+        cost: the error that remains and the price that is paid; with forced transforms their number.
+        errors: of each candidate relative to none, for the report.
+        skipped: why there is none although one was asked for.
+        unproven: why it is none of those that were fitted to data, although one promised more.
+        behind: a diagonal that the norm which writes the value takes over, in front of ``transform``.
+        name: of the candidate that was chosen.
+        costs: of each candidate that was measured.
+    """
+
+    transform: Transform | None
+    cost: float
+    errors: Mapping[str, float] = field(default_factory=dict)
+    skipped: str | None = None
+    unproven: str | None = None
+    behind: Transform | None = None
+    name: str = "none"
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def worth(self) -> Worth | None:
+        """The cost of the candidate that was chosen, and of the next best; ``None`` without another."""
+        return Worth.of(self.costs, self.name)
+
+    def after(self, offline: Transform | None) -> Transform | None:
+        """The transform of the input: what folds, then this."""
+        return joined(offline, self.behind, self.transform)
 
 
 def contenders(

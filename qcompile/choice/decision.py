@@ -5,66 +5,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.boundaries import Boundary, boundaries
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.siblings import Siblings, shared_table
-from qcompile.analysis.spaces import Analysis, Site
-from qcompile.choice.assignment import Assignment, Option, assign
+from qcompile.analysis.spaces import Analysis
+from qcompile.choice.assignment import Option
 from qcompile.choice.candidates import LEAST_GAIN
+from qcompile.choice.contenders import OnlineChoice
 from qcompile.choice.joint import Decision, Joint, Unit, Wall
-from qcompile.choice.labels import Labels, sides_of
-from qcompile.choice.online import Online, OnlineChoice
-from qcompile.choice.placement import Placement, total_transform
-from qcompile.choice.scoring import Probe, Probes, site_loss
+from qcompile.choice.labels import WISH, Labels, sides_of
+from qcompile.choice.online import Online
+from qcompile.choice.placement import Placement, Worth
+from qcompile.choice.question import Asked, Decided, Table, rows_transform
+from qcompile.choice.scoring import site_loss
 from qcompile.choice.solving import decide
-from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
     from qcompile.notes import Progress
     from qcompile.transforms import Transform
 
-__all__ = ["Asked", "Decided", "Table", "assign_alone", "decide_all", "rows_transform"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """An embedding table, which reads nothing: its rows lie in the basis of the space that they are written to."""
-
-    site: Site
-    probe: Probe
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The question that is decided.
-
-    Args:
-        names: of the schemes that compete.
-        schemes: by group of sites, for each name, the schemes of its sites.
-        costs: by group or table, for each name, what it takes of each budget.
-        tables: embedding tables, with their schemes for each name.
-        ties: pairs of groups or tables that read one weight, which has one format.
-        budgets: the most that may be spent of each cost.
-    """
-
-    names: Sequence[str]
-    schemes: Mapping[Siblings, Sequence[Sequence[Scheme]]]
-    costs: Mapping[Siblings | Table, Sequence[Mapping[str, float]]] = field(default_factory=dict)
-    tables: Mapping[Table, Sequence[Scheme]] = field(default_factory=dict)
-    ties: Sequence[tuple[Siblings | Table, Siblings | Table]] = ()
-    budgets: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Decided:
-    """The decision: the index into ``Asked.names`` by group or table; transforms went into the placement."""
-
-    schemes: Mapping[Siblings | Table, int]
-    assignment: Assignment
+__all__ = ["decide_all"]
 
 
 def decide_all(
@@ -90,8 +53,11 @@ def decide_all(
     at = {item: number for number, members in enumerate(graph.members) for item in members}
     ties = [(at[a], at[b]) for a, b in asked.ties if at[a] != at[b]]
     own = [item.losses for item in labels.values()]
-    found = decide(Joint(own, units, [wall for _, wall in walls], asked.budgets, ties))
+    problem = Joint(own, units, [wall for _, wall in walls], asked.budgets, ties)
+    found = decide(problem)
     graph.settle(found, placement)
+    if not online.forced:  # those were not compared
+        graph.tell(problem, found, placement)
     schemes = {item: asked.names.index(found.options[number].name) for item, number in at.items()}
     return Decided(schemes, found.assignment)
 
@@ -161,14 +127,14 @@ class _Graph:
     def _follows(
         self, group: Siblings, choice: OnlineChoice, chosen: Mapping[AxisNode, Transform], index: int
     ) -> float:  # fmt: skip
-        """What a group loses under the online transform of the one whose weight it shares."""
+        """The loss of a group under the online transform of the one whose weight it shares."""
         if self.online.forced:
             return self._mixed(group, chosen)
         offline = self.online.offline(group.ref, chosen)
         return self.online.behind_another(group, choice, offline, self.asked.schemes[group][index])
 
     def _mixed(self, group: Siblings, chosen: Mapping[AxisNode, Transform]) -> float:
-        """With forced transforms, what it costs that some segments of an input change, and others do not.
+        """With forced transforms, the cost of some segments of an input changing where others do not.
 
         A transform in front of its readers would mix them. An online transform counts a little more than one, so that
         of as many those that serve whole spaces are taken.
@@ -235,11 +201,32 @@ class _Graph:
             if between is not None:
                 placement.boundaries[wall.name] = between, self._fraction(wall)
 
+    def tell(self, problem: Joint, found: Decision, placement: Placement) -> None:
+        """Say what the label of each space was worth with all else as it is, and the scheme of each unit."""
+        ids = {space.node: space.id for space in self.analysis.spaces}
+        for number, (node, labels) in enumerate(self.labels.items()):
+            losses = {}
+            for label, name in enumerate(labels.transforms):
+                changed = [*found.labels[:number], label, *found.labels[number + 1 :]]
+                read = [(u, o) for u, o in zip(problem.units, found.options, strict=True) if number in u.spaces]
+                lost = (unit.loss(changed, option.name) for unit, option in read)
+                losses[name] = math.fsum(lost) + problem.fixed(changed) - problem.fixed(found.labels)
+            worth = Worth.of(losses, list(labels.transforms)[found.labels[number]])
+            if worth is not None and worth.other_loss < WISH:
+                placement.worth[ids.get(node, f"axis{number}")] = worth
+        for members, unit, option in zip(self.members, problem.units, found.options, strict=True):
+            worth = Worth.of({name: unit.loss(found.labels, name) for name in self.asked.names}, option.name)
+            if worth is not None:
+                first = members[0]
+                placement.schemes[first.site.name if isinstance(first, Table) else first.name] = worth
+
     def _place(self, members: Sequence[Siblings | Table], choice: OnlineChoice, placement: Placement) -> None:
         first = members[0]
         assert isinstance(first, Siblings)
         if choice.errors:
             placement.errors[first.name] = dict(choice.errors)
+        if choice.worth is not None:
+            placement.worth[first.name] = choice.worth
         if choice.unproven is not None:
             placement.unproven[first.name] = choice.unproven
         if choice.skipped is not None:
@@ -248,32 +235,6 @@ class _Graph:
             placement.behind[first.name] = choice.behind
         if choice.transform is not None:
             placement.online.update((item.name, choice.transform) for item in members if isinstance(item, Siblings))
-
-
-def rows_transform(analysis: Analysis, table: Site, offline: Mapping[AxisNode, Transform]) -> Transform | None:
-    """The transform that predictions take for a table: its rows are written in a basis, not read."""
-    out = axis_transform(analysis.axes, table.ref_out, offline)
-    return None if out is None else out.dual()
-
-
-def assign_alone(
-    analysis: Analysis, probes: Mapping[Siblings, Probes], asked: Asked, placement: Placement
-) -> Decided:  # fmt: skip
-    """Choose a scheme for every group and table where transforms are placed already."""
-
-    def loss(item: Siblings | Table, index: int) -> float:
-        if isinstance(item, Table):
-            turned = rows_transform(analysis, item.site, placement.offline)
-            return site_loss(item.probe, asked.tables[item][index], turned)
-        return probes[item].error(asked.schemes[item][index], total_transform(analysis, item, placement))
-
-    items: list[Siblings | Table] = [*asked.schemes, *asked.tables]
-    at = {item: number for number, item in enumerate(items)}
-    options = [
-        [Option(name, loss(item, i), asked.costs[item][i]) for i, name in enumerate(asked.names)] for item in items
-    ]
-    found = assign(options, asked.budgets, [(at[a], at[b]) for a, b in asked.ties])
-    return Decided(dict(zip(items, found.choice, strict=True)), found)
 
 
 def _between(analysis: Analysis, wall: Boundary, offline: Mapping[AxisNode, Transform]) -> Transform | None:

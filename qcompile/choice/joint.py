@@ -28,6 +28,11 @@ class Unit:
     spaces: tuple[int, ...]
     options: Mapping[tuple[int, ...], Sequence[Option]]
 
+    def loss(self, labels: Sequence[int], name: str) -> float:
+        """The loss of the option of that name where all spaces have those labels."""
+        found = self.options[tuple(labels[space] for space in self.spaces)]
+        return next(option.loss for option in found if option.name == name)
+
 
 @dataclass(frozen=True)
 class Wall:

@@ -13,7 +13,7 @@ from qcompile.analysis.scales import norm_before
 from qcompile.analysis.siblings import Siblings, cost_fraction, shared_table
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import LEAST_GAIN, named_candidate, not_worth
-from qcompile.choice.contenders import Contender, contenders, diagonals
+from qcompile.choice.contenders import Contender, OnlineChoice, contenders, diagonals
 from qcompile.choice.fits import Moments
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.placement import joined
@@ -31,38 +31,13 @@ if TYPE_CHECKING:
 
     Schemes = Sequence[Scheme]
 
-__all__ = ["Online", "OnlineChoice", "able", "first_of"]
+__all__ = ["Online", "able", "first_of"]
 
 #: Candidates of an input that are measured, of those that a few rows rank first.
 MEASURED = 2
 
 #: What a candidate may cost by a few rows, relative to none, and still be measured.
 WORTH_MEASURING = 1.1
-
-
-@dataclass(frozen=True)
-class OnlineChoice:
-    """The best transform in front of the sites of a group.
-
-    Args:
-        transform: ``None`` for nothing.
-        cost: the error that remains and the price that is paid; with forced transforms their number.
-        errors: of each candidate relative to none, for the report.
-        skipped: why there is none although one was asked for.
-        unproven: why it is none of those that were fitted to data, although one promised more.
-        behind: a diagonal that the norm which writes the value takes over, in front of ``transform``.
-    """
-
-    transform: Transform | None
-    cost: float
-    errors: Mapping[str, float] = field(default_factory=dict)
-    skipped: str | None = None
-    unproven: str | None = None
-    behind: Transform | None = None
-
-    def after(self, offline: Transform | None) -> Transform | None:
-        """The transform of the input: what folds, then this."""
-        return joined(offline, self.behind, self.transform)
 
 
 @dataclass
@@ -165,13 +140,10 @@ class Online:
             kind, group.width, first_of(schemes), self.seed, Freedom.GENERAL, self.moments.of(group), offline=False
         )
         if found is None:
-            what = (
-                "of its size"
-                if self.moments.of(group) is not None or not NAMED[kind].fitted
-                else "without calibration data"
-            )
-            alone = "" if NAMED[kind].online else " in front of sites, where it would do nothing"
-            return OnlineChoice(None, 1.0, skipped=f"there is no transform of kind '{kind}' {alone or what}")
+            unfitted = NAMED[kind].fitted and self.moments.of(group) is None
+            why = "without calibration data" if unfitted else "of its size"
+            why = why if NAMED[kind].online else "in front of sites, where it would do nothing"
+            return OnlineChoice(None, 1.0, skipped=f"there is no transform of kind '{kind}' {why}")
         reason = not_worth(group.value, group.sites)
         return OnlineChoice(found if reason is None else None, 1.0, skipped=reason)
 
@@ -217,7 +189,8 @@ class Online:
                 break
             unproven = unproven or f"on {len(ours)} sequences that it had not seen, {name} does not clearly err less"
         item = made.get(name, Contender(None, None, fitted=False))
-        return OnlineChoice(item.transform, costs[name], errors, None, None if item.fitted else unproven, item.behind)
+        unproven = None if item.fitted else unproven
+        return OnlineChoice(item.transform, costs[name], errors, None, unproven, item.behind, name, costs)
 
     def behind_another(
         self, group: Siblings, choice: OnlineChoice, offline: Transform | None, schemes: Schemes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,31 @@ from qcompile.transforms.composite import compose
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["Placement", "joined", "total_transform"]
+__all__ = ["Placement", "Worth", "joined", "total_transform"]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """The worth of a decision: what was chosen, and the next best of what was measured.
+
+    Args:
+        chosen, other: their names.
+        loss, other_loss: predicted, the price of what stays in the graph included: what the decision went by.
+    """
+
+    chosen: str
+    loss: float
+    other: str
+    other_loss: float
+
+    @staticmethod
+    def of(losses: Mapping[str, float], chosen: str) -> Worth | None:
+        """The next best of some losses; ``None`` where nothing else competed."""
+        others = {name: loss for name, loss in losses.items() if name != chosen}
+        if not others or chosen not in losses:
+            return None
+        other = min(others, key=lambda name: (others[name], name))
+        return Worth(chosen, losses[chosen], other, others[other])
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,8 @@ class Placement:
         skipped: by name of the value, why its sites got no online transform although one was asked for.
         unproven: by name of the value, why they got none of those that were fitted to data.
         behind: by name of the value, a diagonal that the norm which writes it takes over.
+        worth: by space or value, what its transform was worth.
+        schemes: by value or table, what its scheme was worth, where several competed; others may cost more.
     """
 
     offline: dict[AxisNode, Transform]
@@ -39,6 +66,8 @@ class Placement:
     skipped: dict[str, str] = field(default_factory=dict)
     unproven: dict[str, str] = field(default_factory=dict)
     behind: dict[str, Transform] = field(default_factory=dict)
+    worth: dict[str, Worth] = field(default_factory=dict)
+    schemes: dict[str, Worth] = field(default_factory=dict)
 
     def to_json(self, analysis: Analysis) -> dict[str, Any]:
         """The transforms alone, by space, value and boundary."""

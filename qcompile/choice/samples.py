@@ -48,7 +48,7 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What is known of one input, for all sites that read it: rows, rows held out, what GPTQ learns from them."""
+    """All that is known of one input, for the sites that read it: rows, rows held out, what GPTQ learns from them."""
 
     rows: torch.Tensor
     held_out: HeldOut | None

@@ -15,10 +15,10 @@ from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblin
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment
 from qcompile.choice.costs import cost_of
-from qcompile.choice.decision import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.export_options import Options
 from qcompile.choice.kinds import FITTED, FREE
 from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
 from qcompile.choice.transforms import place_and_assign
 from qcompile.choice.wishes import Wishes

@@ -15,11 +15,12 @@ import onnx_ir as ir
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.cuts import components
-from qcompile.choice.decision import Asked, Decided, decide_all
+from qcompile.choice.decision import decide_all
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.labels import labels_of
 from qcompile.choice.online import Online, able
 from qcompile.choice.placement import Placement
+from qcompile.choice.question import Asked, Decided
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError, unknown
 from qcompile.notes import Progress

@@ -147,7 +147,8 @@ def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
         for transform in (None, Hadamard(group.width, 0)):
             (site,) = group.sites
             measured = trial.divergences({site.name: scheme}, {group.name: transform}).mean()
-            felt = site_loss(probe(site, Samples.of(statistics[group.name], learns=False), found[site.name]), scheme, transform)
+            samples = Samples.of(statistics[group.name], learns=False)
+            felt = site_loss(probe(site, samples, found[site.name]), scheme, transform)
             assert felt == pytest.approx(measured, rel=0.35)
 
 
