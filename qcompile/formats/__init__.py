@@ -18,17 +18,9 @@ from qcompile.formats.elements import ELEMENTS
 from qcompile.formats.format import Element, Format, Kind, ScaleRule, ScaleType
 
 if TYPE_CHECKING:
+    from qcompile.formats.fake import fake_quantize, fake_quantize_rows
     from qcompile.formats.packed import pack, unpack
-    from qcompile.formats.quantizer import (
-        Quantized,
-        compute_scales,
-        decode,
-        encode,
-        fake_quantize,
-        fake_quantize_rows,
-        quantize,
-        round_to,
-    )
+    from qcompile.formats.quantizer import Quantized, compute_scales, decode, encode, quantize, round_to
     from qcompile.formats.scales import Scales
     from qcompile.formats.search import search_scales
 
@@ -38,8 +30,8 @@ _LAZY = {
     "compute_scales": "quantizer",
     "decode": "quantizer",
     "encode": "quantizer",
-    "fake_quantize": "quantizer",
-    "fake_quantize_rows": "quantizer",
+    "fake_quantize": "fake",
+    "fake_quantize_rows": "fake",
     "pack": "packed",
     "quantize": "quantizer",
     "round_to": "quantizer",

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
+from qcompile.formats.fake import fake_quantize
 from qcompile.formats.format import Format, ScaleRule, ScaleType
 from qcompile.formats.grids.distributions import Array, Distribution, as_distribution
-from qcompile.formats.quantizer import fake_quantize
 from qcompile.formats.scales import _EXPONENT_RULES, _power_of_two, store_scale
 from qcompile.formats.tensor_scale import default_tensor_scale
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from qcompile.formats.format import Format
 from qcompile.formats.rounding import decode_element, encode_element, round_element, zero_code
 from qcompile.formats.rows import Rows, chunk_of
-from qcompile.formats.scales import Scales, divisor, group_scales, quotient
+from qcompile.formats.scales import Scales, divisor, group_scales
 from qcompile.formats.tensor_scale import default_tensor_scale
 
 __all__ = [
-    "Quantized", "Structured", "compute_scales", "decode", "encode", "fake_quantize", "quantize", "quantize_rows",
-    "round_to",
+    "Quantized", "Structured", "compute_scales", "decode", "encode", "quantize", "quantize_rows", "round_to",
 ]  # fmt: skip
 
 
@@ -197,28 +196,6 @@ def quantize_rows(
     return Quantized(fmt, shape, view.axis, codes, shaped.scale, shaped.zero_point, tensor_scale)
 
 
-def fake_quantize(
-    x: Tensor,
-    fmt: Format | Structured[Dequantizes],
-    axis: int = -1,
-    scales: Scales | None = None,
-    tensor_scale: Tensor | float | None = None,
-) -> Tensor:
-    """``quantize(...).dequantize()`` without the codes: float32 values in the shape of ``x``."""
-    if not isinstance(fmt, Format):
-        return fmt.quantize(x, axis).dequantize()
-    view = Rows.of(x, fmt, axis)
-    tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
-    view.check(scales)
-    out = torch.empty(view.count, view.width, device=x.device)
-    for part, groups in view.chunks():
-        local = _chunk_scales(groups, fmt, scales, tensor_scale, part)
-        zero_point = None if local.zero_point is None else local.zero_point.unsqueeze(-1)
-        rounded = round_to(groups, local.effective.unsqueeze(-1), zero_point, fmt)
-        out[part] = rounded.flatten(1)[:, : view.width]
-    return out.view(*view.lead, view.size).movedim(-1, view.axis)
-
-
 def compute_scales(x: Tensor, fmt: Format, axis: int = -1, tensor_scale: Tensor | float | None = None) -> Scales:
     """The scales that :func:`quantize` would store, without the codes. Shapes as in :class:`Scales`."""
     view = Rows.of(x, fmt, axis)
@@ -258,16 +235,3 @@ def _store(stored: Scales, local: Scales, part: slice) -> None:
     stored.scale[part] = local.scale
     if stored.zero_point is not None and local.zero_point is not None:
         stored.zero_point[part] = local.zero_point
-
-
-def fake_quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
-    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself.
-
-    A second-level scale is that of its row, so that a token's result does not depend on its neighbours.
-    """
-    if fmt.tensor_scale is None:
-        return fake_quantize(x, fmt)
-    target, x = fmt.targets[0] if fmt.targets else fmt.element.max, x.float()
-    scale = quotient(x.abs().amax(-1, keepdim=True), target * fmt.tensor_scale)
-    scale = torch.where(scale > 0, scale, 1.0)
-    return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale

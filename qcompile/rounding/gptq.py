@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, Scales, compute_scales, quantize, round_to, search_scales
+from qcompile.formats.replay import captured
 from qcompile.threads import alone
 
 __all__ = ["Factor", "GPTQResult", "factorize", "gptq", "output_error"]
@@ -256,14 +257,7 @@ def _captured(
     zero_point = torch.zeros(count, rows, dtype=torch.uint8, device=device) if asymmetric else None
     ones = torch.ones(count, rows, device=device)
     own = _Block(torch.zeros_like(ones), torch.eye(count, device=device), ones, zero_point)
-    beside = torch.cuda.Stream(device)
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
-        own.round(fmt)  # what is set up at a first use cannot be captured
-    torch.cuda.current_stream(device).wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        errors = own.round(fmt)
+    graph, errors = captured(lambda: own.round(fmt), device)
     return graph, own, errors
 
 

@@ -1,0 +1,91 @@
+"""Values as formats hold them, without codes: what predictions and the engine compute with."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from qcompile.formats.format import Format, ScaleRule
+from qcompile.formats.quantizer import Dequantizes, Structured, _chunk_scales, _tensor_scale_of, round_to
+from qcompile.formats.replay import captured
+from qcompile.formats.rows import Rows
+from qcompile.formats.scales import Scales, quotient
+
+__all__ = ["fake_quantize", "fake_quantize_rows"]
+
+#: Values of a tensor on a GPU that are few enough for launches to take longer than the work.
+REPLAYED = 1 << 21
+
+#: Held while a captured graph and its tensors are used: threads share them.
+_REPLAYING = Lock()
+
+
+def fake_quantize(
+    x: Tensor,
+    fmt: Format | Structured[Dequantizes],
+    axis: int = -1,
+    scales: Scales | None = None,
+    tensor_scale: Tensor | float | None = None,
+) -> Tensor:
+    """``quantize(...).dequantize()`` without the codes: float32 values in the shape of ``x``."""
+    if not isinstance(fmt, Format):
+        return fmt.quantize(x, axis).dequantize()
+    if scales is None and _replays(x, fmt):
+        second = _tensor_scale_of(x, fmt, None, tensor_scale)
+        graph, own, own_scale, result = _captured(tuple(x.shape), x.dtype, fmt, axis, second is not None, x.device)
+        with _REPLAYING:
+            own.copy_(x.detach())
+            if second is not None:
+                own_scale.copy_(second)
+            graph.replay()
+            return result.clone()
+    view = Rows.of(x, fmt, axis)
+    tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
+    view.check(scales)
+    return _fake_quantized(x, fmt, view, scales, tensor_scale)
+
+
+def _fake_quantized(x: Tensor, fmt: Format, view: Rows, scales: Scales | None, tensor_scale: Tensor | None) -> Tensor:
+    out = torch.empty(view.count, view.width, device=x.device)
+    for part, groups in view.chunks():
+        local = _chunk_scales(groups, fmt, scales, tensor_scale, part)
+        zero_point = None if local.zero_point is None else local.zero_point.unsqueeze(-1)
+        rounded = round_to(groups, local.effective.unsqueeze(-1), zero_point, fmt)
+        out[part] = rounded.flatten(1)[:, : view.width]
+    return out.view(*view.lead, view.size).movedim(-1, view.axis)
+
+
+def _replays(x: Tensor, fmt: Format) -> bool:
+    """Whether a tensor is rounded by a graph of kernels: a small one on a GPU, in formats that ask it nothing."""
+    asks = len(fmt.targets) > 1 or fmt.rule is ScaleRule.MINMAX
+    return x.is_cuda and x.numel() <= REPLAYED and not asks and not torch.cuda.is_current_stream_capturing()
+
+
+@lru_cache(maxsize=64)
+def _captured(
+    shape: tuple[int, ...], dtype: torch.dtype, fmt: Format, axis: int, scaled: bool, device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
+    own, second = torch.ones(shape, dtype=dtype, device=device), torch.ones((), device=device)
+    given = second if scaled else None
+
+    def work() -> Tensor:
+        return _fake_quantized(own, fmt, Rows.of(own, fmt, axis), None, given)
+
+    graph, result = captured(work, device)
+    return graph, own, second, result
+
+
+def fake_quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself.
+
+    A second-level scale is that of its row, so that a token's result does not depend on its neighbours.
+    """
+    if fmt.tensor_scale is None:
+        return fake_quantize(x, fmt)
+    target, x = fmt.targets[0] if fmt.targets else fmt.element.max, x.float()
+    scale = quotient(x.abs().amax(-1, keepdim=True), target * fmt.tensor_scale)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale
