@@ -17,11 +17,13 @@ from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
 from qcompile.errors import InputError
 from qcompile.parts import export_parts, parts_to_export
+from qcompile.recipes.recipe import read_recipe
 from qcompile.run.data import load_data
 from qcompile.run.memory_budget import parse_memory
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
 from qcompile.stages import Rotated
+from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -45,12 +47,14 @@ def export(
     target: str,
     folder: str | Path | None = None,
     *,
+    recipe: str | Path | None = None,
     budget: Mapping[str, float] | None = None,
     calibration: DataLike | None = None,
     evaluation: DataLike | None = None,
-    formats: Sequence[str] = (),
-    transforms: str = "auto",
-    method: str = "gptq",
+    formats: Sequence[str] | None = None,
+    transforms: str | None = None,
+    method: str | None = None,
+    split: Sequence[str] | None = None,
     seed: int = 0,
     device: str = "cpu",
     tvm_target: str | None = None,
@@ -78,14 +82,18 @@ def export(
         model: what ``capture`` takes or returns: a path, a module with ``example_inputs=``, an exported program.
         target: a name that ``qcompile targets`` lists.
         folder: the new folder of the artifact. By default ``default_folder``.
+        recipe: a name that ``qcompile recipes`` lists, or a file; where budget, formats, transforms, method or split
+            are not given, they are those of the recipe.
         budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
         calibration: data in a form of ``run.sources``: a file or folder of arrays, a text, a folder of images, a
             mapping from the names of inputs to arrays, an iterable of such mappings, or a function that returns one;
             random inputs without.
         evaluation: data to measure the loss on, in the same forms.
         formats: the formats to choose among; by default the target's own.
-        transforms: ``auto``, ``none``, ``hadamard``, ``block`` or ``wush``.
-        method: ``gptq``, ``search`` or ``rtn``.
+        transforms: ``auto``, by default, ``none``, ``hadamard``, ``block`` or ``wush``.
+        method: ``gptq``, by default, ``search`` or ``rtn``; with options as in ``gptq{shift=1}``.
+        split: ways to compute parts of weights apart, such as ``columns{count=64,format=int8}`` for those that read
+            loud features, and ``branch{rank=32}`` for leading directions; in order.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
@@ -114,13 +122,18 @@ def export(
     Raises:
         QCompileError: if it cannot be done. Nothing is written then.
     """
+    lists = {name: _several(words) for name, words in (("formats", formats), ("split", split)) if words is not None}
+    given: dict[str, Any] = {"budget": budget, "transforms": transforms, "method": method}
+    given = {name: value for name, value in given.items() if value is not None} | lists
     options = Options(
-        target=target, budget=dict(budget or {}), calibration=calibration, evaluation=evaluation,
-        formats=_several(formats), transforms=transforms, method=method, seed=seed, device=device,
-        tvm_target=tvm_target, latency=latency, effort=effort, exclude=_several(exclude), keep=_several(keep),
+        target=target, calibration=calibration, evaluation=evaluation, seed=seed, device=device, tvm_target=tvm_target,
+        latency=latency, effort=effort, exclude=_several(exclude), keep=_several(keep),
         format_for=dict(format_for or {}), transform_for=dict(transform_for or {}),
-        reading=Reading(tokenizer, window, preprocessing), memory=parse_memory(memory or {}),
+        reading=Reading(tokenizer, window, preprocessing),
+        memory=parse_memory(memory or {}),
+        recipe=None if recipe is None else str(recipe),
         work=None if work is None else Path(work),
+        **(given if recipe is None else read_recipe(recipe).on(get_target(target), given)),
     )  # fmt: skip
     where = default_folder(model, target) if folder is None else folder
     if options.work is not None and options.work.resolve().is_relative_to(Path(where).resolve()):

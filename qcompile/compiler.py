@@ -23,6 +23,7 @@ from qcompile.checks.sites import sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.splits import SPLIT
 from qcompile.choice.wishes import wishes_of
 from qcompile.effort import Effort
 from qcompile.errors import InputError
@@ -30,12 +31,14 @@ from qcompile.ir.capture import begin_capture
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.graph import node_name
 from qcompile.measuring import measure, timed_beside
-from qcompile.notes import GPTQ, LEARNING, WEIGHTED_SEARCH, Progress
+from qcompile.notes import LEARNING, Progress
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
+from qcompile.rounding.methods import Gptq, Rtn, method_of
 from qcompile.run.data import hold_out, load_data
+from qcompile.splitting import split_sites
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
@@ -82,7 +85,7 @@ def plan(model: Any, options: Options) -> ir.Model:
     Args: as for ``export``, whose checks are left out.
     """
     request = _request(options)
-    rotated = _rotate(_choose(prepare(_capture(model, request), ties=request.target.ties), request))
+    rotated = _rotate(_choose(_prepare(_capture(model, request), request), request))
     _round(rotated)
     return rotated.model
 
@@ -106,6 +109,12 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     data = load_data(options.calibration, source.model, seed=options.seed, reading=options.reading)
     request.tell("reading")
     return Captured(source, hold_out(data, source.model), options.seed, options.keep, options.device)
+
+
+def _prepare(captured: Captured, request: Request) -> Prepared:
+    """Prepare the graph, and compute parts of weights apart where that was asked for."""
+    prepared = prepare(captured, request.progress, ties=request.target.ties)
+    return split_sites(prepared, request) if request.options.split else prepared
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
@@ -141,15 +150,17 @@ def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
     source = prepared.source
     graphs = [source.sha256, fingerprint(source.model), fingerprint(prepared.model)]
     tied = [site.name for site in prepared.analysis.sites if site.stored is not site.weight]
-    return [*graphs, tied, list(options.keep), prepared.seen.data.digest(), options.device]
+    split = [*options.split, *options.formats] if options.split else []  # a branch depends on what the rest loses
+    return [*graphs, tied, list(options.keep), prepared.seen.data.digest(), options.device, split]
 
 
 def _learned(captured: Captured, request: Request) -> Quantized:
     """Choose, rotate and round, or round plainly where all that errs more; what was asked for by name stays."""
-    prepared = prepare(captured, request.progress, ties=request.target.ties)
+    prepared = _prepare(captured, request)
     chosen, options, data = _choose(prepared, request), request.options, prepared.seen.data
-    free = options.transforms in ("auto", "none") and options.method != "search" and not data.random
-    if not free or (options.method == "rtn" and chosen.choice.placement.plain):
+    method = method_of(options.method)
+    free = options.transforms in ("auto", "none") and method in (Gptq(), Rtn()) and not data.random
+    if not free or (method == Rtn() and chosen.choice.placement.plain):
         return _quantize(_rotate(chosen))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
     plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device))
@@ -161,7 +172,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if reason is None:
         return quantized
     request = replace(request, options=replace(options, transforms="none", method="rtn"))
-    quantized = _quantize(_rotate(_choose(prepare(captured, request.progress, ties=request.target.ties), request)))
+    quantized = _quantize(_rotate(_choose(_prepare(captured, request), request)))
     quantized.rotated.prepared.state.decline("*", LEARNING, reason)
     return quantized
 
@@ -192,7 +203,7 @@ def _quantize(rotated: Rotated) -> Quantized:
     begin = partial(
         begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps, chosen.request.options.device
     )
-    if chosen.request.options.method == "gptq":  # which uses all cores
+    if method_of(chosen.request.options.method).walks:  # which uses all cores
         equal = begin()()
         _round(rotated)
     else:
@@ -217,10 +228,9 @@ def _round(rotated: Rotated) -> None:
         chosen.request.progress, work,
     )  # fmt: skip
     run_pass(rounding, prepared.state)
-    if options.method == "gptq" and not learned:
-        prepared.state.decline("*", GPTQ, f"{data.too_few}, so weights are rounded to nearest")
-    elif options.method == "search" and not learned and not data.random:
-        prepared.state.decline("*", WEIGHTED_SEARCH, data.too_few)
+    method = method_of(options.method)
+    if method.learns and not learned and (method.walks or not data.random):
+        prepared.state.decline("*", method.title, f"{data.too_few}, so weights are {method.otherwise}")
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:
@@ -228,7 +238,8 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     request, model = quantized.chosen.request, quantized.rotated.model
     target = request.target
     for node in model.graph.all_nodes():
-        node.metadata_props.pop(KEPT, None)  # what was wished is the manifest's to say
+        for mark in (KEPT, SPLIT):
+            node.metadata_props.pop(mark, None)  # what was wished is the manifest's to say
     rounded = rounded_for(model, target)
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)

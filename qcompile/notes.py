@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = [
-    "AS_ON_ENGINE", "FITTED", "FITTED_TRANSFORM", "FLOAT_ON_ENGINE", "GPTQ", "GPTQ_OF_EACH", "LEARNING", "ON_ENGINE",
-    "WEIGHTED_SEARCH", "Decline", "Declined", "Progress",
+    "AS_ON_ENGINE", "FITTED_TRANSFORM", "FLOAT_ON_ENGINE", "LEARNING", "OF_EACH", "ON_ENGINE", "Decline", "Declined",
+    "Progress",
 ]  # fmt: skip
 
 #: Work that learns from data, by the words in which it is declined: where the data does not bear it, it is left out.
-GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH = "GPTQ", "GPTQ of every matrix", "weighted search"
 FITTED_TRANSFORM, LEARNING = "a transform fitted to its input", "transforms, and rounding by what the data teaches"
-FITTED = (GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH, FITTED_TRANSFORM, LEARNING)
+
+#: Behind the title of a method of rounding that is declined for matrices of a stack.
+OF_EACH = " of every matrix"
 
 #: Work that falls back on a runtime, and a comparison that failed, by the words in which they are declined.
 ON_ENGINE, FLOAT_ON_ENGINE = "measuring on the engine", "running the float model on the engine"

@@ -24,20 +24,21 @@ FLOORS = {
     "driver": 11,
     "artifact": 10,
     "checks": 9,
-    "passes": 8, "backends": 8,
-    "choice": 7, "rounding": 7,
+    "passes": 8, "backends": 8, "recipes": 8,
+    "choice": 7,
+    "rounding": 6,
     "statistics": 5,
     "targets": 4,
     "analysis": 3, "run": 3,
     "operators": 2,
     "shapes": 1, "formats": 1, "huggingface": 1,
-    "transforms": 0, "ir": 0, "effort": 0, "work": 0,
+    "transforms": 0, "ir": 0, "effort": 0, "work": 0, "words": 0,
     "errors": -1, "threads": -1, "notes": -1,
 }  # fmt: skip
 
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
-    ("api", "compiler", "inspection", "measuring", "opt", "parts", "preparation", "stages"), "driver"
+    ("api", "compiler", "inspection", "measuring", "opt", "parts", "preparation", "splitting", "stages"), "driver"
 )
 
 #: Imports that go up or across, each with the reason. To become none.

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from qcompile.passes.index import all_passes
+from qcompile.recipes.recipe import all_recipes
 from qcompile.targets.registry import targets
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +145,7 @@ def test_the_folders_refuse_their_bare_names(tree: Path, name: str) -> None:
         assert f"ModuleNotFoundError: No module named '{name}'" in run.stderr
 
 
-@pytest.mark.parametrize("command, known", [("targets", targets), ("passes", all_passes)])
+@pytest.mark.parametrize("command, known", [("targets", targets), ("passes", all_passes), ("recipes", all_recipes)])
 def test_the_wheel_lists_all(installed: Path, tmp_path: Path, command: str, known: Callable[[], dict]) -> None:
     run = python("-m", "qcompile", command, package=installed, cwd=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InputError, nearest
 
-__all__ = ["sites_of"]
+__all__ = ["fitting", "sites_of"]
 
 
 def sites_of(pattern: str, sites: Sequence[Site], option: str) -> list[Site]:
@@ -20,13 +20,18 @@ def sites_of(pattern: str, sites: Sequence[Site], option: str) -> list[Site]:
     Raises:
         InputError: if there are none; it lists the names that are most like the pattern.
     """
-    found = [site for site in sites if any(_fits(name, pattern) for name in _names(site))]
+    found = fitting(pattern, sites)
     if not found:
         names = [name for site in sites for name in _names(site)]
         near = nearest(pattern.strip("*"), names) or names[:5]
         listed = f"the nearest are {', '.join(near)}" if near else "the model has none"
         raise InputError(f"{option} '{pattern}' fits no site and no module: {listed} (qcompile inspect lists all)")
     return found
+
+
+def fitting(pattern: str, sites: Sequence[Site]) -> list[Site]:
+    """The sites that a pattern means, of which there may be none."""
+    return [site for site in sites if any(_fits(name, pattern) for name in _names(site))]
 
 
 def _names(site: Site) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.choice.export_options import UNITS
+from qcompile.recipes.recipe import read_recipe
 from qcompile.run.compare import number
 from qcompile.run.sources import DataLike
 
@@ -13,15 +14,22 @@ if TYPE_CHECKING:
     from qcompile.choice.assignment import Assignment
     from qcompile.choice.export_options import Options
 
-__all__ = ["budget_entry", "options_entry"]
+__all__ = ["asked_entries", "budget_entry", "options_entry"]
+
+
+def asked_entries(options: Options) -> dict[str, Any]:
+    """The options of an export, and the recipe that some of them come from."""
+    return {"options": options_entry(options), "recipe": _recipe_entry(options)}
 
 
 def options_entry(options: Options) -> dict[str, Any]:
     """The options of an export under their names; target and seed stand beside them."""
     return {
+        "recipe": options.recipe,
         "budget": {unit: number(bound) for unit, bound in sorted(options.budget.items())},
         "formats": list(options.formats),
         "transforms": options.transforms,
+        "split": list(options.split),
         "method": options.method,
         "calibration": _said_of(options.calibration),
         "evaluation": _said_of(options.evaluation),
@@ -35,6 +43,16 @@ def options_entry(options: Options) -> dict[str, Any]:
         "window": options.reading.window,
         "preprocessing": _said_of(options.reading.preprocessing),
     }
+
+
+def _recipe_entry(options: Options) -> dict[str, Any] | None:
+    """The recipe of an export: its parts, and the options that were given in place of what they say."""
+    if options.recipe is None:
+        return None
+    recipe = read_recipe(options.recipe)
+    given = [name for name, value in recipe.options.items() if getattr(options, name) != value]
+    said = {"name": recipe.name, "paper": recipe.paper, "lacks": recipe.lacks}
+    return {**said, "parts": {part: dict(words) for part, words in recipe.parts.items()}, "given": given}
 
 
 def _said_of(data: DataLike | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qcompile.analysis.spaces import Analysis
 from qcompile.artifact.alone import digests
 from qcompile.artifact.artifact import REPORT
-from qcompile.artifact.asked import budget_entry, options_entry
+from qcompile.artifact.asked import asked_entries, budget_entry
 from qcompile.artifact.byte_counts import bits_per_weight, bytes_in, stored
 from qcompile.artifact.entries import (
     count_of,
@@ -107,7 +107,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "source": _source(facts.source),
         "target": facts.target.name,
         "seed": facts.options.seed,
-        "options": options_entry(facts.options),
+        **asked_entries(facts.options),
         "spaces": space_entries(facts.analysis, chosen.placement.offline),
         "sites": _sites(facts),
         **_weights(facts),

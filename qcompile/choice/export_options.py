@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qcompile.choice.kinds import KINDS
+from qcompile.choice.splits import split_of
 from qcompile.errors import InputError, unknown
+from qcompile.rounding.methods import method_of
 from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
-__all__ = ["METHODS", "UNITS", "Options", "check_options"]
-
-#: How weights are rounded: GPTQ, to nearest with searched scales, to nearest.
-METHODS = ("gptq", "search", "rtn")
+__all__ = ["UNITS", "Options", "check_options"]
 
 #: What a budget may bound.
 UNITS = {
@@ -38,7 +37,7 @@ class Options:
         calibration: data in a form of ``run.sources``; without it random inputs.
         formats: names of the schemes to choose among; the target's default without them.
         transforms: one of ``kinds.KINDS``.
-        method: one of ``METHODS``.
+        method: as ``rounding.methods.method_of`` reads it.
         seed: of everything random.
         device: where torch computes: ``cpu`` or ``cuda``.
         evaluation: data to measure the loss on, in the same forms.
@@ -52,6 +51,8 @@ class Options:
         reading: how data that are texts or images are read.
         memory: the bytes that activations may take.
         work: a folder for what another export may need again; no result depends on it.
+        recipe: the name or the file of the recipe that some of the others come from.
+        split: ways to split weights, as ``splits.split_of`` reads them, in order.
     """
 
     target: str
@@ -73,6 +74,8 @@ class Options:
     reading: Reading = field(default_factory=Reading)
     memory: Memory = field(default_factory=Memory)
     work: Path | None = None
+    recipe: str | None = None
+    split: Sequence[str] = ()
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
@@ -82,7 +85,8 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
         InputError: if a word is unknown, or a budget is.
     """
     words = [("transforms", word, KINDS) for word in (options.transforms, *options.transform_for.values())]
-    for what, word, known in (*words, ("method", options.method, METHODS)):
+    method_of(options.method)
+    for what, word, known in words:
         if word not in known:
             raise InputError(unknown(what, word, known))
     if options.device == "cuda" and not _has_cuda():
@@ -94,7 +98,7 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
             raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
-    for text in options.format_for.values():
+    for text in (*options.format_for.values(), *(split_of(word).format for word in options.split)):
         target.scheme(text)
     least = min(scheme.bits for scheme in schemes)
     if options.budget.get("bits", least) < least:

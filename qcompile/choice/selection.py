@@ -24,6 +24,7 @@ from qcompile.choice.transforms import place_and_assign
 from qcompile.choice.wishes import Wishes
 from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
+from qcompile.rounding.methods import method_of
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
 from qcompile.statistics.calibration import DEVICE_ROWS, FINE_ROWS, MAX_ROWS, Statistics
@@ -156,7 +157,7 @@ def _statistics(
     if not needed:
         return {}
     every = {group.name: group for own in (siblings_of(quantizable(analysis)[0]), groups) for group in own}
-    shares = {name: routes_of(group) for name, group in every.items()} if options.method == "gptq" else {}
+    shares = {name: routes_of(group) for name, group in every.items()} if method_of(options.method).walks else {}
     routes = {name: found for name, found in shares.items() if found}
     fitted = not FITTED.isdisjoint((options.transforms, *options.transform_for.values()))
     moments = fitted or not data.random  # what random inputs teach is good for nothing else

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qcompile.analysis.named_sites import sites_of
 from qcompile.analysis.spaces import KEPT, Site
+from qcompile.choice.splits import SPLIT, split_of
 from qcompile.errors import InputError
 from qcompile.targets.eligible import WEIGHT
 from qcompile.targets.scheme import Scheme
@@ -76,7 +77,7 @@ def wishes_of(
     sites: Sequence[Site], target: Target, exclude: Sequence[str], format_for: Mapping[str, str],
     transform_for: Mapping[str, str],
 ) -> Wishes:  # fmt: skip
-    """The wishes of a user about the sites of a graph, those that a pass marked as kept among them.
+    """The wishes of a user about the sites of a graph, those that passes marked as kept or split off among them.
 
     Args:
         exclude: patterns of sites that stay float.
@@ -93,7 +94,10 @@ def wishes_of(
     for pattern in exclude:
         reason = f"excluded by --exclude '{pattern}'"
         left_out = {site.name: reason for site in sites_of(pattern, sites, "--exclude")} | left_out
-    schemes = _last(format_for, sites, "--format-for", said)
+    beside = {site.name: site.node.metadata_props[SPLIT] for site in sites if SPLIT in site.node.metadata_props}
+    said |= {name: [f"--split '{word}'"] for name, word in beside.items()}
+    schemes = {name: split_of(word).format for name, word in beside.items()}
+    schemes |= _last(format_for, sites, "--format-for", said)
     kinds = _last(transform_for, sites, "--transform-for", said)
     return Wishes(left_out, {name: target.scheme(text) for name, text in schemes.items()}, kinds, said)
 

@@ -17,7 +17,7 @@ import typer
 
 from qcompile.cli import options
 from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell
-from qcompile.cli.listing import inputs, passes, targets
+from qcompile.cli.listing import inputs, passes, recipes, targets
 from qcompile.errors import VerificationError
 
 __all__ = ["app", "main"]
@@ -44,6 +44,7 @@ def export(
     model: options.Model,
     target: options.Target,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The new folder; else NAME.TARGET.")] = None,
+    recipe: options.Recipe = None,
     budget: options.Budget = None,
     calibration: options.Calibration = None,
     evaluation: options.Evaluation = None,
@@ -52,9 +53,10 @@ def export(
     preprocessing: options.Preprocessing = None,
     formats: options.Formats = None,
     transforms: Annotated[
-        options.Transforms, typer.Option(help="Choose by predicted error, or force one.")
-    ] = options.Transforms.auto,
-    method: Annotated[options.Method, typer.Option(help="How weights are rounded.")] = options.Method.gptq,
+        options.Transforms | None, typer.Option(help="Choose by predicted error, which is the default, or force one.")
+    ] = None,
+    method: options.Method = None,
+    split: options.Split = None,
     exclude: options.Exclude = None,
     keep: options.Keep = None,
     format_for: options.FormatFor = None,
@@ -78,7 +80,8 @@ def export(
     """Quantize a model for a target and write the artifact.
 
     Patterns are a shell's, over the names of sites and the paths of their modules, both of which `qcompile inspect`
-    lists; --exclude and --keep come before --format-for and --transform-for.
+    lists; --exclude and --keep come before --format-for and --transform-for. Options
+    replace what a recipe says.
     """
     limits = budgets(budget)
     formats_for, transforms_for = pairs(format_for, "FORMAT"), pairs(transform_for, "TRANSFORM")
@@ -89,8 +92,9 @@ def export(
     where = output or default_folder(model, target)
     with Progress(quiet) as progress:
         artifact = compile_for(
-            model, target, where, budget=limits, calibration=calibration, evaluation=evaluation,
-            formats=names(formats), transforms=transforms.value, method=method.value, seed=seed, device=device.value,
+            model, target, where, recipe=recipe, budget=limits or None, calibration=calibration,
+            evaluation=evaluation, formats=names(formats) or None, transforms=transforms and transforms.value,
+            method=method, split=split, seed=seed, device=device.value,
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,
@@ -263,6 +267,7 @@ def verify(
 
 app.command()(targets)
 app.command()(passes)
+app.command()(recipes)
 
 
 def main() -> None:

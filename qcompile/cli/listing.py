@@ -1,4 +1,4 @@
-"""The commands that list what there is: inputs of a model, targets, passes."""
+"""The commands that list what there is: inputs of a model, targets, recipes, passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from qcompile.cli import options
 from qcompile.cli.console import say, tell
 
-__all__ = ["inputs", "passes", "targets"]
+__all__ = ["inputs", "passes", "recipes", "targets"]
 
 
 def inputs(
@@ -37,8 +37,8 @@ def inputs(
 
 def targets(json: options.Json = None) -> None:
     """List the targets and the formats that they run."""
+    from qcompile.cli.listing_tables import targets_table
     from qcompile.cli.summaries import targets_summary
-    from qcompile.cli.tables import targets_table
     from qcompile.targets.registry import targets as known
 
     found = {target.name: target for target in known().values()}.values()
@@ -47,7 +47,18 @@ def targets(json: options.Json = None) -> None:
 
 def passes() -> None:
     """List the passes and their options, and the pipelines."""
-    from qcompile.cli.tables import passes_tables
+    from qcompile.cli.listing_tables import passes_tables
     from qcompile.passes.index import PIPELINES, all_passes
 
     say(*passes_tables(all_passes(), PIPELINES))
+
+
+def recipes(json: options.Json = None) -> None:
+    """List the published methods that --recipe takes, their parts, and the targets that run them as they stand."""
+    from qcompile.cli.listing_tables import recipes_table
+    from qcompile.cli.summaries import recipes_summary
+    from qcompile.recipes.recipe import all_recipes
+    from qcompile.targets.registry import targets as known
+
+    found, runners = all_recipes().values(), list({target.name: target for target in known().values()}.values())
+    tell(json, recipes_summary(found, runners), recipes_table(found, runners))

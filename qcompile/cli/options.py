@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
+from qcompile.cli.config import use_config
 from qcompile.cli.logs import log_to_file, log_to_terminal
-from qcompile.cli.recipe import use_recipe
+from qcompile.errors import InputError
 
 __all__ = [
     "Budget", "Cache", "Calibration", "Config", "Device", "Effort", "Evaluation", "Exclude", "Folder", "FormatFor",
     "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider",
-    "Quiet", "Seed", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window",
-    "Work",
+    "Quiet", "Recipe", "Seed", "Split", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose",
+    "Window", "Work",
 ]  # fmt: skip
 
 
@@ -40,14 +41,6 @@ class Transforms(StrEnum):
     zigzag = "zigzag"
 
 
-class Method(StrEnum):
-    """Ways to round weights; the words of the pass ``quantize``."""
-
-    gptq = "gptq"
-    search = "search"
-    rtn = "rtn"
-
-
 class Device(StrEnum):
     """Devices on which torch computes."""
 
@@ -68,6 +61,25 @@ def complete_formats(incomplete: str) -> list[str]:
 
     schemes = {name for target in targets().values() for name in target.schemes if name != "*"}
     return sorted(name for name in schemes if name.startswith(incomplete))
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """The names of recipes that begin so, for the shell."""
+    from qcompile.recipes.recipe import all_recipes
+
+    return sorted(name for name in all_recipes() if name.startswith(incomplete))
+
+
+def known_method(word: str | None) -> str | None:
+    """A method of rounding, refused here if there is none of that name, or it takes no such option."""
+    from qcompile.rounding.methods import method_of
+
+    if word is not None:
+        try:
+            method_of(word)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from error
+    return word
 
 
 Target = Annotated[
@@ -114,6 +126,26 @@ Work = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Keep here what another export may need again, or this one if killed."),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        callback=known_method,
+        help="How weights are rounded: gptq, by default, search or rtn; with options as in 'gptq{shift=1}'.",
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE", autocompletion=complete_recipes,
+        help="A published method, by a name that `qcompile recipes` lists or as a .toml file of its parts.",
+    ),
+]  # fmt: skip
+Split = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WORD", help="Compute parts of weights apart: 'columns{count=64,format=int8}', 'branch{rank=32}'."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]
 TvmTarget = Annotated[
     str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")
@@ -144,7 +176,7 @@ LogFile = Annotated[
 Config = Annotated[
     Path | None,
     typer.Option(
-        callback=use_recipe, is_eager=True,
+        callback=use_config, is_eager=True,
         help="A .toml file with options as keys, or an artifact's manifest.json; the command line wins.",
     ),
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact.pages import format_name
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qcompile.artifact.artifact import Artifact
     from qcompile.checks.losses import Measured
     from qcompile.opt import Optimized
+    from qcompile.recipes.recipe import Recipe
     from qcompile.stages import Rotated
     from qcompile.targets.target import Target
 
@@ -27,6 +28,7 @@ __all__ = [
     "artifact_summary",
     "measured_summary",
     "optimization_summary",
+    "recipes_summary",
     "rotation_summary",
     "targets_summary",
 ]
@@ -99,6 +101,18 @@ def optimization_summary(done: Optimized, output: Path) -> dict[str, Any]:
         "changed": done.changed,
         "declined": declined_entries(done.state.declined),
         "rel_l2": None if done.equivalence is None else number(done.equivalence.rel_l2),
+    }
+
+
+def recipes_summary(found: Iterable[Recipe], targets: Sequence[Target]) -> dict[str, Any]:
+    """All recipes, with the targets that run them."""
+    keys = ("paper", "does", "lacks", "parts", "options")
+    return {
+        "recipes": {
+            recipe.name: {key: getattr(recipe, key) for key in keys}
+            | {"targets": [target.name for target in targets if recipe.runs_on(target)]}
+            for recipe in found
+        }
     }
 
 

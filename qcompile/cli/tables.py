@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from qcompile.checks.losses import Measured
     from qcompile.opt import Optimized
     from qcompile.passes.hooks import Timed
-    from qcompile.passes.pipeline import Pipeline
     from qcompile.stages import Rotated
-    from qcompile.targets.target import Target
 
 __all__ = [
     "arrays_table",
@@ -37,9 +35,7 @@ __all__ = [
     "inspection_tables",
     "measured_table",
     "optimization_tables",
-    "passes_tables",
     "rotation_table",
-    "targets_table",
     "times_table",
 ]
 
@@ -65,7 +61,17 @@ def _sizes(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     runs = ", ".join(name for name, runtime in written if "missing" not in runtime)
     lacks = [(f"{name} not written", f"warning: {r['missing']}") for name, r in written if "missing" in r]
     bits = ("bits per weight", f"{m['bits_per_weight']:.3f}, scales included")
-    return [("target", m["target"]), ("runs in", runs), *lacks, sizes, bits, *_budgets(m)]
+    return [("target", m["target"]), *_recipe(m), ("runs in", runs), *lacks, sizes, bits, *_budgets(m)]
+
+
+def _recipe(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The recipe, what it leaves out, and the options that were given in its place; nothing without one."""
+    recipe = m.get("recipe")  # artifacts of earlier versions do not say it
+    if recipe is None:
+        return []
+    own = f"; with --{', --'.join(recipe['given'])} of your own" if recipe["given"] else ""
+    lacks = [("recipe lacks", f"warning: {recipe['lacks']}")] if recipe["lacks"] else []
+    return [("recipe", f"{recipe['name']} ({recipe['paper']}){own}"), *lacks]
 
 
 def _budgets(m: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -186,33 +192,6 @@ def measured_table(measured: Measured, stated: Mapping[str, Any]) -> Table:
     said = f"relative L2 {scientific(q['rel_l2'])}, divergence {scientific(q['divergence'])} nats"
     rows += [("inputs", str(measured.rows)), ("manifest says", f"{said} on {q['evaluated_inputs']} inputs")]
     return facts("artifact vs. source", rows)
-
-
-def targets_table(found: Iterable[Target]) -> Table:
-    """All targets."""
-    made = table("targets", "name", "formats", "default", "what it is")
-    for target in found:
-        name = ", ".join((target.name, *target.aliases))
-        formats = "any" if "*" in target.schemes else ", ".join(target.schemes)
-        made.add_row(Text(name), Text(formats), Text(target.default), Text(target.summary))
-    return made
-
-
-def passes_tables(found: Mapping[str, type[Any]], pipelines: Mapping[str, Pipeline]) -> list[Table]:
-    """All passes with their options, and the order of those that pipelines are made of."""
-    passes = table("passes", "name", "options", "what it does")
-    for name, step in found.items():
-        options = ", ".join(_option(field) for field in dataclasses.fields(step))
-        passes.add_row(Text(name), Text(options), Text((step.__doc__ or "").strip().split("\n")[0]))
-    ordered = table("pipelines", "name", "its passes, in order")
-    for name, pipeline in pipelines.items():
-        ordered.add_row(Text(name), Text(", ".join(step.name for step in pipeline.passes)))
-    return [passes, ordered]
-
-
-def _option(field: dataclasses.Field[Any]) -> str:
-    """An option with its default, where that is a number or a word."""
-    return f"{field.name}={field.default}" if isinstance(field.default, int | float | str) else field.name
 
 
 def optimization_tables(done: Optimized, output: Path) -> list[Table]:

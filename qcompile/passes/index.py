@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -17,11 +16,15 @@ from typing import Any
 from qcompile.errors import InputError, unknown
 from qcompile.passes.pipeline import Pipeline
 from qcompile.passes.pipelines import CANONICALIZE, PREPARE
+from qcompile.words import options_given, split_words
 
 __all__ = ["PIPELINES", "all_passes", "load_pass", "options_of", "parse_passes"]
 
 #: The commands that make the arguments of passes which take more than options.
-COMMANDS = {"quantize": "qcompile export", "rotate": "qcompile rotate"}
+COMMANDS = {
+    "quantize": "qcompile export", "rotate": "qcompile rotate", "split-branches": "qcompile export --split",
+    "split-columns": "qcompile export --split",
+}  # fmt: skip
 
 #: Lists of passes that have a name of their own.
 PIPELINES = {pipeline.name: pipeline for pipeline in (CANONICALIZE, PREPARE)}
@@ -64,8 +67,6 @@ def options_of(step: type[Any]) -> dict[str, Any]:
 
 # -- lists of passes as text -----------------------------------------------------------------------------------------
 
-_STEP = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
-
 
 def parse_passes(text: str) -> Pipeline:
     """The passes of a list such as ``canonicalize,fold-scales{smallest=0.01}``, in order.
@@ -73,40 +74,18 @@ def parse_passes(text: str) -> Pipeline:
     Raises:
         InputError: if one is unknown, takes no such option, or takes more than options.
     """
-    steps, end = [], 0
-    while end < len(text):
-        found = _STEP.match(text, end)
-        if found is None:
-            raise InputError(f"'{text}' is no list of passes, such as canonicalize,fold-scales{{smallest=0.01}}")
-        steps.append(_step(found[1], found[2] or ""))
-        end = found.end()
-    if not steps:
+    words = split_words(text)
+    if words is None:
+        raise InputError(f"'{text}' is no list of passes, such as canonicalize,fold-scales{{smallest=0.01}}")
+    if not words:
         raise InputError(f"the list of passes is empty; there are {', '.join([*all_passes(), *PIPELINES])}")
-    return Pipeline(tuple(steps))
+    return Pipeline(tuple(_step(name, given) for name, given in words))
 
 
-def _step(name: str, given: str) -> Any:
+def _step(name: str, given: Mapping[str, str]) -> Any:
     """One pass with the options that are given."""
     step = load_pass(name)
     known = {} if name in PIPELINES else options_of(step)
     if MISSING in known.values():
         raise InputError(f"pass '{name}' needs more than options: {COMMANDS[name]} runs it")
-    options = {}
-    for item in filter(None, re.split(r"[,\s]+", given)):
-        option, _, value = item.partition("=")
-        options[option] = _value(name, known, option, value)
-    return step(**options)
-
-
-def _value(name: str, known: Mapping[str, Any], option: str, text: str) -> int | float | str:
-    """What is given for an option, in the type of its default."""
-    if option not in known:
-        raise InputError(f"pass '{name}' has no option '{option}'; there are {', '.join(known) or 'none'}")
-    kind = type(known[option])
-    try:
-        return kind(text)
-    except ValueError:
-        raise InputError(f"option '{option}' of pass '{name}' takes {_KINDS[kind]}, which '{text}' is not") from None
-
-
-_KINDS = {int: "a whole number", float: "a number"}
+    return step(**options_given(f"pass '{name}'", known, given))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -14,15 +14,15 @@ from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
-from qcompile.choice.export_options import METHODS
-from qcompile.errors import InputError, unknown
-from qcompile.formats import Format, Quantized, quantize, search_scales
+from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import quantize_scalar
+from qcompile.formats.structured.vector import VectorFormat
 from qcompile.ir.required import name_of
-from qcompile.notes import GPTQ, GPTQ_OF_EACH, WEIGHTED_SEARCH
+from qcompile.notes import OF_EACH
 from qcompile.passes.state import State
 from qcompile.rounding.kept_rounding import Following, Lesson, kept_rounding, learned_from
-from qcompile.rounding.moments import LEAST_DAMPING, InputMoments, input_moments, joined
+from qcompile.rounding.methods import Method, method_of
+from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk, in_order
 from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
@@ -51,9 +51,9 @@ class Quantize:
         tables: embedding tables, which read nothing.
         schemes: by site name.
         statistics: of the untransformed inputs, by value name.
-        data: what they are of; with it, GPTQ rounds each site for what those before it make of that data.
-        method: one of ``METHODS``; ``gptq`` needs statistics, and rounds to nearest where there are none, or where
-            that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
+        data: what they are of; with it, methods that walk round each site for what those before it make of that data.
+        method: as ``method_of`` reads it. One that learns needs statistics, and rounds plainly where there are none, or
+            where that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
         device: where torch computes.
         memory: the budget of activations.
         work: about this graph, its transforms and this data.
@@ -71,6 +71,18 @@ class Quantize:
     work: Work = Work()
     name: ClassVar[str] = "quantize"
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown method.
+
+        Raises:
+            InputError: if it is.
+        """
+        method_of(self.method)
+
+    @cached_property
+    def _way(self) -> Method:
+        return method_of(self.method)
+
     def apply(self, state: State) -> bool:
         """Plan every site whose scheme has a format for its weight; no other operator keeps a plan.
 
@@ -81,8 +93,6 @@ class Quantize:
         Returns:
             whether the names of schemes in the graph changed.
         """
-        if self.method not in METHODS:
-            raise InputError(unknown("method", self.method, METHODS))
         before = _scheme_names(state)
         drop_plans(state.model)  # the walk takes a site without a plan for one that computes with its float weight
         once: dict[Hashable, Quantized] = {}  # a weight that sites share is rounded once, and stored once
@@ -112,11 +122,11 @@ class Quantize:
         Those that a walk passes come first, in the order of the graph: the sites of one are planned when the next
         comes, whose lesson depends on all of them.
         """
-        known = [] if self.method == "rtn" else [g for g, _ in self.groups if g.value.name in self.statistics]
+        known = [g for g, _ in self.groups if g.value.name in self.statistics] if self._way.learns else []
         work = self.work.about(lambda: [self.method, learned_from(self.statistics), self._asked(self.tables)])
         transforms = dict(self.groups)
         walked: list[Siblings] = []
-        if self.method == "gptq" and self.data is not None and known:
+        if self._way.walks and self.data is not None and known:
             walked, behind = in_order(state.model, known), work.about(lambda: "in order")
             with closing(Following(partial(self._walk, state, known, self.data), state.decline)) as following:
                 for group in walked:
@@ -126,7 +136,7 @@ class Quantize:
             if group in known and group not in walked:
                 yield group, Lesson(partial(self._static, group, transform), work)
             elif group not in known:
-                yield group, Lesson(lambda _: None, work if self.method == "search" else Work())
+                yield group, Lesson(lambda _: None, work if self._way.learns and not self._way.walks else Work())
 
     def _walk(self, state: State, known: Sequence[Siblings], data: Data) -> Walk:
         """A walk on the data that the statistics are of."""
@@ -149,9 +159,9 @@ class Quantize:
 
     def _say(self, state: State, site: Site) -> None:
         """Say what a weight loses that was rounded for another site."""
-        if self.method != "rtn" and site.stored is not site.weight:
+        if self._way.learns and site.stored is not site.weight:
             reason = "its weight is a table that is looked up, which is stored once and rounded to nearest"
-            state.decline(site.name, self.method.replace("gptq", "GPTQ"), reason)
+            state.decline(site.name, self._way.title, reason)
 
     def _of_readers(self, group: Siblings, site: Site, moments: InputMoments | None) -> InputMoments | None:
         """What rounds the weight of a site learns from: what every other site reads that shares it, too."""
@@ -175,37 +185,35 @@ class Quantize:
         moments = self._of_readers(group, site, lesson.teach(activation))
         unusable = None if moments is None else moments.unusable
         usable = moments if unusable is None else None
-        weight = weight_matrix(site, device=self.device)
-        if self.method != "rtn":
-            weight = weight.contiguous()  # the others walk over it often
-        if not isinstance(fmt, Format):
-            if self.method == "search" or (self.method == "gptq" and usable is not None):
-                state.decline(site.name, self.method, f"it chooses no scales for the codebook of {fmt.name}")
-            return quantize_scalar(weight, fmt).to("cpu")
-        if self.method == "search":
-            return _searched(state, site, weight, fmt, usable).to("cpu")
-        nearest = quantize(weight, fmt)
-        if self.method != "gptq" or moments is None:
-            return nearest.to("cpu")
+        weight, way = weight_matrix(site, device=self.device), self._way
+        if way.learns:
+            weight = weight.contiguous()  # they walk over it often
+        plain = way.plain(weight, fmt) if isinstance(fmt, Format) else quantize_scalar(weight, fmt)
+        if isinstance(fmt, VectorFormat):
+            if way.learns and (usable is not None or not way.walks):
+                state.decline(site.name, way.title, f"it chooses no scales for the codebook of {fmt.name}")
+            return plain.to("cpu")
+        if not way.learns or moments is None:
+            return plain.to("cpu")
         form = routed(site)
         route = None if form is None else form.route
         rows = None if route is None else self.statistics[name_of(group.value)].routed.get(route)
-        if form is not None and rows is not None:
-            return self._experts(state, group, site, form.places, rows, weight, nearest).to("cpu")
+        if way.walks and form is not None and rows is not None:
+            return self._experts(state, group, site, form.places, rows, weight, plain).to("cpu")
         if usable is not None:
-            return _learned(state, site, weight, nearest, usable).to("cpu")
-        state.decline(site.name, GPTQ, f"{unusable}, so it is rounded to nearest")
-        return nearest.to("cpu")
+            return _learned(state, site, weight, plain, usable, way).to("cpu")
+        state.decline(site.name, way.title, f"{unusable}, so it is {way.otherwise}")
+        return plain.to("cpu")
 
     def _experts(
         self, state: State, group: Siblings, site: Site, matrices: np.ndarray, rows: Routed, weight: torch.Tensor,
-        nearest: Quantized,
+        plain: Quantized,
     ) -> Quantized:  # fmt: skip
-        """GPTQ for each matrix of a stack whose own rows suffice and say that it errs less on those held out."""
-        result = replace(nearest, codes=nearest.codes.clone(), scales=nearest.scales.clone(),
-                         zero_points=None if nearest.zero_points is None else nearest.zero_points.clone())  # fmt: skip
+        """Learn each matrix of a stack whose own rows suffice and say that this errs less on those held out."""
+        result = replace(plain, codes=plain.codes.clone(), scales=plain.scales.clone(),
+                         zero_points=None if plain.zero_points is None else plain.zero_points.clone())  # fmt: skip
         transform = next(transform for other, transform in self.groups if other is group)
-        count, short, worse = len(matrices), 0, 0
+        count, short, worse, way = len(matrices), 0, 0, self._way
         errors: list[dict[str, float]] = []
         for expert, places in enumerate(matrices):
             statistics = rows.of(expert)
@@ -213,24 +221,24 @@ class Quantize:
             if own is None or own.unusable is not None:
                 short += 1
                 continue
-            near = rows_of(nearest, places)
+            near = rows_of(plain, places)
             shared = near.tensor_scale if near.format.tensor_scale is not None else None  # one for the whole stack
-            learned = own.learn(weight[places], near.format, shared).quantized
-            found = {way: own.errors(weight[places], q) for way, q in (("gptq", learned), ("nearest", near))}
-            errors.append({way: float(each.sum()) for way, each in found.items()})
-            if errs_less(found["gptq"], found["nearest"]):
+            learned = way.learned(weight[places], near.format, own, shared)
+            ours, theirs = (own.errors(weight[places], rounded) for rounded in (learned, near))
+            errors.append(dict(zip(way.sides, (float(ours.sum()), float(theirs.sum())), strict=True)))
+            if errs_less(ours, theirs):
                 _put_rows(result, places, learned)
             else:
                 worse += 1
         if errors:
-            means = {way: float(np.mean([found[way] for found in errors])) for way in errors[0]}
+            means = {word: float(np.mean([own[word] for own in errors])) for word in errors[0]}
             state.notes.setdefault("held_out", {})[site.name] = means
         if short:
             reason = f"{short} of its {count} matrices see too few rows of calibration data for their {weight.shape[1]}"
-            state.decline(site.name, GPTQ_OF_EACH, f"{reason} features, and are rounded to nearest")
+            state.decline(site.name, way.title + OF_EACH, f"{reason} features, and are {way.otherwise}")
         if worse:
-            reason = "on sequences that it had not seen, it does not clearly err less than rounding to nearest"
-            state.decline(site.name, GPTQ_OF_EACH, f"{reason} for {worse} of its {count} matrices")
+            reason = f"on sequences that it had not seen, it does not clearly err less than '{way.sides[1]}'"
+            state.decline(site.name, way.title + OF_EACH, f"{reason} for {worse} of its {count} matrices")
         return result
 
 
@@ -246,40 +254,26 @@ def _scheme_names(state: State) -> list[str | None]:
     return [node.metadata_props.get(SCHEME) for node in state.model.graph.all_nodes()]
 
 
-def _learned(state: State, site: Site, weight: torch.Tensor, nearest: Quantized, moments: InputMoments) -> Quantized:
-    """GPTQ's weight, unless rounding to nearest errs as little on sequences that GPTQ has not seen."""
-    result = moments.learn(weight, nearest.format)
-    if result.damping > 1.1 * LEAST_DAMPING:
-        reason = f"its inputs needed a damping of {result.damping:.2g}"
-        state.decline(site.name, "the usual damping of GPTQ", reason)
-    return _judged(state, site, weight, {"gptq": result.quantized, "nearest": nearest}, moments)
-
-
-def _searched(state: State, site: Site, weight: torch.Tensor, fmt: Format, moments: InputMoments | None) -> Quantized:
-    """The best scales for the weight, or, where that errs less on sequences not seen, for the features that count."""
-    even = quantize(weight, fmt, scales=search_scales(weight, fmt))
-    if moments is None:
-        return even
-    weighted = quantize(weight, fmt, scales=search_scales(weight, fmt, weight=moments.importance))
-    return _judged(state, site, weight, {WEIGHTED_SEARCH: weighted, "search": even}, moments)
-
-
-def _judged(
-    state: State, site: Site, weight: torch.Tensor, ways: Mapping[str, Quantized], moments: InputMoments
+def _learned(
+    state: State, site: Site, weight: torch.Tensor, plain: Quantized, moments: InputMoments, way: Method
 ) -> Quantized:  # fmt: skip
-    """The first of two ways to round, the one that learned from data, if it clearly errs less than the other."""
-    (way, fitted), (other, plain) = ways.items()
+    """The weight that a method learns, unless the plain one errs as little on sequences that it has not seen."""
+    usual = way.least_damping
+    if usual is not None and (damping := moments.factor(usual).damping) > 1.1 * usual:
+        reason = f"its inputs needed a damping of {damping:.2g}"
+        state.decline(site.name, f"the usual damping of {way.title}", reason)
+    fitted = way.learned(weight, plain.format, moments)
     ours, theirs = (moments.errors(weight, rounded) for rounded in (fitted, plain))
-    state.notes.setdefault("held_out", {})[site.name] = {way: float(ours.sum()), other: float(theirs.sum())}
+    made, other = way.sides
+    state.notes.setdefault("held_out", {})[site.name] = {made: float(ours.sum()), other: float(theirs.sum())}
     if errs_less(ours, theirs):
         return fitted
-    what = GPTQ if way == "gptq" else way
     if len(ours) < 2:
         reason = f"{len(ours)} of the sequences that were held out reach it, by which it cannot be judged"
     else:
         reason = f"on {len(ours)} sequences that it had not seen, it does not clearly err less than '{other}'"
         reason += f": {ours.sum():.3g} against {theirs.sum():.3g}"
-    state.decline(site.name, what, reason)
+    state.decline(site.name, way.title, reason)
     return plain
 
 

@@ -9,13 +9,14 @@ al., 2025, arXiv:2504.02692).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from qcompile.rounding.defaults import LEAST_DAMPING, SHIFT
 from qcompile.rounding.gptq import Factor, GPTQResult, factorize, gptq
 from qcompile.statistics.calibration import Statistics
 from qcompile.statistics.second_moment import shrinkage
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
 __all__ = ["InputMoments", "input_moments", "joined"]
-
-#: The usual damping of GPTQ; few rows need more.
-LEAST_DAMPING = 0.01
-
-#: How much of the way a weight is moved to the least-squares estimate for the input of the quantized graph. That
-#: estimate shrinks outputs the more the noisier its input is, which later layers do not expect; on the shipped
-#: language model a quarter to three quarters do about equally well, and better than none or all of it (ADR 5).
-SHIFT = 0.5
-
 
 #: How much of a moment may be noise; with more of it there is nothing to learn.
 _MOST_SHRINKAGE = 0.5
@@ -58,6 +50,7 @@ class InputMoments:
     seen: torch.Tensor
     lengths: Sequence[int]
     effective: float
+    _factors: dict[float, Factor] = field(default_factory=dict, repr=False)
 
     @property
     def unusable(self) -> str | None:
@@ -77,23 +70,35 @@ class InputMoments:
     def _shrinkage(self) -> float:
         return shrinkage(self.moment, self.effective)
 
-    @cached_property
-    def _factor(self) -> Factor:
-        return factorize(self.moment, max(LEAST_DAMPING, self._shrinkage / (1 - self._shrinkage)))
+    def factor(self, damping: float = LEAST_DAMPING) -> Factor:
+        """The moment as GPTQ wants it, with that damping or as much as so few rows demand."""
+        if damping not in self._factors:
+            most = max(damping, self._shrinkage / (1 - self._shrinkage))
+            self._factors[damping] = factorize(self.moment, most)
+        return self._factors[damping]
 
-    def _goal(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight ``[out, in]`` that is moved towards what makes ``x`` of ``x̂``."""
-        if self.cross is None:
+    def damped(self, damping: float = LEAST_DAMPING) -> torch.Tensor:
+        """The moment with a multiple of the mean of its diagonal added, as in its factor: float32."""
+        lift = self.factor(damping).damping * self.moment.diagonal().mean()
+        return (self.moment + lift * torch.eye(len(self.moment), device=self.moment.device)).float()
+
+    def goal(self, weight: torch.Tensor, shift: float = SHIFT, damping: float = LEAST_DAMPING) -> torch.Tensor:
+        """A weight ``[out, in]`` that is moved towards what makes ``x`` of ``x̂``, that part of the way."""
+        if self.cross is None or not shift:
             return weight
-        upper, order = self._factor.upper, self._factor.order
+        upper, order = self.factor(damping).upper, self.factor(damping).order
         moved = weight.clone()
-        missed = SHIFT * (self.cross - self.moment)[:, order].float()
+        missed = shift * (self.cross - self.moment)[:, order].float()
         moved[:, order] += torch.linalg.multi_dot([weight, missed, upper.T, upper])  # in the order of least work
         return moved
 
-    def learn(self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None) -> GPTQResult:
+    def learn(
+        self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None, shift: float = SHIFT,
+        damping: float = LEAST_DAMPING,
+    ) -> GPTQResult:  # fmt: skip
         """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given."""
-        return gptq(self._goal(weight), self._factor, fmt, scales="search", tensor_scale=tensor_scale)
+        goal, factor = self.goal(weight, shift, damping), self.factor(damping)
+        return gptq(goal, factor, fmt, scales="search", tensor_scale=tensor_scale)
 
     def errors(self, weight: torch.Tensor, rounded: Quantized) -> np.ndarray:
         """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` of each sequence that was held out, relative to all of them: ``[sequences]``."""

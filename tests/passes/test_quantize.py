@@ -168,6 +168,17 @@ def test_gptq_is_taken_where_it_holds_on_other_rows(parse, tmp_path, alike):
     assert np.array_equal(learned.run(x)["y"], plain.run(x)["y"]) == (not alike)
 
 
+@pytest.mark.parametrize("name", ["nupes4-g32", "llm-fp4-g32"])
+@pytest.mark.parametrize("method", ["gptq", "comq", "search"])
+def test_a_format_that_chooses_a_codebook_learns_in_it(parse, tmp_path, name, method):
+    options = {"calibration": {"x": rows(True)}, "transforms": "none", "formats": name, "budget": {"bits": 4}}
+    artifact = qc.export(parse(GRAPH), "reference", tmp_path / "out", method=method, **options)
+    (site,) = artifact.manifest["sites"]
+    learned, plain = site["held_out"].values()
+    assert learned < plain
+    assert not [entry for entry in artifact.manifest["declined"] if "codebook" in entry["reason"]]
+
+
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_the_second_moment_has_not_seen_what_is_held_out(parse, batch):
     x = np.random.default_rng(1).standard_normal((80, 64)).astype(np.float32)

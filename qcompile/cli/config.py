@@ -1,4 +1,4 @@
-"""Recipes: the options of an export in a file, TOML or the manifest of an artifact that was made before."""
+"""The options of an export in a file: TOML, or the manifest of an artifact that was made before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from qcompile.errors import InputError, unknown
 
-__all__ = ["read_recipe", "use_recipe"]
+__all__ = ["read_config", "use_config"]
 
 MANIFEST = "manifest.json"
 
@@ -20,16 +20,16 @@ MANIFEST = "manifest.json"
 _OTHERS = ("model", "config", "help")
 
 
-def use_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the options of a recipe the defaults of the command: those that its line has win."""
+def use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the options of a file the defaults of the command: those that its line has win."""
     if path is not None and not context.resilient_parsing:
         names = {str(p.name): p.multiple for p in context.command.params if p.name not in _OTHERS}
-        context.default_map = read_recipe(path, names)
+        context.default_map = read_config(path, names)
     return path
 
 
-def read_recipe(path: Path, names: Mapping[str, bool]) -> dict[str, Any]:
-    """The options of a recipe, each as words of the command line.
+def read_config(path: Path, names: Mapping[str, bool]) -> dict[str, Any]:
+    """The options of a file, each as words of the command line.
 
     Args:
         path: a TOML file, a manifest, or the folder of an artifact.
@@ -42,22 +42,22 @@ def read_recipe(path: Path, names: Mapping[str, bool]) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe '{file}' cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise InputError(f"the options in '{file}' cannot be read: {getattr(error, 'strerror', error)}") from error
     found = _of_manifest(file, text) if file.suffix == ".json" else _of_toml(file, text)
-    recipe = {}
+    options = {}
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in names:
             raise InputError(f"'{file}': {unknown('option', key, [known.replace('_', '-') for known in names])}")
-        recipe[name] = _words(file, key, value, names[name])
-    return recipe
+        options[name] = _words(file, key, value, names[name])
+    return options
 
 
 def _of_toml(file: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"the recipe '{file}' is not readable as TOML: {error}") from error
+        raise InputError(f"the options in '{file}' are not readable as TOML: {error}") from error
 
 
 def _of_manifest(file: Path, text: str) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def _of_manifest(file: Path, text: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"the recipe '{file}' is not readable as JSON: {error}") from error
+        raise InputError(f"the options in '{file}' are not readable as JSON: {error}") from error
     if not isinstance(manifest, dict) or not manifest.keys() >= {"qcompile", "target", "seed", "options"}:
-        raise InputError(f"the recipe '{file}' is JSON, but not the manifest of an artifact: write recipes as TOML")
+        raise InputError(f"'{file}' is JSON, but not the manifest of an artifact: write options as TOML")
     given = {"target": manifest["target"], "seed": manifest["seed"], **manifest["options"]}
     return {name: value for name, value in given.items() if value not in (None, [], {})}
 

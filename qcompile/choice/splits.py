@@ -1,0 +1,88 @@
+"""Ways to split the weight of a site into two that are added up, by name, as words with options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from qcompile.errors import InputError, unknown
+from qcompile.words import options_given, spelled, split_words
+
+__all__ = ["SPLIT", "SPLITS", "Branch", "Columns", "Split", "split_of"]
+
+#: In the metadata of an operator that stands beside a site, the split that put it there.
+SPLIT = "qcompile.split"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Loud columns apart: those that read the features of most energy, as calibration data shows them.
+
+    Args:
+        count: the loudest features, at most an eighth of them.
+        above: those that reach this magnitude as well; 0 for none.
+        format: of the columns.
+    """
+
+    count: int = 0
+    above: float = 0.0
+    format: str = "float"
+    name: ClassVar[str] = "columns"
+    #: Behind the name of the site, that of the operator beside it.
+    suffix: ClassVar[str] = ".columns"
+
+    def __str__(self) -> str:
+        return _said(self)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch of low rank: the leading directions of the weight, each feature weighted by how loud it is.
+
+    Args:
+        rank: of the branch, at most a quarter of the smaller side of a weight.
+        rounds: times that it is made for what the rounded rest lacks; the best counts.
+        smooth: the power of a feature's loudness that it counts with; 0 looks at the weight alone.
+        format: of the branch.
+    """
+
+    rank: int = 32
+    rounds: int = 4
+    smooth: float = 0.5
+    format: str = "float"
+    name: ClassVar[str] = "branch"
+    suffix: ClassVar[str] = ".branch"
+
+    def __str__(self) -> str:
+        return _said(self)
+
+
+Split = Columns | Branch
+
+SPLITS: dict[str, type[Split]] = {Columns.name: Columns, Branch.name: Branch}
+
+
+def _said(split: Split) -> str:
+    """The word for a split, with the options that differ from their defaults."""
+    return spelled(split.name, {f.name: value for f in fields(split) if (value := getattr(split, f.name)) != f.default})
+
+
+def split_of(text: str) -> Split:
+    """The split that a word means, such as ``branch{rank=16}``.
+
+    Raises:
+        InputError: if there is none of that name, or its options make no sense.
+    """
+    words = split_words(text)
+    if words is None or len(words) != 1:
+        raise InputError(f"'{text}' is no split, such as columns{{count=64}} or branch{{rank=16}}")
+    name, given = words[0]
+    if name not in SPLITS:
+        raise InputError(unknown("split", name, SPLITS))
+    known = {field.name: field.default for field in fields(SPLITS[name])}
+    made = SPLITS[name](**options_given(f"split '{name}'", known, given))
+    if isinstance(made, Columns) and (made.count < 0 or made.above < 0 or not (made.count or made.above)):
+        raise InputError("split 'columns' needs a count above 0, or a magnitude that columns lie above")
+    if isinstance(made, Branch) and (made.rank < 1 or made.rounds < 1):
+        raise InputError("split 'branch' needs a rank and rounds of at least 1")
+    return made

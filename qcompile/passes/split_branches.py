@@ -1,0 +1,112 @@
+"""Split branches: the leading directions of a weight become two thin products beside it, in high precision.
+
+SVDQuant (Li et al., 2024, arXiv:2411.05007): what is left is smaller and more even, and loses less in few bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.forms import as_weight, weight_matrix
+from qcompile.analysis.siblings import Siblings
+from qcompile.analysis.spaces import Site
+from qcompile.choice.splits import SPLIT, Branch
+from qcompile.ir.graph import add_initializer
+from qcompile.ir.required import constant, operand, producer_of, shape_of
+from qcompile.ir.sums import add_beside, inseparable, product_like
+from qcompile.ir.tensors import Derived, read
+from qcompile.passes.state import State
+from qcompile.statistics.calibration import Statistics
+from qcompile.targets.scheme import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SplitBranches"]
+
+_WHAT = "a branch of low rank"
+
+
+@dataclass(frozen=True)
+class SplitBranches:
+    """Take branches of low rank out of weights.
+
+    Args:
+        groups: the sites by the value that they read.
+        statistics: of these values, by name; without them all features count alike.
+        scheme: what the rest is rounded to, as far as that is known.
+        how: which branch.
+    """
+
+    groups: Sequence[Siblings]
+    statistics: Mapping[str, Statistics]
+    scheme: Scheme
+    how: Branch
+    name: ClassVar[str] = "split-branches"
+
+    def apply(self, state: State) -> bool:
+        """Put a branch beside each site, and leave the site what the branch lacks."""
+        changed = False
+        for group in self.groups:
+            for site in group.sites:
+                if operand(site.node, 1) is not site.weight:  # it has one
+                    continue
+                reason = inseparable(site.node)
+                rank = min(self.how.rank, min(site.shape) // 4)
+                if reason is None and rank < 1:
+                    reason = f"a weight of {site.shape[0]} x {site.shape[1]} is no larger than its branch"
+                if reason is not None:
+                    state.decline(site.name, _WHAT, reason)
+                    continue
+                _put_branch(state.model, site, self.how, *self._branch(site, self.statistics.get(group.name), rank))
+                changed = True
+        if changed:
+            state.edited()
+        return changed
+
+    def _branch(self, site: Site, own: Statistics | None, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """``left [out, rank]`` and ``right [rank, in]``."""
+        import torch
+
+        from qcompile.formats import fake_quantize
+        from qcompile.transforms import svd_lowrank
+
+        weight, fmt = weight_matrix(site).float(), self.scheme.weight
+        loud = torch.ones(weight.shape[1])
+        if own is not None:
+            energy = torch.from_numpy(own.second_moment.diagonal().copy()).float()
+            loud = (energy / energy.mean().clamp_min(1e-30)).clamp_min(1e-6) ** (self.how.smooth / 2)
+
+        def rounded(rest: torch.Tensor) -> torch.Tensor:
+            return rest if fmt is None else fake_quantize(rest / loud, fmt) * loud
+
+        found = svd_lowrank(weight * loud, rank, rounded, self.how.rounds)
+        return found.left.numpy(), (found.right / loud).numpy()
+
+
+def _put_branch(model: ir.Model, site: Site, how: Branch, left: np.ndarray, right: np.ndarray) -> None:
+    node, name = site.node, f"{site.name}{how.suffix}"
+    thin = []
+    for word, matrix in (("down", right), ("up", left)):  # [out, in] of each; the site's own layout
+        array = np.ascontiguousarray(matrix.T if site.axis_in == 0 else matrix)
+        array = array.astype(constant(site.weight).dtype.numpy())
+        thin.append(add_initializer(model, f"{site.weight.name}_{word}", array))
+    middle = product_like(node, operand(node, 0), thin[0], f"{name}.down")
+    middle.shape = ir.Shape([*shape_of(operand(node, 0))[:-1], len(right)])
+    beside = product_like(node, middle, thin[1], f"{name}.up")
+    for value in (middle, beside):
+        producer_of(value).metadata_props[SPLIT] = str(how)
+    whole = partial(_without, product=as_weight(site, left @ right))
+    tensor = Derived(constant(site.weight), whole, ir.Shape(site.shape), name=f"{site.weight.name}_rest", keep=True)
+    node.replace_input_with(1, add_initializer(model, f"{site.weight.name}_rest", tensor))
+    add_beside(node, beside)
+
+
+def _without(tensor: ir.TensorProtocol, product: np.ndarray) -> ir.TensorProtocol:
+    return ir.tensor(read(tensor) - product)
