@@ -43,12 +43,14 @@ class Branch:
         rank: of the branch, at most a quarter of the smaller side of a weight.
         rounds: times that it is made for what the rounded rest lacks; the best counts.
         smooth: the power of a feature's loudness that it counts with; 0 looks at the weight alone.
+        error: whether it begins with what rounding loses instead of with the weight.
         format: of the branch.
     """
 
     rank: int = 32
     rounds: int = 4
     smooth: float = 0.5
+    error: bool = False
     format: str = "float"
     name: ClassVar[str] = "branch"
     suffix: ClassVar[str] = ".branch"

@@ -1,6 +1,7 @@
 """Split branches: the leading directions of a weight become two thin products beside it, in high precision.
 
-SVDQuant (Li et al., 2024, arXiv:2411.05007): what is left is smaller and more even, and loses less in few bits.
+SVDQuant (Li et al., 2024, arXiv:2411.05007): what is left is smaller and more even, and loses less in few bits. Where
+the branch begins with what rounding loses, that is what it makes up for (LoRC, Wu et al., 2023, arXiv:2307.09782).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class SplitBranches:
         def rounded(rest: torch.Tensor) -> torch.Tensor:
             return rest if fmt is None else fake_quantize(rest / loud, fmt) * loud
 
-        found = svd_lowrank(weight * loud, rank, rounded, self.how.rounds)
+        found = svd_lowrank(weight * loud, rank, rounded, self.how.rounds, of_error=self.how.error)
         return found.left.numpy(), (found.right / loud).numpy()
 
 

@@ -30,8 +30,9 @@ class LowRank:
 
 
 def svd_lowrank(
-    weight: torch.Tensor, rank: int, quantize: Callable[[torch.Tensor], torch.Tensor], iterations: int = 4
-) -> LowRank:
+    weight: torch.Tensor, rank: int, quantize: Callable[[torch.Tensor], torch.Tensor], iterations: int = 4,
+    *, of_error: bool = False,
+) -> LowRank:  # fmt: skip
     """Alternate ``L = SVD_rank(W - Q)`` and ``Q = quantize(W - L)``, keeping the best (Li et al., 2024).
 
     Args:
@@ -39,13 +40,15 @@ def svd_lowrank(
         rank: of the branch, between 0 and ``min(out, in)``.
         quantize: rounds a matrix to the values of a format.
         iterations: at least 1; the first takes the SVD of the weight itself.
+        of_error: whether it takes that of what rounding loses, ``W - quantize(W)``, instead (LoRC, arXiv:2307.09782).
 
     Raises:
         InputError: if ``rank`` or ``iterations`` is out of range.
     """
     if weight.ndim != 2 or not 0 <= rank <= min(weight.shape) or iterations < 1:
         raise InputError(f"low rank {rank} ({iterations} iterations) does not fit a weight of {list(weight.shape)}")
-    best = last = _alternate(weight, torch.zeros_like(weight), rank, quantize)
+    start = quantize(weight) if of_error else torch.zeros_like(weight)
+    best = last = _alternate(weight, start, rank, quantize)
     for _ in range(iterations - 1):
         last = _alternate(weight, last.residual, rank, quantize)
         best = min(best, last, key=lambda branch: branch.error)

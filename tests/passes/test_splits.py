@@ -149,6 +149,26 @@ def test_rounds_never_make_a_branch_worse(parse) -> None:
     assert losses[2] < losses[0]
 
 
+def test_a_branch_of_the_error_leaves_the_codes_and_takes_the_leading_part(parse) -> None:
+    """``‖E - E_r‖² = Σ_{i>r} σ_i²``, and what is left rounds to what the whole weight does."""
+    import torch
+
+    from qcompile.formats import fake_quantize, quantize
+
+    fmt = Scheme.parse("int8-channel").weight
+    found = prepare(parse(GRAPH))
+    groups = siblings_of(found.analysis.sites)
+    site = groups[0].sites[0]
+    whole = torch.from_numpy(constant(site.weight).numpy().T.copy())
+    how = Branch(rank=5, rounds=1, smooth=0.0, error=True)
+    SplitBranches(groups, {}, Scheme.parse("int8-channel"), how).apply(found.state)
+    rest = torch.from_numpy(constant(site.node.inputs[1]).numpy().T.copy())
+    error, branch = whole - fake_quantize(whole, fmt), whole - rest
+    left = float((error - branch).square().sum())
+    assert left == pytest.approx(float(torch.linalg.svdvals(error)[5:].square().sum()), rel=1e-3)
+    assert (quantize(rest, fmt).codes == quantize(whole, fmt).codes).float().mean() > 0.9
+
+
 def test_what_cannot_be_split_is_said(parse) -> None:
     text = """g (float[n,64] x) => (float[n,32] y) <float[64,32] a, float[64,32] b> {
         h = MatMul(x, a)
