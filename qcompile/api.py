@@ -123,13 +123,12 @@ def export(
         QCompileError: if it cannot be done. Nothing is written then.
     """
     lists = {name: _several(words) for name, words in (("formats", formats), ("split", split)) if words is not None}
-    given: dict[str, Any] = {"budget": budget, "transforms": transforms, "method": method}
+    given: dict[str, Any] = {"budget": budget, "transforms": transforms, "method": method, "format_for": format_for}
     given = {name: value for name, value in given.items() if value is not None} | lists
     options = Options(
         target=target, calibration=calibration, evaluation=evaluation, seed=seed, device=device, tvm_target=tvm_target,
         latency=latency, effort=effort, exclude=_several(exclude), keep=_several(keep),
-        format_for=dict(format_for or {}), transform_for=dict(transform_for or {}),
-        reading=Reading(tokenizer, window, preprocessing),
+        transform_for=dict(transform_for or {}), reading=Reading(tokenizer, window, preprocessing),
         memory=parse_memory(memory or {}),
         recipe=None if recipe is None else str(recipe),
         work=None if work is None else Path(work),

@@ -8,14 +8,18 @@ import onnx_ir as ir
 
 from qcompile.analysis.spaces import Site
 
-__all__ = ["edge_sites"]
+__all__ = ["edge_sites", "is_edge"]
 
 
 def edge_sites(model: ir.Model, sites: Sequence[Site]) -> set[str]:
     """Sites at the edges: embedding tables, heads that share one, and what writes an output of the graph directly."""
-    outputs = set(model.graph.outputs)
-    tables = {site.name for site in sites if site.input is None or site.stored is not site.weight}
-    return tables | {site.name for site in sites if outputs & _written(site.node.outputs[0])}
+    return {site.name for site in sites if is_edge(model.graph, site)}
+
+
+def is_edge(graph: ir.Graph, site: Site) -> bool:
+    """Whether a site stands at the edge of a graph."""
+    table = site.input is None or site.stored is not site.weight
+    return table or not _written(site.node.outputs[0]).isdisjoint(graph.outputs)
 
 
 def _written(value: ir.Value) -> set[ir.Value]:

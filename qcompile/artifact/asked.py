@@ -50,7 +50,7 @@ def _recipe_entry(options: Options) -> dict[str, Any] | None:
     if options.recipe is None:
         return None
     recipe = read_recipe(options.recipe)
-    given = [name for name, value in recipe.options.items() if getattr(options, name) != value]
+    given = [name.replace("_", "-") for name, value in recipe.options.items() if getattr(options, name) != value]
     said = {"name": recipe.name, "paper": recipe.paper, "lacks": recipe.lacks}
     return {**said, "parts": {part: dict(words) for part, words in recipe.parts.items()}, "given": given}
 

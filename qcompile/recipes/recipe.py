@@ -47,27 +47,31 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Its options, but those that are given in their place.
+        """Its options, but those that are given in their place; formats of kinds of sites one by one.
 
         Raises:
             TargetError: if the target cannot run a part that stays.
         """
         stay = {name: value for name, value in self.options.items() if name not in given}
+        own, wishes = self.options.get("format_for", {}), given.get("format_for", {})
+        by_kind = {pattern: word for pattern, word in own.items() if pattern not in wishes}
         for text in stay.get("formats", ()):
             try:
                 target.scheme(text)
             except (TargetError, InputError) as error:
                 parts = " and ".join(f"'{part}'" for part in _FORMATS if part in self.parts)
                 raise TargetError(f"recipe '{self.name}', part {parts}: {error}; --formats gives others") from error
-        for word in stay.get("split", ()):
+        beside = [("split", split_of(word).format, "--split") for word in stay.get("split", ())]
+        beside += [("sites", word, "--format-for") for word in by_kind.values()]
+        for part, text, option in beside:
             try:
-                target.scheme(split_of(word).format)
+                target.scheme(text)
             except (TargetError, InputError) as error:
-                raise TargetError(f"recipe '{self.name}', part 'split': {error}; --split gives another") from error
+                raise TargetError(f"recipe '{self.name}', part '{part}': {error}; {option} gives another") from error
         if "latency" in stay.get("budget", {}) and target.bandwidth is None:
             reason = f"target '{target.name}' has no estimate of time; --budget gives another"
             raise TargetError(f"recipe '{self.name}', part 'assign': {reason}")
-        return {**stay, **given}
+        return {**stay, **given, **({"format_for": {**by_kind, **wishes}} if by_kind else {})}
 
     def runs_on(self, target: Target) -> bool:
         """Whether a target runs all of its parts."""

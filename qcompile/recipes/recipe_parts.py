@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.analysis.named_sites import KIND, SITE_KINDS
 from qcompile.choice.export_options import UNITS
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.splits import split_of
 from qcompile.errors import InputError, unknown
 from qcompile.formats.catalogue import EXTENDED_FORMATS, FORMATS, get_format
 from qcompile.rounding.methods import method_of
+from qcompile.targets.scheme import Scheme
 from qcompile.words import spelled
 
 __all__ = ["LACKING", "PARTS", "Part", "options_of_part"]
@@ -86,6 +88,14 @@ def _rounding(words: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": str(method_of(spelled(_text(words, "kind"), options)))}
 
 
+def _sites(words: Mapping[str, Any]) -> dict[str, Any]:
+    _known(words, SITE_KINDS)
+    for kind, name in words.items():
+        if name != "float":
+            Scheme.parse(_text(words, kind))
+    return {"format_for": {f"{KIND}{kind}": name for kind, name in words.items()}}
+
+
 def _split(words: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: value for key, value in words.items() if key != "kind"}
     return {"split": (str(split_of(spelled(_text(words, "kind"), options))),)}
@@ -122,6 +132,7 @@ PARTS: dict[str, Part] = {
         "the format of activations, for all formats of weights or for each: `--formats`",
         'format = "int4-channel", range = "dynamic"', _acts,
     ),
+    "sites": Part("the formats of kinds of sites: `--format-for kind:edge=int8-g32`", 'edge = "float"', _sites),
     "rounding": Part("how weights are rounded, with the method's options: `--method`", 'kind = "gptq"', _rounding),
     "split": Part(
         "columns of weights that are computed apart, in a format of their own: `--split`",

@@ -137,6 +137,39 @@ def test_a_file_of_options_names_a_recipe_and_a_manifest_repeats_it(model: Path)
     assert from_python.manifest["recipe"]["given"] == []
 
 
+KINDS = """
+paper = "none"
+does = "keeps edges"
+transform = { kind = "none" }
+sites = { edge = "int8-g64", convolution = "float" }
+rounding = { kind = "rtn" }
+"""
+
+
+def test_kinds_of_sites_have_formats(model: Path) -> None:
+    folder = model.parent
+    mine = written(folder, KINDS)
+    done("export", model, "--target", "cpu-int4", "--recipe", mine, "-q", "-o", folder / "out")
+    manifest = manifest_of(folder / "out")
+    assert [site["format"] for site in manifest["sites"]] == ["int4-g32", "int8-g64"]
+    assert manifest["options"]["format_for"] == {"kind:edge": "int8-g64", "kind:convolution": "float"}
+    assert manifest["sites"][1]["asked"] == ["--format-for 'kind:edge=int8-g64'"]
+    words = ["--format-for", "kind:edge=float", "--format-for", "kind:linear=uint4-g16"]
+    done("export", model, "--target", "cpu-int4", "--recipe", mine, "-q", "-o", folder / "other", *words)
+    other = manifest_of(folder / "other")
+    assert [site["format"] for site in other["sites"]] == ["uint4-g16", "uint4-g16"]  # the last that fits
+    assert other["recipe"]["given"] == ["format-for"]
+    refusing = written(folder, KINDS.replace("int8-g64", "nvfp4"))
+    message = refused(folder, "export", model, "--target", "cpu-int4", "--recipe", refusing, "-o", folder / "no")
+    assert message.startswith("recipe 'mine', part 'sites': target 'cpu-int4' cannot run format 'nvfp4'")
+    wrong = written(folder, KINDS.replace("edge =", "edges ="))
+    message = refused(folder, "export", model, "--target", "cpu-int4", "--recipe", wrong, "-o", folder / "no")
+    assert "part 'sites': unknown word 'edges'" in message
+    wrong = ["--format-for", "kind:edges=float"]
+    message = refused(folder, "export", model, "--target", "cpu-int4", "-o", folder / "no", *wrong)
+    assert message.startswith("unknown kind of site 'edges'")
+
+
 def test_without_a_recipe_the_manifest_has_none(model: Path) -> None:
     manifest = qc.export(model, "cpu-int4", model.parent / "out", method="rtn").manifest
     assert manifest["recipe"] is None
