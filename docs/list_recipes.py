@@ -14,6 +14,7 @@ from qcompile.choice.splits import SPLITS
 from qcompile.recipes.recipe import Recipe, all_recipes
 from qcompile.recipes.recipe_parts import PARTS
 from qcompile.rounding.methods import METHODS
+from qcompile.statistics.measures import MEASURES
 from qcompile.targets.registry import targets
 
 PAGE = Path(__file__).parent / "recipes.md"
@@ -26,6 +27,10 @@ def page() -> str:
         ("parts", _parts()),
         ("methods", _called("method", METHODS)),
         ("splits", _called("split", SPLITS)),
+        (
+            "sensitivities",
+            ["| sensitivity | what it is |", "|---|---|", *(f"| `{w}` | {d} |" for w, d in MEASURES.items())],
+        ),
         ("recipes", _recipes()),
     ):
         marks = f"<!-- {name} -->\n", "<!-- end -->"

@@ -55,6 +55,7 @@ def export(
     transforms: str | None = None,
     method: str | None = None,
     split: Sequence[str] | None = None,
+    sensitivity: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     tvm_target: str | None = None,
@@ -82,8 +83,8 @@ def export(
         model: what ``capture`` takes or returns: a path, a module with ``example_inputs=``, an exported program.
         target: a name that ``qcompile targets`` lists.
         folder: the new folder of the artifact. By default ``default_folder``.
-        recipe: a name that ``qcompile recipes`` lists, or a file; where budget, formats, transforms, method or split
-            are not given, they are those of the recipe.
+        recipe: a name that ``qcompile recipes`` lists, or a file; where budget, formats, transforms, method,
+            split or sensitivity are not given, they are those of the recipe.
         budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
         calibration: data in a form of ``run.sources``: a file or folder of arrays, a text, a folder of images, a
             mapping from the names of inputs to arrays, an iterable of such mappings, or a function that returns one;
@@ -94,6 +95,8 @@ def export(
         method: ``gptq``, by default, ``search`` or ``rtn``; with options as in ``gptq{shift=1}``.
         split: ways to compute parts of weights apart, such as ``columns{count=64,format=int8}`` for those that read
             loud features, and ``branch{rank=32}`` for leading directions; in order.
+        sensitivity: what errors cost where formats are assigned: ``errors``, by default, ``traces``, ``noise`` or
+            ``even``; ``statistics.measures`` explains them.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
@@ -123,7 +126,13 @@ def export(
         QCompileError: if it cannot be done. Nothing is written then.
     """
     lists = {name: _several(words) for name, words in (("formats", formats), ("split", split)) if words is not None}
-    given: dict[str, Any] = {"budget": budget, "transforms": transforms, "method": method, "format_for": format_for}
+    given: dict[str, Any] = {
+        "budget": budget,
+        "transforms": transforms,
+        "method": method,
+        "format_for": format_for,
+        "sensitivity": sensitivity,
+    }
     given = {name: value for name, value in given.items() if value is not None} | lists
     options = Options(
         target=target, calibration=calibration, evaluation=evaluation, seed=seed, device=device, tvm_target=tvm_target,

@@ -38,7 +38,7 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
         if isinstance(how, Columns):
             run_pass(SplitColumns(groups, known, how), state)
         elif isinstance(how, Branch):
-            run_pass(SplitBranches(groups, known, request.schemes[0], how), state)
+            run_pass(SplitBranches(groups, known, request.schemes[0], how, options.device), state)
         analysis = analyze(state.model)
         prepared = replace(prepared, analysis=analysis, weights=take_inventory(prepared.source.model, analysis))
     return prepared

@@ -31,6 +31,7 @@ def options_entry(options: Options) -> dict[str, Any]:
         "transforms": options.transforms,
         "split": list(options.split),
         "method": options.method,
+        "sensitivity": options.sensitivity,
         "calibration": _said_of(options.calibration),
         "evaluation": _said_of(options.evaluation),
         "device": options.device,

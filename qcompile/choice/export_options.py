@@ -13,6 +13,7 @@ from qcompile.rounding.methods import method_of
 from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
 from qcompile.run.sources import DataLike
+from qcompile.statistics.measures import check_measure
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
@@ -53,6 +54,7 @@ class Options:
         work: a folder for what another export may need again; no result depends on it.
         recipe: the name or the file of the recipe that some of the others come from.
         split: ways to split weights, as ``splits.split_of`` reads them, in order.
+        sensitivity: one of ``measures.MEASURES``, where formats are assigned.
     """
 
     target: str
@@ -76,6 +78,7 @@ class Options:
     work: Path | None = None
     recipe: str | None = None
     split: Sequence[str] = ()
+    sensitivity: str = "errors"
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
@@ -86,6 +89,7 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     """
     words = [("transforms", word, KINDS) for word in (options.transforms, *options.transform_for.values())]
     method_of(options.method)
+    check_measure(options.sensitivity)
     for what, word, known in words:
         if word not in known:
             raise InputError(unknown(what, word, known))

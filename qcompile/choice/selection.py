@@ -29,6 +29,7 @@ from qcompile.run.data import Data
 from qcompile.run.taps import visible
 from qcompile.statistics.calibration import DEVICE_ROWS, FINE_ROWS, MAX_ROWS, Statistics
 from qcompile.statistics.kept_statistics import kept_statistics
+from qcompile.statistics.measures import measured
 from qcompile.statistics.sensitivity import EVEN, Curvature
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.scheme import Scheme
@@ -100,13 +101,12 @@ def choose(
     statistics = _statistics(
         analysis, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress, work
     )
-    measured: dict[str, Curvature] = {}
+    costs: dict[str, Curvature] = {}
     if several:
-        from qcompile.statistics.curvature import measure_curvatures  # needs torch
-
-        measured = measure_curvatures(
-            analysis.model, sites, statistics, data, decline, options.seed, options.device, progress, work
-        )
+        costs = measured(
+            options.sensitivity, analysis.model, sites, statistics, data, decline, seed=options.seed,
+            device=options.device, progress=progress, work=work,
+        )  # fmt: skip
     first = schemes[0]
     edge = target.scheme(target.edge)
 
@@ -114,13 +114,13 @@ def choose(
         return site.name in edges and site.name not in wishes.schemes
 
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
-    learns = options.method == "gptq" and bool(data.held_out)
+    learns = method_of(options.method).walks and bool(data.held_out)
     probes = {
-        group: probes_of(group, statistics.get(group.name), measured, learns=learns, device=options.device)
+        group: probes_of(group, statistics.get(group.name), costs, learns=learns, device=options.device)
         for group in inner
     }
     few = not (data.random or data.held_out)
-    chosen = Choice(groups, tables, statistics, Placement({}, {}), measured, wishes=wishes)
+    chosen = Choice(groups, tables, statistics, Placement({}, {}), costs, wishes=wishes)
     choices = partial(
         _choices, analysis, probes, target, options, chosen, kinds=wishes.kinds_of(probes),
         statistics={} if few else statistics, fits=not data.random, progress=progress,
@@ -222,7 +222,7 @@ def _asked(
     wish = chosen.wishes.scheme
     first: dict[ir.Value, Siblings | Table] = {}
     ties: list[tuple[Siblings | Table, Siblings | Table]] = []
-    tables = [Table(site, probe(site, None, chosen.curvatures[site.name])) for site in chosen.tables]
+    tables = [Table(site, probe(site, None, chosen.curvatures.get(site.name, EVEN))) for site in chosen.tables]
     costs: dict[Siblings | Table, list[dict[str, float]]] = {}
     items: list[Siblings | Table] = [*probes, *tables]
     for item in items:

@@ -57,6 +57,7 @@ def export(
     ] = None,
     method: options.Method = None,
     split: options.Split = None,
+    sensitivity: options.Sensitivity = None,
     exclude: options.Exclude = None,
     keep: options.Keep = None,
     format_for: options.FormatFor = None,
@@ -94,7 +95,7 @@ def export(
         artifact = compile_for(
             model, target, where, recipe=recipe, budget=limits or None, calibration=calibration,
             evaluation=evaluation, formats=names(formats) or None, transforms=transforms and transforms.value,
-            method=method, split=split, seed=seed, device=device.value,
+            method=method, split=split, sensitivity=sensitivity, seed=seed, device=device.value,
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,

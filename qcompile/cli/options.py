@@ -15,8 +15,8 @@ from qcompile.errors import InputError
 __all__ = [
     "Budget", "Cache", "Calibration", "Config", "Device", "Effort", "Evaluation", "Exclude", "Folder", "FormatFor",
     "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider",
-    "Quiet", "Recipe", "Seed", "Split", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose",
-    "Window", "Work",
+    "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget",
+    "Verbose", "Window", "Work",
 ]  # fmt: skip
 
 
@@ -140,6 +140,10 @@ Recipe = Annotated[
         help="A published method, by a name that `qcompile recipes` lists or as a .toml file of its parts.",
     ),
 ]  # fmt: skip
+Sensitivity = Annotated[
+    str | None,
+    typer.Option(metavar="WORD", help="What errors cost where formats are assigned: errors, traces, noise or even."),
+]
 Split = Annotated[
     list[str] | None,
     typer.Option(

@@ -43,12 +43,14 @@ class SplitBranches:
         statistics: of these values, by name; without them all features count alike.
         scheme: what the rest is rounded to, as far as that is known.
         how: which branch.
+        device: where torch computes.
     """
 
     groups: Sequence[Siblings]
     statistics: Mapping[str, Statistics]
     scheme: Scheme
     how: Branch
+    device: str = "cpu"
     name: ClassVar[str] = "split-branches"
 
     def apply(self, state: State) -> bool:
@@ -78,17 +80,17 @@ class SplitBranches:
         from qcompile.formats import fake_quantize
         from qcompile.transforms import svd_lowrank
 
-        weight, fmt = weight_matrix(site).float(), self.scheme.weight
-        loud = torch.ones(weight.shape[1])
+        weight, fmt = weight_matrix(site).float().to(self.device), self.scheme.weight
+        loud = torch.ones(weight.shape[1], device=self.device)
         if own is not None:
-            energy = torch.from_numpy(own.second_moment.diagonal().copy()).float()
+            energy = torch.from_numpy(own.second_moment.diagonal().copy()).float().to(self.device)
             loud = (energy / energy.mean().clamp_min(1e-30)).clamp_min(1e-6) ** (self.how.smooth / 2)
 
         def rounded(rest: torch.Tensor) -> torch.Tensor:
             return rest if fmt is None else fake_quantize(rest / loud, fmt) * loud
 
         found = svd_lowrank(weight * loud, rank, rounded, self.how.rounds, of_error=self.how.error)
-        return found.left.numpy(), (found.right / loud).numpy()
+        return found.left.cpu().numpy(), (found.right / loud).cpu().numpy()
 
 
 def _put_branch(model: ir.Model, site: Site, how: Branch, left: np.ndarray, right: np.ndarray) -> None:
@@ -103,11 +105,13 @@ def _put_branch(model: ir.Model, site: Site, how: Branch, left: np.ndarray, righ
     beside = product_like(node, middle, thin[1], f"{name}.up")
     for value in (middle, beside):
         producer_of(value).metadata_props[SPLIT] = str(how)
-    whole = partial(_without, product=as_weight(site, left @ right))
-    tensor = Derived(constant(site.weight), whole, ir.Shape(site.shape), name=f"{site.weight.name}_rest", keep=True)
+    rest = partial(_without, site=site, left=left, right=right)
+    tensor = Derived(constant(site.weight), rest, ir.Shape(site.shape), name=f"{site.weight.name}_rest")
     node.replace_input_with(1, add_initializer(model, f"{site.weight.name}_rest", tensor))
     add_beside(node, beside)
 
 
-def _without(tensor: ir.TensorProtocol, product: np.ndarray) -> ir.TensorProtocol:
-    return ir.tensor(read(tensor) - product)
+def _without(tensor: ir.TensorProtocol, site: Site, left: np.ndarray, right: np.ndarray) -> ir.TensorProtocol:
+    """What a branch leaves of a weight, computed when it is read: of many sites it would not fit into memory."""
+    whole = read(tensor)
+    return ir.tensor((whole.astype(np.float32) - as_weight(site, left @ right)).astype(whole.dtype))

@@ -13,6 +13,7 @@ from qcompile.choice.splits import split_of
 from qcompile.errors import InputError, unknown
 from qcompile.formats.catalogue import EXTENDED_FORMATS, FORMATS, get_format
 from qcompile.rounding.methods import method_of
+from qcompile.statistics.measures import check_measure
 from qcompile.targets.scheme import Scheme
 from qcompile.words import spelled
 
@@ -106,11 +107,16 @@ def _branch(words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assign(words: Mapping[str, Any]) -> dict[str, Any]:
-    _known(words, UNITS)
-    for unit, bound in words.items():
+    _known(words, (*UNITS, "sensitivity"))
+    found: dict[str, Any] = {}
+    if "sensitivity" in words:
+        check_measure(_text(words, "sensitivity"))
+        found["sensitivity"] = words["sensitivity"]
+    bounds = {unit: bound for unit, bound in words.items() if unit != "sensitivity"}
+    for unit, bound in bounds.items():
         if isinstance(bound, bool) or not isinstance(bound, int | float) or bound <= 0:
             raise InputError(f"{unit} must be a number above 0, not {bound!r}")
-    return {"budget": {unit: float(bound) for unit, bound in words.items()}}
+    return found | ({"budget": {unit: float(bound) for unit, bound in bounds.items()}} if bounds else {})
 
 
 def _known(words: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -139,5 +145,8 @@ PARTS: dict[str, Part] = {
         'kind = "columns", count = 128, format = "int8-channel"', _split,
     ),
     "branch": Part("a branch of low rank beside each weight: `--split`", "rank = 32", _branch),
-    "assign": Part("upper bounds under which formats are assigned: `--budget`", "bits = 4.25", _assign),
+    "assign": Part(
+        "upper bounds under which formats are assigned, and what errors cost then: `--budget`, `--sensitivity`",
+        'bits = 4.25, sensitivity = "noise"', _assign,
+    ),
 }  # fmt: skip

@@ -26,8 +26,9 @@ from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.run.executor import Executor, Hook
 from qcompile.run.foreign import stopping
-from qcompile.statistics.kept_statistics import kept_curvatures, kept_noise
-from qcompile.statistics.sensitivity import Curvature, Felt, logit_outputs, sensitivities
+from qcompile.statistics.kept_statistics import kept_curvatures
+from qcompile.statistics.noise import noise_curvatures
+from qcompile.statistics.sensitivity import Curvature, Felt, logit_outputs
 from qcompile.work import Work
 
 if TYPE_CHECKING:
@@ -106,21 +107,7 @@ def measure_curvatures(
         return found
     for site in rest if found else ():
         decline(site.name, "measuring by gradients what its errors cost", "gradients do not reach it: noise does")
-    noise = kept_noise(work, rest, seed, partial(sensitivities, model, rest, data, seed=seed, progress=progress))
-    for site in rest:
-        own = None if site.input is None else statistics.get(name_of(site.input))
-        alpha = noise[site.name] / (1.0 if own is None else _unit(site, own))
-        found[site.name] = Curvature(alpha, 0.0 if site.input is None else alpha, 1.0)
-    return found
-
-
-def _unit(site: Site, own: Statistics) -> float:
-    """The squared error of a site's output, relative to its energy, for noise in the weight of the weight's energy."""
-    import torch
-
-    weight, x = weight_matrix(site), torch.from_numpy(own.sample)
-    energy = float((x @ weight.T).square().sum())
-    return float(weight.square().sum()) * float(x.square().sum()) / weight.shape[1] / max(energy, 1e-30)
+    return found | noise_curvatures(model, rest, statistics, data, seed, progress, work)
 
 
 def _spread(batches: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:

@@ -69,6 +69,12 @@ def _norm(weight: torch.Tensor) -> float:
 
 
 def _truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return (u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype)
+    """The leading directions, from eigenvectors of the smaller of ``M Mᵀ`` and ``Mᵀ M``: few are wanted of many."""
+    wide, m = matrix.shape[0] <= matrix.shape[1], matrix.double()
+    vectors = torch.linalg.eigh(m @ m.mT if wide else m.mT @ m).eigenvectors.flip(-1)[:, :rank]
+    vectors = vectors * torch.sign(torch.sign(vectors.sum(0)) + 0.5)  # LAPACK leaves the signs open
+    left, right = (vectors, vectors.mT @ m) if wide else (m @ vectors, vectors.mT)
+    root = (right if wide else left.mT).norm(dim=1).clamp_min(torch.finfo(m.dtype).tiny).sqrt()  # of singular values
+    if wide:
+        return (left * root).to(matrix.dtype), (right / root[:, None]).to(matrix.dtype)
+    return (left / root).to(matrix.dtype), (right * root[:, None]).to(matrix.dtype)

@@ -1,0 +1,61 @@
+"""The ways to measure what errors cost, by name: each leads formats to where a model minds them least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from qcompile.analysis.spaces import Site
+from qcompile.errors import InputError, unknown
+from qcompile.run.data import Data
+from qcompile.work import Work
+
+if TYPE_CHECKING:
+    from qcompile.notes import Decline, Progress
+    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.sensitivity import Curvature
+
+__all__ = ["MEASURES", "check_measure", "measured"]
+
+#: By name, the first by default.
+MEASURES = {
+    "errors": "the errors that formats make at a site, against gradients at its output",
+    "traces": "the size of errors of weights and of inputs, times the mean trace of the Fisher information (HAWQ-V2)",
+    "noise": "the size of errors, times what noise in the weight does to the output (the linearity theorem)",
+    "even": "errors relative to the output of each site, all alike: the quotients of signal and noise",
+}
+
+
+def check_measure(word: str) -> None:
+    """Refuse a way that is not there.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if word not in MEASURES:
+        raise InputError(unknown("sensitivity", word, MEASURES))
+
+
+def measured(
+    how: str, model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data,
+    decline: Decline, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None, work: Work | None = None,
+) -> dict[str, Curvature]:  # fmt: skip
+    """The cost of errors by the name of the site; nothing where all count alike, in no unit of the metric.
+
+    Args:
+        how: one of ``MEASURES``.
+        statistics, decline, work: as for ``measure_curvatures``.
+    """
+    from qcompile.statistics.curvature import measure_curvatures  # need torch
+    from qcompile.statistics.noise import noise_curvatures
+
+    check_measure(how)
+    if how == "even":
+        return {}
+    if how == "noise":
+        return noise_curvatures(model, sites, statistics, data, seed, progress, work)
+    found = measure_curvatures(model, sites, statistics, data, decline, seed, device, progress, work)
+    return found if how == "errors" else {name: replace(own, felt=None) for name, own in found.items()}
