@@ -85,7 +85,8 @@ def export(
         folder: the new folder of the artifact. By default ``default_folder``.
         recipe: a name that ``qcompile recipes`` lists, or a file; where budget, formats, transforms, method,
             split or sensitivity are not given, they are those of the recipe.
-        budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}`` or ``{"latency": 2}`` (ms).
+        budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}``, ``{"latency": 2}`` (ms) or
+            ``{"bops": 32}`` (W4A8).
         calibration: data in a form of ``run.sources``: a file or folder of arrays, a text, a folder of images, a
             mapping from the names of inputs to arrays, an iterable of such mappings, or a function that returns one;
             random inputs without.

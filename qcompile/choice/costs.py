@@ -1,4 +1,4 @@
-"""The cost of sites in each budget: bits, bytes and milliseconds."""
+"""The cost of sites in each budget: bits, bytes, milliseconds and bit operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ def cost_of(pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: 
     bits = sum(constant(site.weight).size * scheme.bits for site, scheme in pairs if site.name in own)
     stored = sum(_bytes(site, scheme) for site, scheme in pairs if site.name in own)
     read = sum(_bytes(site, scheme) for site, scheme in pairs if site.input is not None)
-    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0)}
+    products = sum(
+        constant(site.weight).size * _bit_operations(scheme) for site, scheme in pairs if site.input is not None
+    )
+    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0), "bops": products}
+
+
+def _bit_operations(scheme: Scheme) -> float:
+    """Those of one product: the bits of a weight times the bits of what it multiplies."""
+    return scheme.bits * (scheme.activation.bits if scheme.activation else 32)
 
 
 def _bytes(site: Site, scheme: Scheme) -> float:

@@ -24,6 +24,7 @@ UNITS = {
     "bits": "mean bits of the codes of sites that are not left out, scales not counted",
     "bytes": "codes and scales of the same sites",
     "latency": "milliseconds to read them once, estimated",
+    "bops": "mean bit operations of a product, of a row of every site: bits of the weight times bits of the input",
 }
 
 

@@ -231,8 +231,9 @@ def _asked(
         ties += [(first[site.stored], item) for site in sites if first[site.stored] is not item]
         costs[item] = [cost_of([(site, wish(site, s)) for site in sites], own, target) for s in schemes]
     weights = max(sum(constant(weight).size for weight in first), 1)
-    for found in costs.values():
-        found[:] = [{**cost, "bits": cost["bits"] / weights} for cost in found]  # the mean is what is bounded
+    products = max(sum(constant(site.weight).size for group in probes for site in group.sites), 1)
+    for found in costs.values():  # means are what is bounded
+        found[:] = [{**cost, "bits": cost["bits"] / weights, "bops": cost["bops"] / products} for cost in found]
     return Asked(
         [scheme.name for scheme in schemes],
         {group: [[wish(site, s) for site in group.sites] for s in schemes] for group in probes},

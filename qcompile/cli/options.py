@@ -86,7 +86,8 @@ Target = Annotated[
     str, typer.Option(autocompletion=complete_targets, help="A name that `qcompile targets` lists.")
 ]  # fmt: skip
 Budget = Annotated[
-    list[str] | None, typer.Option(help="bits=4.25 (mean of codes; scales do not count), bytes=80e6, latency=2 (ms).")
+    list[str] | None,
+    typer.Option(help="bits=4.25 (mean of codes, no scales), bytes=80e6, latency=2 (ms), bops=32 (W4A8)."),
 ]
 Calibration = Annotated[
     Path | None, typer.Option(help="An .npz, .npy, .safetensors or .txt file, a folder of them, or of images.")

@@ -125,3 +125,30 @@ def test_other_words_are_refused(parse, tmp_path: Path) -> None:
     assert refused(tmp_path, *words).startswith("unknown sensitivity 'eevn'; there are errors, ")
     with pytest.raises(InputError, match="unknown sensitivity"):
         of(parse, "eevn")
+
+
+@pytest.mark.parametrize(
+    ("formats", "bound", "budget"),
+    [
+        (["int4-g32/int4-g32", "int8-channel/int8-channel"], 40.0, {"bops": 40}),
+        (["int4-g32/int8-channel", "int8-channel/int8-channel"], 40.0, {"bops": 40, "bits": 7}),
+    ],
+)
+def test_bit_operations_are_bounded(parse, tmp_path: Path, formats: list[str], bound: float, budget: dict) -> None:
+    """The bits of weights times those of inputs, in the mean over products; with two bounds by an integer program."""
+    model = {n: a.astype(np.float32) for n, a in weights().items()}
+    calibration = {"i": np.concatenate([batch["i"] for batch in batches()])}
+    artifact = qc.export(
+        parse(GRAPH, **model), "reference", tmp_path / "out", formats=formats, method="rtn", transforms="none",
+        budget=budget, calibration=calibration,
+    )  # fmt: skip
+    manifest = artifact.manifest
+    products = [site for site in manifest["sites"] if site["activation"] is not None]
+    assert len(products) == 3
+    total = sum(np.prod(site["weight_shape"]) for site in products)
+    each = [site["bits"] * get_format(site["activation"]).bits for site in products]
+    spent = sum(np.prod(site["weight_shape"]) * bits for site, bits in zip(products, each, strict=True))
+    assert manifest["budget"]["bops"]["spent"] == pytest.approx(spent / total)
+    assert manifest["budget"]["bops"]["spent"] <= bound
+    assert manifest["assignment"]["gap"] == 0
+    assert manifest["assignment"]["method"] == ("ilp" if len(budget) > 1 else "dp")
