@@ -251,3 +251,22 @@ def test_a_target_refuses_a_format_beside_sites(parse, tmp_path: Path) -> None:
     ir.save(parse(GRAPH), tmp_path / "m.onnx")
     words = ["export", tmp_path / "m.onnx", "--target", "cpu-int4", "-o", tmp_path / "out", "--split", "colums"]
     assert "unknown split 'colums'" in refused(tmp_path, *words)
+
+
+def test_what_is_kept_for_other_exports_is_told_apart(parse, tmp_path: Path) -> None:
+    """Another split, format or method finds nothing in the folder of work that is not its own."""
+    work, options = tmp_path / "work", {**OPTIONS, "method": "gptq"}
+    asked = [
+        {"split": ["branch{rank=6}"]},
+        {"split": ["branch{rank=12}"]},
+        {"split": ["branch{rank=12}"], "formats": "int8-channel/int8-channel"},
+        {"split": ["columns{count=4}"]},
+        {"method": "gptq{shift=1}"},
+        {"method": "comq"},
+    ]
+    for number, words in enumerate(asked):
+        kept = qc.export(parse(GRAPH), "reference", tmp_path / f"kept{number}", work=work, **{**options, **words})
+        fresh = qc.export(parse(GRAPH), "reference", tmp_path / f"fresh{number}", **{**options, **words})
+        assert kept.manifest["digests"] == fresh.manifest["digests"]
+        again = qc.export(parse(GRAPH), "reference", tmp_path / f"again{number}", work=work, **{**options, **words})
+        assert again.manifest["digests"] == fresh.manifest["digests"]
