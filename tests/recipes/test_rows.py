@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.siblings import siblings_of
 from qcompile.formats import fake_quantize, get_format, quantize
 from qcompile.preparation import prepare
 from qcompile.recipes.recipe import all_recipes
+from qcompile.run.data import load_data
+from qcompile.statistics.calibration import collect
 from qcompile.targets.scheme import Scheme
-from qcompile.transforms import BlockDiagonal, Hadamard
+from qcompile.transforms import BlockDiagonal, Compose, Hadamard, has_hadamard
 
 ZOO = Path(__file__).parent.parent.parent / "examples" / "zoo"
 
@@ -105,3 +108,48 @@ def test_a_choice_of_two_targets_errs_no_more_in_any_block(weights: list[torch.T
             if weight.shape[1] % 16 == 0
         )
         assert (ours <= theirs * (1 + 1e-5) + 1e-12).all()
+
+
+# -- transforms ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[torch.Tensor]:
+    """Rows of what the sites of the shipped DiT read, which has outliers behind its gates and in its modulation."""
+    prepared = prepare(str(ZOO / "dit.onnx"))
+    groups = [group for group in siblings_of(prepared.analysis.sites) if has_hadamard(group.width)]
+    data = load_data(ZOO / "dit_calibration.npz", prepared.model)
+    found = collect(prepared.model, {group.name: group.axis for group in groups}, data, moments=False)
+    return [torch.from_numpy(found[group.name].sample) for group in groups if group.width >= 64]
+
+
+def kurtosis(x: torch.Tensor) -> float:
+    x = x - x.mean()
+    return float(x.pow(4).mean() / x.square().mean().square())
+
+
+def test_rotations_spread_outliers(inputs: list[torch.Tensor]) -> None:
+    """quarot: the kurtosis of an input falls where it is largest, to about that of a normal distribution."""
+    loud = sorted(inputs, key=kurtosis)[-6:]
+    for x in loud:
+        turned = Hadamard(x.shape[1], 3).apply(x, -1)
+        assert kurtosis(x) > 6
+        assert kurtosis(turned) < 0.5 * kurtosis(x)
+
+
+def test_two_rotations_make_any_vector_normal() -> None:
+    """two-block: one sends a unit vector to equal magnitudes, two to nearly normal numbers, the more so the wider."""
+    distances = []
+    for size in (64, 256, 1024):
+        first, second = Hadamard(size, 5), Hadamard(size, 6)
+        both = Compose((first, second))
+        torch.testing.assert_close(both.matrix() @ both.matrix().mT, torch.eye(size, dtype=torch.float64))
+        unit = torch.eye(size, dtype=torch.float64)[:8]
+        once = first.apply(unit, -1).abs() * size**0.5
+        torch.testing.assert_close(once, torch.ones_like(once))
+        twice = (both.apply(unit, -1) * size**0.5).flatten().sort().values
+        normal = torch.distributions.Normal(0.0, 1.0).cdf(twice.float())
+        steps = torch.arange(1, len(twice) + 1) / len(twice)
+        distances.append(float((normal - steps).abs().max()))
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[2] < 0.04
