@@ -14,6 +14,7 @@ from qcompile.choice.wishes import wishes_of
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.split_branches import SplitBranches
 from qcompile.passes.split_columns import SplitColumns
+from qcompile.passes.split_features import SplitFeatures
 from qcompile.stages import Prepared, Request
 from qcompile.statistics.calibration import collect
 from qcompile.targets.eligible import quantizable
@@ -26,9 +27,9 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
     options, data, state = request.options, prepared.seen.data, prepared.state
     for word in options.split:
         how = split_of(word)
-        if isinstance(how, Columns) and data.random:
+        if not isinstance(how, Branch) and data.random:
             reason = "there is no calibration data, and what is loud on random inputs is so on no others"
-            state.decline("*", "columns of their own for loud features", reason)
+            state.decline("*", f"columns of their own for loud features: {word}", reason)
             continue
         groups = _groups(prepared, request)
         wanted = {group.name: group.axis for group in groups}
@@ -39,6 +40,8 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
             run_pass(SplitColumns(groups, known, how), state)
         elif isinstance(how, Branch):
             run_pass(SplitBranches(groups, known, request.schemes[0], how, options.device), state)
+        else:
+            run_pass(SplitFeatures(groups, known, how), state)
         analysis = analyze(state.model)
         prepared = replace(prepared, analysis=analysis, weights=take_inventory(prepared.source.model, analysis))
     return prepared

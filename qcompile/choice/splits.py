@@ -8,7 +8,7 @@ from typing import ClassVar
 from qcompile.errors import InputError, unknown
 from qcompile.words import options_given, spelled, split_words
 
-__all__ = ["SPLIT", "SPLITS", "Branch", "Columns", "Split", "split_of"]
+__all__ = ["SPLIT", "SPLITS", "Branch", "Columns", "Flatten", "Split", "split_of"]
 
 #: In the metadata of an operator that stands beside a site, the split that put it there.
 SPLIT = "qcompile.split"
@@ -59,9 +59,27 @@ class Branch:
         return _said(self)
 
 
-Split = Columns | Branch
+@dataclass(frozen=True)
+class Flatten:
+    """Loud features in pieces: each piece is at most as loud as the others, and read by a column of its own.
 
-SPLITS: dict[str, type[Split]] = {Columns.name: Columns, Branch.name: Branch}
+    Args:
+        times: the size of a piece, as a multiple of the median of what features reach.
+        most: pieces of a feature; the last has what is left.
+    """
+
+    times: float = 2.0
+    most: int = 8
+    format: ClassVar[str] = "float"  # nothing stands beside the site
+    name: ClassVar[str] = "flatten"
+
+    def __str__(self) -> str:
+        return _said(self)
+
+
+Split = Columns | Branch | Flatten
+
+SPLITS: dict[str, type[Split]] = {split.name: split for split in (Columns, Branch, Flatten)}
 
 
 def _said(split: Split) -> str:
@@ -85,6 +103,8 @@ def split_of(text: str) -> Split:
     made = SPLITS[name](**options_given(f"split '{name}'", known, given))
     if isinstance(made, Columns) and (made.count < 0 or made.above < 0 or not (made.count or made.above)):
         raise InputError("split 'columns' needs a count above 0, or a magnitude that columns lie above")
+    if isinstance(made, Flatten) and (made.times <= 0 or made.most < 2):
+        raise InputError("split 'flatten' needs times above 0, and at least 2 pieces at most")
     if isinstance(made, Branch) and (made.rank < 1 or made.rounds < 1):
         raise InputError("split 'branch' needs a rank and rounds of at least 1")
     return made

@@ -10,8 +10,12 @@ from qcompile.ir.required import operand
 __all__ = ["add_beside", "inseparable", "product_like"]
 
 
-def inseparable(node: ir.Node) -> str | None:
-    """Why the weight of an operator cannot become a sum of two; ``None`` if it can: a product of features with it."""
+def inseparable(node: ir.Node, *, edge: bool = False) -> str | None:
+    """Why the weight of an operator cannot become a sum of two; ``None`` if it can: a product of features with it.
+
+    Args:
+        edge: whether it may write an output of the graph, because nothing is added behind it.
+    """
     if node.op_type not in ("MatMul", "Gemm") or node.domain:
         return f"{node.op_type} is no plain product with a matrix"
     weight = operand(node, 1)
@@ -21,7 +25,7 @@ def inseparable(node: ir.Node) -> str | None:
         return "it transposes or scales what it reads"
     if len(list(weight.uses())) > 1 or weight.is_graph_output():
         return f"its weight '{weight.name}' is read elsewhere, too"
-    if node.outputs[0].is_graph_output():
+    if node.outputs[0].is_graph_output() and not edge:
         return "it writes an output of the graph"
     return None
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Derived", "EAGER_BYTES", "Turned", "check_weights", "holds_infinity", "initializers", "on_device", "origin",
-    "read", "release", "total_bytes", "weights_of",
+    "read", "release", "taken_lines", "total_bytes", "weights_of",
 ]  # fmt: skip
 
 #: Below this many bytes of constants, folded ones are kept in memory.
@@ -106,6 +106,11 @@ def _moved(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
     if tensor.dtype is ir.DataType.BFLOAT16:
         return torch.from_numpy(np.array(array.view(np.int16))).to(device).view(torch.bfloat16)
     return torch.from_numpy(np.array(array)).to(device)
+
+
+def taken_lines(tensor: ir.TensorProtocol, places: np.ndarray, axis: int) -> ir.TensorProtocol:
+    """Some lines of a constant along an axis, in that order; one may be taken more than once."""
+    return ir.tensor(np.take(read(tensor), places, axis))
 
 
 def release(tensor: ir.TensorProtocol) -> None:

@@ -23,7 +23,7 @@ __all__ = ["PIPELINES", "all_passes", "load_pass", "options_of", "parse_passes"]
 #: The commands that make the arguments of passes which take more than options.
 COMMANDS = {
     "quantize": "qcompile export", "rotate": "qcompile rotate", "split-branches": "qcompile export --split",
-    "split-columns": "qcompile export --split",
+    "split-columns": "qcompile export --split", "split-features": "qcompile export --split",
 }  # fmt: skip
 
 #: Lists of passes that have a name of their own.

@@ -20,7 +20,7 @@ from qcompile.choice.splits import SPLIT, Columns
 from qcompile.ir.graph import add_initializer, append_node
 from qcompile.ir.required import constant, operand, producer_of, shape_of
 from qcompile.ir.sums import add_beside, inseparable, product_like
-from qcompile.ir.tensors import Derived, read
+from qcompile.ir.tensors import Derived, taken_lines
 from qcompile.passes.state import State
 from qcompile.statistics.calibration import Statistics
 
@@ -103,9 +103,5 @@ def _taken(model: ir.Model, site: Site, chosen: np.ndarray, word: str) -> ir.Val
     places, axis = np.flatnonzero(chosen), site.axis_in
     name, shape = f"{site.weight.name}_{word}", list(site.shape)
     shape[axis] = len(places)
-    tensor = Derived(constant(site.weight), partial(_lines, places=places, axis=axis), ir.Shape(shape), name=name)
+    tensor = Derived(constant(site.weight), partial(taken_lines, places=places, axis=axis), ir.Shape(shape), name=name)
     return add_initializer(model, name, tensor)
-
-
-def _lines(tensor: ir.TensorProtocol, places: np.ndarray, axis: int) -> ir.TensorProtocol:
-    return ir.tensor(np.take(read(tensor), places, axis))

@@ -21,7 +21,7 @@ READ = {
 
 REFUSED = {
     "": "the list of passes is empty; there are center-norms, ",
-    "fold-scalez": "unknown pass 'fold-scalez'; there are center-norms, ",
+    "fold-scalez": "unknown pass 'fold-scalez'; the nearest: fold-scales, ",
     "fold-scales{": "'fold-scales{' is no list of passes",
     "fold-scales,,center-norms": "is no list of passes",
     "fold-scales{largest=1}": "pass 'fold-scales' has no option 'largest'; there are smallest",

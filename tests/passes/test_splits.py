@@ -14,12 +14,13 @@ from commands import refused
 import qcompile as qc
 from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.splits import SPLIT, Branch, Columns, split_of
+from qcompile.choice.splits import SPLIT, Branch, Columns, Flatten, split_of
 from qcompile.compiler import prepare
 from qcompile.errors import InputError, TargetError
 from qcompile.ir.required import constant
 from qcompile.passes.split_branches import SplitBranches
 from qcompile.passes.split_columns import SplitColumns
+from qcompile.passes.split_features import SplitFeatures
 from qcompile.passes.state import State
 from qcompile.statistics.calibration import Statistics
 from qcompile.targets.scheme import FLOAT, Scheme
@@ -192,6 +193,7 @@ def test_what_cannot_be_split_is_said(parse) -> None:
         ("colums{count=2}", "unknown split 'colums'.*the nearest: columns"),
         ("columns", "needs a count above 0, or a magnitude"),
         ("columns{count=-1,above=2}", "needs a count above 0"),
+        ("flatten{most=1}", "at least 2 pieces"),
         ("branch{rank=0}", "needs a rank and rounds of at least 1"),
         ("branch{count=2}", "split 'branch' has no option 'count'"),
         ("branch,columns{count=2}", "is no split, such as"),
@@ -270,3 +272,34 @@ def test_what_is_kept_for_other_exports_is_told_apart(parse, tmp_path: Path) -> 
         assert kept.manifest["digests"] == fresh.manifest["digests"]
         again = qc.export(parse(GRAPH), "reference", tmp_path / f"again{number}", work=work, **{**options, **words})
         assert again.manifest["digests"] == fresh.manifest["digests"]
+
+
+def test_pieces_add_up_and_none_is_louder(parse) -> None:
+    """``Σ p = x``, the largest is the bound, and the width grows by the pieces that are more than one a feature."""
+    state, groups, known = prepared(parse)
+    before = outputs(state.model)
+    how = Flatten(times=2.0, most=32)
+    assert SplitFeatures(groups, known, how).apply(state)
+    assert not SplitFeatures(groups, known, how).apply(state)
+    for old, new in zip(before, outputs(state.model), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
+    (flat,) = (node.outputs[0] for node in state.model.graph if node.name == "x_flat")
+    peaks = np.abs(known["x"].sample).max(0)
+    bound = 2.0 * np.median(peaks)
+    counts = np.ceil(peaks / bound)
+    assert 4 < counts.max() < 32
+    assert flat.shape[-1] == counts.sum() > 64
+    assert {node.op_type for node, _ in flat.uses()} == {"MatMul", "Gemm"}
+    state.model.graph.outputs.append(flat)
+    (pieces,) = ort.InferenceSession(ir.to_proto(state.model).SerializeToString()).run(["x_flat"], {"x": rows()})
+    assert np.abs(pieces).max() == pytest.approx(bound, rel=1e-5)
+    assert np.abs(pieces.sum(-1) - rows().sum(-1)).max() < 1e-3
+
+
+def test_flat_inputs_lose_less(parse, tmp_path: Path) -> None:
+    options = {**OPTIONS, "formats": "int8-channel/int4-channel"}
+    errors = []
+    for words in ([], ["flatten{most=32}"]):
+        artifact = qc.export(parse(GRAPH), "reference", tmp_path / str(len(words)), split=words, **options)
+        errors.append(artifact.manifest["quantization"]["rel_l2"])
+    assert errors[1] < 0.9 * errors[0]
