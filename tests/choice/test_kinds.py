@@ -107,8 +107,8 @@ def test_the_part_of_an_error_that_gptq_leaves_is_foretold(transform):
     predicted, measured = [], []
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        mixing = rng.standard_normal((64, 64)) * np.exp(rng.standard_normal(64) * seed / 16)
-        rows = torch.from_numpy(rng.standard_normal((4000, 64)) @ mixing)
+        common = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 64)) * seed / 4
+        rows = torch.from_numpy(rng.standard_normal((4000, 64)) + common)
         weight = torch.from_numpy(rng.standard_normal((96, 64))).float()
         moment = rows.T @ rows / len(rows)
         bases = {None: None, "hadamard": Hadamard(64, 0), "diagonal": smoothing(moment.diagonal(), torch.ones(64))}
@@ -121,8 +121,8 @@ def test_the_part_of_an_error_that_gptq_leaves_is_foretold(transform):
         left = [float(((change.double() @ moment) * change.double()).sum()) for change in (nearest, made_up)]
         measured.append(left[1] / left[0])
         predicted.append(learned.remaining(nearest.square().sum(0), own))
-    np.testing.assert_allclose(predicted, measured, rtol=0.15)
-    assert max(predicted) > 1.25 * min(predicted)
+    np.testing.assert_allclose(predicted, measured, rtol=0.2)
+    assert max(predicted) > 3 * min(predicted)
 
 
 def test_formats_may_come_in_any_order(source, tmp_path):
