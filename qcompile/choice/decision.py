@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import AxisNode
@@ -18,7 +19,7 @@ from qcompile.choice.contenders import OnlineChoice
 from qcompile.choice.joint import Decision, Joint, Unit, Wall
 from qcompile.choice.labels import WISH, Labels, sides_of
 from qcompile.choice.online import Online
-from qcompile.choice.placement import Placement, Worth
+from qcompile.choice.placement import Placement, Worth, total_transform
 from qcompile.choice.question import Asked, Decided, Table, rows_transform
 from qcompile.choice.scoring import site_loss
 from qcompile.choice.solving import decide
@@ -27,21 +28,20 @@ if TYPE_CHECKING:
     from qcompile.notes import Progress
     from qcompile.transforms import Transform
 
-__all__ = ["decide_all"]
+__all__ = ["Posed", "pose"]
 
 
-def decide_all(
+def pose(
     analysis: Analysis, asked: Asked, online: Online, labels: Mapping[AxisNode, Labels],
-    partners: Mapping[Siblings, Siblings | None], placement: Placement, progress: Progress | None = None,
-) -> Decided:  # fmt: skip
-    """Choose a label for every space, a scheme for every group and table, an online transform where one pays.
+    partners: Mapping[Siblings, Siblings | None], progress: Progress | None = None,
+) -> Posed:  # fmt: skip
+    """The choice of a label for every space, a scheme for every group and table, an online transform where one pays.
 
     Args:
         asked: the schemes that compete, and budgets.
         online: chooses what stands in front of a group, given what folds.
         labels: the transforms that may fold, by space.
         partners: by group, the one that decides on its online transform; ``None`` where it can have none.
-        placement: takes the transforms in.
     """
     graph = _Graph(analysis, asked, online, labels, partners)
     units = []
@@ -49,17 +49,38 @@ def decide_all(
         units.append(graph.unit(members))
         if progress is not None:
             progress("choosing transforms", done + 1, len(graph.members))
-    walls = graph.walls()
     at = {item: number for number, members in enumerate(graph.members) for item in members}
     ties = [(at[a], at[b]) for a, b in asked.ties if at[a] != at[b]]
     own = [item.losses for item in labels.values()]
-    problem = Joint(own, units, [wall for _, wall in walls], asked.budgets, ties)
-    found = decide(problem)
-    graph.settle(found, placement)
-    if not online.forced:  # those were not compared
-        graph.tell(problem, found, placement)
-    schemes = {item: asked.names.index(found.options[number].name) for item, number in at.items()}
-    return Decided(schemes, found.assignment)
+    return Posed(graph, Joint(own, units, [wall for _, wall in graph.walls()], asked.budgets, ties))
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A choice with all that was measured for it: budgets cost no more than solving it again."""
+
+    graph: _Graph
+    problem: Joint
+
+    def decide(self, placement: Placement, budgets: Mapping[str, float] | None = None) -> Decided:
+        """Decide within those budgets, or within those that were asked for, and put transforms into the placement.
+
+        Raises:
+            InputError: if the budgets cannot be met.
+        """
+        problem = self.problem if budgets is None else replace(self.problem, budgets=budgets)
+        found, graph = decide(problem), self.graph
+        graph.settle(found, placement)
+        if not graph.online.forced:  # those were not compared
+            graph.tell(problem, found, placement)
+        named = zip(graph.members, found.options, strict=True)
+        schemes = {item: graph.asked.names.index(option.name) for members, option in named for item in members}
+        cost = {unit: math.fsum(option.cost[unit] for option in found.options) for unit in graph.units}
+        return Decided(schemes, replace(found.assignment, cost=cost))
+
+    def loss(self, decided: Decided, placement: Placement) -> float:
+        """The predicted growth of the metric, without the price of what stays in the graph."""
+        return math.fsum(self.graph.predicted(item, index, placement) for item, index in decided.schemes.items())
 
 
 class _Graph:
@@ -105,9 +126,20 @@ class _Graph:
         found = {node: list(self.labels[node].transforms.values())[label] for node, label in own.items()}
         return {node: transform for node, transform in found.items() if transform is not None}
 
+    @property
+    def units(self) -> Sequence[str]:
+        """The units of costs."""
+        return list(next((found[0] for found in self.asked.costs.values()), {}))
+
     def _cost(self, members: Sequence[Siblings | Table], index: int) -> dict[str, float]:
-        found = [self.asked.costs[item][index] for item in members if item in self.asked.costs]
-        return {unit: math.fsum(cost[unit] for cost in found) for unit in self.asked.budgets}
+        return {unit: math.fsum(self.asked.costs[item][index][unit] for item in members) for unit in self.units}
+
+    def predicted(self, item: Siblings | Table, index: int, placement: Placement) -> float:
+        """The loss of a group or table where transforms are placed."""
+        if isinstance(item, Table):
+            return self._of_table(item, placement.offline, index)
+        transform = total_transform(self.analysis, item, placement)
+        return self.online.probes[item].error(self.asked.schemes[item][index], transform)
 
     def _loss(self, members: Sequence[Siblings | Table], chosen: Mapping[AxisNode, Transform], index: int) -> float:
         first, *others = members

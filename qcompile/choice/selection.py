@@ -15,12 +15,13 @@ from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblin
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment
 from qcompile.choice.costs import cost_of
+from qcompile.choice.decision import Posed
 from qcompile.choice.export_options import Options
 from qcompile.choice.kinds import FITTED, FREE
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
-from qcompile.choice.transforms import place_and_assign
+from qcompile.choice.transforms import pose_choice
 from qcompile.choice.wishes import Wishes
 from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
@@ -59,6 +60,7 @@ class Choice:
         assignment: how schemes were assigned, where there was a choice.
         ties: by site name, the unit that got one scheme.
         wishes: of single sites.
+        posed: the decision, to be made again under other budgets; ``None`` where transforms were forced.
     """
 
     siblings: list[Siblings]
@@ -73,6 +75,7 @@ class Choice:
     assignment: Assignment | None = None
     ties: dict[str, str] = field(default_factory=dict)
     wishes: Wishes = field(default_factory=Wishes)
+    posed: Posed | None = None
 
 
 def _edges(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str]]:
@@ -191,15 +194,17 @@ def _choices(
     several = len(schemes) > 1 or bool(options.budget)
     ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
     place = partial(
-        place_and_assign, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
+        pose_choice, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
         price=target.transform_price, seed=options.seed, progress=progress,
     )  # fmt: skip
     asked = _asked(probes, ordered, target, options, chosen) if several else _of_one(probes, schemes[0], chosen.wishes)
     if several and options.transforms not in (*FREE, "none"):
-        chosen.placement, _ = place(_of_one(probes, ordered[0], chosen.wishes))
+        chosen.placement, posed = place(_of_one(probes, ordered[0], chosen.wishes))
+        posed.decide(chosen.placement)
         decided = assign_alone(analysis, probes, asked, chosen.placement)
     else:
-        chosen.placement, decided = place(asked)
+        chosen.placement, chosen.posed = place(asked)
+        decided = chosen.posed.decide(chosen.placement)
     if not several:
         return
     chosen.assignment = decided.assignment

@@ -15,19 +15,19 @@ import onnx_ir as ir
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.cuts import components
-from qcompile.choice.decision import decide_all
+from qcompile.choice.decision import Posed, pose
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.labels import labels_of
 from qcompile.choice.online import Online, able
 from qcompile.choice.placement import Placement
-from qcompile.choice.question import Asked, Decided
+from qcompile.choice.question import Asked
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError, unknown
 from qcompile.notes import Progress
 from qcompile.statistics.calibration import Statistics
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["place", "place_and_assign"]
+__all__ = ["place", "pose_choice"]
 
 
 def place(
@@ -61,14 +61,15 @@ def place(
         InputError: if a kind is unknown, or groups that share a transform are given kinds that differ.
     """
     asked = Asked([""], {group: [[scheme(group)] * len(group.sites)] for group in probes})
-    placement, _ = place_and_assign(
+    placement, posed = pose_choice(
         analysis, probes, asked, kind=kind, kinds=kinds, statistics=statistics, fits=fits, price=price, seed=seed,
         progress=progress,
     )  # fmt: skip
+    posed.decide(placement)
     return placement
 
 
-def place_and_assign(
+def pose_choice(
     analysis: Analysis,
     probes: Mapping[Siblings, Probes],
     asked: Asked,
@@ -80,15 +81,17 @@ def place_and_assign(
     price: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[Placement, Decided]:
-    """Choose all transforms of a graph, and a scheme for every group and table, in one decision.
+) -> tuple[Placement, Posed]:
+    """One decision on all transforms of a graph and on a scheme for every group and table, with all that it needs.
 
     Args:
-        asked: the schemes that compete, what they cost, and budgets. Forced transforms are placed before, by number:
-            see ``place``, as for the other parameters.
+        asked: the schemes that compete, what they cost, and budgets; see ``place`` for the other parameters.
+
+    Returns:
+        a placement that says what was compared, and the decision, which puts transforms into it.
 
     Raises:
-        InputError: as ``place``, and if the budgets cannot be met.
+        InputError: as ``place``.
     """
     for word in (kind, *(kinds or {}).values()):
         if word not in KINDS:
@@ -102,7 +105,7 @@ def place_and_assign(
     online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, own)
     placement = Placement({}, {})
     labels = labels_of(analysis, groups, online, asked.schemes, placement)
-    return placement, decide_all(analysis, asked, online, labels, partners, placement, progress)
+    return placement, pose(analysis, asked, online, labels, partners, progress)
 
 
 def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, Siblings | None]:
