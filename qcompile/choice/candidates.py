@@ -112,7 +112,7 @@ def fitted_candidates(fit: Fit, scheme: Scheme, freedom: Freedom, seed: int) -> 
         found["permutation"] = by_magnitude(loud * read)
     if Freedom.ORTHOGONAL in freedom and size <= DENSE:
         if has_hadamard(size):
-            found["klt"] = klt_hadamard(fit.blocks()[0])
+            found["klt"] = klt_hadamard(fit.blocks()[0].to(fit.moment.device))
         if group < size and size % group == 0:
             found["duquant-pp"] = duquant_block(loud, group, seed=seed)
     if Freedom.GENERAL in freedom:

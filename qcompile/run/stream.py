@@ -58,14 +58,15 @@ class Stream:
         """An empty shelf."""
         return Shelf(self.engine.device, self._memory)
 
-    def walk(self) -> Iterator[Section]:
+    def walk(self, *, backwards: bool = False) -> Iterator[Section]:
         """The sections, each with its weights, those of the next on their way."""
+        sections = self.sections[::-1] if backwards else self.sections
         if not self.large:
-            yield from self.sections
+            yield from sections
             return
         with threads(min(READERS, os.cpu_count() or 1)) as beside:
             waiting: list[Future[None]] = []
-            for section, later in zip(self.sections, [*self.sections[1:], None], strict=True):
+            for section, later in zip(sections, [*sections[1:], None], strict=True):
                 for reading in waiting or self._begin(beside, section):
                     reading.result()
                 waiting = [] if later is None else self._begin(beside, later)

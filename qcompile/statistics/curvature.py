@@ -24,8 +24,10 @@ from qcompile.errors import TargetError
 from qcompile.ir.graph import is_float
 from qcompile.ir.required import name_of
 from qcompile.run.data import Data
-from qcompile.run.executor import Executor, Hook
+from qcompile.run.executor import Executor
 from qcompile.run.foreign import stopping
+from qcompile.run.gradients import gradients
+from qcompile.run.stream import Stream
 from qcompile.statistics.kept_statistics import kept_curvatures
 from qcompile.statistics.noise import noise_curvatures
 from qcompile.statistics.sensitivity import Curvature, Felt, logit_outputs
@@ -67,7 +69,7 @@ def curvatures(
         data: of whose batches ``BATCHES`` are used, evenly spread; fewer where they hold more than ``TOKENS`` tokens.
         decline: told of the operators that onnxruntime runs, and why there is no curvature where there is none.
     """
-    places = [place for place in map(_place, sites) if place is not None]
+    places = [place for site in sites if (place := _place(site, device)) is not None]
     names = {name for place in places for name in (place.x, place.y)}
     outputs = sorted(logits) or [name_of(value) for value in model.graph.outputs if is_float(value)]
     engine = Executor(model, outputs=outputs, hooked=names, device=device)
@@ -76,8 +78,9 @@ def curvatures(
     if decline is not None:
         engine.tell(decline)
     chosen, rng = [] if stops or not outputs or not places else _spread(data.batches), np.random.default_rng(seed)
+    stream = Stream(engine)
     for done, batch in enumerate(chosen):
-        _collect(engine, places, batch, bool(logits), rng, len(chosen))
+        _collect(stream, places, batch, bool(logits), rng, len(chosen))
         if progress is not None:
             progress("measuring sensitivities", done + 1, len(chosen))
     found = {place.site.name: place.curvature() for place in places if place.energy > 0}
@@ -125,7 +128,7 @@ class _Place:
     form: Linear | Lookup
     x: str
     y: str
-    weight: torch.Tensor
+    device: str
     seen: float = 0.0  # Σ‖x‖²
     energy: float = 0.0  # Σ‖xWᵀ‖²
     together: float = 0.0  # Σ over windows of ‖Σ g xᵀ‖²
@@ -134,6 +137,11 @@ class _Place:
     units: float = 0.0  # tokens, or batches where the metric is relative
     by_row: float | torch.Tensor = 0.0  # of a table, ``together`` by row: [rows]
     felt: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # inputs and gradients of some rows
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight ``[out, in]``, read anew: those of all sites together may be too many to keep."""
+        return weight_matrix(self.site, device=self.device).contiguous()
 
     def _rows(self, value: torch.Tensor, order: tuple[int, ...] | None) -> list[torch.Tensor]:
         """Rows ``[rows, features]`` of each entry of a value, which is one window where its entries stand apart."""
@@ -147,7 +155,7 @@ class _Place:
         if isinstance(self.form, Lookup):
             self.energy += x.numel()
             return
-        weight = self.weight.to(x.device)
+        weight = self.weight
         for rows in self._rows(x, self.form.before):
             self.seen += float(rows.square().sum())
             self.energy += float((rows @ weight.T).square().sum())
@@ -157,14 +165,15 @@ class _Place:
         import torch
 
         if isinstance(self.form, Lookup):
-            rows, g = x.reshape(-1) % len(self.weight), g.reshape(-1, g.shape[-1]).float()
-            sums = torch.zeros(len(self.weight), g.shape[1], device=g.device).index_add(0, rows, g)
+            entries = self.site.shape[1 - self.site.axis_out]
+            rows, g = x.reshape(-1) % entries, g.reshape(-1, g.shape[-1]).float()
+            sums = torch.zeros(entries, g.shape[1], device=g.device).index_add(0, rows, g)
             self.by_row = self.by_row + sums.square().sum(1).cpu()
             self.together += float(sums.square().sum())
             self.apart += float(g.square().sum())
             return
         after = None if self.form.after is None else tuple(np.argsort(self.form.after).tolist())
-        weight = self.weight.to(g.device)
+        weight = self.weight
         pairs = [*zip(self._rows(x, self.form.before), self._rows(g * self.form.alpha, after), strict=True)]
         self._draw(torch.cat([rows for rows, _ in pairs]), torch.cat([grads for _, grads in pairs]), FELT_ROWS // count)
         for rows, grads in pairs:
@@ -192,13 +201,15 @@ class _Place:
 
         count = DRAWS * max(self.units, 1)
         if isinstance(self.form, Lookup):  # relative to the energy of the table, as errors of tables are
-            spread = float(self.weight.square().sum()) / self.weight.numel()
+            table = self.weight
+            spread = float(table.square().sum()) / table.numel()
             shares = np.asarray(self.by_row) / max(self.together, 1e-30)
             coherence = self.together / max(self.apart, 1e-30)
             return Curvature(0.5 * self.together / count * spread, 0.0, coherence, shares if shares.ndim else None)
-        width = self.weight.shape[1]
-        by_weight = len(self.weight) * self.seen / self.energy
-        by_input = float(self.weight.square().sum()) * self.seen / width / self.energy
+        weight = self.weight
+        width = weight.shape[1]
+        by_weight = len(weight) * self.seen / self.energy
+        by_input = float(weight.square().sum()) * self.seen / width / self.energy
         rows, grads = ([pair[i] for pair in self.felt] for i in (0, 1))
         felt = Felt(torch.cat(rows), torch.cat(grads) * (0.5 / count) ** 0.5) if rows else None
         return Curvature(
@@ -207,7 +218,7 @@ class _Place:
         )  # fmt: skip
 
 
-def _place(site: Site) -> _Place | None:
+def _place(site: Site, device: str) -> _Place | None:
     if site.nested:
         return None
     try:
@@ -217,45 +228,28 @@ def _place(site: Site) -> _Place | None:
     if isinstance(form, Stack):
         return None
     x = name_of(form.x if isinstance(form, Linear) else form.indices)
-    return _Place(site, form, x, name_of(site.node.outputs[0]), weight_matrix(site).contiguous())
+    return _Place(site, form, x, name_of(site.node.outputs[0]), device)
 
 
 def _collect(
-    engine: Executor, places: Sequence[_Place], batch: Mapping[str, np.ndarray], logits: bool, rng: np.random.Generator,
+    stream: Stream, places: Sequence[_Place], batch: Mapping[str, np.ndarray], logits: bool, rng: np.random.Generator,
     count: int,
 ) -> None:  # fmt: skip
     """Add one batch of ``count`` to the sums of all places."""
-    import torch
+    units = 1
 
-    seen: dict[str, torch.Tensor] = {}
-    nudges: dict[str, torch.Tensor] = {}
-    read, written = ({place.x for place in places}, {place.y for place in places})
+    def scores(outputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        nonlocal units
+        units = sum(value[..., 0].numel() for value in outputs.values()) if logits else 1
+        return [_score(outputs, logits, rng) for _ in range(DRAWS)]
 
-    def at(name: str) -> Hook:
-        def hook(value: torch.Tensor) -> torch.Tensor:
-            if name in written:
-                nudges[name] = torch.zeros_like(value, requires_grad=True)
-                value = value + nudges[name]
-            if name in read:
-                seen[name] = value.detach()
-            return value
-
-        return hook
-
-    outputs = engine(batch, {name: at(name) for name in read | written})
-    units = sum(value[..., 0].numel() for value in outputs.values()) if logits else 1
-    for place in places:
-        place.see(seen[place.x], units)
-    for draw in range(DRAWS):
-        score = _score(outputs, logits, rng)
-        if not score.requires_grad:  # the outputs depend on no site: nothing that errors change is measured
-            return
-        grads = torch.autograd.grad(score, list(nudges.values()), retain_graph=draw + 1 < DRAWS, allow_unused=True)
-        found = dict(zip(nudges, grads, strict=True))
-        for place in places:
-            g = found[place.y]
-            if g is not None:
-                place.add(seen[place.x], g, count * DRAWS)
+    read, written = {place.x for place in places}, {place.y for place in places}
+    for seen, met, draws in gradients(stream, batch, written, read, scores):
+        for place in (place for place in places if place.y in met):
+            place.see(seen[place.x], units)
+            for draw in draws:
+                if place.y in draw:
+                    place.add(seen[place.x], draw[place.y], count * DRAWS)
 
 
 def _score(outputs: Mapping[str, torch.Tensor], logits: bool, rng: np.random.Generator) -> torch.Tensor:

@@ -21,6 +21,9 @@ __all__ = [
 
 _LEAST_DAMPING, _MOST_DAMPING = 1e-8, 0.1  # of the mean eigenvalue; what needs more is not a second moment
 
+#: Features from which a GPU finds eigenvectors sooner than a CPU, if that is where the moment is.
+_LARGE = 1024
+
 
 def diagonal_blocks(second_moment: torch.Tensor, size: int | None = None) -> torch.Tensor:
     """Symmetric float64 ``[count, b, b]`` from ``[n]`` (a diagonal), ``[n, n]`` or ``[count, b, b]``.
@@ -69,7 +72,8 @@ def klt_hadamard(second_moment: torch.Tensor, size: int | None = None) -> Transf
     """
     blocks = diagonal_blocks(second_moment, size)
     h = _hadamard(blocks.shape[-1])
-    vectors = torch.linalg.eigh(blocks).eigenvectors
+    large = blocks.shape[-1] >= _LARGE
+    vectors = torch.linalg.eigh(blocks.to(second_moment.device) if large else blocks).eigenvectors.cpu()
     vectors = vectors * torch.sign(torch.sign(vectors.sum(1, keepdim=True)) + 0.5)  # LAPACK leaves the signs open
     if len(blocks) == 1:
         return Compose((Dense(vectors[0].mT), Hadamard(blocks.shape[-1])))

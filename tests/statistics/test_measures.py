@@ -14,6 +14,7 @@ import qcompile as qc
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import siblings_of
+from qcompile.choice.samples import Samples
 from qcompile.choice.scoring import probe, site_loss
 from qcompile.errors import InputError
 from qcompile.formats import fake_quantize, get_format
@@ -61,7 +62,8 @@ def test_what_matters_more_costs_more(parse, how: str) -> None:
     losses = {}
     for site in sites:
         own = statistics.get(site.input.name) if site.input is not None else None
-        losses[site.weight.name] = site_loss(probe(site, own, found[site.name]), scheme)
+        samples = None if own is None else Samples.of(own, learns=False)
+        losses[site.weight.name] = site_loss(probe(site, samples, found[site.name]), scheme)
     assert losses["loud"] > 20 * losses["quiet"]
     assert sum(losses.values()) < 1
 
