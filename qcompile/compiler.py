@@ -46,7 +46,7 @@ from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
 from qcompile.threads import threads
 from qcompile.work import Work
 
-__all__ = ["Options", "export", "lowered_to", "plan", "prepare", "turn"]
+__all__ = ["Options", "choice_of", "export", "lowered_to", "plan", "prepare", "turn"]
 
 
 def export(
@@ -88,6 +88,18 @@ def plan(model: Any, options: Options) -> ir.Model:
     rotated = _rotate(_choose(_prepare(_capture(model, request), request), request))
     _round(rotated)
     return rotated.model
+
+
+def choice_of(
+    model: Any, options: Options, progress: Progress | None = None, **capture_options: Any
+) -> selection.Choice:  # fmt: skip
+    """The choice that an export would make, with nothing rotated, rounded or written.
+
+    Args: as for ``export``.
+    """
+    request = _request(options, progress)
+    captured = _capture(model, request, **capture_options)
+    return _choose(prepare(captured, request.progress, ties=request.target.ties), request).choice
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------

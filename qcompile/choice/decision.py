@@ -75,8 +75,12 @@ class Posed:
             graph.tell(problem, found, placement)
         named = zip(graph.members, found.options, strict=True)
         schemes = {item: graph.asked.names.index(option.name) for members, option in named for item in members}
-        cost = {unit: math.fsum(option.cost[unit] for option in found.options) for unit in graph.units}
-        return Decided(schemes, replace(found.assignment, cost=cost))
+        return Decided(schemes, found.assignment)
+
+    def spent(self, decided: Decided) -> dict[str, float]:
+        """The cost in every unit, budget or not."""
+        costs, chosen = self.graph.asked.costs, decided.schemes.items()
+        return {unit: math.fsum(costs[item][index][unit] for item, index in chosen) for unit in self.graph.units}
 
     def loss(self, decided: Decided, placement: Placement) -> float:
         """The predicted growth of the metric, without the price of what stays in the graph."""

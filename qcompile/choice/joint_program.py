@@ -15,8 +15,8 @@ from qcompile.errors import InputError
 
 __all__ = ["integer_program"]
 
-#: The relative gap at which the solver may stop, and the seconds after which it must.
-GAP, SECONDS = 1e-4, 60.0
+#: The relative gap at which the solver may stop, if the program is large, and the seconds after which it must.
+GAP, LARGE, SECONDS = 1e-4, 5000, 60.0
 
 #: By how much of what it leaves a budget is tightened where the solver's tolerance overstepped it.
 TIGHTER = (0.0, 1e-6, 1e-4)
@@ -67,9 +67,10 @@ def _solved(problem: Joint, columns: _Columns, tighter: float) -> tuple[np.ndarr
     scale = np.abs(columns.loss).max(initial=0.0) or 1.0
     integral = np.ones(columns.count)
     integral[columns.walls :] = 0
+    gap = GAP if columns.count > LARGE else 0.0
     solved = milp(
         columns.loss / scale * 1e4, integrality=integral, bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix, rows.low, rows.high), options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+        constraints=LinearConstraint(matrix, rows.low, rows.high), options={"mip_rel_gap": gap, "time_limit": SECONDS},
     )  # fmt: skip
     if solved.x is None:
         met = "the budgets cannot be met together" if solved.status == 2 else solved.message

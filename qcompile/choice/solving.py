@@ -19,8 +19,9 @@ from qcompile.errors import InputError
 
 __all__ = ["decide"]
 
-#: Labellings of shared spaces that are solved one after the other; more become one integer program.
-LABELLINGS = 64
+#: Labellings of shared spaces that are solved one after the other; more become one integer program, as do all under
+#: several budgets, where each would be one.
+LABELLINGS = 16
 
 
 def decide(problem: Joint, labellings: int = LABELLINGS) -> Decision:
@@ -28,14 +29,15 @@ def decide(problem: Joint, labellings: int = LABELLINGS) -> Decision:
 
     Args:
         problem: what is to be decided.
-        labellings: up to how many labellings are solved one after the other.
+        labellings: up to how many labellings are solved one after the other, within one budget or none.
 
     Raises:
         InputError: if the budgets cannot be met.
     """
     shared, local = _shared(problem)
     counts = [len(problem.labels[space]) for space in shared]
-    if math.prod(counts) <= labellings:
+    most = labellings if len(problem.budgets) < 2 else min(labellings, 1)
+    if math.prod(counts) <= most:
         return _enumerated(problem, shared, local, itertools.product(*map(range, counts)))
     if (cut := _cut(problem, shared, local)) is not None:
         return _enumerated(problem, shared, local, [cut])

@@ -18,6 +18,7 @@ import typer
 from qcompile.cli import options
 from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell
 from qcompile.cli.listing import inputs, passes, recipes, targets
+from qcompile.cli.sweeping import sweep
 from qcompile.errors import VerificationError
 
 __all__ = ["app", "main"]
@@ -199,6 +200,7 @@ def inspect(
 
 
 app.command()(inputs)
+app.command()(sweep)
 
 
 @app.command()

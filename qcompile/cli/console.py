@@ -18,7 +18,7 @@ from qcompile.errors import InputError, QCompileError
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["CommandGroup", "Progress", "budgets", "names", "pairs", "say", "tell"]
+__all__ = ["CommandGroup", "Progress", "budgets", "names", "pairs", "ranges", "say", "tell"]
 
 #: Between two lines of progress where there is no terminal.
 SECONDS = 5.0
@@ -170,6 +170,22 @@ def budgets(given: Sequence[str] | None) -> dict[str, float]:
         if not equals or unit in found:
             raise InputError(f"budget '{text}' is not of the form bits=4.25 or bytes=80e6, each given once")
         found[unit] = _bound(text, bound)
+    return found
+
+
+def ranges(given: Sequence[str] | None) -> dict[str, tuple[float, float]]:
+    """The ranges of ``bits=3.5..8,bytes=80M``, as their ends by unit; one number is both.
+
+    Raises:
+        InputError: if it is not of that form.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for text in names(given):
+        unit, equals, bound = text.partition("=")
+        low, dots, high = bound.partition("..")
+        if not equals or unit in found:
+            raise InputError(f"budget '{text}' is not of the form bits=3.5..8 or bytes=80e6, each given once")
+        found[unit] = _bound(text, low), _bound(text, high if dots else low)
     return found
 
 
