@@ -31,7 +31,8 @@ def sweep(
     preprocessing: options.Preprocessing = None,
     formats: options.Formats = None,
     transforms: Annotated[options.Transforms, typer.Option(help="auto, wush or none.")] = options.Transforms.auto,
-    method: Annotated[options.Method, typer.Option(help="How weights would be rounded.")] = options.Method.gptq,
+    method: options.Method = None,
+    sensitivity: options.Sensitivity = None,
     exclude: options.Exclude = None,
     keep: options.Keep = None,
     format_for: options.FormatFor = None,
@@ -53,9 +54,9 @@ def sweep(
 
     asked = Options(
         target=target, calibration=calibration, formats=names(formats), transforms=transforms.value,
-        method=method.value, seed=seed, device=device.value, exclude=exclude or (), keep=keep or (),
-        format_for=formats_for, transform_for=transforms_for, reading=Reading(tokenizer, window, preprocessing),
-        work=work,
+        method=method or "gptq", sensitivity=sensitivity or "errors", seed=seed, device=device.value,
+        exclude=exclude or (), keep=keep or (), format_for=formats_for, transform_for=transforms_for,
+        reading=Reading(tokenizer, window, preprocessing), work=work,
     )  # fmt: skip
     with Progress(quiet) as progress:
         found = choices(model, asked, wanted, points=points, progress=progress)
