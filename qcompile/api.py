@@ -93,7 +93,7 @@ def export(
         evaluation: data to measure the loss on, in the same forms.
         formats: the formats to choose among; by default the target's own.
         transforms: ``auto``, by default, ``none``, ``hadamard``, ``block`` or ``wush``.
-        method: ``gptq``, by default, ``search`` or ``rtn``; with options as in ``gptq{shift=1}``.
+        method: ``gptq``, by default, ``comq``, ``search`` or ``rtn``; with options as in ``gptq{shift=1}``.
         split: ways to compute parts of weights apart, such as ``columns{count=64,format=int8}`` for those that read
             loud features, and ``branch{rank=32}`` for leading directions; in order.
         sensitivity: what errors cost where formats are assigned: ``errors``, by default, ``traces``, ``noise`` or

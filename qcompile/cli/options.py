@@ -131,7 +131,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         callback=known_method,
-        help="How weights are rounded: gptq, by default, search or rtn; with options as in 'gptq{shift=1}'.",
+        help="How weights are rounded: gptq, by default, comq, search or rtn; with options as in 'gptq{shift=1}'.",
     ),
 ]
 Recipe = Annotated[
