@@ -92,7 +92,7 @@ def export(
             random inputs without.
         evaluation: data to measure the loss on, in the same forms.
         formats: the formats to choose among; by default the target's own.
-        transforms: ``auto``, by default, ``none``, ``hadamard``, ``block`` or ``wush``.
+        transforms: one of ``choice.kinds.KINDS``, such as ``none`` or ``hadamard``; ``auto`` by default.
         method: ``gptq``, by default, ``comq``, ``search`` or ``rtn``; with options as in ``gptq{shift=1}``.
         split: ways to compute parts of weights apart, such as ``columns{count=64,format=int8}`` for those that read
             loud features, and ``branch{rank=32}`` for leading directions; in order.

@@ -157,6 +157,8 @@ def named_candidate(
     if kind == "wush":
         made = wush_candidates(fit, scheme, whole=offline)
         return list(made.values())[-1] if made else None
+    if kind == "wush-shared":
+        return _shared_wush(fit, block) if block > 1 and has_hadamard(block) else None
     if kind == "klt":
         width = size if offline and has_hadamard(size) else _largest_block(block, size)
         return klt_hadamard(fit.blocks(width), width) if width > 1 else None
@@ -191,6 +193,16 @@ def _unfitted(kind: str, size: int, block: int, seed: int, freedom: Freedom, *, 
     first, second = (Hadamard(width, seed + i) for i in range(2))
     whole = Compose((first, second))
     return whole if width == size else BlockDiagonal(whole, size // width)
+
+
+def _shared_wush(fit: Fit, block: int) -> Transform:
+    """WUSH of the means of all blocks' moments: one matrix, which kernels hold once for a whole layer."""
+    from qcompile.transforms import BlockDiagonal, Dense
+    from qcompile.transforms.fitted import diagonal_blocks, wush_of_moments
+
+    moments, grams = fit.blocks(block), diagonal_blocks(fit.gram, block)
+    found = wush_of_moments(moments.mean(0, keepdim=True), grams.mean(0, keepdim=True))
+    return BlockDiagonal(Dense(found.matrices[0]), len(fit.moment) // block)
 
 
 def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False) -> dict[str, Transform]:

@@ -40,6 +40,7 @@ NAMED: dict[str, Kind] = {
     "duquant-pp": Kind("one rotation that spreads peaks in each group of the format", Freedom.ORTHOGONAL, fitted=True),
     "kronecker": Kind("a Kronecker product of two fitted factors", Freedom.ORTHOGONAL, fitted=True),
     "wush": Kind("the closed form that makes both moments equal and flat, in blocks", Freedom.GENERAL, fitted=True),
+    "wush-shared": Kind("the same, one for all blocks of the format's group", Freedom.GENERAL, fitted=True),
     "diagonal": Kind("a scale of each channel, from inputs to weights", Freedom.POSITIVE_DIAGONAL, False, True),
     "permutation": Kind("channels in order of magnitude", Freedom.PERMUTATION, False, True),
     "zigzag": Kind("channels dealt out to groups by magnitude", Freedom.PERMUTATION, False, True),

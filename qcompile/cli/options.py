@@ -36,6 +36,7 @@ class Transforms(StrEnum):
     duquant_pp = "duquant-pp"
     kronecker = "kronecker"
     wush = "wush"
+    wush_shared = "wush-shared"
     diagonal = "diagonal"
     permutation = "permutation"
     zigzag = "zigzag"

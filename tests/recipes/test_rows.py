@@ -9,6 +9,8 @@ import torch
 
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import siblings_of
+from qcompile.choice.candidates import named_candidate, wush_candidates
+from qcompile.choice.fits import Fit
 from qcompile.formats import fake_quantize, get_format, quantize
 from qcompile.preparation import prepare
 from qcompile.recipes.recipe import all_recipes
@@ -16,6 +18,7 @@ from qcompile.run.data import load_data
 from qcompile.statistics.calibration import collect
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms import BlockDiagonal, Compose, Hadamard, has_hadamard
+from qcompile.transforms.freedom import Freedom
 
 ZOO = Path(__file__).parent.parent.parent / "examples" / "zoo"
 
@@ -153,3 +156,24 @@ def test_two_rotations_make_any_vector_normal() -> None:
         distances.append(float((normal - steps).abs().max()))
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 0.04
+
+
+def fit_of(blocks: torch.Tensor, grams: torch.Tensor) -> Fit:
+    return Fit(torch.block_diag(*blocks), torch.block_diag(*grams), 1e12)
+
+
+def test_one_closed_form_for_all_blocks() -> None:
+    """wush-shared: that of each block where all agree, and both mean moments equal and flat where they do not."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(2, 4, 32, 48, generator=generator, dtype=torch.float64)
+    blocks, grams = (part @ part.mT / 48 for part in drawn)
+    alike = fit_of(blocks[:1].expand(4, -1, -1), grams[:1].expand(4, -1, -1))
+    same = named_candidate("wush-shared", 128, Scheme.parse("mxfp4"), 0, Freedom.GENERAL, alike, offline=False)
+    each = wush_candidates(alike, Scheme.parse("mxfp4"))["wush-32"]
+    torch.testing.assert_close(same.matrix(), each.matrix(), rtol=1e-6, atol=1e-9)
+    fit = fit_of(blocks, grams)
+    shared = named_candidate("wush-shared", 128, Scheme.parse("mxfp4"), 0, Freedom.GENERAL, fit, offline=False)
+    t, dual = (transform.matrix()[:32, :32] for transform in (shared, shared.dual()))
+    after, weighed = t @ blocks.mean(0) @ t.mT, dual @ grams.mean(0) @ dual.mT
+    torch.testing.assert_close(after, weighed, rtol=0, atol=2e-3 * float(after.diagonal().mean()))
+    torch.testing.assert_close(after.diagonal(), after.diagonal().mean().expand(32), rtol=2e-3, atol=0)
