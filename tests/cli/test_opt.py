@@ -118,7 +118,7 @@ def test_it_is_verified_on_data(model: Path) -> None:
 
 
 def test_mistakes_are_refused(model: Path) -> None:
-    assert "unknown pass 'fold-scalez'; there are center-norms, " in opt_refused(model, "fold-scalez")
+    assert "unknown pass 'fold-scalez'; the nearest: fold-scales" in opt_refused(model, "fold-scalez")
     assert "qcompile rotate runs it" in opt_refused(model, "rotate")
     assert "qcompile export runs it" in opt_refused(model, "quantize")
     said = opt_refused(model, "fold-shifts,modernize", "--print-after", "fold-scales")
