@@ -21,6 +21,7 @@ from qcompile.checks.fake_quantized import rounded_for
 from qcompile.checks.plain_rounding import better_plain, output_errors, plain_loss, rounded_plainly
 from qcompile.checks.sites import sites_to_check
 from qcompile.choice import selection
+from qcompile.choice.contest import contest
 from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.splits import SPLIT
@@ -150,6 +151,9 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     _ = analysis.spaces  # by names of values that are there still
     request.tell("choosing formats")
     yardstick = float_model(prepared, options.device)
+    choice = contest(analysis, choice, prepared.seen.data, yardstick.logits, options.device, state.decline)
+    if choice.contest is not None:
+        request.tell("trying choices out")
     plain = None
     if held_out is not None:
         plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out)

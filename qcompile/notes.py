@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = [
+__all__ = ["CONTEST", 
     "AS_ON_ENGINE", "FITTED_TRANSFORM", "FLOAT_ON_ENGINE", "LEARNING", "OF_EACH", "ON_ENGINE", "Decline", "Declined",
     "Progress",
 ]  # fmt: skip
 
 #: Work that learns from data, by the words in which it is declined: where the data does not bear it, it is left out.
+CONTEST = "trying the choice out beside simpler ones"
 FITTED_TRANSFORM, LEARNING = "a transform fitted to its input", "transforms, and rounding by what the data teaches"
 
 #: Behind the title of a method of rounding that is declined for matrices of a stack.

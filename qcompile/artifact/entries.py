@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from qcompile.analysis.siblings import Siblings
     from qcompile.analysis.spaces import Analysis, Site, Space
     from qcompile.choice.placement import Placement
+    from qcompile.choice.selection import Choice
     from qcompile.notes import Declined
     from qcompile.transforms import Transform
 
 __all__ = [
-    "bits_of", "count_of", "decision_entries", "declined_entries", "obstacles", "online_entries", "site_entry",
-    "space_entries", "ties", "transform_name", "value_entries", "with_modules",
+    "assignment_entry", "bits_of", "contest_entry", "count_of", "decision_entries", "declined_entries", "numbers",
+    "obstacles", "online_entries", "site_entry", "space_entries", "ties", "transform_name", "value_entries",
+    "with_modules",
 ]  # fmt: skip
 
 
@@ -195,3 +197,27 @@ def _obstacle(analysis: Analysis, ref: Ref, names: Mapping[AxisNode, Space]) -> 
     limit = next((limit for limit in space.limits if Freedom.ORTHOGONAL not in limit.freedom), None)
     because = f": {limit.reason}" if limit else ""
     return f"space {space.id}, which it reads, allows {space.freedom.label} only{because}"
+
+
+def assignment_entry(chosen: Choice) -> dict[str, Any] | None:
+    """How formats were assigned, where several competed."""
+    if chosen.assignment is None:
+        return None
+    found = chosen.assignment
+    return {"method": found.method, "gap": number(found.gap), "loss": number(found.loss), "cost": numbers(found.cost)}
+
+
+def contest_entry(chosen: Choice) -> dict[str, Any] | None:
+    """How the choice did beside simpler ones, where that was tried."""
+    if chosen.contest is None:
+        return None
+    found = chosen.contest
+    return {
+        "kept": found.kept, "sequences": found.sequences, "divergences": numbers(found.divergences),
+        "apart": numbers(found.apart),
+    }  # fmt: skip
+
+
+def numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as manifests have them."""
+    return {name: number(value) for name, value in values.items()}

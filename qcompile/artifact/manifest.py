@@ -14,9 +14,12 @@ from qcompile.artifact.artifact import REPORT
 from qcompile.artifact.asked import asked_entries, budget_entry
 from qcompile.artifact.byte_counts import bits_per_weight, bytes_in, stored
 from qcompile.artifact.entries import (
+    assignment_entry,
+    contest_entry,
     count_of,
     decision_entries,
     declined_entries,
+    numbers,
     obstacles,
     online_entries,
     site_entry,
@@ -116,7 +119,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
             declined_entries([*facts.state.declined, *unsited(facts.weights)]) + _unrotated(facts),
         ),
         "online_transforms": online_entries(chosen.siblings, chosen.placement),
-        "candidates": {key: _numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
+        "candidates": {key: numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
         "decisions": decision_entries(chosen.placement),
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
@@ -125,7 +128,8 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(facts),
         "engine": _engine(facts),
-        "assignment": _assignment(chosen),
+        "assignment": assignment_entry(chosen),
+        "contest": contest_entry(chosen),
         "budget": budget_entry(facts.options, chosen.assignment),
         "bytes": {"source": facts.source.bytes, "artifact": bytes_in(facts.folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
@@ -168,7 +172,7 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
         if site.stored is not site.weight:
             entry["shares"] = site.stored.name  # the table whose packed rows it reads
         if (errors := facts.state.notes.get("held_out", {}).get(site.name)) is not None:
-            entry["held_out"] = _numbers(errors)
+            entry["held_out"] = numbers(errors)
         entry |= _choice(site, chosen, facts.plans.get(site.name), lowered)
         entries.append(entry)
     return entries
@@ -240,7 +244,7 @@ def _unrotated(facts: Facts) -> list[dict[str, str]]:
 def _quantization(facts: Facts) -> dict[str, Any]:
     sites, chosen, measured = facts.sites, facts.choice, facts.measured
     terms = [chosen.losses.get(site.name, 0.0) for site in sites if site.name in chosen.curvatures]
-    loss = _numbers(measured.loss)
+    loss = numbers(measured.loss)
     known = {"float", "quantized"} <= measured.loss.keys()
     return {
         "rel_l2": number(measured.rel_l2),
@@ -266,17 +270,6 @@ def _evaluated_on(facts: Facts) -> str:
     if facts.options.evaluation is not None:
         return "evaluation"
     return "random" if facts.data.random else "held out" if facts.data.held_out else "calibration"
-
-
-def _assignment(chosen: Choice) -> dict[str, Any] | None:
-    if chosen.assignment is None:
-        return None
-    found = chosen.assignment
-    return {"method": found.method, "gap": number(found.gap), "loss": number(found.loss), "cost": _numbers(found.cost)}
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: number(value) for name, value in values.items()}
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from qcompile.targets.target import Target
 from qcompile.work import Work
 
 if TYPE_CHECKING:
+    from qcompile.choice.trial import Contest
     from qcompile.notes import Decline, Progress
 
 __all__ = ["Choice", "choose"]
@@ -60,6 +61,8 @@ class Choice:
         assignment: how schemes were assigned, where there was a choice.
         ties: by site name, the unit that got one scheme.
         wishes: of single sites.
+        uniform: schemes by site, by the name of each that meets the budgets alone.
+        contest: how it did beside simpler choices, where that was tried.
         posed: the decision, to be made again under other budgets; ``None`` where transforms were forced.
     """
 
@@ -75,6 +78,8 @@ class Choice:
     assignment: Assignment | None = None
     ties: dict[str, str] = field(default_factory=dict)
     wishes: Wishes = field(default_factory=Wishes)
+    uniform: Mapping[str, Mapping[str, Scheme]] = field(default_factory=dict)
+    contest: Contest | None = None
     posed: Posed | None = None
 
 
@@ -207,12 +212,27 @@ def _choices(
         decided = chosen.posed.decide(chosen.placement)
     if not several:
         return
+    chosen.uniform = {
+        scheme.name: _schemes(asked, chosen, scheme) for i, scheme in enumerate(ordered) if _affordable(asked, i)
+    }
     chosen.assignment = decided.assignment
     for number, (item, index) in enumerate(decided.schemes.items()):
         for site in [item.site] if isinstance(item, Table) else item.sites:
             scheme = chosen.wishes.scheme(site, ordered[index])
             chosen.schemes[site.name] = Scheme(scheme.weight) if site.input is None else scheme
             chosen.ties[site.name] = f"t{number}"
+
+
+def _affordable(asked: Asked, index: int) -> bool:
+    """Whether one scheme everywhere meets the budgets."""
+    spent = {unit: math.fsum(costs[index].get(unit, 0.0) for costs in asked.costs.values()) for unit in asked.budgets}
+    return all(spent[unit] <= bound * (1 + 1e-9) for unit, bound in asked.budgets.items())
+
+
+def _schemes(asked: Asked, chosen: Choice, scheme: Scheme) -> dict[str, Scheme]:
+    """One scheme at every site that has no wish of its own."""
+    inputs = {site.name: chosen.wishes.scheme(site, scheme) for group in asked.schemes for site in group.sites}
+    return inputs | {site.name: Scheme(chosen.wishes.scheme(site, scheme).weight) for site in chosen.tables}
 
 
 def _of_one(probes: Mapping[Siblings, Probes], scheme: Scheme, wishes: Wishes) -> Asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from qcompile.analysis.forms import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
+from qcompile.errors import InputError
 from qcompile.formats import fake_quantize
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import name_of
@@ -25,7 +27,24 @@ if TYPE_CHECKING:
     from qcompile.formats.scalar import Scalar
     from qcompile.transforms import Transform
 
-__all__ = ["Trial"]
+__all__ = ["Contest", "Trial"]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The outcome: how far the model diverges under each choice, with weights rounded to nearest.
+
+    Args:
+        divergences: means over the sequences, by name.
+        apart: how much more than what was kept each diverges, in units of the error of that difference.
+        kept: the name of the choice that was kept.
+        sequences: on how many it was tried.
+    """
+
+    divergences: Mapping[str, float]
+    apart: Mapping[str, float]
+    kept: str
+    sequences: int
 
 
 class Trial:
@@ -67,6 +86,8 @@ class Trial:
             transform = transforms.get(own.name)
             own_transform |= dict.fromkeys((site.name for site in own.sites), transform)
             formats = {schemes[site.name].activation for site in own.sites if site.name in schemes}
+            if len(formats) > 1:
+                raise InputError(f"sites that read '{own.name}' round it to several formats, which no trial does")
             (activation,) = formats or {None}
             if activation is not None:
                 hooks[_place(own)] = rounding(activation, own.axis, transform)

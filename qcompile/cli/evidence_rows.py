@@ -10,7 +10,7 @@ from qcompile.artifact.pages import scientific
 from qcompile.notes import AS_ON_ENGINE, FITTED_TRANSFORM, FLOAT_ON_ENGINE, LEARNING, ON_ENGINE
 from qcompile.rounding.methods import TITLES
 
-__all__ = ["engine_rows", "evaluated_on", "unlearned_rows"]
+__all__ = ["contest_rows", "engine_rows", "evaluated_on", "unlearned_rows"]
 
 #: The data that errors were measured on, as manifests call it and as people read it.
 EVALUATED_ON = {
@@ -33,6 +33,20 @@ def engine_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("artifact vs. engine", said))
     entries = [e for e in m["declined"] if e["what"] in (ON_ENGINE, FLOAT_ON_ENGINE, AS_ON_ENGINE)]
     return rows + [(f"not {e['what']}", f"warning: {e['reason']}") for e in entries]
+
+
+def contest_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row on the choice beside simpler ones; none where it was not tried."""
+    found = m.get("contest")
+    if found is None:
+        return []
+    own = scientific(found["divergences"][found["kept"]])
+    others = [
+        f"{name} {scientific(found['divergences'][name])} ({found['apart'][name]:+.1f})" for name in found["apart"]
+    ]
+    said = f"divergence {own} of what was {'chosen' if found['kept'] == 'chosen' else 'kept: ' + found['kept']}"
+    rest = f"; {', '.join(others)}" if others else ""
+    return [("tried before rounding", f"{said}{rest} (in errors of the difference, {found['sequences']} sequences)")]
 
 
 def unlearned_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
