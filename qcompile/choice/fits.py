@@ -72,20 +72,24 @@ class Moments:
 
     statistics: Mapping[str, Statistics]
     devices: Mapping[Siblings, str]
-    _known: dict[tuple[Siblings, int], tuple[Transform | None, Fit]] = field(default_factory=dict)
+    _known: dict[Siblings, Fit] = field(default_factory=dict)
+    _last: tuple[Siblings, Transform, Fit] | None = None  # of other bases one alone: they are many, and large
 
     def of(self, group: Siblings, transform: Transform | None = None) -> Fit | None:
         """The moments in the basis of a transform, if there is data."""
         own = self.statistics.get(group.name)
         if own is None or not own.second_moment.size:
             return None
-        known, found = self._known.get((group, id(transform)), (None, None))
-        if found is None or known is not transform:
-            plain = None if transform is None else self.of(group)
-            found = fit_of_group(group, own, self.devices[group]) if plain is None else plain.turned(transform)
+        if transform is None:
+            found = self._known.get(group) or fit_of_group(group, own, self.devices[group])
             if group.width <= KEPT_WIDTH:
-                self._known[group, id(transform)] = transform, found
-        return found
+                self._known[group] = found
+            return found
+        if self._last is None or self._last[0] is not group or self._last[1] is not transform:
+            plain = self.of(group)
+            assert plain is not None  # there is data
+            self._last = group, transform, plain.turned(transform)
+        return self._last[2]
 
 
 def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
