@@ -174,6 +174,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     """Choose, rotate and round, or round plainly where all that errs more; what was asked for by name stays."""
     prepared = _prepare(captured, request)
     chosen, options, data = _choose(prepared, request), request.options, prepared.seen.data
+    chosen.choice.posed = None  # all that was measured for it is large, and asked for by nobody any more
     method = method_of(options.method)
     free = options.transforms in ("auto", "none") and method in (Gptq(), Rtn()) and not data.random
     if not free or (method == Rtn() and chosen.choice.placement.plain):

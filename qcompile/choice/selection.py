@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ from qcompile.statistics.sensitivity import EVEN, Curvature
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
+from qcompile.threads import alone
 from qcompile.work import Work
 
 if TYPE_CHECKING:
@@ -138,7 +140,8 @@ def choose(
     elif data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
         decline("*", FITTED_TRANSFORM, reason)
-    choices(schemes if several else [first])
+    with alone() if options.device == "cpu" else nullcontext():  # thousands of small steps, which no team makes faster
+        choices(schemes if several else [first])
     if not several:
         for site in sites:
             chosen.schemes[site.name] = wishes.scheme(site, edge if site.name in edges else first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Lock, RLock
@@ -105,7 +106,21 @@ def _moved(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
     array = read(tensor)
     if tensor.dtype is ir.DataType.BFLOAT16:
         return torch.from_numpy(np.array(array.view(np.int16))).to(device).view(torch.bfloat16)
+    if device.type == "cpu" and array.flags.c_contiguous and array.size:
+        return _shared(array)
     return torch.from_numpy(np.array(array)).to(device)
+
+
+def _shared(array: np.ndarray) -> torch.Tensor:
+    """A tensor over the memory of an array, which nobody writes to, though torch does not know that."""
+    import torch
+
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    content = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    content.array = array  # type: ignore[attr-defined]  # torch keeps the buffer, and that the memory
+    dtype = torch.from_numpy(np.zeros(0, array.dtype)).dtype
+    return torch.frombuffer(content, dtype=dtype).view(array.shape)
 
 
 def taken_lines(tensor: ir.TensorProtocol, places: np.ndarray, axis: int) -> ir.TensorProtocol:

@@ -152,7 +152,8 @@ def _runner(
         kind = int(ir.DataType.from_numpy(array.dtype))
         if isinstance(value, list):
             return onnx.helper.make_tensor_sequence_value_info(name, kind, None)
-        return onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim)
+        shape = array.shape if name in constants else [None] * array.ndim  # some operators want to know their weights
+        return onnx.helper.make_tensor_value_info(name, kind, shape)
 
     within = {name for name in constants if feeds[name].size <= SMALL}
     fixed = [onnx.numpy_helper.from_array(feeds[name], name) for name in sorted(within)]

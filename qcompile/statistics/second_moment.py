@@ -14,7 +14,7 @@ __all__ = ["SecondMoment", "product", "shrinkage"]
 
 
 #: Features up to which moments are kept in float64 and in RAM.
-_EXACT = 2048
+_EXACT = 1024
 
 
 class SecondMoment:
@@ -48,7 +48,7 @@ class SecondMoment:
 
     @property
     def array(self) -> np.ndarray:
-        """``[size, size]`` float64, of more than 2,048 features float32; empty without a row."""
+        """``[size, size]`` float64, of more than 1,024 features float32; empty without a row."""
         self.settle()
         return np.zeros((0, 0)) if self._settled is None else self._settled
 

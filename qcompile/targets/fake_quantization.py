@@ -127,7 +127,7 @@ def _places(model: ir.Model, sites: Iterable[_Site], activation: Activation) -> 
     for (_, value, axis, fmt), readers in groups.items():
         name = unique(model, f"{name_of(value)}/read")
         insert_place(readers, value, name)
-        yield name, Place(axis, fmt, dtype_of(value), tuple(map(node_name, readers)))
+        yield name, Place(axis, fmt, value.dtype or ir.DataType.FLOAT, tuple(map(node_name, readers)))
 
 
 def _read(weight: Quantized, axis: int, shape: Sequence[int], device: torch.device) -> torch.Tensor:
