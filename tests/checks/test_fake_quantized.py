@@ -225,3 +225,13 @@ def test_inputs_that_are_rounded_where_no_hook_is(parse: Any, tmp_path: Path) ->
     assert re.match("warning: the input of '.*' is rounded within an operator that it lacks.*it runs backwards", said)
     weights = qc.export(parse(BACKWARDS, zero=[0]), "reference", tmp_path / "b", formats=["int8-channel"])
     assert weights.manifest["engine"]["rel_l2"] < ROUNDING  # rounded weights need no hook
+
+
+def test_a_value_whose_type_nothing_states_is_rounded(parse, tmp_path):
+    model = parse("""g (float[n,32] x, bool c) => (float[n,16] y) <float[32,32] a, float[32,16] b> {
+        p = If (c) <then_branch = t () => (float[n,32] z) { z = MatMul(x, a) },
+                    else_branch = f () => (float[n,32] w) { w = Identity(x) }>
+        y = MatMul(p, b) }""")
+    next(node for node in model.graph if node.op_type == "If").outputs[0].type = None
+    manifest = qc.export(model, "reference", tmp_path / "out", formats=["nvfp4/nvfp4"], method="rtn").manifest
+    assert manifest["engine"]["rel_l2"] < 1e-5

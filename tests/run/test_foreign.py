@@ -144,3 +144,19 @@ def test_onnxruntime_runs_what_has_no_row() -> None:
     outputs = engine({"x": given})
     assert not outputs["y"].requires_grad  # it stops gradients there, and nowhere else
     assert outputs["z"].requires_grad
+
+
+def test_an_operator_knows_the_shape_of_its_weights(tmp_path: Path) -> None:
+    """onnxruntime refuses an embedding whose table has open dimensions."""
+    text = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (int32[b,s] ids) => (float[b,s,64] y)
+        <float[100,64] we, float[32,64] pe, float[64] g1, float[64] b1, float[64,64] w>
+        { h, mask = com.microsoft.EmbedLayerNormalization(ids, , we, pe, , g1, b1) y = MatMul(h, w) }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name, *shape in (("we", 100, 64), ("pe", 32, 64), ("g1", 64), ("b1", 64), ("w", 64, 64)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.random(shape, np.float32), name))
+    del proto.graph.value_info[:]
+    model = ir.from_proto(proto)
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6)
+    want, have = evaluate(model, {"ids": ids}), Executor(model)({"ids": ids})
+    assert compare(want, {name: value.numpy() for name, value in have.items()})[0] < 1e-6
