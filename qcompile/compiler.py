@@ -39,7 +39,7 @@ from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
 from qcompile.rounding.methods import Gptq, Rtn, method_of
 from qcompile.run.data import hold_out, load_data
-from qcompile.splitting import split_sites
+from qcompile.splitting import branch_digests, split_sites
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.plans import planned
@@ -166,7 +166,7 @@ def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
     source = prepared.source
     graphs = [source.sha256, fingerprint(source.model), fingerprint(prepared.model)]
     tied = [site.name for site in prepared.analysis.sites if site.stored is not site.weight]
-    split = [*options.split, *options.formats] if options.split else []  # a branch depends on what the rest loses
+    split = [*options.split, *options.formats, *branch_digests(prepared)] if options.split else []
     return [*graphs, tied, list(options.keep), prepared.seen.data.digest(), options.device, split]
 
 

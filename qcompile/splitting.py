@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from qcompile.analysis.analyze import analyze
@@ -9,8 +10,13 @@ from qcompile.analysis.edges import edge_sites
 from qcompile.analysis.inventory import take_inventory
 from qcompile.analysis.named_sites import fitting
 from qcompile.analysis.siblings import Siblings, siblings_of
-from qcompile.choice.splits import SPLIT, Branch, Columns, split_of
+from qcompile.analysis.spaces import Site
+from qcompile.choice.branches import Apart, with_branches
+from qcompile.choice.selection import choose
+from qcompile.choice.splits import SPLIT, Auto, Branch, Columns, beside, split_of
 from qcompile.choice.wishes import wishes_of
+from qcompile.ir.required import constant, operand
+from qcompile.ir.sums import inseparable
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.split_branches import SplitBranches
 from qcompile.passes.split_columns import SplitColumns
@@ -19,7 +25,7 @@ from qcompile.stages import Prepared, Request
 from qcompile.statistics.calibration import collect
 from qcompile.targets.eligible import quantizable
 
-__all__ = ["split_sites"]
+__all__ = ["branch_digests", "split_sites"]
 
 
 def split_sites(prepared: Prepared, request: Request) -> Prepared:
@@ -27,6 +33,9 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
     options, data, state = request.options, prepared.seen.data, prepared.state
     for word in options.split:
         how = split_of(word)
+        if isinstance(how, Auto):
+            prepared = _where_it_pays(prepared, request, how)
+            continue
         if not isinstance(how, Branch) and data.random:
             reason = "there is no calibration data, and what is loud on random inputs is so on no others"
             state.decline("*", f"columns of their own for loud features: {word}", reason)
@@ -42,9 +51,53 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
             run_pass(SplitBranches(groups, known, request.schemes[0], how, options.device), state)
         else:
             run_pass(SplitFeatures(groups, known, how), state)
-        analysis = analyze(state.model)
-        prepared = replace(prepared, analysis=analysis, weights=take_inventory(prepared.source.model, analysis))
+        prepared = _analyzed(prepared)
     return prepared
+
+
+def _analyzed(prepared: Prepared) -> Prepared:
+    analysis = analyze(prepared.model)
+    return replace(prepared, analysis=analysis, weights=take_inventory(prepared.source.model, analysis))
+
+
+def _where_it_pays(prepared: Prepared, request: Request, how: Auto) -> Prepared:
+    """Put branches beside the sites for which the decision about formats, transforms and branches takes one.
+
+    It is made again on the graph that has them: what it leaves alone there is said then.
+    """
+    options, target, state, analysis = request.options, request.target, prepared.state, prepared.analysis
+    groups = _groups(prepared, request)
+    separable = {site.name for group in groups for site in group.sites if _separable(site)}
+    excluded = [pattern for pattern in options.exclude if fitting(pattern, analysis.sites)]
+    wished = [
+        {pattern: word for pattern, word in words.items() if fitting(pattern, analysis.sites)}
+        for words in (options.format_for, options.transform_for)
+    ]  # others may name parts to come
+    wishes = wishes_of(analysis.sites, target, excluded, *wished)
+    sites = [site for site in quantizable(analysis, target)[0] if site.name not in wishes.left_out]
+    finest = target.scheme(how.format) if how.format else max(request.schemes, key=lambda scheme: scheme.bits)
+    schemes = with_branches(request.schemes, how.ranks, finest)
+    choice = choose(
+        analysis, sites, target, schemes, options, prepared.seen.data, replace(wishes, separable=separable),
+        lambda *_: None, request.progress,
+    )  # fmt: skip
+    taken = {name: scheme for name, scheme in choice.schemes.items() if isinstance(scheme, Apart)}
+    if not taken:
+        state.decline("*", f"branches: {how}", "within these budgets no site loses less with one")
+    for scheme in dict.fromkeys(taken.values()):
+        named = [replace(own, sites=[s for s in own.sites if taken.get(s.name) == scheme]) for own in groups]
+        run_pass(SplitBranches(named, choice.statistics, scheme.alone, scheme.branch, options.device), state)
+    return _analyzed(prepared)
+
+
+def branch_digests(prepared: Prepared) -> list[str]:
+    """Digests of branches, which depend on formats, statistics and decisions, in the order of the graph."""
+    thin = (constant(operand(node, 1)).numpy() for node in prepared.model.graph if beside(node))
+    return [hashlib.sha256(array.tobytes()).hexdigest() for array in thin]
+
+
+def _separable(site: Site) -> bool:
+    return operand(site.node, 1) is site.weight and inseparable(site.node) is None and min(site.shape) >= 4
 
 
 def _groups(prepared: Prepared, request: Request) -> list[Siblings]:

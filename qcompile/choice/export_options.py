@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qcompile.choice.kinds import KINDS
-from qcompile.choice.splits import split_of
+from qcompile.choice.splits import Auto, split_of
 from qcompile.errors import InputError, unknown
 from qcompile.rounding.methods import method_of
 from qcompile.run.memory_budget import Memory
@@ -103,8 +103,10 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
             raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
-    for text in (*options.format_for.values(), *(split_of(word).format for word in options.split)):
+    for text in (*options.format_for.values(), *(fmt for word in options.split if (fmt := split_of(word).format))):
         target.scheme(text)
+    if not options.budget and any(isinstance(split_of(word), Auto) for word in options.split):
+        raise InputError("split 'auto' needs a budget: what is computed apart always stores more")
     least = min(scheme.bits for scheme in schemes)
     if options.budget.get("bits", least) < least:
         raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")

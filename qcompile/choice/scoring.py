@@ -19,6 +19,7 @@ import numpy as np
 
 from qcompile.analysis.forms import weight_matrix
 from qcompile.analysis.siblings import Siblings
+from qcompile.choice.branches import Apart, Beside
 from qcompile.choice.samples import Rows, Samples
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
@@ -51,17 +52,39 @@ class Probe:
     curvature: Curvature = EVEN
     read: Callable[[], torch.Tensor] | None = None  # the whole weight, where errors are felt
     shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
+    loud: np.ndarray | None = None  # the energy of each feature that it reads
+    beside: Beside | None = None  # a branch that was taken out of the weight
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
+    parts: dict[str, Probe] = field(default_factory=dict, repr=False)  # by ``under``
 
     @cached_property
     def thin(self) -> Probe:
         """A probe of few of the rows; it weighs errors by their size alone."""
         few = None if self.samples is None else self.samples.thin
         blunt = replace(self.curvature, felt=None, shares=None)
-        return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), few, curvature=blunt)
+        beside = None if self.beside is None else self.beside.spread(WEIGHT_ROWS)
+        return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), few, curvature=blunt, beside=beside)
+
+    def under(self, scheme: Scheme) -> Probe:
+        """The probe of what a scheme rounds: the weight, or the rest that a branch leaves."""
+        if not isinstance(scheme, Apart) or self.read is None:
+            return self
+        if scheme.name not in self.parts:
+            whole = self.read()
+            beside = Beside.of(whole, self.loud, scheme)
+            rest = whole - beside.left @ beside.right
+            count = len(self.weight)
+            self.parts[scheme.name] = replace(
+                self, weight=spread(rest, count).contiguous(), read=lambda: rest, known={}, parts={},
+                beside=beside.spread(count),
+            )  # fmt: skip
+        return self.parts[scheme.name]
 
 
-def probe(site: Site, samples: Samples | None, curvature: Curvature = EVEN, device: str = "cpu") -> Probe:
+def probe(
+    site: Site, samples: Samples | None, curvature: Curvature = EVEN, device: str = "cpu",
+    loud: np.ndarray | None = None,
+) -> Probe:  # fmt: skip
     """Rows spread evenly over the weight's outputs, and those of the input; of a table those whose errors cost most."""
     import torch
 
@@ -72,12 +95,13 @@ def probe(site: Site, samples: Samples | None, curvature: Curvature = EVEN, devi
         costs = most.values / most.values.sum().clamp_min(1e-30) / table.square().sum(1).mean().clamp_min(1e-30)
         return Probe(table[most.indices], None, curvature=curvature, shares=costs)
     weight = weight_matrix(site, WEIGHT_ROWS if samples is None else ROWS, device).contiguous()
+    read = partial(weight_matrix, site, device=device)
     if samples is None:
-        return Probe(weight, None, curvature=curvature)
+        return Probe(weight, None, curvature, read)
     if curvature.felt is not None:
         felt = Felt(curvature.felt.rows.to(device), curvature.felt.gradients.to(device))
         curvature = replace(curvature, felt=felt)
-    return Probe(weight, samples, curvature, partial(weight_matrix, site, device=device))
+    return Probe(weight, samples, curvature, read, loud=loud)
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -99,7 +123,7 @@ def _predicted(
     of, error = item.known.get(key, (None, 0.0))
     if of is None or of() is not transform:  # another one may have been there
         with alone() if item.samples is None else nullcontext():  # of a few rows of the weight
-            error = _error(item, scheme.weight, scheme.activation, rows or Rows(transform), curvature)
+            error = _error(item.under(scheme), scheme.weight, scheme.activation, rows or Rows(transform), curvature)
         of = (lambda: None) if transform is None else weakref.ref(transform)
         item.known[key] = of, error
     return error
@@ -109,7 +133,8 @@ def _error(item: Probe, fmt: Scalar, activation: Format | None, rows: Rows, curv
     transform = rows.transform
     if item.samples is None:
         weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
-        lost, energy = (fake_quantize(weight, fmt) - weight).square().sum(1), weight.square().sum(1)
+        lost = (fake_quantize(weight, fmt) - weight).square().sum(1)
+        energy = (item.weight if item.beside is None else item.beside.whole(item.weight)).square().sum(1)
         if item.shares is not None and curvature is not EVEN:
             return curvature.weight * float((item.shares * lost).sum())
         return curvature.weight * float(lost.sum() / energy.sum().clamp_min(1e-30))
@@ -133,6 +158,8 @@ def _felt(
     if activation is not None:
         off = (fake_quantize_rows(rows, activation) - rows) @ weight.T
         lost += float((felt.gradients * off).sum(1).square().sum())
+    if item.beside is not None:
+        lost += float((felt.gradients * item.beside.off(rows, transform, few=False)).sum(1).square().sum())
     return lost
 
 
@@ -156,6 +183,9 @@ def _energies(
         lost = curvature.weight * left * (rows @ (rounded - weight).T).square().sum(1)
         if seen is not rows:
             lost = lost + curvature.input * ((seen - rows) @ weight.T).square().sum(1)
+    if item.beside is not None:
+        lost = lost + curvature.weight * item.beside.off(rows, transform).square().sum(1)
+        exact = exact + item.beside.exact(rows, transform)
     return lost, exact.square().sum(1)
 
 
@@ -171,7 +201,7 @@ def _held_out_losses(item: Probe, scheme: Scheme, rows: Rows) -> np.ndarray:
     if scheme.weight is None or held_out is None:
         return np.zeros(0 if held_out is None else len(held_out.lengths))
     read = rows.of(held_out.rows, scheme.activation)
-    lost, energy = _energies(item, read, scheme.weight, rows.transform, item.curvature)
+    lost, energy = _energies(item.under(scheme), read, scheme.weight, rows.transform, item.curvature)
     shares = (lost / energy.sum().clamp_min(1e-30)).split(list(held_out.lengths))
     return np.array([float(share.sum()) for share in shares])
 
@@ -210,8 +240,8 @@ class Probes:
         """A cheap estimate of ``error``, on few rows: good enough to leave out what is far from the best."""
         rows = Rows(transform)
         return sum(
-            _error(item.thin, scheme.weight, scheme.activation, rows, item.thin.curvature)
-            for item, scheme in self._each(schemes)
+            _error(thin, scheme.weight, scheme.activation, rows, thin.curvature)
+            for thin, scheme in ((item.under(scheme).thin, scheme) for item, scheme in self._each(schemes))
             if scheme.weight is not None
         )
 
@@ -238,4 +268,5 @@ def probes_of(
     """
     known = curvatures or {}
     samples = None if statistics is None else Samples.of(statistics, learns=learns, device=device)
-    return Probes(tuple(probe(site, samples, known.get(site.name, EVEN), device) for site in group.sites))
+    loud = None if statistics is None or not len(statistics.second_moment) else statistics.second_moment.diagonal()
+    return Probes(tuple(probe(site, samples, known.get(site.name, EVEN), device, loud) for site in group.sites))

@@ -22,6 +22,7 @@ from qcompile.choice.kinds import FITTED, FREE
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
+from qcompile.choice.splits import beside
 from qcompile.choice.transforms import pose_choice
 from qcompile.choice.wishes import Wishes
 from qcompile.ir.required import constant
@@ -258,8 +259,9 @@ def _asked(
         own = {site.name for site in sites if first.setdefault(site.stored, item) is item}
         ties += [(first[site.stored], item) for site in sites if first[site.stored] is not item]
         costs[item] = [cost_of([(site, wish(site, s)) for site in sites], own, target) for s in schemes]
-    weights = max(sum(constant(weight).size for weight in first), 1)
-    products = max(sum(constant(site.weight).size for group in probes for site in group.sites), 1)
+    whole = [site for group in probes for site in group.sites if not beside(site.node)]
+    weights = max(sum({site.stored: constant(site.stored).size for site in [*whole, *chosen.tables]}.values()), 1)
+    products = max(sum(constant(site.weight).size for site in whole), 1)
     for found in costs.values():  # means are what is bounded
         found[:] = [{**cost, "bits": cost["bits"] / weights, "bops": cost["bops"] / products} for cost in found]
     return Asked(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import onnx_ir as ir
+
 from qcompile.errors import InputError, unknown
 from qcompile.words import options_given, spelled, split_words
 
-__all__ = ["SPLIT", "SPLITS", "Branch", "Columns", "Flatten", "Split", "split_of"]
+__all__ = ["SPLIT", "SPLITS", "Auto", "Branch", "Columns", "Flatten", "Split", "beside", "split_of"]
 
 #: In the metadata of an operator that stands beside a site, the split that put it there.
 SPLIT = "qcompile.split"
@@ -77,9 +79,40 @@ class Flatten:
         return _said(self)
 
 
-Split = Columns | Branch | Flatten
+@dataclass(frozen=True)
+class Auto:
+    """Branches where they are worth their bits: they compete with formats and transforms under the budgets.
 
-SPLITS: dict[str, type[Split]] = {split.name: split for split in (Columns, Branch, Flatten)}
+    Args:
+        least: the smallest rank that competes; each other one is twice the one before.
+        most: the largest.
+        format: of branches, which stand beside formats of fewer bits; without it the one of most bits that competes.
+    """
+
+    least: int = 8
+    most: int = 32
+    format: str = ""
+    name: ClassVar[str] = "auto"
+
+    def __str__(self) -> str:
+        return _said(self)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that compete."""
+        doubled = (self.least << times for times in range(self.most.bit_length()))
+        return [rank for rank in doubled if rank <= self.most]
+
+
+def beside(node: ir.Node) -> bool:
+    """Whether an operator is part of a branch: it adds to the weights of the model."""
+    word = node.metadata_props.get(SPLIT)
+    return word is not None and isinstance(split_of(word), Branch)
+
+
+Split = Columns | Branch | Flatten | Auto
+
+SPLITS: dict[str, type[Split]] = {split.name: split for split in (Columns, Branch, Flatten, Auto)}
 
 
 def _said(split: Split) -> str:
@@ -107,4 +140,6 @@ def split_of(text: str) -> Split:
         raise InputError("split 'flatten' needs times above 0, and at least 2 pieces at most")
     if isinstance(made, Branch) and (made.rank < 1 or made.rounds < 1):
         raise InputError("split 'branch' needs a rank and rounds of at least 1")
+    if isinstance(made, Auto) and not 1 <= made.least <= made.most:
+        raise InputError("split 'auto' needs a least rank of at least 1, and at most the most")
     return made

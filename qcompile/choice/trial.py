@@ -13,7 +13,6 @@ import torch
 from qcompile.analysis.forms import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
-from qcompile.errors import InputError
 from qcompile.formats import fake_quantize
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import name_of
@@ -66,8 +65,8 @@ class Trial:
     ) -> None:  # fmt: skip
         self._groups, self._data, self._logits = [own for own in groups if not own.nested], data, logits
         self._sites = [site for own in self._groups for site in own.sites] + list(tables)
-        self._engine = Executor(_with_places(model, self._groups), hooked=[_place(own) for own in self._groups],
-                                device=device)  # fmt: skip
+        hooked = [_place(site) for own in self._groups for site in own.sites]
+        self._engine = Executor(_with_places(model, self._groups), hooked=hooked, device=device)
         self._rounded: dict[tuple[str, str, int], torch.Tensor] = {}
         with torch.no_grad():
             self._reference = [self._engine(batch) for batch in data.batches]
@@ -85,12 +84,10 @@ class Trial:
         for own in self._groups:
             transform = transforms.get(own.name)
             own_transform |= dict.fromkeys((site.name for site in own.sites), transform)
-            formats = {schemes[site.name].activation for site in own.sites if site.name in schemes}
-            if len(formats) > 1:
-                raise InputError(f"sites that read '{own.name}' round it to several formats, which no trial does")
-            (activation,) = formats or {None}
-            if activation is not None:
-                hooks[_place(own)] = rounding(activation, own.axis, transform)
+            for site in own.sites:
+                activation = schemes[site.name].activation if site.name in schemes else None
+                if activation is not None:
+                    hooks[_place(site)] = rounding(activation, own.axis, transform)
         weights = dict(self._float)
         for site in self._sites:
             fmt = schemes[site.name].weight if site.name in schemes else None
@@ -114,16 +111,16 @@ class Trial:
         return self._rounded[key]
 
 
-def _place(group: Siblings) -> str:
-    return f"{group.name}/tried"
+def _place(site: Site) -> str:
+    return f"{site.name}/tried"
 
 
 def _with_places(model: ir.Model, groups: Sequence[Siblings]) -> ir.Model:
-    """A copy in which the sites of each group read a value of their own, where other readers see nothing of it."""
+    """A copy in which each site reads a value of its own, where other readers see nothing of it."""
     model = model.clone()
-    nodes = {node_name(node): (position, node) for position, node in enumerate(model.graph)}
-    for own in groups:
-        readers = [node for _, node in sorted((nodes[site.name] for site in own.sites), key=lambda found: found[0])]
-        value = next(value for value in readers[0].inputs if value is not None and value.name == own.name)
-        insert_place(readers, value, _place(own))
+    nodes = {node_name(node): node for node in model.graph}
+    for name, site in ((own.name, site) for own in groups for site in own.sites):
+        node = nodes[site.name]
+        value = next(value for value in node.inputs if value is not None and value.name == name)
+        insert_place([node], value, _place(site))
     return model

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.named_sites import sites_of
 from qcompile.analysis.spaces import KEPT, Site
+from qcompile.choice.branches import within
 from qcompile.choice.splits import SPLIT, split_of
 from qcompile.errors import InputError
 from qcompile.targets.eligible import WEIGHT
@@ -29,12 +30,14 @@ class Wishes:
         left_out: why a site keeps its float weight.
         schemes: formats.
         kinds: ways to choose its transform, of ``choice.kinds.KINDS``.
+        separable: sites that may have a branch beside them, where schemes with one compete.
         said: the options as they were given, for the manifest.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    separable: Collection[str] = ()
     said: Mapping[str, list[str]] = field(default_factory=dict)
 
     def allowed(self, sites: Sequence[Site], decline: Decline) -> list[Site]:
@@ -49,7 +52,7 @@ class Wishes:
 
     def scheme(self, site: Site, default: Scheme) -> Scheme:
         """The scheme of a site, ``default`` without a wish."""
-        return self.schemes.get(site.name, default)
+        return within(self.schemes.get(site.name, default), site, self.separable)
 
     def shared(self, group: Siblings, default: Scheme) -> Scheme:
         """The scheme by which a transform is chosen for siblings: the first that quantizes."""
@@ -99,7 +102,7 @@ def wishes_of(
     schemes = {name: split_of(word).format for name, word in beside.items()}
     schemes |= _last(format_for, sites, "--format-for", said)
     kinds = _last(transform_for, sites, "--transform-for", said)
-    return Wishes(left_out, {name: target.scheme(text) for name, text in schemes.items()}, kinds, said)
+    return Wishes(left_out, {name: target.scheme(text) for name, text in schemes.items()}, kinds, said=said)
 
 
 def _last(

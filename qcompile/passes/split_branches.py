@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from qcompile.analysis.forms import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
+from qcompile.choice.branches import branch_of, rank_in
 from qcompile.choice.splits import SPLIT, Branch
 from qcompile.ir.graph import add_initializer
 from qcompile.ir.required import constant, operand, producer_of, shape_of
@@ -25,9 +26,6 @@ from qcompile.ir.tensors import Derived, read
 from qcompile.passes.state import State
 from qcompile.statistics.calibration import Statistics
 from qcompile.targets.scheme import Scheme
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["SplitBranches"]
 
@@ -61,36 +59,21 @@ class SplitBranches:
                 if operand(site.node, 1) is not site.weight:  # it has one
                     continue
                 reason = inseparable(site.node)
-                rank = min(self.how.rank, min(site.shape) // 4)
-                if reason is None and rank < 1:
+                if reason is None and rank_in(site.shape, self.how) < 1:
                     reason = f"a weight of {site.shape[0]} x {site.shape[1]} is no larger than its branch"
                 if reason is not None:
                     state.decline(site.name, _WHAT, reason)
                     continue
-                _put_branch(state.model, site, self.how, *self._branch(site, self.statistics.get(group.name), rank))
+                _put_branch(state.model, site, self.how, *self._branch(site, self.statistics.get(group.name)))
                 changed = True
         if changed:
             state.edited()
         return changed
 
-    def _branch(self, site: Site, own: Statistics | None, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        """``left [out, rank]`` and ``right [rank, in]``."""
-        import torch
-
-        from qcompile.formats import fake_quantize
-        from qcompile.transforms import svd_lowrank
-
-        weight, fmt = weight_matrix(site).float().to(self.device), self.scheme.weight
-        loud = torch.ones(weight.shape[1], device=self.device)
-        if own is not None:
-            energy = torch.from_numpy(own.second_moment.diagonal().copy()).float().to(self.device)
-            loud = (energy / energy.mean().clamp_min(1e-30)).clamp_min(1e-6) ** (self.how.smooth / 2)
-
-        def rounded(rest: torch.Tensor) -> torch.Tensor:
-            return rest if fmt is None else fake_quantize(rest / loud, fmt) * loud
-
-        found = svd_lowrank(weight * loud, rank, rounded, self.how.rounds, of_error=self.how.error)
-        return found.left.cpu().numpy(), (found.right / loud).cpu().numpy()
+    def _branch(self, site: Site, own: Statistics | None) -> tuple[np.ndarray, np.ndarray]:
+        energy = None if own is None else own.second_moment.diagonal()
+        left, right = branch_of(weight_matrix(site).float().to(self.device), energy, self.how, self.scheme.weight)
+        return left.cpu().numpy(), right.cpu().numpy()
 
 
 def _put_branch(model: ir.Model, site: Site, how: Branch, left: np.ndarray, right: np.ndarray) -> None:

@@ -61,7 +61,7 @@ class Recipe:
             except (TargetError, InputError) as error:
                 parts = " and ".join(f"'{part}'" for part in _FORMATS if part in self.parts)
                 raise TargetError(f"recipe '{self.name}', part {parts}: {error}; --formats gives others") from error
-        beside = [("split", split_of(word).format, "--split") for word in stay.get("split", ())]
+        beside = [("split", fmt, "--split") for word in stay.get("split", ()) if (fmt := split_of(word).format)]
         beside += [("sites", word, "--format-for") for word in by_kind.values()]
         for part, text, option in beside:
             try:

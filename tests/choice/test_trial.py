@@ -69,7 +69,8 @@ def test_sites_round_as_formats_say(name: str) -> None:
     made = trial()
     one = dict.fromkeys(("one", "two", "three"), Scheme.parse(name))
     some = {"table": Scheme(get_format("int4-g32")), "three": Scheme.parse(name)}
-    for schemes in (one, some, {"three": one["three"]}, one):  # what was tried before leaves nothing behind
+    apart = {**one, "two": Scheme.parse("mxfp8-e4m3/mxfp8-e4m3")}  # siblings that round what they read to two formats
+    for schemes in (one, some, apart, {"three": one["three"]}, one):  # what was tried before leaves nothing behind
         want = [diverges(batch["x"], schemes) for batch in made.batches]
         np.testing.assert_allclose(made.divergences(schemes, {}), want, rtol=1e-3)
 
