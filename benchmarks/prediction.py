@@ -5,7 +5,9 @@
 Coefficients and errors come from the calibration data, divergences from the engine on other data, by fake quantization
 with each weight rounded to nearest. An assignment draws a few schemes, and for every group of sites one of them, with
 or without a Hadamard transform. It prints the rank correlation, how far the logarithms of predicted and measured
-scatter, and the line through them.
+scatter, the line through them, and up to which divergence predictions are proportional to what is measured. With
+``--sites`` it prints what each group consists of: what errors of weight and input cost (α, of the site where it is
+most), the relative error t² that the scheme makes there, and both divergences.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qcompile.analysis.siblings import Siblings, siblings_of
-from qcompile.choice.scoring import probe, probes_of, site_loss
+from qcompile.choice.scoring import probe, probes_of, site_error, site_loss
 from qcompile.choice.trial import Trial
 from qcompile.preparation import prepare
 from qcompile.run.data import hold_out, load_data
 from qcompile.statistics.calibration import collect
-from qcompile.statistics.curvature import measure_curvatures
+from qcompile.statistics.curvature import measure_curvatures, spread_evenly
 from qcompile.statistics.sensitivity import logit_outputs
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.scheme import Scheme
@@ -34,6 +36,9 @@ SCHEMES = (
     "mxfp4", "nvfp4/nvfp4",
 )  # fmt: skip
 
+#: How far from one factor predictions may be and count as proportional.
+REGIME = 1.25
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,18 +46,25 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", help="by default the calibration data")
     parser.add_argument("--assignments", type=int, default=60)
-    parser.add_argument("--batches", type=int, default=4, help="of the evaluation data, evenly spread")
+    parser.add_argument("--batches", type=int, default=8, help="of the evaluation data, evenly spread")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sites", action="store_true", help="print each group of sites")
     args = parser.parse_args()
     bench = Bench(args.model, args.calibration, args.evaluation or args.calibration, args.batches, args.device)
     print(f"{args.model}: {len(bench.groups)} groups of sites, {len(bench.tables)} tables, {bench.entries} entries")
     print(f"sensitivities in {bench.seconds:.1f} s on {args.device}")
     print(f"{'':28}{'rank':>7}{'spread':>8}{'R² of log':>11}{'slope':>7}{'factor':>8}")
     for scheme in ("int4-g32", "mxfp4/mxfp4"):
-        show(f"one group in {scheme}", [bench.alone(group, scheme) for group in bench.groups])
+        pairs = [bench.alone(group, scheme) for group in bench.groups]
+        if args.sites:
+            bench.tell(scheme, pairs)
+        show(f"one group in {scheme}", pairs)
     rng = np.random.default_rng(0)
     start = perf_counter()
-    show(f"{args.assignments} mixed assignments", [bench.mixed(rng) for _ in range(args.assignments)])
+    pairs = [bench.mixed(rng) for _ in range(args.assignments)]
+    show(f"{args.assignments} mixed assignments", pairs)
+    most = max(measured for _, measured in pairs)
+    print(f"within a quarter of the fitted factor up to a divergence of {linear(pairs):.3g}, of {most:.3g} at most")
     print(f"{(perf_counter() - start) / args.assignments:.2f} s an assignment")
 
 
@@ -63,6 +75,15 @@ def show(name: str, pairs: list[tuple[float, float]]) -> None:
     rank, factor = spearmanr(predicted, measured)[0], np.exp(np.median(measured - predicted))
     spread = np.std(measured - predicted)
     print(f"{name:28}{rank:7.3f}{spread:8.3f}{r2:11.4f}{slope:7.2f}{factor:8.2f}", flush=True)
+
+
+def linear(pairs: list[tuple[float, float]]) -> float:
+    """The divergence up to which all that is measured is within ``REGIME`` of one factor times what is predicted."""
+    predicted, measured = np.array(sorted(pairs, key=lambda pair: pair[1])).T
+    factors = measured / predicted
+    outside = np.abs(np.log(factors / np.median(factors))) > np.log(REGIME)
+    first = int(outside.argmax()) if outside.any() else len(measured)
+    return float(measured[first - 1]) if first else 0.0
 
 
 class Bench:
@@ -81,8 +102,7 @@ class Bench:
         self.probes = {group: probes_of(group, statistics.get(group.name), costs) for group in self.groups}
         self.table_probes = {site.name: probe(site, None, costs[site.name]) for site in self.tables}
         seen = load_data(evaluation, model)
-        chosen = np.linspace(0, len(seen.batches) - 1, min(batches, len(seen.batches))).astype(int)
-        seen = replace(seen, batches=tuple(seen.batches[i] for i in chosen))
+        seen = replace(seen, batches=tuple(spread_evenly(seen.batches, batches)))
         self.entries = sum(max(len(a) for a in batch.values() if a.ndim) for batch in seen.batches)
         self.trial = Trial(model, self.groups, self.tables, seen, logit_outputs(model, sites), device)
 
@@ -91,6 +111,16 @@ class Bench:
         scheme = Scheme.parse(name)
         schemes = {site.name: scheme for site in group.sites}
         return self.probes[group].error(scheme), float(self.trial.divergences(schemes, {}).mean())
+
+    def tell(self, name: str, pairs: list[tuple[float, float]]) -> None:
+        """Print what the predictions of each group consist of."""
+        scheme = Scheme.parse(name)
+        print(f"{name:28}{'α weight':>10}{'α input':>10}{'t²':>10}{'predicted':>11}{'measured':>10}")
+        for group, (predicted, measured) in zip(self.groups, pairs, strict=True):
+            item = max(self.probes[group].items, key=lambda item: item.curvature.weight)
+            costs, error = item.curvature, site_error(item, scheme)
+            print(f"{group.name[-27:]:28}{costs.weight:10.2e}{costs.input:10.2e}", end="")
+            print(f"{error:10.2e}{predicted:11.2e}{measured:10.2e}")
 
     def mixed(self, rng: np.random.Generator) -> tuple[float, float]:
         """Predicted and measured divergence of a random assignment."""

@@ -139,28 +139,35 @@ def _error(item: Probe, fmt: Scalar, activation: Format | None, rows: Rows, curv
             return curvature.weight * float((item.shares * lost).sum())
         return curvature.weight * float(lost.sum() / energy.sum().clamp_min(1e-30))
     if curvature.felt is not None and item.read is not None:
-        return _felt(item, item.read(), curvature.felt, curvature.coherence, fmt, activation, transform)
+        return _felt(item, item.read(), curvature.felt, fmt, activation, transform)
     lost, energy = _energies(item, rows.of(item.samples.rows, activation), fmt, transform, curvature)
     return float(lost.sum() / energy.sum().clamp_min(1e-30))
 
 
 def _felt(
-    item: Probe, weight: torch.Tensor, felt: Felt, coherence: float, fmt: Scalar, activation: Format | None,
-    transform: Transform | None,
-) -> float:  # fmt: skip
+    item: Probe, weight: torch.Tensor, felt: Felt, fmt: Scalar, activation: Format | None, transform: Transform | None
+) -> float:
     """The growth of the metric by the errors that are really made, against gradients."""
     rows = felt.rows
     if transform is not None:
         weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
     change = fake_quantize(weight, fmt) - weight
-    off = rows @ change.T
-    lost = coherence * float((felt.gradients * off).sum(1).square().sum()) * _remaining(item, change, transform)
+    left, part = _remaining(item, change, transform), _part(change, weight)
+    off, shrunk = rows @ (change - part * weight).T, part * left**0.5
+    lost = item.curvature.coherence * left * float((felt.gradients * off).sum(1).square().sum())
     if activation is not None:
-        off = (fake_quantize_rows(rows, activation) - rows) @ weight.T
+        change = fake_quantize_rows(rows, activation) - rows
+        part = _part(change, rows)
+        off, shrunk = (change - part * rows) @ weight.T, shrunk + part
         lost += float((felt.gradients * off).sum(1).square().sum())
     if item.beside is not None:
         lost += float((felt.gradients * item.beside.off(rows, transform, few=False)).sum(1).square().sum())
-    return lost
+    return max(lost + item.curvature.shrink * shrunk**2, 0.0)
+
+
+def _part(change: torch.Tensor, of: torch.Tensor) -> float:
+    """The multiple of a tensor that a change of it is nearest to: below 0 where formats clip."""
+    return float((change * of).sum() / of.square().sum().clamp_min(1e-30))
 
 
 def _energies(

@@ -135,7 +135,7 @@ def _tuples(value: Any) -> Any:
 def _of_curvatures(measured: tuple[Mapping[str, Curvature], Sequence[Declined]]) -> Kept:
     arrays, numbers = {}, {}
     for name, own in measured[0].items():
-        numbers[name] = [float(own.weight), float(own.input), float(own.coherence)]
+        numbers[name] = [float(own.weight), float(own.input), float(own.coherence), float(own.shrink)]
         if own.shares is not None:
             arrays[f"{name} shares"] = own.shares
         if own.felt is not None:
@@ -151,6 +151,5 @@ def _curvatures(kept: Kept) -> tuple[dict[str, Curvature], list[Declined]]:
         felt = None
         if f"{name} rows" in kept.arrays:
             felt = Felt(*(torch.from_numpy(kept.arrays[f"{name} {what}"]) for what in ("rows", "gradients")))
-        weight, through, coherence = numbers
-        found[name] = Curvature(weight, through, coherence, shares=kept.arrays.get(f"{name} shares"), felt=felt)
+        found[name] = Curvature(*numbers, shares=kept.arrays.get(f"{name} shares"), felt=felt)
     return found, [Declined(*entry) for entry in kept.facts["declined"]]

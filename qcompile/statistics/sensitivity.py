@@ -52,12 +52,15 @@ class Curvature:
         input: for errors of the input, which are independent; 0 for an embedding table.
         coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
         felt: by what an error is weighed where it is known, instead of by its size alone.
+        shrink: for errors that make the output smaller by a part of itself, per square of that part. Formats that clip
+            do so: such errors act alike on all rows and columns, and on all sites that read the input.
         shares: of an embedding table, how ``weight`` is shared out among its rows, ``[rows]``: most are seldom read.
     """
 
     weight: float
     input: float
     coherence: float
+    shrink: float = 0.0
     shares: np.ndarray | None = field(default=None, compare=False)
     felt: Felt | None = field(default=None, compare=False)
 

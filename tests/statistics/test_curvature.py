@@ -44,6 +44,7 @@ def test_of_a_site_that_writes_the_output() -> None:
     assert found.weight == pytest.approx(0.5, rel=0.15)
     assert found.input == pytest.approx(0.5, rel=0.15)
     assert found.coherence == pytest.approx(1, rel=0.15)
+    assert found.shrink == pytest.approx(0.5, rel=0.4)  # of one number a window, not of one for each weight
 
 
 def test_of_logits() -> None:
