@@ -152,12 +152,13 @@ def _felt(
     if transform is not None:
         weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
     change = fake_quantize(weight, fmt) - weight
-    left, part = _remaining(item, change, transform), _part(change, weight)
+    whole = item.beside is None  # beside a branch it is the rest of a weight, whose part says nothing of the output's
+    left, part = _remaining(item, change, transform), _part(change, weight) if whole else 0.0
     off, shrunk = rows @ (change - part * weight).T, part * left**0.5
     lost = item.curvature.coherence * left * float((felt.gradients * off).sum(1).square().sum())
     if activation is not None:
         change = fake_quantize_rows(rows, activation) - rows
-        part = _part(change, rows)
+        part = _part(change, rows) if whole else 0.0
         off, shrunk = (change - part * rows) @ weight.T, shrunk + part
         lost += float((felt.gradients * off).sum(1).square().sum())
     if item.beside is not None:
