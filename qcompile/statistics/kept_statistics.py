@@ -151,6 +151,8 @@ def _curvatures(kept: Kept) -> tuple[dict[str, Curvature], list[Declined]]:
         felt = None
         if f"{name} rows" in kept.arrays:
             felt = Felt(*(torch.from_numpy(kept.arrays[f"{name} {what}"]) for what in ("rows", "gradients")))
-        *own, shrink = numbers
-        found[name] = Curvature(*own, shrink=shrink, shares=kept.arrays.get(f"{name} shares"), felt=felt)
+        weight, of_input, coherence, shrink = numbers
+        found[name] = Curvature(
+            weight, of_input, coherence, shrink=shrink, shares=kept.arrays.get(f"{name} shares"), felt=felt
+        )
     return found, [Declined(*entry) for entry in kept.facts["declined"]]
