@@ -53,10 +53,11 @@ class SplitBranches:
 
     def apply(self, state: State) -> bool:
         """Put a branch beside each site, and leave the site what the branch lacks."""
-        changed = False
+        changed, names = False, {node.name for node in state.model.graph.all_nodes()}
         for group in self.groups:
             for site in group.sites:
-                if operand(site.node, 1) is not site.weight:  # it has one
+                has_one = operand(site.node, 1) is not site.weight or f"{site.name}{self.how.suffix}.up" in names
+                if has_one or SPLIT in site.node.metadata_props:
                     continue
                 reason = inseparable(site.node)
                 if reason is None and rank_in(site.shape, self.how) < 1:

@@ -28,6 +28,7 @@ from qcompile.transforms import (
     Kronecker,
     Permutation,
     RandomOrthogonal,
+    Signal,
     Transform,
 )
 
@@ -54,6 +55,7 @@ TRANSFORMS: dict[str, Transform] = {
     "matrix": Dense(draw(SIZE, SIZE)),
     "stack": BlockDense(draw(3, 8, 8)),
     "random": RandomOrthogonal(SIZE, 5),
+    "smooth in few": Signal(SIZE, "haar"),
     "householder": Householder(draw(SIZE)),
     "givens": Givens(SIZE, 2, 5, 0.3),
     "sum of equal sizes": DirectSum((Dense(draw(12, 12)), Hadamard(12))),

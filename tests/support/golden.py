@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import changes
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
@@ -28,11 +29,16 @@ from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement
 from qcompile.choice.scoring import probes_of
+from qcompile.choice.splits import Branch, Columns, Flatten
 from qcompile.choice.transforms import place
 from qcompile.passes.index import parse_passes
 from qcompile.passes.pipeline import Pass
 from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
+from qcompile.passes.split_branches import SplitBranches
+from qcompile.passes.split_columns import SplitColumns
+from qcompile.passes.split_features import SplitFeatures
+from qcompile.statistics.calibration import Statistics
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["FOLDER", "Case", "cases", "save"]
@@ -46,6 +52,15 @@ _ROTATE = re.compile(r"rotate\{transforms=(\w+)\}")
 
 #: Makes of a graph the pass that rounds every site to one scheme, without data.
 _QUANTIZE = re.compile(r"quantize\{scheme=([\w/-]+),method=(\w+)\}")
+
+#: Makes of a graph a pass that splits sites which read its inputs, whose first feature is the loudest by eight times.
+_SPLIT = re.compile(r"split-(columns|features|branches)\{(\w+)=(\d+)\}")
+
+_SPLITS = {
+    "columns": (SplitColumns, Columns),
+    "features": (SplitFeatures, Flatten),
+    "branches": (SplitBranches, Branch),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,9 @@ class Case:
         quantize = _QUANTIZE.fullmatch(self.step)
         if quantize is not None:
             return _quantize(model, *quantize.groups())
+        split = _SPLIT.fullmatch(self.step)
+        if split is not None:
+            return _split(model, *split.groups())
         found = _ROTATE.fullmatch(self.step)
         if found is None:
             return parse_passes(self.step)
@@ -81,7 +99,7 @@ class Case:
         """The pass alone for a second application; for ``rotate`` nothing is left to be placed."""
         if _ROTATE.fullmatch(self.step):
             return Rotate(analyze(model), (), Placement({}, {}))
-        if _QUANTIZE.fullmatch(self.step):
+        if _QUANTIZE.fullmatch(self.step) or _SPLIT.fullmatch(self.step):
             return self.make(model)
         return parse_passes(self.step).passes[-1]
 
@@ -98,6 +116,17 @@ def _quantize(model: ir.Model, scheme: str, method: str) -> Quantize:
     read = {site for own, _ in groups for site in own.sites}
     tables = [site for site in sites if site not in read]
     return Quantize(groups, tables, {site.name: Scheme.parse(scheme) for site in sites}, {}, method)
+
+
+def _split(model: ir.Model, kind: str, word: str, number: str) -> Pass:
+    made, how = _SPLITS[kind]
+    groups = [own for own in siblings_of(analyze(model).sites) if own.value.is_graph_input()]
+    statistics = {}
+    for own in groups:
+        loud = np.where(np.arange(own.width) == 0, 8, 1).astype(np.float32)
+        statistics[own.name] = Statistics(np.diag(loud**2).astype(np.float64), loud[None], 1)
+    scheme = [Scheme.parse("int4-g32")] if kind == "branches" else []
+    return made(groups, statistics, *scheme, how(**{word: int(number)}))
 
 
 def _placement(analysis: Analysis, siblings: Sequence[Siblings], kind: str) -> Placement:
