@@ -23,7 +23,8 @@ from qcompile.rounding.moments import InputMoments
 from qcompile.rounding.sequential import Walk
 from qcompile.run.data import example_inputs, hold_out, load_data
 from qcompile.statistics import kept_statistics as statistics_of
-from qcompile.statistics.calibration import Routed, Statistics, collect
+from qcompile.statistics.calibration import collect
+from qcompile.statistics.collected import Routed, Statistics
 from qcompile.work import FORGOTTEN, Kept, Work
 
 GRAPH = """g (int64[n,l] i) => (float[n,l,40] y)

@@ -9,7 +9,7 @@ order of sums moves them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -107,22 +107,32 @@ class FakeQuantized:
 
 @contextmanager
 def planned_run(model: ir.Model, target: Target, device: str) -> Iterator[Run]:
-    """A planned graph, which may be edited, as a function of inputs: on the engine, or lowered to the reference."""
-    try:
-        engine = FakeQuantized(rounded_for(model, target), device)
-    except TargetError:  # which its losses have said
-        with lowered_to(get_target(REFERENCE), model) as run:
-            yield run
-        return
+    """A planned graph, which may be edited, as a function of inputs: on the engine, or lowered to the reference.
 
-    def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    Where the engine cannot express or run it, which is said of its losses, the reference does: both are the definition.
+    """
+    with ExitStack() as stack:
+        lowered: list[Run] = []
+
+        def reference(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            if not lowered:
+                lowered.append(stack.enter_context(lowered_to(get_target(REFERENCE), model)))
+            return lowered[0](inputs)
+
         try:
-            (outputs,) = engine([inputs])
-        except (RuntimeError, IndexError, ValueError) as error:  # what torch raises for shapes that do not fit
-            raise InputError(f"the engine cannot run on these inputs: {reason_of(error)}") from error
-        return {name: value.cpu().numpy() for name, value in outputs.items()}
+            engine = FakeQuantized(rounded_for(model, target), device)
+        except TargetError:
+            yield reference
+            return
 
-    yield compute
+        def compute(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            try:
+                (outputs,) = engine([inputs])
+            except InputError:
+                return reference(inputs)
+            return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+        yield compute
 
 
 def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:

@@ -65,7 +65,7 @@ class Beside:
 
     def spread(self, count: int) -> Beside:
         """With as many of the rows to look at, evenly spread."""
-        from qcompile.statistics.calibration import spread
+        from qcompile.statistics.collected import spread
 
         return replace(self, few=spread(self.few, count))
 

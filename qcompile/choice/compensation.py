@@ -17,7 +17,7 @@ import torch
 from qcompile.statistics.second_moment import shrinkage
 
 if TYPE_CHECKING:
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
 __all__ = ["Compensation"]

@@ -11,7 +11,7 @@ from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Choice
 from qcompile.choice.trial import Contest, Trial
-from qcompile.errors import InputError
+from qcompile.errors import QCompileError
 from qcompile.ir.tensors import EAGER_BYTES, total_bytes
 from qcompile.notes import CONTEST, Decline
 from qcompile.run.data import Data
@@ -50,7 +50,7 @@ def contest(
         return choice
     try:
         errors = _tried(analysis, choice, options, data.unlearned, logits, device)
-    except InputError as error:
+    except QCompileError as error:
         decline("*", CONTEST, str(error))
         return choice
     ours, kept = errors[CHOSEN], CHOSEN

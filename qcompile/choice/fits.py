@@ -16,7 +16,7 @@ from qcompile.transforms.fitted import diagonal_blocks
 
 if TYPE_CHECKING:
     from qcompile.analysis.siblings import Siblings
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
 __all__ = ["Fit", "Moments", "fit_of_group", "fit_of_space", "seen_as"]

@@ -26,7 +26,7 @@ from qcompile.transforms.freedom import Freedom
 if TYPE_CHECKING:
     import numpy as np
 
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
     Schemes = Sequence[Scheme]

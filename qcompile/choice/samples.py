@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from qcompile.choice.compensation import Compensation
 from qcompile.formats import fake_quantize_rows
-from qcompile.statistics.calibration import spread
+from qcompile.statistics.collected import spread
 
 if TYPE_CHECKING:
     import torch
 
     from qcompile.formats import Format
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
 __all__ = ["HeldOut", "Rows", "Samples"]

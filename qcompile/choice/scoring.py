@@ -23,7 +23,7 @@ from qcompile.choice.branches import Apart, Beside
 from qcompile.choice.samples import Rows, Samples
 from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.formats.scalar import Scalar
-from qcompile.statistics.calibration import spread
+from qcompile.statistics.collected import spread
 from qcompile.statistics.sensitivity import EVEN, Curvature, Felt
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from qcompile.analysis.spaces import Site
     from qcompile.formats import Format
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
 __all__ = ["Probe", "Probes", "probe", "probes_of", "site_error", "site_loss", "written_factor"]

@@ -30,7 +30,8 @@ from qcompile.notes import FITTED_TRANSFORM
 from qcompile.rounding.methods import method_of
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
-from qcompile.statistics.calibration import DEVICE_ROWS, FINE_ROWS, MAX_ROWS, Statistics
+from qcompile.statistics.calibration import DEVICE_ROWS, FINE_ROWS, MAX_ROWS
+from qcompile.statistics.collected import Statistics
 from qcompile.statistics.kept_statistics import kept_statistics
 from qcompile.statistics.measures import measured
 from qcompile.statistics.sensitivity import EVEN, Curvature

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
 from qcompile.errors import InputError, unknown
+from qcompile.ir.required import operand
+from qcompile.ir.sums import inseparable
 from qcompile.words import options_given, spelled, split_words
 
-__all__ = ["SPLIT", "SPLITS", "Auto", "Branch", "Columns", "Flatten", "Split", "beside", "split_of"]
+if TYPE_CHECKING:
+    from qcompile.analysis.spaces import Site
+    from qcompile.notes import Decline
+
+__all__ = ["SPLIT", "SPLITS", "Auto", "Branch", "Columns", "Flatten", "Split", "beside", "separable", "split_of"]
 
 #: In the metadata of an operator that stands beside a site, the split that put it there.
 SPLIT = "qcompile.split"
@@ -102,6 +109,25 @@ class Auto:
         """The ranks that compete."""
         doubled = (self.least << times for times in range(self.most.bit_length()))
         return [rank for rank in doubled if rank <= self.most]
+
+
+def separable(sites: Iterable[Site], decline: Decline, what: str, *, edge: bool = False) -> list[Site]:
+    """The sites that hold their own weight, and whose weight can become a sum of two; of the others it is said why not.
+
+    Args:
+        what: was to be done to them.
+        edge: as for ``inseparable``.
+    """
+    found = []
+    for site in sites:
+        if operand(site.node, 1) is not site.weight:  # it was split already
+            continue
+        reason = inseparable(site.node, edge=edge)
+        if reason is None:
+            found.append(site)
+        else:
+            decline(site.name, what, reason)
+    return found
 
 
 def beside(node: ir.Node) -> bool:

@@ -24,7 +24,7 @@ from qcompile.choice.question import Asked
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError, unknown
 from qcompile.notes import Progress
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["place", "pose_choice"]

@@ -26,7 +26,7 @@ from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk, in_order
 from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
-from qcompile.statistics.calibration import Routed, Statistics
+from qcompile.statistics.collected import Routed, Statistics
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
@@ -224,7 +224,7 @@ class Quantize:
             near = rows_of(plain, places)
             shared = near.tensor_scale if near.format.tensor_scale is not None else None  # one for the whole stack
             learned = way.learned(weight[places], near.format, own, shared)
-            ours, theirs = (own.errors(weight[places], rounded) for rounded in (learned, near))
+            ours, theirs = (own.errors(weight[places], rounded)[way.judges] for rounded in (learned, near))
             errors.append(dict(zip(way.sides, (float(ours.sum()), float(theirs.sum())), strict=True)))
             if errs_less(ours, theirs):
                 _put_rows(result, places, learned)
@@ -263,7 +263,7 @@ def _learned(
         reason = f"its inputs needed a damping of {damping:.2g}"
         state.decline(site.name, f"the usual damping of {way.title}", reason)
     fitted = way.learned(weight, plain.format, moments)
-    ours, theirs = (moments.errors(weight, rounded) for rounded in (fitted, plain))
+    ours, theirs = (moments.errors(weight, rounded)[way.judges] for rounded in (fitted, plain))
     made, other = way.sides
     state.notes.setdefault("held_out", {})[site.name] = {made: float(ours.sum()), other: float(theirs.sum())}
     if errs_less(ours, theirs):

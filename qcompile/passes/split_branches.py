@@ -24,7 +24,7 @@ from qcompile.ir.required import constant, operand, producer_of, shape_of
 from qcompile.ir.sums import add_beside, inseparable, product_like
 from qcompile.ir.tensors import Derived, read
 from qcompile.passes.state import State
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["SplitBranches"]

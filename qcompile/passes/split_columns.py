@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
-from qcompile.choice.splits import SPLIT, Columns
+from qcompile.choice.splits import SPLIT, Columns, separable
 from qcompile.ir.graph import add_initializer, append_node
-from qcompile.ir.required import constant, operand, producer_of, shape_of
-from qcompile.ir.sums import add_beside, inseparable, product_like
+from qcompile.ir.required import constant, producer_of, shape_of
+from qcompile.ir.sums import add_beside, product_like
 from qcompile.ir.tensors import Derived, taken_lines
 from qcompile.passes.state import State
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 
 __all__ = ["SplitColumns"]
 
@@ -49,12 +49,8 @@ class SplitColumns:
         changed = False
         for group in self.groups:
             own = self.statistics.get(group.name)
-            whole = [site for site in group.sites if operand(site.node, 1) is site.weight]
-            reasons = {site.name: inseparable(site.node) for site in whole if SPLIT not in site.node.metadata_props}
-            for name, reason in reasons.items():
-                if reason is not None:
-                    state.decline(name, _WHAT, reason)
-            sites = [site for site in whole if reasons.get(site.name, "done") is None]
+            whole = [site for site in group.sites if SPLIT not in site.node.metadata_props]
+            sites = separable(whole, state.decline, _WHAT)
             loud = None if own is None or not sites else self._loud(own)
             if loud is None or not loud.any():
                 continue

@@ -15,13 +15,12 @@ import onnx_ir as ir
 
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
-from qcompile.choice.splits import Flatten
+from qcompile.choice.splits import Flatten, separable
 from qcompile.ir.graph import add_initializer, append_node
-from qcompile.ir.required import constant, operand, shape_of
-from qcompile.ir.sums import inseparable
+from qcompile.ir.required import constant, shape_of
 from qcompile.ir.tensors import Derived, taken_lines
 from qcompile.passes.state import State
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 
 __all__ = ["SplitFeatures"]
 
@@ -51,13 +50,7 @@ class SplitFeatures:
         changed = False
         for group in self.groups:
             own = self.statistics.get(group.name)
-            whole = [site for site in group.sites if operand(site.node, 1) is site.weight]
-            sites = []
-            for site in whole:
-                if (reason := inseparable(site.node, edge=True)) is not None:
-                    state.decline(site.name, _WHAT, reason)
-                else:
-                    sites.append(site)
+            sites = separable(group.sites, state.decline, _WHAT, edge=True)
             if own is not None and sites:
                 peaks = np.abs(np.concatenate([own.sample, *own.held_out])).max(0)
                 bound = self.how.times * float(np.median(peaks))

@@ -15,7 +15,7 @@ from qcompile.formats.scalar import Scalar
 from qcompile.notes import Decline, Declined
 from qcompile.rounding.moments import InputMoments
 from qcompile.rounding.sequential import Walk
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.work import Kept, Work
 
 __all__ = ["Following", "Lesson", "Notes", "kept_rounding", "learned_from"]

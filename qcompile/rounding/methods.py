@@ -59,7 +59,14 @@ class Method:
         self, weight: torch.Tensor, fmt: Format, moments: InputMoments, tensor_scale: torch.Tensor | None = None
     ) -> Quantized:
         """The same by what is known of its input; a second-level scale may be given."""
-        raise NotImplementedError
+        from qcompile.formats import quantize
+
+        return quantize(weight, fmt, tensor_scale=tensor_scale)
+
+    @property
+    def judges(self) -> slice:
+        """The held-out sequences that say whether what was learned is taken: those that it was not chosen by."""
+        return slice(None)
 
 
 class Rtn(Method):
@@ -113,15 +120,30 @@ class Search(Method):
         return quantize(weight, fmt, scales=best)
 
 
+class _ByMoment(Method):
+    """Learn from the second moment of the input that a site really gets, damped."""
+
+    sides: ClassVar[tuple[str, str]]
+    learns: ClassVar[bool] = True
+    walks: ClassVar[bool] = True
+    damping: float
+
+    @property
+    def least_damping(self) -> float:
+        """The damping that was asked for."""
+        return self.damping
+
+
 @dataclass(frozen=True)
-class Gptq(Method):
+class Gptq(_ByMoment):
     """Round columns in order, each making up for what those before it lost.
 
     Args:
         shift: how much of the way a weight is moved towards the one that makes of the quantized graph's input what the
             weight made of the exact one: 0 is GPTQ, 1 the whole least-squares estimate.
         damping: multiple of the mean of the second moment's diagonal that is added to it; few rows need more.
-        tune: whether a tenth of it and five times it are tried as well, for the least error on held-out sequences.
+        tune: whether a tenth of it and five times it are tried as well, for the least error on every other sequence of
+            those held out; the others judge.
     """
 
     shift: float = SHIFT
@@ -130,13 +152,6 @@ class Gptq(Method):
     name: ClassVar[str] = "gptq"
     title: ClassVar[str] = "GPTQ"
     sides: ClassVar[tuple[str, str]] = "gptq", "nearest"
-    learns: ClassVar[bool] = True
-    walks: ClassVar[bool] = True
-
-    @property
-    def least_damping(self) -> float:
-        """The damping that was asked for."""
-        return self.damping
 
     def learned(
         self, weight: torch.Tensor, fmt: Format, moments: InputMoments, tensor_scale: torch.Tensor | None = None
@@ -144,11 +159,16 @@ class Gptq(Method):
         """By the second moment of the input."""
         several = [self.damping * factor for factor in ((0.1, 1.0, 5.0) if self.tune else (1.0,))]
         found = [moments.learn(weight, fmt, tensor_scale, self.shift, damping).quantized for damping in several]
-        return found[0] if len(found) == 1 else min(found, key=lambda q: float(moments.errors(weight, q).sum()))
+        return found[0] if len(found) == 1 else min(found, key=lambda q: float(moments.errors(weight, q)[::2].sum()))
+
+    @property
+    def judges(self) -> slice:
+        """Every other sequence, if the rest has chosen a damping."""
+        return slice(1, None, 2) if self.tune else slice(None)
 
 
 @dataclass(frozen=True)
-class Comq(Method):
+class Comq(_ByMoment):
     """Visit codes and scales in turn, each taking the best value that it can have, given the others.
 
     Args:
@@ -163,13 +183,6 @@ class Comq(Method):
     name: ClassVar[str] = "comq"
     title: ClassVar[str] = "COMQ"
     sides: ClassVar[tuple[str, str]] = "comq", "nearest"
-    learns: ClassVar[bool] = True
-    walks: ClassVar[bool] = True
-
-    @property
-    def least_damping(self) -> float:
-        """The damping that was asked for."""
-        return self.damping
 
     def learned(
         self, weight: torch.Tensor, fmt: Format, moments: InputMoments, tensor_scale: torch.Tensor | None = None

@@ -18,7 +18,7 @@ import torch
 
 from qcompile.rounding.defaults import LEAST_DAMPING, SHIFT
 from qcompile.rounding.gptq import Factor, GPTQResult, factorize, gptq
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.statistics.second_moment import shrinkage
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from qcompile.ir.required import constant, name_of
 from qcompile.rounding.moments import InputMoments
 from qcompile.run.executor import Executor, Hook, Section, dtype_for
 from qcompile.run.stream import Stream
-from qcompile.statistics.calibration import HELD_OUT_ROWS, rows_of_value, spread
+from qcompile.statistics.calibration import HELD_OUT_ROWS
+from qcompile.statistics.collected import rows_of_value, spread
 from qcompile.statistics.second_moment import SecondMoment, product
 from qcompile.targets.fake_quantization import insert_place, rounding
 from qcompile.targets.plans import plan_of

@@ -7,7 +7,8 @@ there runs in onnxruntime, node by node, stops gradients, and is listed. It runs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from qcompile.errors import InputError
+from qcompile.errors import InputError, first_line
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import initializers, on_device, origin, release
@@ -84,10 +85,11 @@ class Executor:
             hooks: by name of values, all of them among ``hooked``.
 
         Raises:
-            InputError: if inputs are missing or unknown, or a hook is for a value that the graph does not compute so.
+            InputError: if inputs are missing or unknown, a hook is for a value that the graph does not compute so, or
+                torch refuses an operator.
         """
         tensors = self.arguments(given).values()
-        with torch.backends.cudnn.flags(allow_tf32=False):  # float32 is to be float32: convolutions are not by default
+        with _computing():
             values = self._forward(self._frame(hooks or {}, {}), *tensors)
         return dict(zip(self.outputs, values, strict=True))
 
@@ -123,9 +125,12 @@ class Executor:
             variables: what the sections before have left.
             hooks: as for the whole.
             weights: constants by name, in the place of the graph's for this once.
+
+        Raises:
+            InputError: as for the whole.
         """
         frame = self._frame(hooks or {}, weights or {})
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with _computing():
             return dict(zip(section.writes, section.run(frame, *(variables[n] for n in section.reads)), strict=True))
 
     def results(self, variables: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -212,6 +217,16 @@ class Executor:
     def foreign_node(self, number: int) -> Foreign:
         """A node that onnxruntime runs."""
         return self._foreign[number]
+
+
+@contextmanager
+def _computing() -> Iterator[None]:
+    """Let float32 be float32, as convolutions of GPUs are not by default, and say in a sentence what torch refuses."""
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    except (RuntimeError, IndexError, ValueError) as error:  # what torch raises for shapes, and without memory
+        raise InputError(f"the engine cannot run the graph: {first_line(error)}") from error
 
 
 class _Frame:

@@ -50,7 +50,6 @@ class Shelf:
         self._kept: dict[Hashable, tuple[dict[str, Any], dict[str, int]]] = {}
         self._folder: Path | None = None
         self._files = 0
-        self.filed = 0
 
     def put(self, key: Hashable, variables: Mapping[str, Any]) -> None:
         """Lay variables down."""
@@ -82,7 +81,6 @@ class Shelf:
                 held[place] += size
                 return value if place == "device" or self.device.type == "cpu" else value.cpu()
             size = value.numel() * value.itemsize
-        self.filed += size
         return self._file(value)
 
     def _file(self, value: Tensor) -> _Filed:

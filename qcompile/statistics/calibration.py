@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import median_low
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from qcompile.ir.required import constant
 from qcompile.notes import Decline, Progress
 from qcompile.run.data import Data
 from qcompile.run.taps import expose
-from qcompile.statistics.second_moment import SecondMoment
+from qcompile.statistics.collected import Collected, Statistics
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from qcompile.run.executor import Hook
     from qcompile.run.memory_budget import Memory
 
-__all__ = ["DEVICE_ROWS", "FINE_ROWS", "MAX_ROWS", "Routed", "Statistics", "collect", "rows_of_value", "spread"]
+__all__ = ["DEVICE_ROWS", "FINE_ROWS", "HELD_OUT_ROWS", "MAX_ROWS", "collect"]
 
 #: Rows of each site input that are learned from; with a quarter of them, the shipped language model
 #: diverges 6 % more in NVFP4.
@@ -43,63 +42,8 @@ DEVICE_ROWS = 1 << 18
 #: 4 % more in INT8 than with six times the rows (0.0058, 0.0055), in half the processor time; a larger one in a third.
 FINE_ROWS = 4096
 
-#: Rows of each site input that are kept.
-SAMPLE_ROWS = 512
-
 #: Rows of all sequences together that are held out and judged by.
 HELD_OUT_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Routed:
-    """Rows of one value and the experts that multiply them.
-
-    Args:
-        parts: rows ``[rows, size]`` float32 and their owners ``[rows, choices]``, batch by batch.
-        held_out: the same for the sequences that are held out.
-    """
-
-    parts: Sequence[tuple[np.ndarray, np.ndarray]]
-    held_out: Sequence[tuple[np.ndarray, np.ndarray]] = ()
-
-    def of(self, expert: int) -> Statistics | None:
-        """The statistics of the rows that one expert saw; ``None`` if it saw none."""
-        import torch
-
-        own, held_out = ([x[(o == expert).any(1)] for x, o in parts] for parts in (self.parts, self.held_out))
-        moment = SecondMoment()
-        for part in own:
-            moment.add(torch.from_numpy(part))
-        if not moment.rows:
-            return None
-        sample = np.concatenate(own)[:SAMPLE_ROWS]
-        held_out = [rows for rows in held_out if len(rows)]
-        return Statistics(moment.array, sample, moment.rows, held_out, moment.effective)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """The statistics of one site input of ``size`` features.
-
-    Args:
-        second_moment: ``E[x xᵀ]``, ``[size, size]`` float64, or float32 where it is large.
-        sample: ``[rows, size]`` float32, of the rows that the second moment has seen.
-        rows: how many these were.
-        held_out: ``[rows, size]`` float32 for each sequence that it has not seen.
-        effective: how many independent rows they are worth; see ``SecondMoment``.
-        batches: how many of the data they come from.
-        sequences: to how many the data was thinned; 0 for all.
-        routed: the rows by how stacks of experts share them.
-    """
-
-    second_moment: np.ndarray
-    sample: np.ndarray
-    rows: int
-    held_out: Sequence[np.ndarray] = ()
-    effective: float = 0.0
-    batches: int = 0
-    sequences: int = 0
-    routed: Mapping[Route, Routed] = field(default_factory=dict)
 
 
 def collect(
@@ -130,68 +74,97 @@ def collect(
     Raises:
         InputError: if a value is NaN or infinite on that data.
     """
-    from qcompile.run.executor import Executor, dtype_for  # need torch
-    from qcompile.run.stream import Stream
-
     outer = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     inner = {name: axis for name, axis in inputs.items() if name not in outer}
     model, places = expose(model, inner) if inner else (model, {})
     axes = {name: axis for name, axis in inputs.items() if name not in inner} | dict.fromkeys(places, -1)
-    routes = routes or {}
-    indices = {route.indices for own in routes.values() for route in own if route.indices is not None}
     expected = float("inf") if data.random else len(data.batches)  # random rows teach little: one a batch is enough
-    found = {name: _Collected(axis, routes.get(name, ()), max_rows, expected, moments) for name, axis in axes.items()}
-    for name, one in found.items():
-        one.wanted = wanted is None or name in wanted
-    seen_at = {places.get(name, name): one for name, one in found.items()}
-    fixed = {name: constant(v).numpy() for name, v in model.graph.initializers.items() if name in indices}
-    chosen: dict[tuple[str, int], np.ndarray] = {}
-    hooked = {*seen_at, *indices} - {*fixed}
-    engine = Executor(model, outputs=[], hooked=hooked, dtype=dtype_for(model, device), device=device)
-    if decline is not None:
-        engine.tell(decline)
-    stream = Stream(engine, memory=memory)
-
-    def run(batches: Sequence[Mapping[str, np.ndarray]], kept: int) -> None:
-        def hooks(number: int) -> dict[str, Hook]:
-            key = number if kept == 0 else -1 - number
-
-            def at(name: str) -> Hook:
-                def see(value: torch.Tensor) -> None:
-                    if name in indices:
-                        chosen[name, key] = value.cpu().numpy()
-                    if name in seen_at:
-                        seen_at[name].see(value, key, kept)
-
-                return see
-
-            return {name: at(name) for name in stream.engine.hooked}
-
-        def settle() -> None:
-            for name, one in found.items():
-                if not one.settled():
-                    raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
-
-        if batches:
-            collections.deque(stream.run(batches, hooks, passed=passed, behind=settle), maxlen=0)
-
-    def passed(done: int, _: int) -> None:
-        if progress is not None:
-            whole = len(stream.sections) * (len(data.held_out) + len(data.batches))
-            progress("calibrating", done + (began[0]), whole)
-
-    began, sequences = [0], 0
-    run(data.held_out, HELD_OUT_ROWS // max(len(data.held_out), 1))
-    began[0] = len(stream.sections) * len(data.held_out)
+    found = {
+        name: Collected(
+            axis, (routes or {}).get(name, ()), max_rows, expected, moments=moments,
+            wanted=wanted is None or name in wanted,
+        )
+        for name, axis in axes.items()
+    }  # fmt: skip
+    running = _Running(model, found, places, device, memory, data.about, decline, progress)
+    running.run(data.held_out, ahead=len(data.batches), kept=HELD_OUT_ROWS // max(len(data.held_out), 1))
+    sequences = 0
     if data.held_out and found:
         sequences = _enough([one.judged for one in found.values()], len(data.held_out), max_rows)
         data = data.thinned(sequences)
-    run(data.batches, 0)
-    looked_up = {
-        (name, key): array for name, array in fixed.items() for key in range(-len(data.held_out), len(data.batches))
-    }
+    running.run(data.batches)
     kept = {name: one for name, one in found.items() if one.wanted and one.rows}
-    return {name: one.statistics(sequences, looked_up | chosen) for name, one in kept.items()}
+    return {name: one.statistics(sequences, running.looked_up) for name, one in kept.items()}
+
+
+class _Running:
+    """A graph on the engine, whose values are taken in as batches pass its sections.
+
+    Args:
+        found: what takes them in, by name.
+        places: names that stand for some of these in the graph.
+        about: the data in words.
+    """
+
+    def __init__(
+        self, model: ir.Model, found: Mapping[str, Collected], places: Mapping[str, str], device: str,
+        memory: Memory | None, about: str, decline: Decline | None, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        from qcompile.run.executor import Executor, dtype_for  # need torch
+        from qcompile.run.stream import Stream
+
+        self._found, self._about, self._progress, self._passed = found, about, progress, 0
+        self._at = {places.get(name, name): one for name, one in found.items()}
+        self._indices = {route.indices for one in found.values() for route in one.routes if route.indices is not None}
+        constants = {name: value for name, value in model.graph.initializers.items() if name in self._indices}
+        self._fixed = {name: constant(value).numpy() for name, value in constants.items()}
+        #: What looks experts up, by its name and the key of the batch.
+        self.looked_up: dict[tuple[str, int], np.ndarray] = {}
+        hooked = {*self._at, *self._indices} - {*self._fixed}
+        engine = Executor(model, outputs=[], hooked=hooked, dtype=dtype_for(model, device), device=device)
+        if decline is not None:
+            engine.tell(decline)
+        self._stream = Stream(engine, memory=memory)
+
+    def run(self, batches: Sequence[Mapping[str, np.ndarray]], ahead: int = 0, kept: int = 0) -> None:
+        """Let batches pass.
+
+        Args:
+            ahead: how many more are to come, for the progress.
+            kept: rows to keep of each value of a batch that is held out, else 0.
+        """
+        sections = len(self._stream.sections)
+        whole = self._passed + sections * (len(batches) + ahead)
+
+        def passed(done: int, _: int) -> None:
+            if self._progress is not None:
+                self._progress("calibrating", self._passed + done, whole)
+
+        keys = [-1 - number if kept else number for number in range(len(batches))]
+        self.looked_up |= {(name, key): array for name, array in self._fixed.items() for key in keys}
+        if batches:
+            outputs = self._stream.run(
+                batches, lambda number: self._hooks(keys[number], kept), passed=passed, behind=self._settle
+            )
+            collections.deque(outputs, maxlen=0)
+        self._passed += sections * len(batches)
+
+    def _hooks(self, key: int, kept: int) -> dict[str, Hook]:
+        def at(name: str) -> Hook:
+            def see(value: torch.Tensor) -> None:
+                if name in self._indices:
+                    self.looked_up[name, key] = value.cpu().numpy()
+                if name in self._at:
+                    self._at[name].see(value, key, kept)
+
+            return see
+
+        return {name: at(name) for name in self._stream.engine.hooked}
+
+    def _settle(self) -> None:
+        for name, one in self._found.items():
+            if not one.settled():
+                raise InputError(f"{self._about} gives NaN or infinity at '{name}'")
 
 
 def _enough(rows: Sequence[int], sequences: int, wanted: int) -> int:
@@ -201,93 +174,3 @@ def _enough(rows: Sequence[int], sequences: int, wanted: int) -> int:
     """
     usual = median_low(rows)
     return math.ceil(wanted * sequences / usual) if usual else 0
-
-
-def rows_of_value(value: torch.Tensor, axis: int) -> torch.Tensor:
-    """``[rows, size]`` in bfloat16 if it is so, else in float32, of a value whose features lie along an axis."""
-    import torch
-
-    moved = value.movedim(axis, -1)
-    dtype = torch.bfloat16 if value.dtype is torch.bfloat16 else torch.float32
-    return moved.to(dtype).reshape(-1, moved.shape[-1])
-
-
-class _Collected:
-    """The statistics of one value, as its rows come in.
-
-    Args:
-        axis: where its features lie.
-        routes: how experts share its rows.
-        most: rows that are learned from.
-        batches: of these, as far as it is known.
-        moments: whether the second moment is wanted.
-    """
-
-    def __init__(self, axis: int, routes: Sequence[Route], most: int, batches: float, moments: bool) -> None:
-        self.axis, self.routes = axis, routes
-        self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment()
-        self.rows = self.taken = self.judged = 0
-        self.wanted = True  # else rows are counted alone
-        self.sample: list[torch.Tensor] = []
-        self.held_out: list[np.ndarray] = []
-        self._shared: list[tuple[int, np.ndarray, tuple[int, ...]]] = []  # batches: their rows, and their shape
-        self._finite: list[torch.Tensor] = []
-
-    def see(self, value: torch.Tensor, key: int, kept: int) -> None:
-        """Take a value in.
-
-        Args:
-            key: of its batch: negative for what is held out.
-            kept: rows to keep of it if it is held out, else 0.
-        """
-        x = rows_of_value(value, self.axis)
-        if kept:
-            self.judged += len(x)
-        if not self.wanted:
-            return
-        self._finite.append(x.isfinite().all())
-        if kept:
-            self.held_out.append(spread(x, kept).float().cpu().numpy())
-        else:
-            self._add(x)
-        if self.routes:
-            self._shared.append((key, x.float().cpu().numpy(), tuple(value.movedim(self.axis, -1).shape)))
-
-    def _add(self, x: torch.Tensor) -> None:
-        if self.moments:
-            self.moment.add(x)
-        self.rows += len(x)
-        part = spread(x, int(len(x) * SAMPLE_ROWS / max(min(self.most, len(x) * self.batches), 1)))
-        self.sample.append(part.float().cpu().clone())
-        self.taken += 1
-
-    def settled(self) -> bool:
-        """Move to RAM what has been learned; whether all of it was finite."""
-        finite = not self._finite or all(map(bool, self._finite))
-        self._finite.clear()
-        self.moment.settle()
-        return finite
-
-    def statistics(self, sequences: int, chosen: Mapping[tuple[str, int], np.ndarray]) -> Statistics:
-        """The result after the last row of so many sequences, with what looks experts up in each batch."""
-        import torch
-
-        return Statistics(
-            self.moment.array, torch.cat(self.sample).numpy(), self.rows,
-            [rows for rows in self.held_out if len(rows)], self.moment.effective, self.taken, sequences,
-            {route: self._routed(route, chosen) for route in self.routes},
-        )  # fmt: skip
-
-    def _routed(self, route: Route, chosen: Mapping[tuple[str, int], np.ndarray]) -> Routed:
-        parts: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
-        for key, x, shape in self._shared:
-            looked_up = None if route.indices is None else chosen[route.indices, key]
-            parts[key < 0].append((x, route.owners(x.reshape(shape), looked_up)))
-        return Routed(*parts)
-
-
-def spread(x: torch.Tensor, count: int) -> torch.Tensor:
-    """A number of rows, but at least one if there is any, evenly spread."""
-    import torch
-
-    return x[torch.linspace(0, len(x) - 1, min(max(1, count), len(x))).long().to(x.device)]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from qcompile.notes import Decline, Progress
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
 
 __all__ = ["curvatures", "measure_curvatures", "spread_evenly"]
 

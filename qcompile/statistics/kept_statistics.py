@@ -19,7 +19,8 @@ from qcompile.analysis.stacks import Route
 from qcompile.notes import Decline, Declined, Progress
 from qcompile.run.data import Data
 from qcompile.run.memory_budget import Memory
-from qcompile.statistics.calibration import Routed, Statistics, collect
+from qcompile.statistics.calibration import collect
+from qcompile.statistics.collected import Routed, Statistics
 from qcompile.statistics.sensitivity import Curvature, Felt
 from qcompile.work import Kept, Work
 

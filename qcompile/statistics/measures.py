@@ -15,7 +15,7 @@ from qcompile.work import Work
 
 if TYPE_CHECKING:
     from qcompile.notes import Decline, Progress
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
     from qcompile.statistics.sensitivity import Curvature
 
 __all__ = ["MEASURES", "check_measure", "measured"]

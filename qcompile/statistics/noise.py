@@ -18,7 +18,7 @@ from qcompile.work import Work
 
 if TYPE_CHECKING:
     from qcompile.notes import Progress
-    from qcompile.statistics.calibration import Statistics
+    from qcompile.statistics.collected import Statistics
 
 __all__ = ["noise_curvatures"]
 

@@ -17,10 +17,11 @@ from stack_cases import BODIES, STACKS, body_model, stack_model
 
 import qcompile as qc
 from qcompile.checks.equivalence import Observed
-from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on, rounded_for
+from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on, planned_run, rounded_for
 from qcompile.checks.losses import FloatModel, each
 from qcompile.cli.evidence_rows import engine_rows
 from qcompile.compiler import Options, lowered_to, plan, prepare
+from qcompile.errors import InputError
 from qcompile.passes.state import State
 from qcompile.run.compare import compare
 from qcompile.run.data import Data, example_inputs
@@ -235,3 +236,18 @@ def test_a_value_whose_type_nothing_states_is_rounded(parse, tmp_path):
     next(node for node in model.graph if node.op_type == "If").outputs[0].type = None
     manifest = qc.export(model, "reference", tmp_path / "out", formats=["nvfp4/nvfp4"], method="rtn").manifest
     assert manifest["engine"]["rel_l2"] < 1e-5
+
+
+def test_what_the_engine_cannot_run_the_reference_does(parse, monkeypatch):
+    graph = "g (float[n,32] x) => (float[n,16] y) <float[32,16] a> { y = MatMul(x, a) }"
+    model = plan(parse(graph), Options("reference", formats=("nvfp4/nvfp4",), method="rtn"))
+    x = {"x": np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)}
+    with planned_run(model.clone(), get_target("reference"), "cpu") as run:
+        want = dict(run(x))
+
+    def fail(*_):
+        raise InputError("the engine cannot run the graph: no memory")
+
+    monkeypatch.setattr(FakeQuantized, "__call__", fail)
+    with planned_run(model, get_target("reference"), "cpu") as run:
+        assert compare(want, dict(run(x)))[0] < 1e-6

@@ -24,7 +24,8 @@ from qcompile.formats import fake_quantize
 from qcompile.ir.required import constant
 from qcompile.passes.split_branches import SplitBranches
 from qcompile.run.data import Data
-from qcompile.statistics.calibration import Statistics, collect
+from qcompile.statistics.calibration import collect
+from qcompile.statistics.collected import Statistics
 from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
 

@@ -7,6 +7,7 @@ import pytest
 
 import qcompile as qc
 from qcompile.choice.trial import Trial
+from qcompile.errors import TargetError
 
 GRAPH = """g (float[n,5,32] x) => (float[n,5,16] y) <float[32,64] a, float[64,32] b, float[32,16] c> {
     p = MatMul(x, a)
@@ -68,3 +69,13 @@ def test_of_one_format_nothing_was_assigned(parse, tmp_path):
         parse(GRAPH), "reference", tmp_path / "out", calibration=rows(40), formats=["int4-g32"], method="rtn"
     )
     assert artifact.manifest["contest"] is None
+
+
+def test_a_trial_that_fails_takes_no_export_with_it(parse, tmp_path, monkeypatch):
+    def fail(*_):
+        raise TargetError("torch has no such operator")
+
+    monkeypatch.setattr(Trial, "divergences", fail)
+    manifest = qc.export(parse(GRAPH), "reference", tmp_path / "out", calibration=rows(40), **OPTIONS).manifest
+    assert manifest["contest"] is None
+    assert said(manifest) == ["torch has no such operator"]

@@ -25,7 +25,8 @@ from qcompile.run.compare import compare
 from qcompile.run.data import Data, example_inputs, hold_out
 from qcompile.run.session import evaluate_double
 from qcompile.stages import Prepared
-from qcompile.statistics.calibration import Statistics, collect
+from qcompile.statistics.calibration import collect
+from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms import Hadamard, smoothing
 from qcompile.transforms.freedom import Freedom

@@ -22,7 +22,7 @@ from qcompile.passes.split_branches import SplitBranches
 from qcompile.passes.split_columns import SplitColumns
 from qcompile.passes.split_features import SplitFeatures
 from qcompile.passes.state import State
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import FLOAT, Scheme
 
 #: Siblings of both operators, with and without a bias.

@@ -7,7 +7,7 @@ import torch
 
 from qcompile.formats import get_format, quantize
 from qcompile.rounding.moments import InputMoments, input_moments, joined
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.transforms import Hadamard
 
 FORMAT = get_format("int4-g32")

@@ -16,7 +16,8 @@ from qcompile.compiler import prepare
 from qcompile.formats import fake_quantize_rows, get_format, quantize
 from qcompile.rounding.sequential import Walk
 from qcompile.run.data import example_inputs
-from qcompile.statistics.calibration import HELD_OUT_ROWS, spread
+from qcompile.statistics.calibration import HELD_OUT_ROWS
+from qcompile.statistics.collected import spread
 from qcompile.targets.eligible import quantizable
 from qcompile.targets.plans import Plan, give_plan
 from qcompile.targets.registry import get_target, lowered_to

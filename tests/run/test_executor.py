@@ -224,3 +224,8 @@ def test_a_function_keeps_the_names_of_its_constants() -> None:
     (y,) = Executor(model)({"x": np.ones((2, 4), np.float32)}).values()
     assert (y == 4).all()
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_what_torch_refuses_is_said_in_a_sentence() -> None:
+    with pytest.raises(InputError, match="^the engine cannot run the graph: mat1 and mat2 shapes cannot be multiplied"):
+        Executor(mlp())({"x": np.ones((2, 5), np.float32)})

@@ -38,7 +38,7 @@ from qcompile.passes.rotate import Rotate
 from qcompile.passes.split_branches import SplitBranches
 from qcompile.passes.split_columns import SplitColumns
 from qcompile.passes.split_features import SplitFeatures
-from qcompile.statistics.calibration import Statistics
+from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["FOLDER", "Case", "cases", "save"]
