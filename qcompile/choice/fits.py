@@ -11,7 +11,7 @@ import torch
 from qcompile.analysis.axes import Axes, AxisNode, Mode, Ref, Structure
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.forms import weight_matrix
-from qcompile.statistics.second_moment import shrinkage
+from qcompile.statistics.second_moment import on_device, shrinkage
 from qcompile.transforms.fitted import diagonal_blocks
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class Moments:
     statistics: Mapping[str, Statistics]
     devices: Mapping[Siblings, str]
     _known: dict[Siblings, Fit] = field(default_factory=dict)
-    _last: tuple[Siblings, Transform, Fit] | None = None  # of other bases one alone: they are many, and large
+    _wide: tuple[Siblings, Fit] | None = None  # of wide inputs one alone, and of other bases too: they are large
+    _last: tuple[Siblings, Transform, Fit] | None = None
 
     def of(self, group: Siblings, transform: Transform | None = None) -> Fit | None:
         """The moments in the basis of a transform, if there is data."""
@@ -81,15 +82,20 @@ class Moments:
         if own is None or not own.second_moment.size:
             return None
         if transform is None:
-            found = self._known.get(group) or fit_of_group(group, own, self.devices[group])
-            if group.width <= KEPT_WIDTH:
-                self._known[group] = found
-            return found
+            return self._plain(group, own)
         if self._last is None or self._last[0] is not group or self._last[1] is not transform:
-            plain = self.of(group)
-            assert plain is not None  # there is data
-            self._last = group, transform, plain.turned(transform)
+            self._last = group, transform, self._plain(group, own).turned(transform)
         return self._last[2]
+
+    def _plain(self, group: Siblings, own: Statistics) -> Fit:
+        if self._wide is not None and self._wide[0] is group:
+            return self._wide[1]
+        found = self._known.get(group) or fit_of_group(group, own, self.devices[group])
+        if group.width <= KEPT_WIDTH:
+            self._known[group] = found
+        else:
+            self._wide = group, found
+        return found
 
 
 def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
@@ -98,7 +104,7 @@ def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
     for site in group.sites:
         weight = weight_matrix(site, device=device)
         gram, rows = gram.addmm_(weight.T, weight), rows + len(weight)
-    return Fit(torch.tensor(own.second_moment, dtype=torch.float64, device=device), gram.double() / rows, own.effective)
+    return Fit(on_device(own.second_moment, device, torch.float64), gram.double() / rows, own.effective)
 
 
 def fit_of_space(

@@ -103,12 +103,11 @@ def on_device(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
 def _moved(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
     import torch
 
-    array = read(tensor)
-    if tensor.dtype is ir.DataType.BFLOAT16:
-        return torch.from_numpy(np.array(array.view(np.int16))).to(device).view(torch.bfloat16)
-    if device.type == "cpu" and array.flags.c_contiguous and array.size:
-        return _shared(array)
-    return torch.from_numpy(np.array(array)).to(device)
+    array, short = read(tensor), tensor.dtype is ir.DataType.BFLOAT16
+    array = array.view(np.int16) if short else array
+    readable = array.flags.c_contiguous and array.size and not (short and device.type == "cpu")
+    moved = (_shared(array) if readable else torch.from_numpy(np.array(array))).to(device)
+    return moved.view(torch.bfloat16) if short else moved
 
 
 def _shared(array: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SecondMoment", "product", "shrinkage"]
+__all__ = ["SecondMoment", "on_device", "product", "shrinkage"]
 
 
 #: Features up to which moments are kept in float64 and in RAM.
@@ -86,6 +88,19 @@ def _filed(array: np.ndarray) -> np.ndarray:
         array.tofile(file)
         file.flush()
         return np.memmap(file, array.dtype, "r", shape=array.shape)
+
+
+def on_device(moment: np.ndarray, device: str | torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a settled moment on a device; pages of its file that it was read by are let go."""
+    import torch
+
+    with warnings.catch_warnings():  # nobody writes to what is only read here, but torch does not know that
+        warnings.simplefilter("ignore", UserWarning)
+        found = torch.from_numpy(moment).to(device).to(dtype, copy=True)
+    mapped = getattr(moment, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return found
 
 
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -199,6 +199,9 @@ class Compose(StepTransform):
     def inverse(self) -> Compose:
         return Compose(tuple(part.inverse() for part in reversed(self.parts)))
 
+    def dual(self) -> Transform:
+        return self if self.orthogonal else Compose(tuple(part.dual() for part in self.parts))  # no rotation is copied
+
     def transpose(self) -> Compose:
         return Compose(tuple(part.transpose() for part in reversed(self.parts)))
 
