@@ -45,7 +45,8 @@ def measure(written: Written) -> Compared:
         )  # fmt: skip
         apart = None
         if engine is not None and target.runs_here:
-            with _lowered(written) as lowered:
+            lowered = request.lowering.rehearse(written.folder)
+            if lowered is not None:
                 apart = departure(engine, lowered, yardstick, sample, measured.rel_l2)
     checked = None if checking is None else checking.result()
     request.tell("checking sites")

@@ -90,7 +90,7 @@ class Backend(Protocol):
         """
 
     def rehearse(self, folder: Path) -> Run | None:
-        """The same for one small input, on any machine; ``load`` itself if a runner has nothing else.
+        """The same for a few inputs, on any machine; ``load`` itself if a runner has nothing else.
 
         ``None`` for an artifact that was compiled for another machine.
         """

@@ -14,7 +14,7 @@ from qcompile.errors import InputError, runtime_message
 from qcompile.run.input_names import check_names
 from qcompile.run.sequences import gathered
 
-__all__ = ["load", "load_untransformed"]
+__all__ = ["load", "load_untransformed", "rehearse"]
 
 FILE = "model.onnx"
 
@@ -62,6 +62,11 @@ def load(
     if session.get_providers()[0] != providers[0]:  # it goes on without one that does not start
         raise InputError(f"provider '{provider}' does not start: its libraries or its device are missing here")
     return lambda inputs: _run(session, inputs)
+
+
+def rehearse(folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The artifact for a few inputs: emulated weights stay packed, as to decode them all would take longer."""
+    return load(folder, keep_packed=True)
 
 
 def load_untransformed(
