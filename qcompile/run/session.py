@@ -53,11 +53,14 @@ class Session:
         taps: names of further values of a graph to return.
         optimize: whether onnxruntime may rewrite the graph and repack weights; without, loading is quick and small.
         threads: 0 lets onnxruntime choose.
+        fold: whether what follows from constants alone is computed while the graph is loaded (onnxruntime lets no
+            other thread of Python work meanwhile); without, at every run.
     """
 
     def __init__(
-        self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True, threads: int = 0
-    ) -> None:
+        self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True, threads: int = 0,
+        fold: bool = True,
+    ) -> None:  # fmt: skip
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -68,6 +71,7 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.enable_cpu_mem_arena = False  # which is not given back when the session goes
+        self._disabled = CRASHING if fold else [*CRASHING, "ConstantFolding"]
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         content: bytes | str | Path
         if isinstance(model, ir.Model):
@@ -84,7 +88,7 @@ class Session:
         content, options = self._given
         try:
             session = ort.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=self._disabled
             )
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise InputError(f"onnxruntime cannot load the graph: {runtime_message(error)}") from error
