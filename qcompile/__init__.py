@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompile.api import export, rotate
     from qcompile.artifact.artifact import Artifact
+    from qcompile.comparison import compare
     from qcompile.errors import (
         GraphError,
         InputError,
@@ -50,6 +51,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "capture",
+    "compare",
     "export",
     "get_target",
     "inspect",
@@ -75,6 +77,7 @@ _HOMES = {
     "TargetError": "errors",
     "VerificationError": "errors",
     "capture": "ir.capture",
+    "compare": "comparison",
     "export": "api",
     "get_target": "targets.registry",
     "inspect": "inspection",

@@ -38,7 +38,19 @@ FLOORS = {
 
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
-    ("api", "compiler", "inspection", "measuring", "opt", "parts", "preparation", "splitting", "stages", "sweep"),
+    (
+        "api",
+        "comparison",
+        "compiler",
+        "inspection",
+        "measuring",
+        "opt",
+        "parts",
+        "preparation",
+        "splitting",
+        "stages",
+        "sweep",
+    ),
     "driver",
 )
 

@@ -15,8 +15,8 @@ import qcompile as qc
 
 NAMES = [
     "Artifact", "GraphError", "InputError", "MissingExtraError", "Pass", "Pipeline", "QCompileError", "Source",
-    "State", "Target", "TargetError", "VerificationError", "__version__", "capture", "export", "get_target",
-    "inspect", "load_pass", "rotate", "selective_scan", "state_space_duality", "verify",
+    "State", "Target", "TargetError", "VerificationError", "__version__", "capture", "compare", "export",
+    "get_target", "inspect", "load_pass", "rotate", "selective_scan", "state_space_duality", "verify",
 ]  # fmt: skip
 
 

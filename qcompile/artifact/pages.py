@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEPT", "PACKED", "QUANTIZABLE", "QUANTIZED",
-    "format_name", "human_bytes", "named_losses", "render_inspection", "render_report", "scientific", "template",
-    "times_smaller",
+    "format_name", "human_bytes", "named_losses", "render_comparison", "render_inspection", "render_report",
+    "scientific", "template", "times_smaller",
 ]  # fmt: skip
 
 #: The states of a weight: in an artifact; in a model that is inspected; in both.
@@ -49,6 +49,13 @@ def render_inspection(found: Mapping[str, Any], graph: Mapping[str, Any]) -> str
         graph: the result of ``drawing``.
     """
     return template("inspect.html").render(found=found, graph=graph)
+
+
+def render_comparison(found: Mapping[str, Any]) -> str:
+    """Two models beside each other as HTML, from the result of ``compare``."""
+    from qcompile import __version__
+
+    return template("compare.html").render(c=found, version=__version__)
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from qcompile.cli import options
+from qcompile.cli.comparing import compare
 from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell
 from qcompile.cli.listing import inputs, passes, recipes, targets
 from qcompile.cli.sweeping import sweep
@@ -268,6 +269,7 @@ def verify(
         raise VerificationError("; ".join(found.faults))
 
 
+app.command()(compare)
 app.command()(targets)
 app.command()(passes)
 app.command()(recipes)

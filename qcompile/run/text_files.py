@@ -13,7 +13,7 @@ from qcompile.errors import InputError, MissingExtraError, first_line
 from qcompile.ir.required import name_of
 from qcompile.run.reading import Reading
 
-__all__ = ["TEXT_FILES", "text_arrays"]
+__all__ = ["TEXT_FILES", "text_arrays", "text_of"]
 
 TEXT_FILES = (".txt",)
 
@@ -82,20 +82,11 @@ def _length(ids: ir.Value, wanted: int | None) -> int:
 
 def _windows(file: Path, folder: Path, length: int) -> list[Any]:
     """A text in windows, each with the tokens that the tokenizer puts around a text."""
+    tokenizer = _tokenizer(folder, "reading a text")
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError("reading a text", "text") from error
-    path = folder / TOKENIZER if folder.is_dir() else folder
-    if not path.is_file():
-        raise InputError(f"there is no {TOKENIZER} at '{folder}': save_pretrained of a fast tokenizer writes one")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"'{file}' is no text in UTF-8") from error
-    except Exception as error:  # tokenizers raises nothing more exact
-        raise InputError(f"'{path}' is not a readable tokenizer: {first_line(error)}") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(length)
     first = tokenizer.encode(text)
@@ -106,6 +97,30 @@ def _windows(file: Path, folder: Path, length: int) -> list[Any]:
     if len(whole) > MOST_WINDOWS:
         raise InputError(f"'{file}' makes {len(whole)} windows of {length} tokens: give {MOST_WINDOWS} of them at most")
     return whole
+
+
+def text_of(folder: str | Path) -> Callable[[Sequence[int]], str]:
+    """The function from tokens to text that a tokenizer stands for.
+
+    Args:
+        folder: that of the tokenizer, or its ``tokenizer.json``.
+    """
+    tokenizer = _tokenizer(Path(folder), "showing tokens as text")
+    return lambda ids: str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+
+def _tokenizer(folder: Path, purpose: str) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError(purpose, "text") from error
+    path = folder / TOKENIZER if folder.is_dir() else folder
+    if not path.is_file():
+        raise InputError(f"there is no {TOKENIZER} at '{folder}': save_pretrained of a fast tokenizer writes one")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more exact
+        raise InputError(f"'{path}' is not a readable tokenizer: {first_line(error)}") from error
 
 
 def _beside(value: ir.Value, windows: Sequence[Any], file: Path) -> np.ndarray:
