@@ -156,7 +156,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
         request.tell("trying choices out")
     plain = None
     if held_out is not None:
-        plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out)
+        plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out, prepared.seen.data)
         request.tell("measuring plain rounding")
     return Chosen(prepared, request, sites, choice, yardstick, held_out, plain, work)
 
@@ -180,7 +180,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if not free or (method == Rtn() and chosen.choice.placement.plain):
         return _quantize(_rotate(chosen))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
-    plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device))
+    plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device, data))
     request.tell("measuring plain rounding")
     quantized = _quantize(_rotate(chosen))
     ours = errors(quantized.rotated.model)

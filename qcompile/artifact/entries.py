@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from qcompile.choice.placement import Placement
     from qcompile.choice.selection import Choice
     from qcompile.notes import Declined
+    from qcompile.statistics.ranges import Calibrated
     from qcompile.transforms import Transform
 
 __all__ = [
     "assignment_entry", "bits_of", "contest_entry", "count_of", "decision_entries", "declined_entries", "numbers",
-    "obstacles", "online_entries", "site_entry", "space_entries", "ties", "transform_name", "value_entries",
-    "with_modules",
+    "obstacles", "online_entries", "range_entry", "site_entry", "space_entries", "ties", "transform_name",
+    "value_entries", "with_modules",
 ]  # fmt: skip
 
 
@@ -44,6 +45,15 @@ def value_entries(values: Iterable[ir.Value]) -> list[dict[str, Any]]:
 def count_of(site: Site) -> int:
     """The number of elements of a site's weight."""
     return math.prod(site.shape)
+
+
+def range_entry(found: Calibrated) -> dict[str, Any]:
+    """The static range of a site's input, and the error of each calibrator by which it was chosen."""
+    own = found.range
+    return {
+        "scale": own.scale, "zero_point": own.zero_point, "calibrator": found.calibrator,
+        "errors": numbers(found.errors),
+    }  # fmt: skip
 
 
 def bits_of(site: Site) -> int:

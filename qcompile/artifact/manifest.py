@@ -22,6 +22,7 @@ from qcompile.artifact.entries import (
     numbers,
     obstacles,
     online_entries,
+    range_entry,
     site_entry,
     space_entries,
     ties,
@@ -173,6 +174,8 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
             entry["shares"] = site.stored.name  # the table whose packed rows it reads
         if (errors := facts.state.notes.get("held_out", {}).get(site.name)) is not None:
             entry["held_out"] = numbers(errors)
+        if (found := facts.state.notes.get("ranges", {}).get(site.name)) is not None:
+            entry["range"] = range_entry(found)
         entry |= _choice(site, chosen, facts.plans.get(site.name), lowered)
         entries.append(entry)
     return entries

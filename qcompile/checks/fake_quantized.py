@@ -21,7 +21,8 @@ import torch
 from qcompile.checks.equivalence import tolerance
 from qcompile.checks.losses import each
 from qcompile.errors import InputError, TargetError, reason_of
-from qcompile.formats import FORMATS, Format
+from qcompile.formats import FORMATS
+from qcompile.formats.static import Activation
 from qcompile.notes import AS_ON_ENGINE, ON_ENGINE
 from qcompile.run.compare import relative_l2
 from qcompile.run.executor import Executor, Hook, dtype_for
@@ -57,9 +58,9 @@ def rounded_for(model: ir.Model, target: Target) -> Rounded:
     """A planned graph, which stays as it is, made ready to compute on the engine what it does when it is lowered."""
     rounds_input_to = backend(target.backends[0]).rounds_input_to
 
-    def activation(node: ir.Node, plan: Plan) -> Format | None:
+    def activation(node: ir.Node, plan: Plan) -> Activation | None:
         name = rounds_input_to(node, plan, target) if plan.scheme.activation is None else None
-        return plan.scheme.activation if name is None else FORMATS[name]
+        return plan.activation if name is None else FORMATS[name]
 
     return rounded_graph(model, activation)
 

@@ -33,12 +33,18 @@ DOUBT = 0.75
 T = TypeVar("T")
 
 
-def rounded_plainly(model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str) -> ir.Model:
+def rounded_plainly(
+    model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str, data: Data
+) -> ir.Model:
     """A copy of a float graph whose sites are planned with weights rounded to nearest, on a device.
 
     The sites are those of the graph itself, which is planned for as long as it takes to clone it.
+
+    Args:
+        data: what teaches the ranges of static formats.
     """
-    rounding = Quantize([(siblings, None) for siblings in choice.siblings], choice.tables, schemes, {}, "rtn", device)
+    groups = [(siblings, None) for siblings in choice.siblings]
+    rounding = Quantize(groups, choice.tables, schemes, {}, "rtn", device, data)
     run_pass(rounding, State(model))
     rounded = model.clone()
     drop_plans(model)
@@ -55,16 +61,21 @@ def running(model: ir.Model, target: Target) -> Iterator[Run]:
         yield run
 
 
-def plain_loss(yardstick: FloatModel, model: ir.Model, choice: Choice, target: Target, data: Data) -> float | None:
+def plain_loss(
+    yardstick: FloatModel, model: ir.Model, choice: Choice, target: Target, data: Data, calibration: Data
+) -> float | None:
     """The loss of plain rounding: what the work is compared with.
 
     Sites that got the target's default scheme get the scheme that the target names for this, the others theirs.
+
+    Args:
+        data: to measure on.
+        calibration: what teaches the ranges of static formats.
     """
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    return _measured(
-        yardstick, rounded_plainly(model, choice, own, yardstick.device), target, lambda run: yardstick.loss(run, data)
-    )
+    rounded = rounded_plainly(model, choice, own, yardstick.device, calibration)
+    return _measured(yardstick, rounded, target, lambda run: yardstick.loss(run, data))
 
 
 def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: Data) -> np.ndarray:

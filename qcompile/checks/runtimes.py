@@ -27,6 +27,7 @@ from qcompile.analysis.forms import Linear, read_site
 from qcompile.checks.sites import CHECKED_SITES, spread
 from qcompile.errors import InternalError
 from qcompile.formats import Format, Quantized, ScaleRule, fake_quantize_rows
+from qcompile.formats.static import Activation
 from qcompile.ir.graph import add_initializer, append_node, tidy
 from qcompile.ir.required import name_of, rank_of
 from qcompile.run.compare import compare, number
@@ -232,7 +233,7 @@ def _finish(
     codes: dict[str, np.ndarray] = {}
     seen = set()
     for plan, site in sites:
-        fmt = plan.scheme.activation
+        fmt = plan.activation
         if fmt is None or (site.x, fmt) in seen:
             continue
         seen.add((site.x, fmt))
@@ -259,7 +260,7 @@ def _add_probe(model: ir.Model, plan: Plan, site: Linear, name: str, features: i
     made = append_node(node, node.op_type, [weight, x] if left else [x, weight], kept, name=name, after=True)
     made.outputs[0].type = node.outputs[0].type
     model.graph.outputs.append(made.outputs[0])
-    give_plan(made, Plan(plan.scheme, picking(plan.weight.format, picked, size)))
+    give_plan(made, replace(plan, weight=picking(plan.weight.format, picked, size)))
     return picked
 
 
@@ -282,7 +283,7 @@ def picking(fmt: Format, features: np.ndarray, size: int) -> Quantized:
     return Quantized(fmt, (len(features), size), 1, content, scales, zeros, torch.ones(()) if second else None)
 
 
-def _picked(x: np.ndarray, site: Linear, fmt: Format, features: np.ndarray) -> np.ndarray:
+def _picked(x: np.ndarray, site: Linear, fmt: Activation, features: np.ndarray) -> np.ndarray:
     """The input as the format's definition quantizes it, at those features."""
     import torch
 

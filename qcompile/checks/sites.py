@@ -18,7 +18,8 @@ from qcompile.analysis.forms import Lookup, Stack, read_site
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
-from qcompile.formats import FORMATS, Format, Quantized, fake_quantize_rows
+from qcompile.formats import FORMATS, Quantized, fake_quantize_rows
+from qcompile.formats.static import Activation
 from qcompile.ir import required
 from qcompile.ir.graph import node_name
 from qcompile.run.compare import compare
@@ -120,14 +121,14 @@ def check_lowering(
     worst = 0.0
     for site in sites:
         plan, rounded = plans[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
-        activation = plan.scheme.activation or (FORMATS[rounded] if rounded else None)
+        activation = plan.activation or (FORMATS[rounded] if rounded else None)
         want = _oracle(site, plan.weight, activation, *(inputs[name] for name in site.reads))
         worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
     return Checked(worst, len(sites))
 
 
 def _oracle(
-    site: Sampled, quantized: Quantized, activation: Format | None, x: np.ndarray, indices: np.ndarray | None = None
+    site: Sampled, quantized: Quantized, activation: Activation | None, x: np.ndarray, indices: np.ndarray | None = None
 ) -> np.ndarray:
     import torch
 

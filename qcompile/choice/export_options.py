@@ -27,6 +27,8 @@ UNITS = {
     "bops": "mean bit operations of a product, of a row of every site: bits of the weight times bits of the input",
 }
 
+_UNCALIBRATED = "'{scheme}' has a static scale, which must be calibrated: give data with --calibration"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -107,6 +109,11 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
         target.scheme(text)
     if not options.budget and any(isinstance(split_of(word), Auto) for word in options.split):
         raise InputError("split 'auto' needs a budget: what is computed apart always stores more")
+    if options.calibration is None:
+        texts = (*options.format_for.values(), target.edge)
+        for scheme in (*schemes, *map(target.scheme, texts)):
+            if scheme.static:
+                raise InputError(_UNCALIBRATED.format(scheme=scheme.name))
     least = min(scheme.bits for scheme in schemes)
     if options.budget.get("bits", least) < least:
         raise InputError(f"a budget of {options.budget['bits']:g} bits is below the smallest format, {least:g} bits")

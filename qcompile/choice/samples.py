@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qcompile.choice.compensation import Compensation
-from qcompile.formats import fake_quantize_rows
+from qcompile.formats import fake_quantize_rows, range_within
 from qcompile.statistics.collected import spread
 
 if TYPE_CHECKING:
@@ -81,14 +81,25 @@ class Rows:
         self._turned: dict[int, torch.Tensor] = {}
         self._seen: dict[tuple[int, str], torch.Tensor] = {}
 
-    def of(self, rows: torch.Tensor, activation: Format | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows, and what a site sees of them."""
-        if id(rows) not in self._turned:
-            self._turned[id(rows)] = rows if self.transform is None else self.transform.apply(rows, -1)
-        turned = self._turned[id(rows)]
+    def of(
+        self, rows: torch.Tensor, activation: Format | None, learned: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows, and what a site sees of them.
+
+        Args:
+            learned: rows that teach the range of a static format; ``rows`` themselves by default.
+        """
+        turned = self._in_basis(rows)
         if activation is None:
             return turned, turned
         key = id(rows), activation.name
         if key not in self._seen:
-            self._seen[key] = fake_quantize_rows(turned, activation)
+            teach = turned if learned is None else self._in_basis(learned)
+            rounds = range_within(teach, activation) if activation.static else activation
+            self._seen[key] = fake_quantize_rows(turned, rounds)
         return turned, self._seen[key]
+
+    def _in_basis(self, rows: torch.Tensor) -> torch.Tensor:
+        if id(rows) not in self._turned:
+            self._turned[id(rows)] = rows if self.transform is None else self.transform.apply(rows, -1)
+        return self._turned[id(rows)]

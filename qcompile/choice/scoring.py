@@ -208,7 +208,8 @@ def _held_out_losses(item: Probe, scheme: Scheme, rows: Rows) -> np.ndarray:
     held_out = None if item.samples is None else item.samples.held_out
     if scheme.weight is None or held_out is None:
         return np.zeros(0 if held_out is None else len(held_out.lengths))
-    read = rows.of(held_out.rows, scheme.activation)
+    learned = None if item.samples is None else item.samples.rows
+    read = rows.of(held_out.rows, scheme.activation, learned)
     lost, energy = _energies(item.under(scheme), read, scheme.weight, rows.transform, item.curvature)
     shares = (lost / energy.sum().clamp_min(1e-30)).split(list(held_out.lengths))
     return np.array([float(share.sum()) for share in shares])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qcompile.formats.quantizer import Quantized, compute_scales, decode, encode, quantize, round_to
     from qcompile.formats.scales import Scales
     from qcompile.formats.search import search_scales
+    from qcompile.formats.static import range_within
 
 _LAZY = {
     "Quantized": "quantizer",
@@ -34,6 +35,7 @@ _LAZY = {
     "fake_quantize_rows": "fake",
     "pack": "packed",
     "quantize": "quantizer",
+    "range_within": "static",
     "round_to": "quantizer",
     "search_scales": "search",
     "unpack": "packed",
@@ -59,6 +61,7 @@ __all__ = [
     "get_format",
     "pack",
     "quantize",
+    "range_within",
     "round_to",
     "search_scales",
     "unpack",

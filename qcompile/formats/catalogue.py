@@ -5,13 +5,14 @@ from __future__ import annotations
 from qcompile.errors import InputError, nearest
 from qcompile.formats.format import Format
 from qcompile.formats.registry import SCALAR_FORMATS
+from qcompile.formats.static import STATIC_FORMATS
 from qcompile.formats.structured.family import FAMILIES, FamilyFormat
 from qcompile.formats.structured.trit_planes import PLANE_FORMATS, PlaneFormat
 from qcompile.formats.structured.twin_log import TWIN_LOG_FORMATS, TwinLogFormat
 from qcompile.formats.structured.two_axis import TWO_AXIS_FORMATS, TwoAxisFormat
 from qcompile.formats.structured.vector import VECTOR_FORMATS, VectorFormat
 
-__all__ = ["EXTENDED_FORMATS", "FORMATS", "AnyFormat", "get_format"]
+__all__ = ["EXTENDED_FORMATS", "FORMATS", "AnyFormat", "get_activation", "get_format"]
 
 ExtendedFormat = FamilyFormat | VectorFormat | PlaneFormat | TwoAxisFormat | TwinLogFormat
 AnyFormat = Format | ExtendedFormat
@@ -34,3 +35,15 @@ def get_format(name: str) -> AnyFormat:
     near = nearest(name, [*FORMATS, *EXTENDED_FORMATS], 4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise InputError(f"there is no format {name!r}{hint}")
+
+
+def get_activation(name: str) -> Format:
+    """The format of that name, in which activations can be quantized as they come.
+
+    Raises:
+        InputError: if there is none, or it has a structure of its own.
+    """
+    found = STATIC_FORMATS.get(name) or get_format(name)
+    if not isinstance(found, Format):
+        raise InputError(f"no target quantizes activations to '{name}': it has a structure of its own")
+    return found

@@ -13,6 +13,7 @@ from qcompile.formats.quantizer import Dequantizes, Structured, _chunk_scales, _
 from qcompile.formats.replay import captured
 from qcompile.formats.rows import Rows
 from qcompile.formats.scales import Scales, quotient
+from qcompile.formats.static import Activation, Range, range_within
 
 __all__ = ["fake_quantize", "fake_quantize_rows"]
 
@@ -78,11 +79,16 @@ def _captured(
     return graph, own, second, result
 
 
-def fake_quantize_rows(x: torch.Tensor, fmt: Format) -> torch.Tensor:
-    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself.
+def fake_quantize_rows(x: torch.Tensor, fmt: Activation) -> torch.Tensor:
+    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself, or in a range.
 
-    A second-level scale is that of its row, so that a token's result does not depend on its neighbours.
+    A second-level scale is that of its row, so that a token's result does not depend on its neighbours. A static format
+    without a range takes one that suits these rows.
     """
+    if isinstance(fmt, Range):
+        return fmt.round(x)
+    if fmt.static:
+        return range_within(x, fmt).round(x)
     if fmt.tensor_scale is None:
         return fake_quantize(x, fmt)
     target, x = fmt.targets[0] if fmt.targets else fmt.element.max, x.float()

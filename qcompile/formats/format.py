@@ -120,6 +120,7 @@ class Format:
         targets: magnitudes that the group's ``amax`` is mapped onto; the one with the least squared error is
             kept, per group. Empty means the element's maximum. ``(6, 4)`` is four-over-six.
         rows: rows of a weight that share one scale with the group (16 for square NVFP4 blocks).
+        static: for activations: one scale, and zero point, for a whole tensor, which data taught (``formats.static``).
         source: the specification or paper.
     """
 
@@ -132,6 +133,7 @@ class Format:
     tensor_scale: float | None = None
     targets: tuple[float, ...] = ()
     rows: int = 1
+    static: bool = False
     source: str = ""
 
     @property

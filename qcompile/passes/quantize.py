@@ -16,6 +16,7 @@ from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
 from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import quantize_scalar
+from qcompile.formats.static import Activation, Range
 from qcompile.formats.structured.vector import VectorFormat
 from qcompile.ir.required import name_of
 from qcompile.notes import OF_EACH
@@ -24,6 +25,7 @@ from qcompile.rounding.kept_rounding import Following, Lesson, kept_rounding, le
 from qcompile.rounding.methods import Method, method_of
 from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk, in_order
+from qcompile.rounding.site_ranges import site_ranges
 from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.collected import Routed, Statistics
@@ -51,7 +53,8 @@ class Quantize:
         tables: embedding tables, which read nothing.
         schemes: by site name.
         statistics: of the untransformed inputs, by value name.
-        data: what they are of; with it, methods that walk round each site for what those before it make of that data.
+        data: what they are of; with it, methods that walk round each site for what those before it make of that data,
+            and ranges of static formats are learned. Without it, sites whose scheme has one stay float.
         method: as ``method_of`` reads it. One that learns needs statistics, and rounds plainly where there are none, or
             where that is better on rows that were held out. Each matrix of a stack learns from the rows of its expert.
         device: where torch computes.
@@ -95,6 +98,7 @@ class Quantize:
         """
         before = _scheme_names(state)
         drop_plans(state.model)  # the walk takes a site without a plan for one that computes with its float weight
+        ranges = self._ranges(state)
         once: dict[Hashable, Quantized] = {}  # a weight that sites share is rounded once, and stored once
         for site in self.tables:
             scheme = self.schemes[site.name]
@@ -104,17 +108,29 @@ class Quantize:
                 give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
         for done, (group, lesson) in enumerate(self._lessons(state)):
             for site in group.sites:
-                scheme = self.schemes[site.name]
-                if scheme.weight is not None:
+                scheme, own = self.schemes[site.name], ranges.get(site.name)
+                if scheme.weight is not None and (own is not None or not scheme.static):
                     if (key := _weight_of(site, scheme.weight)) in once:
                         self._say(state, site)
                     else:
-                        make = partial(self._round, state, group, site, scheme.weight, scheme.activation, lesson)
-                        once[key] = kept_rounding(lesson, self._asked([site])[0], scheme.weight, state, make)
-                    give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
+                        make = partial(self._round, state, group, site, scheme.weight, own or scheme.activation, lesson)
+                        asked = [*self._asked([site])[0], *([own.name] if own else [])]
+                        once[key] = kept_rounding(lesson, asked, scheme.weight, state, make)
+                    give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key], own))
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
         return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
+
+    def _ranges(self, state: State) -> dict[str, Range]:
+        """The ranges of inputs in static formats, by site; ``ranges`` in ``state.notes`` says how they were found."""
+        groups = [group for group, _ in self.groups]
+        found = site_ranges(
+            state.model, groups, self.schemes, self.data, state.decline, device=self.device, memory=self.memory,
+            progress=self.progress,
+        )  # fmt: skip
+        if found:
+            state.notes["ranges"] = found
+        return {name: own.range for name, own in found.items()}
 
     def _lessons(self, state: State) -> Iterator[tuple[Siblings, Lesson]]:
         """Every group with what its sites learn from.
@@ -152,7 +168,7 @@ class Quantize:
         return [[*weight, *own] for weight, own in zip(weights, names, strict=True)]
 
     def _followed(
-        self, following: Following, group: Siblings, transform: Transform | None, fmt: Format | None
+        self, following: Following, group: Siblings, transform: Transform | None, fmt: Activation | None
     ) -> InputMoments:
         moments = following.moments(group, fmt)
         return self._static(group, transform) if moments is None else moments
@@ -175,12 +191,12 @@ class Quantize:
         known = [(other, transform) for other, transform in others if name_of(other.value) in self.statistics]
         return joined([moments, *(self._static(other, transform) for other, transform in known)])
 
-    def _static(self, group: Siblings, transform: Transform | None, _: Format | None = None) -> InputMoments:
+    def _static(self, group: Siblings, transform: Transform | None, _: Activation | None = None) -> InputMoments:
         """From the float graph alone."""
         return input_moments(self.statistics[name_of(group.value)], transform, self.device)
 
     def _round(
-        self, state: State, group: Siblings, site: Site, fmt: Scalar, activation: Format | None, lesson: Lesson
+        self, state: State, group: Siblings, site: Site, fmt: Scalar, activation: Activation | None, lesson: Lesson
     ) -> Quantized:
         moments = self._of_readers(group, site, lesson.teach(activation))
         unusable = None if moments is None else moments.unusable

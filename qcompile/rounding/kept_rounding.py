@@ -12,6 +12,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import Scalar
+from qcompile.formats.static import Activation
 from qcompile.notes import Decline, Declined
 from qcompile.rounding.moments import InputMoments
 from qcompile.rounding.sequential import Walk
@@ -44,7 +45,7 @@ class Following:
         self._coming: Generator[tuple[Siblings, Walk]] | None = None
         self._at: tuple[Siblings, Walk] | None = None
 
-    def moments(self, group: Siblings, fmt: Format | None) -> InputMoments | None:
+    def moments(self, group: Siblings, fmt: Activation | None) -> InputMoments | None:
         """Input moments of a group, the sites of all before it being planned; ``None`` where it cannot go so far."""
         if self._coming is None:
             self._coming = self._groups()
@@ -73,12 +74,12 @@ class Lesson:
     """The grounds on which the sites of a group are rounded.
 
     Args:
-        teach: gives what they learn from, by the format that they read their input in; ``None`` for nothing.
+        teach: gives what they learn from, by the way in which they read their input; ``None`` for nothing.
         work: about all that this depends on; without a folder where rounding is as quick as reading.
         following: the walk that it comes from, if any.
     """
 
-    teach: Callable[[Format | None], InputMoments | None]
+    teach: Callable[[Activation | None], InputMoments | None]
     work: Work = Work()
     following: Following | None = None
 

@@ -30,7 +30,7 @@ from qcompile.targets.fake_quantization import insert_place, rounding
 from qcompile.targets.plans import plan_of
 
 if TYPE_CHECKING:
-    from qcompile.formats import Format
+    from qcompile.formats.static import Activation
     from qcompile.run.memory_budget import Memory
 
 __all__ = ["Walk", "in_order"]
@@ -68,7 +68,7 @@ class Walk:
         self._engine = Executor(model, outputs=[], hooked=self._places, dtype=dtype_for(model, device), device=device)
         self._stream = Stream(self._engine, begins, memory)
         self._stops = dict(zip(begins, groups, strict=True))
-        self._known: dict[Format | None, InputMoments] = {}
+        self._known: dict[Activation | None, InputMoments] = {}
 
     def __iter__(self) -> Iterator[Siblings]:
         """Groups as they come."""
@@ -83,13 +83,13 @@ class Walk:
                     yield group
                 self._pass(index, section)
 
-    def moments(self, activation: Format | None) -> InputMoments:
+    def moments(self, activation: Activation | None) -> InputMoments:
         """Input moments from the input of the group at which the walk stands, as sites read it in that format."""
         if activation not in self._known:
             self._known[activation] = self._moments(activation)
         return self._known[activation]
 
-    def _moments(self, activation: Format | None) -> InputMoments:
+    def _moments(self, activation: Activation | None) -> InputMoments:
         variable, axis = self._at
         moment, cross = SecondMoment(), torch.zeros((), dtype=torch.float64, device=self._engine.device)
         exact, seen = [], []
@@ -134,13 +134,13 @@ class Walk:
     def _hooks(self, section: Section) -> dict[str, Hook]:
         """What rounds the inputs of the sites that are planned."""
         found: dict[str, Hook] = {}
-        by_format: dict[tuple[str, Format], Hook] = {}
+        by_format: dict[tuple[str, Activation], Hook] = {}
         for name in section.hooked:
             site, axis = self._places[name]
             plan = plan_of(site.node)
-            if plan is not None and plan.scheme.activation is not None:
-                key = name_of(_read_by(site)), plan.scheme.activation
-                found[name] = by_format.setdefault(key, _once(rounding(plan.scheme.activation, axis)))
+            if plan is not None and plan.activation is not None:
+                key = name_of(_read_by(site)), plan.activation
+                found[name] = by_format.setdefault(key, _once(rounding(plan.activation, axis)))
         return found
 
 

@@ -22,16 +22,17 @@ from qcompile.run.executor import Hook
 from qcompile.targets.plans import Plan, drop_plans, planned
 
 if TYPE_CHECKING:
-    from qcompile.formats import Format, Quantized
+    from qcompile.formats import Quantized
+    from qcompile.formats.static import Activation
     from qcompile.transforms import Transform
 
 __all__ = ["Place", "Rounded", "insert_place", "rounded_graph", "rounding"]
 
-#: Gives the format that a site's input is rounded to as it runs, if any.
-Activation = Callable[[ir.Node, Plan], "Format | None"]
+#: Gives the way in which a site's input is rounded as it runs, if it is.
+Rounds = Callable[[ir.Node, Plan], "Activation | None"]
 
 
-def rounding(fmt: Format, axis: int, transform: Transform | None = None) -> Hook:
+def rounding(fmt: Activation, axis: int, transform: Transform | None = None) -> Hook:
     """A hook that rounds a value as a runtime does, row by row, in the basis of a transform.
 
     Args:
@@ -63,13 +64,13 @@ class Place:
 
     Args:
         axis: where its features are.
-        activation: the format that it is rounded to, if any.
+        activation: the way in which it is rounded, if it is.
         dtype: its type in the graph.
         sites: names of its readers.
     """
 
     axis: int
-    activation: Format | None
+    activation: Activation | None
     dtype: ir.DataType
     sites: tuple[str, ...]
 
@@ -89,7 +90,7 @@ class Rounded:
     weights: Mapping[str, Callable[[torch.device], torch.Tensor]]
 
 
-def rounded_graph(model: ir.Model, activation: Activation) -> Rounded:
+def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     """A planned graph, which stays as it is, made ready for the engine.
 
     Args:
@@ -118,8 +119,8 @@ def rounded_graph(model: ir.Model, activation: Activation) -> Rounded:
 _Site = tuple[ir.Node, Plan, Linear | Lookup | Stack]
 
 
-def _places(model: ir.Model, sites: Iterable[_Site], activation: Activation) -> Iterable[tuple[str, Place]]:
-    groups: dict[tuple[ir.Graph, ir.Value, int, Format | None], list[ir.Node]] = defaultdict(list)
+def _places(model: ir.Model, sites: Iterable[_Site], activation: Rounds) -> Iterable[tuple[str, Place]]:
+    groups: dict[tuple[ir.Graph, ir.Value, int, Activation | None], list[ir.Node]] = defaultdict(list)
     for node, plan, form in sites:
         if not isinstance(form, Lookup):
             axis = -1 if form.before is None else form.before[-1]

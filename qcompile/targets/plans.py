@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompile.errors import InternalError
 from qcompile.formats.quantizer import Quantized
+from qcompile.formats.static import Activation, Range
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["PLAN", "SCHEME", "Plan", "drop_plans", "give_plan", "plan_of", "planned"]
@@ -28,10 +30,24 @@ class Plan:
         scheme: how it computes.
         weight: the quantized weight as ``[out, in]`` with groups along ``in``; for an embedding table
             ``[rows, features]`` with groups along the features.
+        range: of the input, where the scheme has a static scale.
     """
 
     scheme: Scheme
     weight: Quantized
+    range: Range | None = None
+
+    @property
+    def activation(self) -> Activation | None:
+        """The way in which the input is rounded, if it is."""
+        return self.range or self.scheme.activation
+
+    @property
+    def calibrated(self) -> Range:
+        """The range of the input, which a scheme with a static scale comes with."""
+        if self.range is None:
+            raise InternalError(f"a site in '{self.scheme.name}' was planned without a range")
+        return self.range
 
 
 def give_plan(node: ir.Node, plan: Plan) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qcompile.errors import InputError
-from qcompile.formats.catalogue import get_format
+from qcompile.formats.catalogue import get_activation, get_format
 from qcompile.formats.format import Format
 from qcompile.formats.scalar import Scalar, is_scalar
+from qcompile.formats.static import STATIC_FORMATS
 
 __all__ = ["FLOAT", "Scheme"]
 
@@ -18,7 +19,7 @@ class Scheme:
 
     Args:
         weight: ``None`` keeps the weight as it is.
-        activation: ``None`` keeps the input as it is.
+        activation: ``None`` keeps the input as it is. A static format has a range for each value, which plans hold.
     """
 
     weight: Scalar | None = None
@@ -30,6 +31,11 @@ class Scheme:
         if self.weight is None:
             return "float"
         return self.weight.name + (f"/{self.activation.name}" if self.activation else "")
+
+    @property
+    def static(self) -> bool:
+        """Whether the input has a scale that data must teach beforehand."""
+        return self.activation is not None and self.activation.static
 
     @property
     def group(self) -> int | None:
@@ -51,11 +57,11 @@ class Scheme:
         if text == "float":
             return FLOAT
         weight, _, activation = text.partition("/")
-        of_weight, of_input = get_format(weight), get_format(activation) if activation else None
+        if weight in STATIC_FORMATS:
+            raise InputError(f"'{weight}' is a format of activations: a weight is known, and needs no static scale")
+        of_weight, of_input = get_format(weight), get_activation(activation) if activation else None
         if not is_scalar(of_weight):
             raise InputError(f"no target runs '{weight}': its codes are not levels of single values")
-        if not isinstance(of_input, Format | None):
-            raise InputError(f"no target quantizes activations to '{activation}': it has a structure of its own")
         return Scheme(of_weight, of_input)
 
 

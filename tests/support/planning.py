@@ -7,6 +7,7 @@ import onnx_ir as ir
 import torch
 
 from qcompile.formats import quantize
+from qcompile.formats.static import Range
 from qcompile.ir.graph import node_name
 from qcompile.targets.plans import Plan, give_plan
 from qcompile.targets.scheme import Scheme
@@ -21,8 +22,13 @@ def node_named(model: ir.Model, name: str) -> ir.Node:
 
 
 def plan_site(model: ir.Model, name: str, rows: np.ndarray, scheme: Scheme | str) -> Plan:
-    """Plan an operator with a weight ``[out, in]`` rounded to nearest, and return the plan."""
+    """Plan an operator with a weight ``[out, in]`` rounded to nearest, and return the plan.
+
+    Static scales have the range from -3 to 3.
+    """
     parsed = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
-    plan = Plan(parsed, quantize(torch.from_numpy(np.array(rows, np.float32, order="C")), parsed.weight))
+    weight = quantize(torch.from_numpy(np.array(rows, np.float32, order="C")), parsed.weight)
+    within = Range.spanning(parsed.activation, -3.0, 3.0) if parsed.static else None
+    plan = Plan(parsed, weight, within)
     give_plan(node_named(model, name), plan)
     return plan

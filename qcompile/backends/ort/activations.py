@@ -9,7 +9,7 @@ from qcompile.backends.ort.rounding import round_element
 from qcompile.backends.ort.scales import divisor, effective_scales
 from qcompile.formats import Format
 
-__all__ = ["label", "pad_function", "quantize_function"]
+__all__ = ["label", "pad_function", "quantize_function", "static_function"]
 
 
 def label(fmt: Format) -> str:
@@ -31,6 +31,14 @@ def quantize_function(fmt: Format, opset: int) -> ir.Function:
     groups = body.Reshape(body.input("x"), body.ints("groups"))
     out = _quantize(body, groups, fmt)
     return body.function(f"Quantize{label(fmt)}", body.Reshape(out, body.ints("shape")))
+
+
+def static_function(fmt: Format, opset: int) -> ir.Function:
+    """``x, scale, zero_point -> x̂``: float32 in a static range, as ``qcompile.formats.static.Range.round``."""
+    body = Body(opset)
+    x, scale, zero = map(body.input, ("x", "scale", "zero_point"))
+    rounded = round_element(body, body.Div(x, scale), fmt.element, zero if fmt.zero_point else None)
+    return body.function(f"Quantize{label(fmt)}", body.Mul(rounded, scale))
 
 
 def _quantize(body: Body, x: ir.Value, fmt: Format) -> ir.Value:

@@ -82,6 +82,11 @@ class Emitter:
         alike.append((add_initializer(self.model, tensor.name, tensor), content))
         return alike[-1][0]
 
+    def apart(self, name: str, tensor: np.ndarray) -> ir.Value:
+        """An initializer that nothing else reads, though there be others of equal content."""
+        self.stored += tensor.nbytes
+        return add_initializer(self.model, self._unique(name), ir.Tensor(tensor))
+
     def weights(self, weight: ir.Value, parts: Parts) -> list[ir.Value]:
         """Initializers for the parts of a packed weight, named after it; what they take is added to ``stored``."""
         self.stored += sum(tensor.nbytes for tensor in parts.values())

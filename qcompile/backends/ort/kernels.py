@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
-from qcompile.backends.ort import emulation, integer, nbits
+from qcompile.backends.ort import emulation, integer, nbits, qdq
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.weights import packed_parts
 from qcompile.errors import TargetError
@@ -54,6 +54,7 @@ KERNELS: dict[str, Kernel] = {
     "integer": Kernel(
         Linear, integer.takes, integer.pack, integer.emit, "MatMulInteger, activations quantized per token"
     ),
+    "qdq": Kernel(Linear, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around it"),
     "emulated": Kernel(Linear, emulation.takes, packed_parts, emulation.emit_linear, "standard operators, exact"),
     "stack": Kernel(
         Stack, emulation.takes, packed_parts, emulation.emit_stack, "the operator itself, weights decoded, exact"

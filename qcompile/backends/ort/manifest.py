@@ -56,6 +56,17 @@ TARGETS = (
         options={"kernels": ("integer", "lookup", "stack"), "unrolls": True},
     ),
     Target(
+        "qdq-int8",
+        "8-bit weights per channel, activations in static ranges, as QuantizeLinear/DequantizeLinear pairs",
+        ("ort",),
+        schemes=("int8-channel/uint8-static", "int8-channel/int8-static"),
+        default="int8-channel/uint8-static",
+        edge="int8-channel/uint8-static",
+        transform_price=3.0,
+        bandwidth=_CPU,
+        options={"kernels": ("qdq", "lookup")},
+    ),
+    Target(
         "blackwell-fp4",
         "NVFP4 weights and activations: Triton kernels for tensor cores, and to the bit in onnxruntime anywhere",
         ("ort", "gpu"),

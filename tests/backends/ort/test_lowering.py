@@ -52,7 +52,9 @@ def build(
 def product(x: np.ndarray, plan: Plan) -> np.ndarray:
     """What a linear site should compute, in float64: every row of ``x`` is quantized on its own."""
     rows = torch.tensor(x.astype(np.float32)).reshape(-1, x.shape[-1])
-    if plan.scheme.activation is not None:
+    if plan.range is not None:
+        rows = plan.range.round(rows)
+    elif plan.scheme.activation is not None:
         rows = torch.stack([fake_quantize(row[None], plan.scheme.activation)[0] for row in rows])
     out = rows.double() @ plan.weight.dequantize().double().T
     return out.reshape(*x.shape[:-1], -1).numpy()

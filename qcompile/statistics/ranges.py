@@ -1,0 +1,151 @@
+"""Static ranges of values: each calibrator's, and the one by which readers err least on data that it has not seen."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from qcompile.errors import InputError
+from qcompile.formats.format import Format
+from qcompile.formats.static import Range
+from qcompile.notes import Decline, Progress
+from qcompile.run.data import Data
+from qcompile.statistics.calibrators import calibrated
+from qcompile.statistics.collected import rows_of_value, spread
+from qcompile.statistics.histograms import Histogram
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompile.run.executor import Hook
+    from qcompile.run.memory_budget import Memory
+
+__all__ = ["Calibrated", "Wanted", "learn_ranges"]
+
+#: Rows by which calibrators are compared, of all sequences together.
+ROWS = 512
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A value that gets a range.
+
+    Args:
+        format: a static one.
+        axis: where its features lie.
+        readers: read rows of the weights of the sites that read it, ``[rows, in]``; without any, its own errors count.
+    """
+
+    format: Format
+    axis: int = -1
+    readers: Sequence[Callable[[], torch.Tensor]] = ()
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The range of a value, and how it was found.
+
+    Args:
+        range: the range.
+        calibrator: the name of the calibrator that it is of.
+        errors: by calibrator, the squared error of the outputs of readers relative to these, summed over readers.
+    """
+
+    range: Range
+    calibrator: str
+    errors: Mapping[str, float]
+
+
+@dataclass
+class _Seen:
+    """All that is kept of a value."""
+
+    wanted: Wanted
+    histogram: Histogram = field(default_factory=Histogram)
+    judged: list[torch.Tensor] = field(default_factory=list)
+
+    def chosen(self) -> Calibrated | None:
+        """The range of least error; ``None`` if no value came."""
+        import torch
+
+        if not self.histogram.counts.any():
+            return None
+        found = calibrated(self.histogram, self.wanted.format)
+        rows = spread(torch.cat(self.judged), ROWS)
+        weights = [read().to(rows.device).float() for read in self.wanted.readers]
+        exact = [rows @ weight.T for weight in weights] or [rows]
+        whole = [max(float(y.square().sum()), 1e-30) for y in exact]
+
+        def error(one: Range) -> float:
+            off = one.round(rows) - rows
+            made = [off @ weight.T for weight in weights] or [off]
+            return sum(float(y.square().sum()) / of for y, of in zip(made, whole, strict=True))
+
+        errors = {name: error(one) for name, one in found.items()}
+        best = min(errors, key=errors.__getitem__)
+        return Calibrated(found[best], best, errors)
+
+
+def learn_ranges(
+    model: ir.Model, wanted: Mapping[str, Wanted], data: Data, *, device: str = "cpu", memory: Memory | None = None,
+    decline: Decline | None = None, progress: Progress | None = None,
+) -> dict[str, Calibrated]:  # fmt: skip
+    """The ranges of values of a float graph, by one run of the data through it.
+
+    Calibrators learn from all of the data but what is held out, by which they are compared; where nothing is, by some
+    of the same.
+
+    Args:
+        model: the graph; it stays as it is.
+        wanted: by name of the value.
+        data: to learn from.
+        device: where it runs.
+        memory: the budget of activations.
+        decline: told which operators onnxruntime runs.
+
+    Returns:
+        by name; a value that the data never reaches is left out.
+
+    Raises:
+        InputError: if a value is NaN or infinite on that data.
+    """
+    from qcompile.run.executor import Executor, dtype_for  # need torch
+    from qcompile.run.stream import Stream
+
+    seen = {name: _Seen(one) for name, one in wanted.items()}
+    engine = Executor(model, outputs=[], hooked=seen, dtype=dtype_for(model, device), device=device)
+    if decline is not None:
+        engine.tell(decline)
+    stream = Stream(engine, memory=memory)
+    batches = [*data.batches, *data.held_out]
+    judged = range(len(data.batches), len(batches)) if data.held_out else range(len(batches))
+
+    def hooks(number: int) -> dict[str, Hook]:
+        kept = max(ROWS // len(judged), 1) if number in judged else 0
+        return {name: _hook(seen[name], number < len(data.batches), kept) for name in engine.hooked}
+
+    def passed(done: int, total: int) -> None:
+        if progress is not None:
+            progress("calibrating ranges", done, total)
+
+    collections.deque(stream.run(batches, hooks, passed=passed), maxlen=0)
+    for name, one in seen.items():
+        if not one.histogram.finite:
+            raise InputError(f"{data.about} gives NaN or infinity at '{name}'")
+    found = {name: one.chosen() for name, one in seen.items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _hook(seen: _Seen, learned: bool, kept: int) -> Hook:
+    def see(value: torch.Tensor) -> None:
+        if learned:
+            seen.histogram.add(value)
+        if kept:
+            rows = rows_of_value(value, seen.wanted.axis).float()
+            seen.judged.append(spread(rows, kept).cpu().clone())
+
+    return see

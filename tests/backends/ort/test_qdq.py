@@ -1,0 +1,145 @@
+"""QuantizeLinear/DequantizeLinear pairs: what the file says, what onnxruntime fuses, what comes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+import qcompile as qc
+from qcompile.compiler import Options, plan
+from qcompile.run.session import Session
+from qcompile.targets.plans import planned
+from qcompile.targets.registry import get_target, lowered_to
+
+MLP = """g (float[n,32] x) => (float[n,8] y)
+    <float[32,64] w, float[64] b, float[64,64] v, float[8,64] u, float[8] c>
+    { a = MatMul(x, w)\n s = Add(a, b)\n h = Relu(s)\n m = MatMul(h, v)\n y = Gemm<transB=1>(m, u, c) }"""
+IMAGES = """g (float[n,16,6,6] x) => (float[n,8,6,6] y) <float[32,16,1,1] w, float[32] b, float[8,32,1,1] v, float[8] c>
+    { a = Conv(x, w, b)\n r = Relu(a)\n y = Conv(r, v, c) }"""
+SHAPES = {MLP: (64, 32), IMAGES: (16, 16, 6, 6)}
+
+
+def data_of(model: str) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(SHAPES[model]).astype(np.float32)
+
+
+def exported(parse, folder: Path, model: str, **options) -> qc.Artifact:
+    np.savez(folder / "x.npz", x=data_of(model))
+    return qc.export(parse(model), "qdq-int8", folder / "out", calibration=folder / "x.npz", **options)
+
+
+def optimized(path: Path) -> Counter[str]:
+    """Operators of the graph that onnxruntime makes of a file."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
+    options.log_severity_level = 4
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+@pytest.mark.parametrize("transforms", ["none", "auto"])
+def test_products_become_integer_operators(parse, tmp_path, transforms):
+    exported(parse, tmp_path, MLP, transforms=transforms)
+    found = optimized(tmp_path / "out" / "model.onnx")
+    products = {"QLinearMatMul", "MatMulIntegerToFloat", "QGemm"}
+    assert sum(found[op] for op in products) == 3, found
+    assert found["QLinearMatMul"] == 1  # its result is read in a static range at once
+    assert found["DequantizeLinear"] <= 1, found  # no weight is decoded
+
+
+@pytest.mark.parametrize("model", SHAPES, ids=["mlp", "images"])
+@pytest.mark.parametrize("scheme", ["int8-channel/uint8-static", "int8-channel/int8-static"])
+def test_the_file_computes_what_the_formats_define(parse, tmp_path, model, scheme):
+    """The definition has biases in float; a step of theirs is one of the products."""
+    x = data_of(model)
+    np.savez(tmp_path / "x.npz", x=x)
+    wanted = plan(parse(model), Options("qdq-int8", formats=[scheme], calibration=tmp_path / "x.npz"))
+    with lowered_to(get_target("reference"), wanted.clone()) as reference:
+        want = reference({"x": x})["y"]
+    with lowered_to(get_target("qdq-int8"), wanted.clone()) as run:
+        got = run({"x": x})["y"]
+    exact = Session(parse(model)).run({"x": x})["y"]
+    apart = np.linalg.norm(got - want) / np.linalg.norm(want)
+    error = np.linalg.norm(want - exact) / np.linalg.norm(exact)
+    assert 1e-3 < error < 3e-2
+    assert apart < 0.15 * error  # a value on a tie moves by a step, and biases by half of one
+
+
+@pytest.mark.parametrize("model", [MLP, IMAGES], ids=["mlp", "images"])
+def test_the_file_holds_the_plans(parse, tmp_path, model):
+    wanted = plan(parse(model), Options("qdq-int8", transforms="none"))
+    plans = [own for _, own in planned(wanted)]
+    from qcompile.backends.ort.lowering import lower
+
+    lower(wanted, get_target("qdq-int8"), tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    sites = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert len(sites) == len(plans)
+    for node, own in zip(sites, plans, strict=True):
+        activation, weight = (made[name] for name in node.input[:2])
+        assert activation.op_type == weight.op_type == "DequantizeLinear"
+        scale, zero = (constants[name] for name in activation.input[1:])
+        assert (scale, zero) == (np.float32(own.calibrated.scale), own.calibrated.zero_point)
+        codes, scales, zeros = (constants[name] for name in weight.input)
+        assert codes.dtype == np.int8
+        assert not zeros.any()
+        axis = next(attribute.i for attribute in weight.attribute if attribute.name == "axis")
+        matrix = np.moveaxis(codes, axis, 0).reshape(len(scales), -1) * scales[:, None]
+        np.testing.assert_array_equal(matrix, own.weight.dequantize().numpy())
+        if len(node.input) > 2:
+            bias = made[node.input[2]]
+            steps, step, _ = (constants[name] for name in bias.input)
+            assert steps.dtype == np.int32
+            np.testing.assert_allclose(step, scale * scales, rtol=1e-6)
+
+
+def test_a_static_scale_needs_data(parse, tmp_path):
+    for target, formats in (("qdq-int8", []), ("reference", ["int8-channel/int8-static"])):
+        with pytest.raises(
+            qc.QCompileError, match="has a static scale, which must be calibrated: give data with --cal"
+        ):
+            qc.export(parse(MLP), target, tmp_path / "out", formats=formats)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_manifest_says_how_a_range_was_found(parse, tmp_path):
+    artifact = exported(parse, tmp_path, MLP)
+    for site in artifact.manifest["sites"]:
+        found = site["range"]
+        assert found["errors"][found["calibrator"]] == min(found["errors"].values())
+        assert site["activation"] == "uint8-static"
+    assert artifact.manifest["implementation"]["rel_l2"] < 1e-3
+    assert artifact.manifest["quantization"]["rel_l2"] < 0.02
+
+
+def test_static_and_dynamic_scales_compete_by_error(parse, tmp_path):
+    """A sequence that is ten times as loud as another wants a scale of its own."""
+    x = data_of(MLP) * np.where(np.arange(64) % 8 == 0, 10, 1)[:, None].astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    schemes = ["int8-channel/uint8-static", "int8-channel/int8-channel"]
+    artifact = qc.export(
+        parse(MLP), "reference", tmp_path / "out", calibration=tmp_path / "x.npz", formats=schemes, transforms="none"
+    )
+    first = next(site for site in artifact.manifest["sites"] if site["weight_shape"] == [32, 64])
+    assert first["activation"] == "int8-channel"
+
+
+def test_half_precision_graphs_keep_their_types(parse, tmp_path):
+    half = """g (float16[n,32] x) => (float16[n,8] y) <float[32,8] w> { v = Cast<to=10>(w)\n y = MatMul(x, v) }"""
+    x = data_of(MLP).astype(np.float16)
+    np.savez(tmp_path / "x.npz", x=x)
+    artifact = qc.export(parse(half), "qdq-int8", tmp_path / "out", calibration=tmp_path / "x.npz")
+    got, want = artifact.run({"x": x})["y"], Session(parse(half)).run({"x": x})["y"]
+    assert got.dtype == np.float16
+    assert np.linalg.norm(got.astype(float) - want) < 0.02 * np.linalg.norm(want.astype(float))
+    assert torch.isfinite(torch.from_numpy(got)).all()
