@@ -18,7 +18,7 @@ from qcompile.artifact.manifest import Facts, build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.equivalence import begin_equivalence, settle
 from qcompile.checks.fake_quantized import rounded_for
-from qcompile.checks.plain_rounding import better_plain, output_errors, plain_loss, rounded_plainly
+from qcompile.checks.plain_rounding import Plain, better_plain, output_errors, plain_error, rounded_plainly
 from qcompile.checks.sites import sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.contest import contest
@@ -156,7 +156,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
         request.tell("trying choices out")
     plain = None
     if held_out is not None:
-        plain = plain_loss(yardstick, prepared.model, choice, request.target, held_out, prepared.seen.data)
+        plain = plain_error(yardstick, prepared.model, choice, request.target, held_out, prepared.seen.data)
         request.tell("measuring plain rounding")
     return Chosen(prepared, request, sites, choice, yardstick, held_out, plain, work)
 
@@ -182,6 +182,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
     plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device, data))
     request.tell("measuring plain rounding")
+    chosen = replace(chosen, plain=chosen.plain or Plain.of(plain))
     quantized = _quantize(_rotate(chosen))
     ours = errors(quantized.rotated.model)
     request.tell("measuring beside plain rounding")
@@ -189,7 +190,8 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if reason is None:
         return quantized
     request = replace(request, options=replace(options, transforms="none", method="rtn"))
-    quantized = _quantize(_rotate(_choose(_prepare(captured, request), request)))
+    again = _choose(_prepare(captured, request), request)
+    quantized = _quantize(_rotate(replace(again, plain=again.plain or chosen.plain)))
     quantized.rotated.prepared.state.decline("*", LEARNING, reason)
     return quantized
 
@@ -215,7 +217,7 @@ def _quantize(rotated: Rotated) -> Quantized:
     prepared, chosen = rotated.prepared, rotated.wanted
     schemes, given = chosen.choice.schemes, prepared.seen.data.batches[0]
     checks = sites_to_check([site for site in chosen.sites if schemes[site.name].weight is not None])
-    taps = list(dict.fromkeys(name for site in checks for name in site.reads if name not in given))
+    taps = list(dict.fromkeys(name for site in checks for name in (*site.reads, site.written) if name not in given))
     progress = chosen.request.progress
     begin = partial(
         begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps, chosen.request.options.device
@@ -274,8 +276,8 @@ def _write(compared: Compared) -> None:
             source=prepared.source, state=prepared.state, analysis=prepared.analysis, weights=prepared.weights,
             sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
             runtimes=compared.runtimes, options=chosen.request.options, target=chosen.request.target,
-            equivalence=quantized.equivalence, measured=compared.measured, departure=compared.departure,
-            checked=compared.checked, folder=folder, data=prepared.seen.data,
+            equivalence=quantized.equivalence, measured=compared.measured, plain=chosen.plain,
+            departure=compared.departure, checked=compared.checked, folder=folder, data=prepared.seen.data,
         )
     )  # fmt: skip
     write_report(folder, manifest)

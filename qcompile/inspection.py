@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from qcompile.artifact.artifact import Artifact, is_artifact
 from qcompile.artifact.drawing import drawing
 from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties, with_modules
-from qcompile.artifact.pages import QUANTIZABLE, render_inspection, render_report
+from qcompile.artifact.pages import render_inspection, render_report
+from qcompile.artifact.phrases import QUANTIZABLE
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.checks.equivalence import observe_source
 from qcompile.checks.losses import each

@@ -50,11 +50,12 @@ def measure(written: Written) -> Compared:
                 apart = departure(engine, lowered, yardstick, sample, measured.rel_l2)
     checked = None if checking is None else checking.result()
     request.tell("checking sites")
-    plain = quantized.chosen.plain_loss
-    if plain is not None:
-        measured.loss["round_to_nearest"] = plain
-        if plain < (ours := measured.loss["quantized"]):
-            reason = f"it loses less on the evaluation data, {plain:.4g} < {ours:.4g}: is the calibration data like it?"
+    plain = quantized.chosen.plain
+    if plain is not None and plain.loss is not None:
+        measured.loss["round_to_nearest"] = plain.loss
+        if plain.loss < (ours := measured.loss["quantized"]):
+            losses = f"{plain.loss:.4g} < {ours:.4g}"
+            reason = f"it loses less on the evaluation data, {losses}: is the calibration data like it?"
             prepared.state.decline("*", "doing better than plain rounding", reason)
     runtimes = others.result()
     checked = checked or implementation_error(runtimes[runtime_of(target.backends[0])])

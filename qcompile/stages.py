@@ -15,6 +15,7 @@ from qcompile.analysis.spaces import Analysis, Site
 from qcompile.checks.equivalence import Equivalence, Observed
 from qcompile.checks.fake_quantized import Departure
 from qcompile.checks.losses import FloatModel, Measured
+from qcompile.checks.plain_rounding import Plain
 from qcompile.checks.sites import Checked, Sampled
 from qcompile.choice.export_options import Options
 from qcompile.choice.placement import Placement
@@ -118,7 +119,8 @@ class Chosen:
         choice: schemes and transforms, with their predicted errors.
         yardstick: the float model that what becomes of the graph is measured against.
         held_out: the evaluation data, if there is any.
-        plain_loss: the loss of plain rounding without transforms on that data.
+        plain: the errors of plain rounding without transforms, on the data on which the artifact is measured; ``None``
+            if they were not measured.
         work: what earlier exports computed of this graph and the calibration data.
     """
 
@@ -128,7 +130,7 @@ class Chosen:
     choice: Choice
     yardstick: FloatModel
     held_out: Data | None
-    plain_loss: float | None
+    plain: Plain | None
     work: Work = field(default_factory=Work)
 
 

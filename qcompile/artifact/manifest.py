@@ -30,7 +30,8 @@ from qcompile.artifact.entries import (
     value_entries,
     with_modules,
 )
-from qcompile.artifact.pages import QUANTIZED, render_report, template
+from qcompile.artifact.pages import render_report, template
+from qcompile.artifact.phrases import QUANTIZED
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from qcompile.checks.equivalence import Equivalence
     from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.losses import Measured
+    from qcompile.checks.plain_rounding import Plain
     from qcompile.checks.sites import Checked
     from qcompile.choice.export_options import Options
     from qcompile.choice.selection import Choice
@@ -76,6 +78,7 @@ class Facts:
         target: the target.
         equivalence: the distance of the rotated graph from its source.
         measured: quantization error.
+        plain: that of plain rounding, if it was measured.
         departure: how far what was lowered is from the engine, if that measured the quantization error.
         checked: implementation error, if it is known.
         folder: the folder that holds the target's own files.
@@ -95,6 +98,7 @@ class Facts:
     target: Target
     equivalence: Equivalence
     measured: Measured
+    plain: Plain | None
     departure: Departure | None
     checked: Checked | None
     folder: Path
@@ -177,6 +181,8 @@ def _sites(facts: Facts) -> list[dict[str, Any]]:
         if (found := facts.state.notes.get("ranges", {}).get(site.name)) is not None:
             entry["range"] = range_entry(found)
         entry |= _choice(site, chosen, facts.plans.get(site.name), lowered)
+        if facts.checked is not None and (measured := facts.checked.errors.get(site.name)) is not None:
+            entry["measured_t2"] = number(measured)
         entries.append(entry)
     return entries
 
@@ -258,7 +264,14 @@ def _quantization(facts: Facts) -> dict[str, Any]:
         "loss": loss,
         "evaluated_inputs": measured.rows,
         "evaluated_on": _evaluated_on(facts),
+        "plain": _plain(facts),
     }
+
+
+def _plain(facts: Facts) -> dict[str, Any] | None:
+    """Errors of rounding to nearest without transforms, on the same data; its loss stands among the losses."""
+    plain = facts.plain
+    return None if plain is None else {"rel_l2": number(plain.rel_l2), "divergence": number(plain.divergence)}
 
 
 def _engine(facts: Facts) -> dict[str, Any] | None:

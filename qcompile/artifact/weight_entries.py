@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qcompile.artifact.pages import KEPT, PACKED, QUANTIZABLE
+from qcompile.artifact.phrases import KEPT, PACKED, QUANTIZABLE
 from qcompile.ir.module_paths import module_of_parameter
 from qcompile.notes import Declined
 from qcompile.targets.eligible import WEIGHT

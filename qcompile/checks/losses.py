@@ -112,12 +112,6 @@ class FloatModel:
         """The relative L2 of a quantized model's outputs for each batch."""
         return [relative_l2(want, have) for _, want, have in self._both(run, data)]
 
-    def loss(self, run: Outputs, data: Data) -> float | None:
-        """The mean next-token loss of a model alone; ``None`` where it predicts no tokens."""
-        outputs = zip(data.batches, run(data.batches), strict=True)
-        losses = [loss for batch, made in outputs for loss in _losses(batch, self.named(made), self.logits)]
-        return float(np.mean(losses)) if losses else None
-
     def named(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The outputs of a run, whatever it calls them, that hold floating-point numbers, under the graph's names."""
         return float_tensors(by_position(self.outputs, outputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -25,12 +26,32 @@ if TYPE_CHECKING:
     from qcompile.run.session import Run
     from qcompile.targets.target import Target
 
-__all__ = ["better_plain", "output_errors", "plain_loss", "rounded_plainly", "running"]
+__all__ = ["Plain", "better_plain", "output_errors", "plain_error", "rounded_plainly", "running"]
 
 #: How sure it must be that plain rounding errs less as a whole, where each part was shown to help.
 DOUBT = 0.75
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Plain rounding against the float source, on the data on which the artifact is measured.
+
+    Args:
+        rel_l2: of the outputs.
+        divergence: as ``Measured`` has it; ``None`` where outputs alone were compared.
+        loss: mean next-token loss, in nats; ``None`` where there is none, or outputs alone were compared.
+    """
+
+    rel_l2: float
+    divergence: float | None = None
+    loss: float | None = None
+
+    @staticmethod
+    def of(errors: np.ndarray) -> Plain:
+        """From the squared relative L2 of what it puts out for each batch: ``[batches]``."""
+        return Plain(float(np.sqrt(errors).mean()))
 
 
 def rounded_plainly(
@@ -61,10 +82,10 @@ def running(model: ir.Model, target: Target) -> Iterator[Run]:
         yield run
 
 
-def plain_loss(
+def plain_error(
     yardstick: FloatModel, model: ir.Model, choice: Choice, target: Target, data: Data, calibration: Data
-) -> float | None:
-    """The loss of plain rounding: what the work is compared with.
+) -> Plain:
+    """The errors of plain rounding: what the work is compared with.
 
     Sites that got the target's default scheme get the scheme that the target names for this, the others theirs.
 
@@ -75,7 +96,8 @@ def plain_loss(
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
     rounded = rounded_plainly(model, choice, own, yardstick.device, calibration)
-    return _measured(yardstick, rounded, target, lambda run: yardstick.loss(run, data))
+    found = _measured(yardstick, rounded, target, lambda run: yardstick.measure(run, data))
+    return Plain(found.rel_l2, found.divergence, found.loss.get("quantized"))
 
 
 def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: Data) -> np.ndarray:

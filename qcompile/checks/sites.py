@@ -7,7 +7,7 @@ site gets in the float model: rounding is all that may remain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,17 @@ CHECKED_SITES = 12
 
 @dataclass(frozen=True)
 class Checked:
-    """Implementation error: the worst relative L2 of a lowered site against the oracle on the same input."""
+    """Lowered sites against the oracle on the same input, and the oracle against the float graph.
+
+    Args:
+        rel_l2: implementation error, the worst relative L2 of a site.
+        sites: how many were compared.
+        errors: by site, the squared relative L2 of what it puts out for its float input: the ``t²`` that is predicted.
+    """
 
     rel_l2: float
     sites: int
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def check_lowering(
         plans: how they were quantized, by name.
         lowered_as: what the backend says of them.
         model: the lowered graph.
-        inputs: what the sites read, by name.
+        inputs: what the sites read in the float graph, by name, and what they write where errors are to be measured.
     """
     present = ir.convenience.create_value_mapping(model.graph)
     given = {name for site in sites for name in site.reads}  # what is given to one site cannot be asked of another
@@ -118,13 +125,15 @@ def check_lowering(
     graph = ir.convenience.extract(model.graph, reads, [site.written for site in sites])
     alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     results = Session(alone, fold=False).run({name: inputs[name] for name in reads})
-    worst = 0.0
+    worst, errors = 0.0, {}
     for site in sites:
         plan, rounded = plans[site.name], lowered_as.sites.get(site.name, {}).get("rounds_input_to")
         activation = plan.activation or (FORMATS[rounded] if rounded else None)
         want = _oracle(site, plan.weight, activation, *(inputs[name] for name in site.reads))
         worst = max(worst, compare({"y": want}, {"y": results[site.written]})[0])
-    return Checked(worst, len(sites))
+        if site.written in inputs:
+            errors[site.name] = compare({"y": inputs[site.written]}, {"y": want})[0] ** 2
+    return Checked(worst, len(sites), errors)
 
 
 def _oracle(

@@ -62,7 +62,7 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from qcompile.artifact.pages import scientific
+    from qcompile.artifact.phrases import scientific
 
     d, flips, loss, made = (found[key] for key in ("divergence", "flips", "loss", "generation"))
     unit = "nats" if found["scores"] else "half the relative squared error"
@@ -86,7 +86,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _positions(found: Mapping[str, Any]) -> Table:
-    from qcompile.artifact.pages import scientific
+    from qcompile.artifact.phrases import scientific
     from qcompile.cli.frames import table
 
     made = table("by position", "positions", "divergence", *(["flips"] if found["scores"] else []))
@@ -97,7 +97,7 @@ def _positions(found: Mapping[str, Any]) -> Table:
 
 
 def _worst(found: Mapping[str, Any]) -> Table:
-    from qcompile.artifact.pages import scientific
+    from qcompile.artifact.phrases import scientific
     from qcompile.cli.frames import table
 
     made = table("worst prompts", "prompt", "divergence", "at most, at position", "flips", "loss", "first other token")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qcompile.artifact.pages import human_bytes
+from qcompile.artifact.phrases import human_bytes
 
 if TYPE_CHECKING:
     from qcompile.artifact.artifact import Artifact

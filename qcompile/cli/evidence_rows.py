@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qcompile.artifact.pages import scientific
+from qcompile.artifact.phrases import scientific
 from qcompile.notes import AS_ON_ENGINE, FITTED_TRANSFORM, FLOAT_ON_ENGINE, LEARNING, ON_ENGINE
 from qcompile.rounding.methods import TITLES
 

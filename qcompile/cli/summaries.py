@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qcompile.artifact.pages import format_name
+from qcompile.artifact.phrases import format_name
 from qcompile.run.compare import number
 
 if TYPE_CHECKING:

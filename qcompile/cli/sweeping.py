@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,12 +41,13 @@ def sweep(
     seed: options.Seed = 0,
     device: Annotated[options.Device, typer.Option(help="Where torch computes.")] = options.Device.cpu,
     work: options.Work = None,
+    html: Annotated[Path | None, typer.Option(help="Draw the front into this file.")] = None,
     json: options.Json = None,
     verbose: options.Verbose = False,
     log_file: options.LogFile = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what budgets would lose, from one calibration: the Pareto front. Nothing is written but the JSON."""
+    """Show what budgets would lose, from one calibration: the Pareto front. Nothing is written but page and JSON."""
     wanted = ranges(budget)
     formats_for, transforms_for = pairs(format_for, "FORMAT"), pairs(transform_for, "TRANSFORM")
     from qcompile.choice.export_options import Options
@@ -60,7 +62,14 @@ def sweep(
     )  # fmt: skip
     with Progress(quiet) as progress:
         found = choices(model, asked, wanted, points=points, progress=progress)
-    tell(json, {"points": [_entry(point) for point in found]}, _table(found), quiet=quiet)
+    points_found = [_entry(point) for point in found]
+    if html is not None:
+        from qcompile.artifact.pages import render_front
+        from qcompile.ir.files import write_text
+
+        said = {"model": model, "target": target, "calibration": calibration and str(calibration)}
+        write_text(html, render_front(said, points_found))
+    tell(json, {"points": points_found}, _table(found), quiet=quiet)
 
 
 def _entry(point: Point) -> dict[str, Any]:
@@ -74,7 +83,7 @@ def _entry(point: Point) -> dict[str, Any]:
 
 
 def _table(points: Sequence[Point]) -> Table:
-    from qcompile.artifact.pages import human_bytes, scientific
+    from qcompile.artifact.phrases import human_bytes, scientific
     from qcompile.cli.frames import table
 
     made = table("budgets", "at most", "bits", "bytes", "predicted loss", "sites by format", "offline", "online")

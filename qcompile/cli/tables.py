@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.artifact.pages import format_name, human_bytes, named_losses, scientific, times_smaller
+from qcompile.artifact.phrases import format_name, human_bytes, named_losses, scientific, times_smaller
 from qcompile.cli.effort_rows import effort_rows, work_rows
 from qcompile.cli.evidence_rows import contest_rows, engine_rows, evaluated_on, unlearned_rows
 from qcompile.cli.frames import facts, module_column, table

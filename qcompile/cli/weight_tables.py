@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from qcompile.artifact.pages import KEPT, PACKED, QUANTIZABLE, QUANTIZED, human_bytes
+from qcompile.artifact.phrases import KEPT, PACKED, QUANTIZABLE, QUANTIZED, human_bytes
 from qcompile.cli.frames import module_column, table
 
 __all__ = ["weight_rows", "weights_table"]

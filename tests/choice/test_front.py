@@ -53,11 +53,13 @@ def test_points_are_what_exports_choose(files):
 def test_the_command_prints_the_front(files):
     out = files / "front.json"
     text = done("sweep", files / "m.onnx", "--target", "cpu-int4", "--budget", "bits=4..8,bytes=20k", "--points", "2",
-                "--calibration", files / "data.npz", "--method", "rtn", "--json", out).stdout  # fmt: skip
+                "--calibration", files / "data.npz", "--method", "rtn", "--json", out,
+                "--html", files / "front.html").stdout  # fmt: skip
     points = json.loads(out.read_text())["points"]
     assert [point["budget"] for point in points] == [{"bits": 4.0, "bytes": 20e3}, {"bits": 8.0, "bytes": 20e3}]
     assert points[0]["formats"] == {"int4-g32": 4}
     assert "bits=4" in text
+    assert (files / "front.html").read_text().count("<circle") == 4
 
 
 def test_what_cannot_be_swept_is_refused(files):

@@ -1,0 +1,99 @@
+"""The report and the page of a sweep in a browser: clicks, keys, search, sorting, narrow and dark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import browser_page
+from manifests import manifest, site
+
+from qcompile.artifact.pages import render_front, render_report
+
+SIZES = {"blocks.0.up": (1000, 200), "blocks.0.down": (3000, 500), "blocks.1.up": (1000, 200), "head": (5000, 1100)}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sites = [
+        site("blocks.0.up", 0.01, 0.02), site("blocks.0.down", 0.03, 0.06), site("blocks.1.up", 0.1, 0.2),
+        site("head", 0.0, format="nvfp4-4over6", activation="nvfp4-4over6"),
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_report(manifest(sites, SIZES, plain={"rel_l2": 0.2})))
+    return path
+
+
+def shown(page: Any) -> list[str]:
+    """The modules of the sites that the table shows, from the top."""
+    return page.locator("#sites tbody:visible button").all_inner_texts()
+
+
+def overflow(page: Any) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def test_sites_are_searched_sorted_and_opened(report: Path) -> None:
+    with browser_page(report) as page:
+        page.fill("#find", "up blocks")
+        assert shown(page) == ["blocks.0.up", "blocks.1.up"]
+        assert page.inner_text("#count") == "2 of 4"
+        page.fill("#find", "")
+        page.locator("#sites th", has_text="t²").first.click()
+        assert shown(page) == ["blocks.1.up", "blocks.0.down", "blocks.0.up", "head"]
+        page.locator("#sites th", has_text="t²").first.press("Enter")
+        assert shown(page) == ["head", "blocks.0.up", "blocks.0.down", "blocks.1.up"]
+        row = page.locator("tbody[data-site='node_head']")
+        assert not row.locator(".more").is_visible()
+        row.locator("button").press("Enter")
+        assert row.locator(".more").is_visible()
+        assert row.locator("button").get_attribute("aria-expanded") == "true"
+        row.locator("td").first.click()
+        assert not row.locator(".more").is_visible()
+
+
+def test_a_point_of_the_chart_shows_its_site(report: Path) -> None:
+    with browser_page(report) as page:
+        page.fill("#find", "head")
+        page.locator("circle").nth(1).click()
+        assert page.locator("tbody.marked").get_attribute("data-site") == "node_blocks.0.down"
+        assert page.locator("tbody.marked .more").is_visible()
+        page.locator("circle").nth(2).press("Enter")
+        assert page.locator("tbody.marked").get_attribute("data-site") == "node_blocks.1.up"
+
+
+def test_modules_open_and_add_up_in_two_ways(report: Path) -> None:
+    with browser_page(report) as page:
+        places = page.locator("#by-place")
+        assert places.locator("summary:visible").count() == 6
+        places.locator("summary", has_text="blocks").first.click()
+        assert places.locator("summary:visible").count() == 2
+        page.get_by_role("button", name="by kind of layer").click()
+        assert not places.is_visible()
+        assert "blocks.*" in page.locator("#by-kind").inner_text()
+
+
+@pytest.mark.parametrize("width, dark", [(1280, False), (1280, True), (390, False), (390, True), (768, False)])
+def test_the_report_fits_any_screen(report: Path, width: int, dark: bool) -> None:
+    with browser_page(report, width, dark=dark) as page:
+        assert overflow(page) <= 0
+        page.locator("#sites button").first.click()
+        assert overflow(page) <= 0
+        table, card = (page.locator(name).bounding_box() for name in ("#sites", "#sites >> xpath=.."))
+        assert table["width"] <= card["width"]
+        bottom = page.locator(".answers").bounding_box()
+        assert width < 1000 or bottom["y"] + bottom["height"] <= 860  # all answers are on the first screen
+
+
+def test_a_point_of_the_front_marks_its_row(tmp_path: Path) -> None:
+    points = [
+        {"budget": {"bits": bits}, "spent": {"bits": bits, "bytes": 100 * bits}, "predicted_loss_delta": 1 / bits,
+         "gap": 0.0, "formats": {"int4": 3}, "offline_transforms": 1, "online_transforms": 2}
+        for bits in (4.0, 6.0, 8.0)
+    ]  # fmt: skip
+    (tmp_path / "front.html").write_text(render_front({"model": "m.onnx", "target": "cpu-int4"}, points))
+    with browser_page(tmp_path / "front.html", 600) as page:
+        page.locator("circle").nth(1).click()
+        assert page.locator("tr.marked td").first.inner_text() == "bits=6"
+        assert overflow(page) <= 0
