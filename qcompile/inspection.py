@@ -9,10 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from qcompile.artifact.artifact import Artifact, is_artifact
-from qcompile.artifact.drawing import drawing
+from qcompile.artifact.drawing import analyzed_spaces, drawing, named_spaces
 from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties, with_modules
-from qcompile.artifact.pages import render_inspection, render_report
+from qcompile.artifact.pages import render_inspection
 from qcompile.artifact.phrases import QUANTIZABLE
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.checks.equivalence import observe_source
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from qcompile.stages import Prepared
 
 __all__ = ["describe", "inspect", "inspect_artifact", "inspect_files", "verify"]
+
+#: The file of an artifact that holds its graph, where it is one of ONNX.
+GRAPH = "model.onnx"
 
 #: What an artifact's manifest has in common with the inspection of a model.
 SHARED = (
@@ -104,10 +109,11 @@ def inspect_files(
 ) -> dict[str, Any]:
     """Inspect a model or an artifact; write the result as a page, as JSON (``-`` prints it), or both.
 
-    The page of a model draws its graph; that of an artifact is its report.
+    The page of a model draws its graph; that of an artifact its ONNX file beside its source, where these are there.
     """
     if is_artifact(model):
-        found, page = inspect_artifact(model), partial(render_report, Artifact.open(model).manifest)
+        found = inspect_artifact(model)
+        page = partial(_compared, found, Artifact.open(model))
     else:
         prepared = prepare(model, progress)
         found = describe(prepared)
@@ -120,7 +126,41 @@ def inspect_files(
 
 
 def _drawn(found: dict[str, Any], prepared: Prepared) -> str:
-    return render_inspection(found, drawing(prepared.analysis, found))
+    spaces = analyzed_spaces(prepared.analysis, found["spaces"])
+    return render_inspection(found, [drawing("prepared", prepared.model.graph, spaces, found)])
+
+
+def _compared(found: dict[str, Any], artifact: Artifact) -> str:
+    """The source's graph beside that of an artifact, whose operators keep the names that they had."""
+    spaces, missing = named_spaces(found["spaces"]), []
+    graphs = []
+    source = _matching(artifact)
+    if source is None:
+        missing.append(
+            f"the source '{found['source']['path']}' is not here, or was changed: the artifact is drawn alone"
+        )
+    else:
+        graphs.append(drawing("source", source.model.graph, spaces, found))
+    if GRAPH in artifact.manifest["files"]:
+        modules = {} if source is None else _modules(graphs[0])
+        graphs.append(drawing("artifact", ir.load(artifact.folder / GRAPH).graph, spaces, found, modules))
+    else:
+        missing.append(f"the artifact has no {GRAPH}: what was rewritten is drawn nowhere, the lists say it")
+    return render_inspection(found, graphs, missing)
+
+
+def _matching(artifact: Artifact) -> Source | None:
+    """The source of an artifact, if it is there and as it was."""
+    stated = artifact.manifest["source"]
+    sources = (_captured_as(path, stated) for path in artifact.sources())
+    return next((source for source in sources if source.sha256 == stated["sha256"]), None)
+
+
+def _modules(drawn: Mapping[str, Any]) -> dict[str, str]:
+    """By name of an operator and of what it gives, the module that it stands in, as far as a drawing found it out."""
+    named = [(node, ".".join(node["path"])) for node in drawn["nodes"] if node["path"]]
+    found = {name: path for node, path in named for name, *_ in node["gives"]}
+    return found | {node["name"]: path for node, path in named}
 
 
 def verify(

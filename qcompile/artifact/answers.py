@@ -50,14 +50,13 @@ class Answer:
     notes: Sequence[str]
 
 
-def answers(m: Mapping[str, Any], times: Mapping[str, Any] | None = None) -> list[Answer]:
+def answers(m: Mapping[str, Any]) -> list[Answer]:
     """How small, how fast and how close an artifact is.
 
     Args:
-        m: its manifest.
-        times: in the words of ``checks.latency``; no file of an artifact has them.
+        m: its manifest. It has no times, for these differ from run to run.
     """
-    return [_small(m), _fast(m, times), _close(m)]
+    return [_small(m), _fast(m), _close(m)]
 
 
 def _bars(*pairs: tuple[str, str, float]) -> list[Bar]:
@@ -82,26 +81,7 @@ def _small(m: Mapping[str, Any]) -> Answer:
 # -- how fast --------------------------------------------------------------------------------------------------------
 
 
-def _fast(m: Mapping[str, Any], times: Mapping[str, Any] | None) -> Answer:
-    measured = times is not None and "not_measured" not in times
-    return _timed(times) if measured and times is not None else _read(m, times)
-
-
-def _timed(times: Mapping[str, Any]) -> Answer:
-    source, made = times["source_ms"], times["artifact_ms"]
-    faster = made <= source
-    ratio = source / made if faster else made / source
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in times["inputs"].items())
-    bars = [("source", f"{source:.3g} ms", source), ("this artifact", f"{made:.3g} ms", made)]
-    online = times.get("online_transforms") or {}
-    if "without_ms" in online:
-        without = online["without_ms"]
-        bars.insert(1, ("without its online transforms", f"{without:.3g} ms", without))
-    notes = [f"measured here, one thread, median of {times['runs']} runs in turn, {shapes}", *times["warnings"]]
-    return Answer("How fast", f"{ratio:.2f}x", "faster" if faster else "slower", _bars(*bars), notes)
-
-
-def _read(m: Mapping[str, Any], times: Mapping[str, Any] | None) -> Answer:
+def _fast(m: Mapping[str, Any]) -> Answer:
     """The bytes of weights that one pass reads: what bounds the speed of small batches."""
     tables = {site["name"] for site in m["sites"] if site["op"] in LOOKUPS}
     read = [w for w in m.get("weights", ()) if not (w["sites"] and tables.issuperset(w["sites"]))]
@@ -113,10 +93,7 @@ def _read(m: Mapping[str, Any], times: Mapping[str, Any] | None) -> Answer:
     if costs:
         each = f"the arithmetic of the {len(costs)} transforms that stay is at most {100 * max(costs):.2g} %"
         notes.append(f"{each} of what each serves")
-    if times is None:
-        notes.append("times differ from run to run, so no file has them: qcompile inspect --html measures them")
-    else:
-        notes.append(f"not timed: {times['not_measured']}")
+    notes.append("times differ from run to run, so no file has them: qcompile export prints them at its end")
     return Answer("How fast", ratio, "fewer bytes to read" if made <= source else "more bytes to read", bars, notes)
 
 

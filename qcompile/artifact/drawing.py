@@ -1,18 +1,15 @@
-"""The graph as a drawing: every operator has a layer and a place in it, every edge the space that it carries.
+"""A graph as data for its drawing: operators with shapes, attributes, groups and spaces, and the edges between them.
 
-An operator's layer is the length of the longest path from the inputs. Within a layer, operators stand as near as
-possible to the mean place of their inputs, then of their readers (one sweep down, one up, one down). The computation of
-shapes and masks is kept apart, on the right, so that the path of the features can be followed.
+Places are found by the page itself, for they depend on which groups are open.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from qcompile.artifact.grouping import grouped
+from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import is_float
 from qcompile.ir.module_paths import module_path
 
@@ -21,43 +18,50 @@ if TYPE_CHECKING:
 
     from qcompile.analysis.spaces import Analysis
 
-__all__ = ["drawing"]
+__all__ = ["SpacesOf", "analyzed_spaces", "drawing", "named_spaces"]
 
-#: The distance between neighbours of a layer.
-WIDTH = 1.0
+#: Elements of an attribute that are shown.
+SHOWN = 12
 
-#: An operator with one input moves down if what reads it first is more than this many layers away.
-SLACK = 12
-
-#: Layers over which a drift to one side is measured.
-SMOOTH = 41
+#: The indices of the spaces of a value among those that are shown, the last axis first.
+SpacesOf = Callable[["ir.Value"], Sequence[int]]
 
 
-def drawing(analysis: Analysis, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Operators and edges with their places.
+def drawing(
+    title: str, graph: ir.Graph, spaces_of: SpacesOf, found: Mapping[str, Any], modules: Mapping[str, str] | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Operators and edges.
 
     Args:
-        found: the result of ``inspect``. Spaces are referred to by their index in ``found["spaces"]``.
+        title: for people.
+        spaces_of: the spaces of each value, as indices into ``found["spaces"]``.
+        found: the result of ``inspect``: its sites know modules.
+        modules: by name of an operator or of its first output, its module, where the graph does not say it.
 
     Returns:
-        ``nodes``: ``{op, name, shape, layer, x, spaces, main, aux, kind}``; ``edges``: ``[from, to, value, space]``;
-        ``layers``: how many there are.
+        ``title``; ``nodes``: ``{op, domain, name, module, path, shape, reads, gives, attributes, spaces, main, aux,
+        kind}``; ``edges``: ``[from, to, value, space]``.
     """
-    graph = analysis.model.graph
-    spaces = _SpacesOf(analysis, found["spaces"])
-    nodes = [_pseudo("input", value, spaces) for value in graph.inputs if value.name not in graph.initializers]
-    makers = {value: i for i, value in enumerate(v for v in graph.inputs if v.name not in graph.initializers)}
+    main = _Main(spaces_of, found["spaces"])
+    known = {site["name"]: site["module"] for site in found["sites"] if site.get("module")} | dict(modules or {})
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    nodes = [_pseudo("input", value, main) for value in inputs]
+    makers = {value: i for i, value in enumerate(inputs)}
     edges: list[tuple[int, int, ir.Value]] = []
     for node in graph:
         edges += [(makers[v], len(nodes), v) for v in dict.fromkeys(_reads(node)) if v in makers]
         makers |= dict.fromkeys(node.outputs, len(nodes))
-        nodes.append(_operator(node, spaces))
+        nodes.append(_operator(node, main, known))
     for value in graph.outputs:
         edges += [(makers[value], len(nodes), value)] if value in makers else []
-        nodes.append(_pseudo("output", value, spaces))
-    _place(nodes, [(a, b) for a, b, _ in edges])
-    drawn = [[a, b, value.name or "", spaces.main(value)] for a, b, value in edges]
-    return {"nodes": nodes, "edges": drawn, "layers": 1 + max((n["layer"] for n in nodes), default=0)}
+        nodes.append(_pseudo("output", value, main))
+    sources: list[list[int]] = [[] for _ in nodes]
+    for a, b, _ in edges:
+        sources[b].append(a)
+    paths = grouped([node.get("module") for node in nodes], [node["op"] for node in nodes], sources)
+    for drawn, path in zip(nodes, paths, strict=True):
+        drawn["path"] = path
+    return {"title": title, "nodes": nodes, "edges": [[a, b, v.name or "", main(v)] for a, b, v in edges]}
 
 
 def _reads(node: ir.Node) -> Iterable[ir.Value]:
@@ -77,112 +81,96 @@ def _graphs(attribute: Any) -> Sequence[ir.Graph]:
     return list(attribute.value) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
-class _SpacesOf:
-    """Indices of the spaces of a value."""
+# -- spaces ----------------------------------------------------------------------------------------------------------
 
-    def __init__(self, analysis: Analysis, shown: Sequence[Mapping[str, Any]]) -> None:
-        places = {entry["id"]: i for i, entry in enumerate(shown)}
-        self._analysis = analysis
-        self._index = {space.node: places[space.id] for space in analysis.spaces if space.id in places}
-        self._used = {i for i, entry in enumerate(shown) if entry["readers"] or entry["writers"]}
 
-    def of(self, value: ir.Value) -> list[int]:
-        """All of them, the last axis first."""
+def analyzed_spaces(analysis: Analysis, shown: Sequence[Mapping[str, Any]]) -> SpacesOf:
+    """The spaces of the values of an analyzed graph."""
+    places = {entry["id"]: i for i, entry in enumerate(shown)}
+    index = {space.node: places[space.id] for space in analysis.spaces if space.id in places}
+
+    def spaces_of(value: ir.Value) -> list[int]:
         found: list[int] = []
-        for ref in reversed(self._analysis.refs_of.get(value) or ()):
-            leaves = self._analysis.axes.leaves(ref)
-            found += [self._index[leaf.node] for leaf in reversed(leaves) if leaf.node in self._index]
+        for ref in reversed(analysis.refs_of.get(value) or ()):
+            found += [index[leaf.node] for leaf in reversed(analysis.axes.leaves(ref)) if leaf.node in index]
         return list(dict.fromkeys(found))
 
-    def main(self, value: ir.Value) -> int:
-        """The one that a drawing shows: the last that touches a site, -1 for none."""
+    return spaces_of
+
+
+def named_spaces(shown: Sequence[Mapping[str, Any]]) -> SpacesOf:
+    """The same of a graph that was not analyzed, by the names of values that each space states, as ``x:1``."""
+    found: dict[str, dict[int, int]] = {}
+    for i, entry in enumerate(shown):
+        for value in entry["values"]:
+            name, _, axis = value.rpartition(":")
+            found.setdefault(name, {})[int(axis)] = i
+    return lambda value: [i for _, i in sorted(found.get(value.name or "", {}).items(), reverse=True)]
+
+
+class _Main:
+    """The space that a drawing shows of a value: the last that touches a site, -1 for none."""
+
+    def __init__(self, spaces_of: SpacesOf, shown: Sequence[Mapping[str, Any]]) -> None:
+        self.of = spaces_of
+        self._used = {i for i, entry in enumerate(shown) if entry["readers"] or entry["writers"]}
+
+    def __call__(self, value: ir.Value) -> int:
         found = self.of(value) if value.dtype is None or is_float(value) else []
         return next((i for i in found if i in self._used), found[0] if found else -1)
+
+
+# -- operators -------------------------------------------------------------------------------------------------------
 
 
 def _shape(value: ir.Value) -> str:
     return "?" if value.shape is None else "x".join(str(getattr(dim, "value", dim) or "?") for dim in value.shape)
 
 
-def _pseudo(kind: str, value: ir.Value, spaces: _SpacesOf) -> dict[str, Any]:
-    name = value.name or ""
-    common = {"op": kind, "name": name, "shape": _shape(value), "kind": kind}
-    return common | {"spaces": spaces.of(value), "main": spaces.main(value), "aux": False}
+def _said(value: ir.Value) -> list[str]:
+    """A value as name, shape, and type, that of a constant marked as one."""
+    kind = "" if value.dtype is None else value.dtype.name.lower()
+    return [value.name or "", _shape(value), f"{kind} constant" if value.const_value is not None else kind]
 
 
-def _operator(node: ir.Node, spaces: _SpacesOf) -> dict[str, Any]:
+def _pseudo(kind: str, value: ir.Value, main: _Main) -> dict[str, Any]:
+    common = {"op": kind, "domain": "", "name": value.name or "", "shape": _shape(value), "kind": kind, "aux": False}
+    said = [_said(value)]
+    more = {"reads": said if kind == "output" else [], "gives": said if kind == "input" else [], "attributes": {}}
+    return common | more | {"spaces": list(main.of(value)), "main": main(value)}
+
+
+def _operator(node: ir.Node, main: _Main, modules: Mapping[str, str]) -> dict[str, Any]:
     out = node.outputs[0]
-    touched = [i for value in (out, *(v for v in node.inputs if v is not None)) for i in spaces.of(value)]
+    inputs = [value for value in node.inputs if value is not None]
+    touched = [i for value in (out, *inputs) for i in main.of(value)]
+    name = node.name or out.name or ""
+    module = modules.get(name) or modules.get(out.name or "")
+    module = module or (None if node.domain == DOMAIN else module_path(node))  # names of ours are no paths
     return {
         "op": node.op_type,
-        "name": node.name or out.name or "",
-        "module": module_path(node),
+        "domain": node.domain,
+        "name": name,
+        "module": module,
         "shape": _shape(out),
         "kind": "node",
+        "reads": [_said(value) for value in inputs],
+        "gives": [_said(value) for value in node.outputs if value.name],
+        "attributes": {key: _attribute(attribute) for key, attribute in node.attributes.items()},
         "spaces": list(dict.fromkeys(touched)),
-        "main": spaces.main(out),
+        "main": main(out),
         "aux": all(value.dtype is not None and not is_float(value) for value in node.outputs),
     }
 
 
-# -- places ----------------------------------------------------------------------------------------------------------
-
-
-def _place(nodes: list[dict[str, Any]], edges: Sequence[tuple[int, int]]) -> None:
-    before, after = defaultdict(list), defaultdict(list)
-    for a, b in edges:
-        before[b].append(a)
-        after[a].append(b)
-    _layer(nodes, before, after)
-    layers: dict[int, list[int]] = defaultdict(list)
-    for i, node in enumerate(nodes):
-        layers[node["layer"]].append(i)
-    rows = [layers[number] for number in sorted(layers)]
-    x = dict.fromkeys(range(len(nodes)), 0.0)
-    for order, near in ((rows, before), (rows[::-1], after), (rows, before)):
-        for row in order:
-            _spread(row, near, x, nodes)
-    for row, drift in zip(rows, _drift(rows, x, nodes)):
-        for i in row:
-            nodes[i]["x"] = round(x[i] - drift, 3)
-
-
-def _drift(rows: Sequence[Sequence[int]], x: Mapping[int, float], nodes: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The mean place of each layer and its surroundings: what is subtracted, so that long graphs run straight down."""
-    centers = np.array([_mean([x[i] for i in row if not nodes[i]["aux"]], 0.0) for row in rows])
-    window = min(SMOOTH, 2 * len(rows) - 1)
-    padded = np.pad(centers, (window // 2, window // 2), mode="edge")
-    return np.convolve(padded, np.full(window // 2 * 2 + 1, 1 / (window // 2 * 2 + 1)), mode="valid")
-
-
-def _layer(nodes: list[dict[str, Any]], before: Mapping[int, list[int]], after: Mapping[int, list[int]]) -> None:
-    """Longest paths over what carries features; the rest, and side branches, stand just above what reads them first."""
-    for i, node in enumerate(nodes):
-        sources = [nodes[j]["layer"] + 1 for j in before[i] if not nodes[j]["aux"]]
-        node["layer"] = max(sources, default=0)
-    for i in reversed(range(len(nodes))):
-        if after[i]:
-            lowest = max(0, min(nodes[j]["layer"] for j in after[i]) - 1)
-            branch = lowest - nodes[i]["layer"] > SLACK and len(set(before[i])) == 1
-            nodes[i]["layer"] = lowest if nodes[i]["aux"] or branch else nodes[i]["layer"]
-
-
-def _spread(
-    row: list[int], near: Mapping[int, list[int]], x: dict[int, float], nodes: Sequence[Mapping[str, Any]]
-) -> None:
-    """Put a layer's operators next to their neighbours, without overlap."""
-    wanted = {i: _mean([x[j] for j in near[i] if not nodes[j]["aux"]], x[i]) for i in row}
-    main = sorted((i for i in row if not nodes[i]["aux"]), key=lambda i: (wanted[i], i))
-    edge = float("-inf")
-    for i in main:
-        x[i] = edge = max(wanted[i], edge + WIDTH)
-    shift = _mean([wanted[i] - x[i] for i in main], 0.0)
-    for i in main:
-        x[i] += shift
-    right = max((x[i] for i in main), default=0.0)
-    for place, i in enumerate(i for i in row if nodes[i]["aux"]):
-        x[i] = right + (place + 1.5) * WIDTH
-
-
-def _mean(values: Sequence[float], default: float) -> float:
-    return sum(values) / len(values) if values else default
+def _attribute(attribute: Any) -> str:
+    """An attribute in few words."""
+    if graphs := _graphs(attribute):
+        return ", ".join(f"graph of {len(graph)} operators" for graph in graphs)
+    value = attribute.value
+    if isinstance(value, list | tuple):
+        more = f", … {len(value)} in all" if len(value) > SHOWN else ""
+        return f"[{', '.join(map(str, value[:SHOWN]))}{more}]"
+    if hasattr(value, "shape"):
+        return f"tensor {'x'.join(map(str, value.shape)) or 'scalar'}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

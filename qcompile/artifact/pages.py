@@ -24,12 +24,8 @@ WEIGHED = {
 }
 
 
-def render_report(manifest: Mapping[str, Any], times: Mapping[str, Any] | None = None) -> str:
-    """The report of an artifact as HTML.
-
-    Args:
-        times: the artifact's beside its source's, in the words of ``checks.latency``: for pages that are no file of it.
-    """
+def render_report(manifest: Mapping[str, Any]) -> str:
+    """The report of an artifact as HTML."""
     sites = manifest["sites"]
     formats = Counter(format_name(site) for site in sites).most_common()
     colors = {name: i for i, (name, _) in enumerate(formats)}
@@ -40,7 +36,7 @@ def render_report(manifest: Mapping[str, Any], times: Mapping[str, Any] | None =
     trees = [("by-place", by_place(manifest, weighed)), ("by-kind", by_kind(manifest, weighed))]
     quantization = manifest["quantization"]
     return template("report.html").render(
-        m=manifest, formats=formats, colors=colors, left=left, answers=answers(manifest, times),
+        m=manifest, formats=formats, colors=colors, left=left, answers=answers(manifest),
         predictions=prediction_chart(sites, colors), loss=loss_bars(quantization),
         on=ON.get(quantization.get("evaluated_on", ""), "the data"), weighed=WEIGHED[weighed],
         shares=[(name, tree, opened(tree)) for name, tree in trees],
@@ -59,14 +55,17 @@ def render_front(asked: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) 
     return template("front.html").render(asked=asked, points=points, charts=charts)
 
 
-def render_inspection(found: Mapping[str, Any], graph: Mapping[str, Any]) -> str:
-    """The drawing of a graph with its spaces, sites and reasons as HTML.
+def render_inspection(
+    found: Mapping[str, Any], graphs: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()
+) -> str:  # fmt: skip
+    """The drawing of a graph, or of two side by side, with spaces, sites and reasons as HTML.
 
     Args:
         found: the result of ``inspect``.
-        graph: the result of ``drawing``.
+        graphs: results of ``drawing``: that of a model alone, or that of a source before that of its artifact.
+        missing: what is not drawn, and why.
     """
-    return template("inspect.html").render(found=found, graph=graph)
+    return template("inspect.html").render(found=found, graphs=graphs, missing=missing)
 
 
 def render_comparison(found: Mapping[str, Any]) -> str:

@@ -185,7 +185,7 @@ def opt(
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, or the folder of an artifact.")],
-    html: Annotated[Path | None, typer.Option(help="Draw the graph with its spaces into this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Draw the graph, or source and artifact, into this file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write spaces, sites and reasons as JSON; - prints it.")] = None,
     verbose: options.Verbose = False,
     log_file: options.LogFile = None,

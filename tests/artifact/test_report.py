@@ -36,16 +36,6 @@ def test_tables_are_not_read_as_a_whole() -> None:
     assert answers(manifest(sites, SIZES))[1].bars[0].value == "5 kB"
 
 
-def test_times_are_shown_where_they_were_measured() -> None:
-    times = {"source_ms": 3.0, "artifact_ms": 1.5, "threads": 1, "runs": 9, "inputs": {"x": [2, 8]}, "warnings": ["w"]}
-    fast = answers(manifest(SITES, SIZES), times)[1]
-    assert (fast.answer, fast.of) == ("2.00x", "faster")
-    assert fast.notes[1:] == ["w"]
-    assert "x 2x8" in fast.notes[0]
-    unmeasured = answers(manifest(SITES, SIZES), {"not_measured": "it runs elsewhere"})[1]
-    assert unmeasured.notes[-1] == "not timed: it runs elsewhere"
-
-
 @pytest.mark.parametrize(
     "given, answer, note",
     [

@@ -398,9 +398,9 @@ def test_inspect_draws_the_graph(model: Path) -> None:
     page = model.parent / "graph.html"
     done("inspect", model, "--html", page, "-q")
     text = page.read_text()
-    drawn = json.loads(text.split('<script id="drawn" type="application/json">')[1].split("</script>")[0])
+    (drawn,) = json.loads(text.split('<script id="drawn" type="application/json">')[1].split("</script>")[0])
     assert [node["op"] for node in drawn["nodes"]] == ["input", "MatMul", "Relu", "MatMul", "output"]
-    assert [node["layer"] for node in drawn["nodes"]] == [0, 1, 2, 3, 4]
+    assert [edge[:2] for edge in drawn["edges"]] == [[0, 1], [1, 2], [2, 3], [3, 4]]
     assert not [word for word in ("http://", "https://", "src=", "@import") if word in text]
 
 
@@ -412,7 +412,10 @@ def test_inspect_changes_nothing(model: Path) -> None:
 
 def test_inspect_an_artifact(artifact: Path) -> None:
     assert "int4" in done("inspect", artifact, "--html", artifact.parent / "page.html").stdout
-    assert "Sites" in (artifact.parent / "page.html").read_text()
+    text = (artifact.parent / "page.html").read_text()
+    drawn = json.loads(text.split('<script id="drawn" type="application/json">')[1].split("</script>")[0])
+    assert [graph["title"] for graph in drawn] == ["source", "artifact"]
+    assert [node["op"] for node in drawn[1]["nodes"]] == ["input", "MatMulNBits", "Relu", "MatMulNBits", "output"]
 
 
 def test_targets_and_passes() -> None:

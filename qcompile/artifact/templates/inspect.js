@@ -1,285 +1,228 @@
 "use strict";
-// Draws a layered graph on a canvas: only what is visible is drawn, names only where they can be read.
+// The page: what belongs together, what is chosen, the lists at the side.
 const found = JSON.parse(document.getElementById("found").textContent);
-const drawn = JSON.parse(document.getElementById("drawn").textContent);
-const { nodes, edges } = drawn, { spaces, sites, weights, declined } = found;
-const COLUMN = 200, ROW = 62, WIDTH = 168, HEIGHT = 36, MOST = 400, FAR = 16, MANY = 4;
+const graphs = JSON.parse(document.getElementById("drawn").textContent).map(drawn => new Graph(drawn));
+const { spaces, sites, weights, declined } = found, MOST = 400;
+for (const graph of graphs.slice(1)) { // what is open in the first is open in the others
+  for (const [key, group] of graph.groups) group.open = graphs[0].groups.get(key)?.open ?? group.single;
+  graph.layout();
+}
 const $ = id => document.getElementById(id);
-const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// -- what belongs together ------------------------------------------------------------------------------------------
+// -- what belongs together --
 
 const siteOf = new Map(sites.map(site => [site.name, site]));
 const reasonsOf = new Map();
 for (const entry of declined) reasonsOf.set(entry.site, [...(reasonsOf.get(entry.site) || []), entry]);
-const layers = Array.from({ length: drawn.layers }, () => []);
-nodes.forEach((node, i) => {
-  node.index = i; node.px = node.x * COLUMN; node.py = node.layer * ROW;
-  node.site = node.kind === "node" ? siteOf.get(node.name) : undefined;
-  node.module = node.site?.module ?? node.module; node.ins = []; node.outs = []; node.set = new Set(node.spaces);
-  layers[node.layer].push(node);
-});
-for (const edge of edges) { nodes[edge[0]].outs.push(edge); nodes[edge[1]].ins.push(edge); }
 const order = spaces.map((space, i) => i).sort((a, b) => weight(b) - weight(a) || a - b);
 const rank = new Map(order.map((space, i) => [space, i]));
 function weight(i) { const s = spaces[i]; return (s.readers.length + s.writers.length) * 1e6 + s.values.length; }
 function isUsed(i) { return spaces[i].readers.length + spaces[i].writers.length > 0; }
-function color(i) {
+const rewritten = graphs.some(graph => graph.title === "artifact");
+const STATES = { quantized: "--c0", inserted: "--c1", folded: "--c2", rewritten: "--c3", gone: "--c4", same: "--c5" };
+const MEANING = {
+  quantized: "its weight is stored in a format", inserted: "put in: a transform, or the rounding of an input", folded: "other constants: a transform, scale or norm was folded in",
+  rewritten: "another operator in its place", gone: "folded into others, or written otherwise", same: "as in the source",
+};
+function twinsOf(node) {
+  return graphs.filter(graph => graph !== node.graph).map(graph => graph.named.get(node.name) ?? node.gives.map(([name]) => graph.makers.get(name)).find(Boolean)).filter(Boolean);
+}
+function constants(node) { return node.reads.filter(([, , kind]) => kind.endsWith("constant")).map(([name]) => name).join(); }
+function stateOf(node) {
+  const site = siteOf.get(node.name), [twin] = twinsOf(node);
+  if (node.kind !== "node") return "same";
+  if (site && site.format !== "float") return "quantized";
+  if (graphs.length < 2) return "same";
+  if (!twin) return node.graph.title === "artifact" ? "inserted" : "gone";
+  return twin.op !== node.op ? "rewritten" : constants(twin) !== constants(node) ? "folded" : "same";
+}
+for (const graph of graphs) for (const node of graph.nodes) { node.site = node.kind === "node" ? siteOf.get(node.name) : undefined; node.state = stateOf(node); }
+function spaceColor(i) {
   if (i < 0 || !isUsed(i)) return dark.matches ? "#4b5666" : "#aab3c0";
   const hue = (215 + rank.get(i) * 137.508) % 360;
   return spaces[i].freedom === "none" ? `hsl(${hue} 14% ${dark.matches ? 48 : 66}%)` : `hsl(${hue} ${dark.matches ? "58% 58%" : "64% 50%"})`;
 }
 const colors = new Map();
-function colorOf(i) { if (!colors.has(i)) colors.set(i, color(i)); return colors.get(i); }
+function colorOf(i) { if (!colors.has(i)) colors.set(i, spaceColor(i)); return colors.get(i); }
+function toneOf(node) { return rewritten ? ink(STATES[node.state]) : colorOf(node.main); }
 
-// -- the view -------------------------------------------------------------------------------------------------------
+// -- what views are told --
 
-let view = { x: 0, y: 0, zoom: 1 }, showAux = false, chosen = { space: -1, node: -1 }, hits = null, waiting = false;
-const main = nodes.filter(node => !node.aux);
-const box = extent(main.length ? main : nodes);
-function extent(list) {
-  const xs = list.map(n => n.px), ys = list.map(n => n.py);
-  const low = a => a.reduce((p, v) => Math.min(p, v), Infinity), high = a => a.reduce((p, v) => Math.max(p, v), -Infinity);
-  return list.length ? { x0: low(xs) - WIDTH, x1: high(xs) + WIDTH, y0: low(ys) - ROW, y1: high(ys) + ROW } : { x0: 0, x1: 1, y0: 0, y1: 1 };
-}
-function redraw() { if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; paint(); paintMap(); }); } }
-function context(canvas) {
-  const ratio = devicePixelRatio || 1, area = canvas.getBoundingClientRect();
-  if (canvas.width !== Math.round(area.width * ratio)) canvas.width = Math.round(area.width * ratio);
-  if (canvas.height !== Math.round(area.height * ratio)) canvas.height = Math.round(area.height * ratio);
-  const pen = canvas.getContext("2d");
-  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  pen.clearRect(0, 0, area.width, area.height);
-  return [pen, area.width, area.height];
-}
-function ink(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
-function faded(node) {
-  if (hits) return !hits.has(node.index);
-  return chosen.space >= 0 && !node.set.has(chosen.space);
-}
-
-function paint() {
-  const [pen, width, height] = context($("graph"));
-  pen.translate(width / 2, height / 2); pen.scale(view.zoom, view.zoom); pen.translate(-view.x, -view.y);
-  const half = { x: width / 2 / view.zoom, y: height / 2 / view.zoom };
-  const seen = { x0: view.x - half.x - WIDTH, x1: view.x + half.x + WIDTH, y0: view.y - half.y - HEIGHT, y1: view.y + half.y + HEIGHT };
-  for (const edge of edges) paintEdge(pen, edge, seen);
-  const first = Math.max(0, Math.floor(seen.y0 / ROW)), last = Math.min(layers.length - 1, Math.ceil(seen.y1 / ROW));
-  const theme = { ink: ink("--ink"), dim: ink("--dim"), card: ink("--card"), accent: ink("--accent") };
-  for (let layer = first; layer <= last; layer++)
-    for (const node of layers[layer])
-      if ((showAux || !node.aux) && node.px > seen.x0 && node.px < seen.x1) paintNode(pen, node, theme);
-}
-function paintEdge(pen, [from, to, , space], seen) {
-  const a = nodes[from], b = nodes[to];
-  if (!showAux && (a.aux || b.aux)) return;
-  const y0 = a.py + HEIGHT / 2, y1 = b.py - HEIGHT / 2, span = b.layer - a.layer;
-  const bend = span > 1 ? Math.min(70 + span * 5, 260) * (b.px + a.px >= box.x0 + box.x1 ? 1 : -1) : 0;
-  if (y1 < seen.y0 || y0 > seen.y1 || Math.max(a.px, b.px) + 260 < seen.x0 || Math.min(a.px, b.px) - 260 > seen.x1) return;
-  const active = chosen.space === space && space >= 0 || chosen.node === from || chosen.node === to;
-  if (span > FAR && a.outs.length > MANY && !active) return paintStubs(pen, a, b, space, y0, y1);
-  pen.globalAlpha = hits || chosen.space >= 0 && !active ? 0.12 : 0.85;
-  pen.strokeStyle = colorOf(space);
-  pen.lineWidth = (active ? 3.2 : isWide(space) ? 2 : 1.1) * Math.max(1, 0.35 / view.zoom);
-  pen.beginPath(); pen.moveTo(a.px, y0);
-  if (bend) pen.bezierCurveTo(a.px + bend, y0 + ROW * 0.8, b.px + bend, y1 - ROW * 0.8, b.px, y1);
-  else pen.bezierCurveTo(a.px, y0 + (y1 - y0) * 0.6, b.px, y1 - (y1 - y0) * 0.6, b.px, y1);
-  pen.stroke(); pen.globalAlpha = 1;
-}
-// What is read all over the graph (positions, masks) would hide everything else: only its ends are drawn until asked for.
-function paintStubs(pen, a, b, space, y0, y1) {
-  pen.globalAlpha = hits || chosen.space >= 0 ? 0.12 : 0.6; pen.strokeStyle = colorOf(space); pen.lineWidth = 1.1;
-  pen.setLineDash([3, 4]); pen.beginPath();
-  pen.moveTo(a.px, y0); pen.lineTo(a.px, y0 + 14); pen.moveTo(b.px + WIDTH * 0.3, y1 - 14); pen.lineTo(b.px + WIDTH * 0.3, y1);
-  pen.stroke(); pen.setLineDash([]); pen.globalAlpha = 1;
-}
-function isWide(space) { return space >= 0 && isUsed(space); }
-function paintNode(pen, node, theme) {
-  const wide = Math.max(WIDTH, 7 / view.zoom), x = node.px - wide / 2, y = node.py - HEIGHT / 2, tone = colorOf(node.main);
-  pen.globalAlpha = faded(node) ? 0.18 : 1;
-  pen.beginPath(); pen.roundRect(x, y, wide, HEIGHT, node.kind === "node" ? 8 : 18);
-  pen.fillStyle = view.zoom < 0.3 ? tone : theme.card; pen.fill();
-  pen.lineWidth = node.index === chosen.node ? 4 : node.site ? 2.6 : 1.2; pen.strokeStyle = node.index === chosen.node ? theme.accent : tone; pen.stroke();
-  if (view.zoom >= 0.3) {
-    if (node.site) { pen.fillStyle = tone; pen.globalAlpha *= 0.2; pen.fill(); pen.globalAlpha = faded(node) ? 0.18 : 1; }
-    pen.fillStyle = tone; pen.beginPath(); pen.roundRect(x, y, 7, HEIGHT, [8, 0, 0, 8]); pen.fill();
-    pen.fillStyle = theme.ink; pen.font = "600 13px system-ui, sans-serif"; pen.textBaseline = "middle";
-    pen.fillText(cut(pen, node.kind === "node" ? node.op : `${node.op}: ${node.name}`, WIDTH - 22), x + 15, y + (view.zoom < 0.55 ? HEIGHT / 2 : 12));
-    if (view.zoom >= 0.55) {
-      pen.fillStyle = theme.dim; pen.font = "11px ui-monospace, monospace";
-      pen.fillText(cut(pen, node.site ? `${node.site.weight_shape.join("x")}  ${node.site.space_in ?? "·"} → ${node.site.space_out ?? "·"}` : node.shape || "scalar", WIDTH - 22), x + 15, y + 26);
+let chosen = { space: -1, what: null }, hits = null, step = -1;
+const told = {
+  choose(what, view) { choose(what, view); },
+  toggle(group) { toggle(group); },
+  spaceOf: edge => chosen.space >= 0 && edge[3] === chosen.space,
+  edgeColor: edge => rewritten ? ink("--dim") : colorOf(edge[3]),
+  dims: () => hits !== null || chosen.space >= 0,
+  faded: item => hits ? !item.nodes.some(node => hits.has(node)) : chosen.space >= 0 && !item.nodes.some(node => node.set.has(chosen.space)),
+  face(item) {
+    const tones = new Map();
+    for (const node of item.nodes) if (!node.aux || item.aux) tones.set(toneOf(node), (tones.get(toneOf(node)) ?? 0) + 1);
+    const strip = [...tones].sort((a, b) => b[1] - a[1]).slice(0, 5);
+    if (item.group) {
+      const own = item.nodes.filter(node => node.site).length, hit = hits ? item.nodes.filter(node => hits.has(node)).length : 0;
+      return { head: `▸ ${item.group.label}`, foot: `${item.nodes.length} operators${own ? `, ${own} sites` : ""}${hit ? `, ${hit} hits` : ""}`, strip, round: 8 };
     }
+    const { node } = item, { site } = node, format = site && site.format !== "float" ? ` ${site.format}` : "";
+    const foot = site ? `${site.weight_shape.join("x")}${format || `  ${site.space_in ?? "·"} → ${site.space_out ?? "·"}`}` : node.shape === "?" ? "" : node.shape || "scalar";
+    return { head: node.kind === "node" ? node.op.replace(/_[0-9a-f]{16}$/, "") : `${node.op}: ${node.name}`, foot, strip, round: node.kind === "node" ? 8 : 19 };
+  },
+};
+const views = graphs.map((graph, i) => new View(graph, $(`stage${i}`), told));
+function redraw() { views.forEach(view => view.redraw()); }
+function toggle(group, to) {
+  const open = to ?? !group.open;
+  for (const view of views) {
+    const own = view.graph.groups.get(group.key);
+    if (own) view.around(own, () => { own.open = open || own.single; view.graph.layout(); });
   }
-  pen.globalAlpha = 1;
+  if (chosen.what?.kind && !open && chosen.what.above.some(one => one.key === group.key)) choose(group, views.find(view => view.graph === group.graph)); else fill();
 }
-function cut(pen, text, width) {
-  if (pen.measureText(text).width <= width) return text;
-  let n = text.length;
-  while (n > 1 && pen.measureText(text.slice(0, n) + "…").width > width) n = Math.ceil(n * 0.85) - 1;
-  return text.slice(0, n) + "…";
-}
-
-// -- the map on the side --------------------------------------------------------------------------------------------
-
-function mapScale(width, height) { return { x: width / (box.x1 - box.x0), y: height / (box.y1 - box.y0) }; }
-function paintMap() {
-  const [pen, width, height] = context($("mini")), s = mapScale(width, height);
-  for (const node of main) {
-    pen.globalAlpha = faded(node) ? 0.12 : 1; pen.fillStyle = colorOf(node.main);
-    pen.fillRect((node.px - box.x0) * s.x - 3, (node.py - box.y0) * s.y, 6, Math.max(1, Math.min(4, ROW * s.y * 0.7)));
+// Chooses an operator or a group, and what it is in the other graph, which moves there.
+function choose(what, from) {
+  chosen = { space: -1, what };
+  for (const view of views) {
+    const own = what === null || view.graph === what.graph ? what : what.kind ? twinsOf(what).find(twin => twin.graph === view.graph) ?? null : view.graph.groups.get(what.key) ?? null;
+    view.selected = own;
+    if (own?.kind) view.graph.reveal(own);
+    if (own && view !== from) view.show(view.itemFor(own)); else view.redraw();
   }
-  const area = $("graph").getBoundingClientRect(), tall = area.height / view.zoom;
-  pen.globalAlpha = 1; pen.strokeStyle = ink("--accent"); pen.lineWidth = 1.5;
-  pen.strokeRect(1, (view.y - tall / 2 - box.y0) * s.y, width - 2, Math.max(4, tall * s.y));
+  detail(what === null ? [] : what.kind ? nodeDetail(what) : groupDetail(what)); fill();
 }
-function onMap(event) {
-  if (event.type === "pointermove" && !event.buttons) return;
-  const area = $("mini").getBoundingClientRect();
-  view.y = box.y0 + (event.clientY - area.top) / area.height * (box.y1 - box.y0); redraw();
-}
-$("map").addEventListener("pointerdown", onMap); $("map").addEventListener("pointermove", onMap);
-
-// -- moving about ---------------------------------------------------------------------------------------------------
-
-const stage = $("graph");
-let drag = null;
-function place(event) {
-  const area = stage.getBoundingClientRect();
-  return { x: view.x + (event.clientX - area.left - area.width / 2) / view.zoom, y: view.y + (event.clientY - area.top - area.height / 2) / view.zoom };
-}
-stage.addEventListener("pointerdown", event => { drag = { x: event.clientX, y: event.clientY, far: false }; stage.setPointerCapture(event.pointerId); });
-stage.addEventListener("pointermove", event => {
-  if (!drag) return;
-  const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
-  if (!drag.far && Math.hypot(dx, dy) < 4) return;
-  drag = { x: event.clientX, y: event.clientY, far: true };
-  view.x -= dx / view.zoom; view.y -= dy / view.zoom; redraw();
-});
-stage.addEventListener("pointerup", event => { if (drag && !drag.far) pick(nodeAt(place(event))); drag = null; });
-stage.addEventListener("wheel", event => {
-  event.preventDefault();
-  const before = place(event);
-  view.zoom = Math.min(4, Math.max(0.004, view.zoom * Math.exp(-event.deltaY * 0.0015)));
-  const after = place(event);
-  view.x += before.x - after.x; view.y += before.y - after.y; redraw();
-}, { passive: false });
-function nodeAt(point) {
-  const layer = layers[Math.round(point.y / ROW)] || [];
-  return layer.find(n => (showAux || !n.aux) && Math.abs(n.px - point.x) <= WIDTH / 2 && Math.abs(n.py - point.y) <= HEIGHT / 2);
-}
-function fit() {
-  const area = stage.getBoundingClientRect();
-  view = { x: (box.x0 + box.x1) / 2, y: (box.y0 + box.y1) / 2, zoom: Math.min(1.2, area.width / (box.x1 - box.x0), area.height / (box.y1 - box.y0)) };
-  redraw();
-}
-function start() {
-  const area = stage.getBoundingClientRect(), first = main[0] || nodes[0];
-  view = { x: first ? (box.x0 + box.x1) / 2 : 0, y: 0, zoom: Math.max(0.5, Math.min(1, area.width / (box.x1 - box.x0))) };
-  if (area.width / (box.x1 - box.x0) < 0.5 && first) view.x = first.px;
-  view.y = box.y0 + area.height / 2 / view.zoom; redraw();
-}
-function show(node) { view.x = node.px; view.y = node.py; view.zoom = Math.max(view.zoom, 0.7); if (node.aux) toggleAux(true); redraw(); }
-function pick(node) {
-  chosen = { space: -1, node: node ? node.index : -1 };
-  detail(node ? nodeDetail(node) : []); fill(); redraw();
-}
-function pickSpace(i, move) {
-  chosen = { space: chosen.space === i && !move ? -1 : i, node: -1 };
+function chooseSpace(i, stay) {
+  chosen = { space: chosen.space === i && !stay ? -1 : i, what: null };
+  views.forEach(view => { view.selected = null; });
   detail(chosen.space < 0 ? [] : spaceDetail(i));
-  const first = nodes.find(n => n.main === i && !n.aux) || nodes.find(n => n.set.has(i));
-  if (chosen.space >= 0 && first && ![...visible()].some(n => n.set.has(i))) show(first);
+  if (chosen.space >= 0) for (const view of views) {
+    const first = view.graph.nodes.find(node => node.main === i && !node.aux) ?? view.graph.nodes.find(node => node.set.has(i));
+    if (first && !view.graph.visible.some(item => item.py > view.seen?.y0 && item.py < view.seen?.y1 && item.nodes.some(node => node.set.has(i)))) view.show(view.graph.itemOf(first));
+  }
   fill(); redraw();
 }
-function* visible() {
-  const area = stage.getBoundingClientRect(), half = area.height / 2 / view.zoom;
-  for (let layer = Math.max(0, Math.floor((view.y - half) / ROW)); layer <= Math.min(layers.length - 1, (view.y + half) / ROW); layer++) yield* layers[layer];
+function goTo(name) {
+  const node = graphs.map(graph => graph.named.get(name)).find(Boolean);
+  if (node) choose(node, null);
 }
-function toggleAux(on) { showAux = on; $("aux").setAttribute("aria-pressed", on); redraw(); }
-$("aux").addEventListener("click", () => toggleAux(!showAux));
-$("fit").addEventListener("click", fit);
-addEventListener("resize", redraw); dark.addEventListener("change", () => { colors.clear(); fill(); redraw(); });
 
-// -- the side -------------------------------------------------------------------------------------------------------
+// -- the side --
 
 function el(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children.filter(child => child !== null && child !== undefined));
   return made;
 }
-function swatch(i) { const s = el("span", { className: "swatch" }); s.style.background = colorOf(i); return s; }
+function swatch(tone) { const s = el("span", { className: "swatch" }); s.style.background = tone; return s; }
 function detail(parts) { $("detail").replaceChildren(...parts); }
 function facts(...pairs) {
   return el("dl", {}, ...pairs.filter(([, value]) => value !== "" && value != null && value.length !== 0).flatMap(([name, value]) => [el("dt", { textContent: name }), el("dd", {}, ...[value].flat())]));
 }
-function spaceLinks(list) {
-  return list.map(i => { const b = el("button", { onclick: () => pickSpace(i, true) }, swatch(i), `${spaces[i].id} (${spaces[i].size}, ${spaces[i].freedom})`); b.style.margin = "0 4px 4px 0"; return b; });
-}
+function button(text, act, ...inner) { return el("button", { onclick: act, type: "button" }, ...inner, text); }
+function valueRows(list) { return list.map(([name, shape, kind]) => el("div", {}, el("span", { className: "mono", textContent: name }), ` ${shape || "scalar"} ${kind}`)); }
+function groupLinks(groups) { return groups.filter(group => !group.single).map(group => button(`${group.open ? "▾" : "▸"} ${group.label}`, () => toggle(group))); }
 function nodeDetail(node) {
-  const reasons = reasonsOf.get(node.name) || [];
-  const names = list => [...new Set(list)].join(", ");
+  const reasons = reasonsOf.get(node.name) || [], { site } = node, twins = twinsOf(node);
+  const kept = site && (site.format === "float" ? (site.quantizable === undefined ? "float" : site.quantizable ? "" : "not quantized") : `${site.format}${site.activation ? `, input ${site.activation}` : ""}, ${site.bits_per_weight.toFixed(2)} bits per weight`);
   return [
-    el("b", { textContent: `${node.op} ${node.name}` }),
-    facts(["module", node.module], ["reads", names(node.ins.map(e => e[2]))], ["gives", names(node.outs.map(e => e[2])) + (node.shape ? ` [${node.shape}]` : "")],
-      ["site", node.site ? `weight ${node.site.weight} ${node.site.weight_shape.join("x")}, ${node.site.space_in ?? "indices"} → ${node.site.space_out}${node.site.quantizable ? "" : ", not quantized"}` : ""],
-      ["spaces", spaceLinks(node.spaces)], ["left alone", reasons.map(r => el("div", { textContent: `${r.what}: ${r.reason}` }))]),
+    el("b", {}, `${node.domain ? `${node.domain}.` : ""}${node.op} `, el("span", { className: "mono", textContent: node.name })),
+    facts(["in", groupLinks(node.above)], ["state", graphs.length > 1 ? `${node.state}: ${MEANING[node.state]}` : ""], ["module", node.module],
+      ["site", site ? [`weight ${site.weight} ${site.weight_shape.join("x")}, ${site.space_in ?? "indices"} → ${site.space_out}`, kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
+      ["reads", valueRows(node.reads)], ["gives", valueRows(node.gives)],
+      ["attributes", Object.entries(node.attributes).map(([name, value]) => el("div", { className: "mono", textContent: `${name} = ${value}` }))],
+      ["in the other", twins.map(twin => el("div", { textContent: `${twin.op} ${twin.name}` }))],
+      ["spaces", node.spaces.map(i => button(`${spaces[i].id} (${spaces[i].size}, ${spaces[i].freedom})`, () => chooseSpace(i, true), swatch(colorOf(i))))],
+      ["left alone", reasons.map(r => el("div", { textContent: `${r.what}: ${r.reason}` }))]),
   ];
 }
-function title(site) { return siteOf.get(site)?.module ?? site; }
-function spaceDetail(i) {
-  const s = spaces[i], some = list => list.slice(0, 40).join(", ") + (list.length > 40 ? ` … and ${list.length - 40} more` : "");
+function groupDetail(group) {
+  const ops = new Map(), states = new Map();
+  for (const node of group.nodes) { ops.set(node.op, (ops.get(node.op) ?? 0) + 1); states.set(node.state, (states.get(node.state) ?? 0) + 1); }
+  const counts = map => [...map].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} x ${name}`).join(", ");
   return [
-    el("b", {}, swatch(i), `${s.id}: ${s.size} features, ${s.freedom}`),
-    facts(["limited by", s.limited_by.length ? s.limited_by.map(l => el("div", { textContent: `${l.freedom}: ${l.reason}` })) : "nothing: any invertible matrix"],
+    el("b", { textContent: group.key.replaceAll("/", ".") }), " ", button(group.open ? "close" : "open", () => { toggle(group); detail(groupDetail(group)); }),
+    facts(["operators", counts(ops)], ["states", graphs.length > 1 ? counts(states) : ""], ["sites", group.nodes.filter(node => node.site).map(node => button(node.site.module ?? node.name, () => choose(node, null)))]),
+  ];
+}
+function spaceDetail(i) {
+  const s = spaces[i], some = list => list.slice(0, 40).join(", ") + (list.length > 40 ? ` … and ${list.length - 40} more` : ""), title = site => siteOf.get(site)?.module ?? site;
+  return [
+    el("b", {}, swatch(colorOf(i)), `${s.id}: ${s.size} features, ${s.freedom}`),
+    facts(["transform", s.transform], ["limited by", s.limited_by.length ? s.limited_by.map(l => el("div", { textContent: `${l.freedom}: ${l.reason}` })) : "nothing: any invertible matrix"],
       ["written by", some(s.writers.map(title))], ["read by", some(s.readers.map(title))], ["values", some(s.values)]),
   ];
 }
+function row(text, on, pick, ...inner) { return { text: text.filter(Boolean).join(" ").toLowerCase(), on, pick, make: () => inner }; }
+function headline(...parts) { return el("div", { className: "top" }, ...parts); }
+function mono(text) { return el("span", { className: "mono", textContent: text }); }
+function end(text) { return el("span", { className: "dim end", textContent: text }); }
+function dim(text) { return el("div", { className: "dim", textContent: text }); }
+function* opened(group, deep = 0) { for (const part of group.parts) { if (!part.single) yield [part, deep]; if (part.open) yield* opened(part, deep + (part.single ? 0 : 1)); } }
+function textOf(node) { return [node.op, node.name, node.module, node.path.join("."), node.shape, node.state, ...node.gives.map(([name]) => name), ...node.reads.map(([name]) => name), ...(reasonsOf.get(node.name) || []).map(r => r.reason), ...node.spaces.map(s => spaces[s].id)].filter(Boolean).join(" ").toLowerCase(); }
 const TABS = {
-  spaces: () => order.map(i => ({ text: [spaces[i].id, spaces[i].freedom, ...spaces[i].limited_by.map(l => l.reason), ...spaces[i].values].join(" "), on: chosen.space === i, pick: () => pickSpace(i), make: () => spaceRow(i) })),
-  sites: () => sites.map(s => ({ text: [s.name, s.module, s.op, s.weight, s.space_in, s.space_out].join(" "), on: nodes[chosen.node]?.site === s, pick: () => goTo(s.name), make: () => siteRow(s) })),
-  weights: () => weights.map(w => ({ text: [w.name, w.module, w.kind, w.status, w.format, w.reason, ...w.readers].join(" "), on: w.readers.includes(nodes[chosen.node]?.name), pick: () => goTo(w.readers[0]), make: () => weightRow(w) })),
-  declined: () => declined.map(d => ({ text: [d.site, d.module, d.what, d.reason].join(" "), on: nodes[chosen.node]?.name === d.site, pick: () => goTo(d.site), make: () => declinedRow(d) })),
-  nodes: () => nodes.map(n => ({ text: [n.op, n.name, n.module, n.shape, ...n.outs.map(e => e[2])].join(" "), on: chosen.node === n.index, pick: () => { pick(n); show(n); }, make: () => nodeRow(n) })),
+  modules: () => [...opened((graphs[0] ?? { root: { parts: [] } }).root)].map(([group, deep]) => {
+    const made = row([group.key], chosen.what?.key === group.key, () => choose(group, null), headline(button(group.open ? "▾" : "▸", event => { event.stopPropagation(); toggle(group); }), mono(group.label), end(`${group.nodes.length} operators, ${group.nodes.filter(node => node.site).length} sites`)));
+    return { ...made, deep };
+  }),
+  spaces: () => order.map(i => { const s = spaces[i], limit = s.limited_by.at(-1); return row([s.id, s.freedom, s.transform, ...s.limited_by.map(l => l.reason), ...s.values], chosen.space === i, () => chooseSpace(i), headline(el("span", { className: "mono" }, swatch(colorOf(i)), s.id), `${s.size}`, el("span", { className: "pill", textContent: s.freedom }), end(isUsed(i) ? `${s.writers.length} write, ${s.readers.length} read` : "no site")), dim(limit ? limit.reason : "nothing limits it")); }),
+  sites: () => sites.map(s => row([s.name, s.module, s.op, s.weight, s.space_in, s.space_out, s.format], chosen.what?.name === s.name, () => goTo(s.name), headline(mono(s.module ?? s.name), end(`${s.op} ${s.weight_shape.join("x")}`)), dim(`${s.format === "float" ? "" : `${s.format} · `}${s.space_in ?? "indices"} → ${s.space_out}${(reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : ""}`))),
+  weights: () => weights.map(w => row([w.name, w.module, w.kind, w.status, w.format, w.reason, ...w.readers], w.readers.includes(chosen.what?.name), () => goTo(w.readers[0]), headline(mono(w.name), end(`${w.kind} ${w.shape.join("x")}, ${w.bytes} bytes`)), dim((w.module ? `${w.module} · ` : "") + [w.status, w.reason ?? w.format].filter(Boolean).join(": ")))),
+  declined: () => declined.map(d => row([d.site, d.module, d.what, d.reason], chosen.what?.name === d.site, () => goTo(d.site), el("div", { className: "mono", textContent: d.site + (d.module ? ` · ${d.module}` : "") }), el("div", { textContent: d.what }), dim(d.reason))),
+  nodes: () => graphs.flatMap(graph => graph.nodes).map(n => row([textOf(n)], chosen.what === n, () => choose(n, null), headline(swatch(toneOf(n)), n.op, el("span", { className: "mono dim", textContent: n.name }), end(graphs.length > 1 ? n.graph.title : n.shape)))),
 };
-function goTo(name) { const node = nodes.find(n => n.name === name && n.kind === "node"); if (node) { pick(node); show(node); } }
-function spaceRow(i) {
-  const s = spaces[i], limit = s.limited_by[s.limited_by.length - 1];
-  return [el("div", { className: "top" }, el("span", { className: "mono" }, swatch(i), s.id), el("span", { textContent: `${s.size}` }), el("span", { className: "pill", textContent: s.freedom }), el("span", { className: "dim end", textContent: isUsed(i) ? `${s.writers.length} write, ${s.readers.length} read` : "no site" })),
-    el("div", { className: "dim", textContent: limit ? limit.reason : "nothing limits it" })];
-}
-function siteRow(s) {
-  return [el("div", { className: "top" }, el("span", { className: "mono", textContent: s.module ?? s.name }), el("span", { className: "dim end", textContent: `${s.op} ${s.weight_shape.join("x")}` })),
-    el("div", { className: "dim", textContent: (s.module ? `${s.name} · ` : "") + `${s.space_in ?? "indices"} → ${s.space_out}` + ((reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : "") })];
-}
-function weightRow(w) {
-  return [el("div", { className: "top" }, el("span", { className: "mono", textContent: w.name }), el("span", { className: "dim end", textContent: `${w.kind} ${w.shape.join("x")}, ${w.bytes} bytes` })),
-    el("div", { className: "dim", textContent: (w.module ? `${w.module} · ` : "") + [w.status, w.reason ?? w.format].filter(Boolean).join(": ") })];
-}
-function declinedRow(d) { return [el("div", { className: "mono", textContent: d.site + (d.module ? ` · ${d.module}` : "") }), el("div", { textContent: d.what }), el("div", { className: "dim", textContent: d.reason })]; }
-function nodeRow(n) { return [el("div", { className: "top" }, el("span", {}, swatch(n.main), n.op), el("span", { className: "mono dim", textContent: n.name }), el("span", { className: "dim end", textContent: n.shape })) ]; }
-
-let tab = "spaces";
+let tab = document.querySelector("nav button[aria-pressed=true]").dataset.tab;
+function words() { return $("find").value.toLowerCase().split(/\s+/).filter(Boolean); }
 function fill() {
-  const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = TABS[tab]().filter(row => words.every(word => row.text.toLowerCase().includes(word)));
-  const made = rows.slice(0, MOST).map(row => el("div", { className: row.on ? "row on" : "row", onclick: row.pick }, ...row.make()));
+  const asked = words(), rows = TABS[tab]().filter(one => asked.every(word => one.text.includes(word)));
+  const made = rows.slice(0, MOST).map(one => {
+    const line = el("div", { className: one.on ? "row on" : "row", tabIndex: 0, onclick: one.pick, onkeydown: event => { if (event.key === "Enter" && event.target === line) one.pick(); } }, ...one.make());
+    if (one.deep) line.style.paddingLeft = `${14 + 16 * one.deep}px`;
+    return line;
+  });
   if (rows.length > MOST) made.push(el("div", { className: "row dim", textContent: `… and ${rows.length - MOST} more: search to narrow them` }));
-  if (!rows.length) made.push(el("div", { className: "row dim", textContent: words.length ? "nothing matches" : "none" }));
+  if (!rows.length) made.push(el("div", { className: "row dim", textContent: asked.length ? "nothing matches" : "none" }));
   $("list").replaceChildren(...made);
 }
-function search() {
-  const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-  hits = words.length ? new Set(TABS.nodes().flatMap((row, i) => words.every(word => (row.text + " " + (reasonsOf.get(nodes[i].name) || []).map(r => r.reason).join(" ") + " " + nodes[i].spaces.map(s => spaces[s].id).join(" ")).toLowerCase().includes(word)) ? [i] : [])) : null;
-  fill(); redraw();
+function show(name) {
+  tab = name;
+  document.querySelectorAll("nav button").forEach(other => other.setAttribute("aria-pressed", other.dataset.tab === name));
+  fill();
 }
+function search() {
+  const asked = words(), all = graphs.flatMap(graph => graph.nodes).filter(node => { const text = textOf(node); return asked.every(word => text.includes(word)); });
+  hits = asked.length ? new Set(all) : null; step = -1;
+  tell(); if (asked.length && tab === "modules") show("nodes"); else fill();
+  redraw();
+}
+function tell() { $("hits").textContent = hits === null ? "" : `${step < 0 ? "" : `${step + 1} of `}${hits.size}`; }
+function walk(by) {
+  if (!hits?.size) return;
+  const list = [...hits];
+  step = step < 0 ? (by > 0 ? 0 : list.length - 1) : (step + by + list.length) % list.length;
+  tell(); choose(list[step], null);
+}
+
+// -- controls --
+
 let pause = 0;
 $("find").addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(search, 120); });
-for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => {
-  tab = button.dataset.tab;
-  document.querySelectorAll("nav button").forEach(other => other.setAttribute("aria-pressed", other === button));
-  fill();
+$("find").addEventListener("keydown", event => {
+  if (event.key === "Enter") { event.preventDefault(); clearTimeout(pause); if (hits === null) search(); walk(event.shiftKey ? -1 : 1); }
+  if (event.key === "Escape") { $("find").value = ""; search(); $("find").blur(); }
 });
+addEventListener("keydown", event => { if (event.key === "/" && document.activeElement !== $("find")) { event.preventDefault(); $("find").focus(); } });
+$("next").addEventListener("click", () => walk(1)); $("last").addEventListener("click", () => walk(-1));
+$("aux").addEventListener("click", () => {
+  const on = $("aux").getAttribute("aria-pressed") !== "true";
+  $("aux").setAttribute("aria-pressed", on);
+  for (const view of views) view.around(view.selected, () => { view.graph.showAux = on; view.graph.layout(); });
+});
+$("fit").addEventListener("click", () => views.forEach(view => view.fit()));
+$("fold").addEventListener("click", () => { for (const view of views) { view.graph.openSome(); view.start(); } choose(null, null); });
+$("unfold").addEventListener("click", () => { for (const view of views) { for (const group of view.graph.groups.values()) group.open = true; view.around(view.selected, () => view.graph.layout()); } fill(); });
+document.querySelectorAll("nav button").forEach(one => one.addEventListener("click", () => show(one.dataset.tab)));
+dark.addEventListener("change", () => { colors.clear(); fill(); redraw(); });
+fill();
 const asked = new URLSearchParams(location.hash.slice(1));
-start(); fill();
-if (asked.get("view") === "all") fit();
-if (asked.get("space")) pickSpace(spaces.findIndex(s => s.id === asked.get("space")), true);
+if (asked.get("view") === "all") views.forEach(view => view.fit());
+if (asked.get("space")) chooseSpace(spaces.findIndex(s => s.id === asked.get("space")), true);
 if (asked.get("site")) goTo(asked.get("site"));

@@ -1,0 +1,114 @@
+"""Groups of operators for drawings: by path of the module, or, where nothing says it, by structure that repeats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["grouped", "repeats"]
+
+#: Parts of a graph count as repeated from this many operators on, and where at least this share of all is in them.
+LEAST, SHARE = 4, 0.4
+
+#: More operators than this in no group of their own are cut into pieces.
+MANY = 200
+
+
+def grouped(
+    modules: Sequence[str | None], kinds: Sequence[str], reads: Sequence[Sequence[int]]
+) -> list[list[str]]:  # fmt: skip
+    """The path of groups of each operator, the outermost first; empty for one that stands alone.
+
+    Operators whose module is not known stand between such whose is: what reads from the module before belongs to it,
+    the rest to the one behind, down to the first part in which the two paths differ. Groups of one operator are none.
+
+    Args:
+        modules: paths such as ``layers.0.mlp``, in the order of the graph.
+        kinds: the names of the operators, for what repeats.
+        reads: for each operator, those whose outputs it reads.
+    """
+    paths = [module.split(".") if module else None for module in modules]
+    found = _by_structure(kinds) if all(path is None for path in paths) else _by_module(paths, reads)
+    sizes = Counter(tuple(path[:end]) for path in found for end in range(1, len(path) + 1))
+    return _cut([[part for end, part in enumerate(path, 1) if sizes[tuple(path[:end])] > 1] for path in found])
+
+
+def _cut(paths: list[list[str]]) -> list[list[str]]:
+    """The same paths, with pieces of what is too much for one group."""
+    own, seen = Counter(map(tuple, paths)), Counter[tuple[str, ...]]()
+    found = []
+    for path in paths:
+        total, place = own[tuple(path)], seen[tuple(path)]
+        seen[tuple(path)] += 1
+        start = place // (MANY // 2) * (MANY // 2)
+        piece = f"operators {start + 1} to {min(start + MANY // 2, total)}"
+        found.append([*path, piece] if total > MANY else path)
+    return found
+
+
+def _by_module(paths: Sequence[list[str] | None], reads: Sequence[Sequence[int]]) -> list[list[str]]:
+    before, behind = _known(paths), _known(paths[::-1])[::-1]
+    found: list[list[str]] = []
+    for i, path in enumerate(paths):
+        a, b = before[i], behind[i]
+        if path is not None or a is None or b is None:
+            found.append(path or [])
+            continue
+        shared = _shared(a, b)
+        after = any((known := paths[j]) is not None and known[: shared + 1] == a[: shared + 1] for j in reads[i])
+        inner = a if after else b
+        found.append(inner[: shared + 1] if shared and len(inner) > shared + 1 else inner[:shared])
+    return found
+
+
+def _known(paths: Sequence[list[str] | None]) -> list[list[str] | None]:
+    """The last known path up to each place."""
+    found: list[list[str] | None] = []
+    last = None
+    for path in paths:
+        last = last if path is None else path
+        found.append(last)
+    return found
+
+
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many parts two paths share at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _by_structure(kinds: Sequence[str]) -> list[list[str]]:
+    paths: list[list[str]] = [[] for _ in kinds]
+    found = repeats(kinds)
+    if found is not None:
+        start, period, count = found
+        for i in range(count):
+            for j in range(start + i * period, start + (i + 1) * period):
+                paths[j] = [f"{count} equal blocks", f"block {i + 1}"]
+    return paths
+
+
+def repeats(kinds: Sequence[str]) -> tuple[int, int, int] | None:
+    """The part of a sequence that consists of the longest run of equal pieces: start, length of a piece, how many.
+
+    Of several that cover as much, the one with the shortest pieces; ``None`` where little repeats.
+    """
+    numbers = np.unique(np.asarray(kinds, dtype=str), return_inverse=True)[1] if len(kinds) else np.zeros(0, int)
+    best, covered = None, SHARE * len(numbers)
+    for period in range(LEAST, len(numbers) // 2 + 1):
+        start, length = _longest(numbers[:-period] == numbers[period:])
+        count = (length + period) // period
+        if count >= 2 and count * period > covered:
+            best, covered = (start, period, count), count * period
+    return best
+
+
+def _longest(equal: np.ndarray) -> tuple[int, int]:
+    """Start and length of the longest run of true."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], equal, [False])).astype(np.int8)))
+    if not len(edges):
+        return 0, 0
+    starts, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - starts))
+    return int(starts[longest]), int(ends[longest] - starts[longest])

@@ -1,0 +1,47 @@
+"""Operators are grouped by what is known of their modules, or by what repeats."""
+
+from __future__ import annotations
+
+import pytest
+
+from qcompile.artifact.grouping import grouped, repeats
+
+
+def joined(paths: list[list[str]]) -> list[str]:
+    return ["/".join(path) for path in paths]
+
+
+def test_operators_without_a_module_belong_where_they_stand() -> None:
+    """Two blocks of two maps each, with an activation within and a sum behind; only maps know their modules."""
+    modules = [None, "l.0.up", None, "l.0.down", None, None, "l.1.up", None, "l.1.down", None]
+    kinds = ["input", "MatMul", "Relu", "MatMul", "Add", "Norm", "MatMul", "Relu", "MatMul", "output"]
+    reads = [[], [0], [1], [2], [0, 3], [4], [5], [6], [7], [8]]
+    assert joined(grouped(modules, kinds, reads)) == [
+        "", "l/0", "l/0", "l/0", "l/0", "l/1", "l/1", "l/1", "l/1", ""
+    ]  # fmt: skip
+
+
+def test_groups_of_one_operator_are_none() -> None:
+    assert joined(grouped(["a.x", "a.x", "a.y", "b"], ["M"] * 4, [[]] * 4)) == ["a/x", "a/x", "a", ""]
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [("xabcdabcdabcdy", (1, 4, 3)), ("abcdefgh", None), ("aaaaaaaa", (0, 4, 2)), ("", None), ("ab", None)],
+)
+def test_the_longest_run_of_equal_pieces_is_found(text: str, found: tuple[int, int, int] | None) -> None:
+    assert repeats(list(text)) == found
+
+
+def test_repeated_structure_stands_in_for_modules() -> None:
+    paths = grouped([None] * 14, list("xabcdabcdabcdy"), [[]] * 14)
+    assert joined(paths)[:6] == ["", *["3 equal blocks/block 1"] * 4, "3 equal blocks/block 2"]
+    assert paths[-1] == []
+
+
+def test_much_in_no_group_is_cut() -> None:
+    names = [chr(ord("a") + i % 23) + str(i) for i in range(450)]
+    paths = joined(grouped([None] * 450, names, [[]] * 450))
+    assert paths[0] == paths[99] == "operators 1 to 100"
+    assert paths[100] == "operators 101 to 200"
+    assert paths[-1] == "operators 401 to 450"
