@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "build_manifest", "compile_report", "write_report"]
 
-# -- the manifest ----------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Facts:
