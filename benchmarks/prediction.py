@@ -95,7 +95,7 @@ class Bench:
         data = hold_out(load_data(calibration, model), model)
         sites = [site for site in quantizable(prepared.analysis)[0] if not site.nested]
         self.groups, self.tables = siblings_of(sites), [site for site in sites if site.input is None]
-        statistics = collect(model, {group.name: group.axis for group in self.groups}, data)
+        statistics = collect(model, {group.name: group.reading for group in self.groups}, data)
         start = perf_counter()
         costs = measure_curvatures(model, sites, statistics, data, lambda *said: print("!", *said), device=device)
         self.seconds = perf_counter() - start

@@ -140,6 +140,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     state.declined += declined
     wishes = wishes_of(analysis.sites, request.target, options.exclude, options.format_for, options.transform_for)
     sites = wishes.allowed(sites, state.decline)
+    wishes.decline_inputs(sites, request.schemes, state.decline)
     if not sites:
         none = f"'{prepared.source.path}' has no linear map with a constant weight that can be quantized"
         raise InputError(none + said_of_weights([*state.declined, *unsited(prepared.weights)]))

@@ -41,7 +41,7 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
             state.decline("*", f"columns of their own for loud features: {word}", reason)
             continue
         groups = _groups(prepared, request)
-        wanted = {group.name: group.axis for group in groups}
+        wanted = {group.name: group.reading for group in groups}
         known = {} if data.random else collect(
             state.model, wanted, data, device=options.device, memory=options.memory, progress=request.progress
         )  # fmt: skip
@@ -106,4 +106,5 @@ def _groups(prepared: Prepared, request: Request) -> list[Siblings]:
     out = edge_sites(analysis.model, sites) | wishes_of(sites, request.target, (), {}, {}).left_out.keys()
     left = [*options.exclude, *(pattern for pattern, word in options.format_for.items() if word == "float")]
     out |= {site.name for pattern in left for site in fitting(pattern, sites)}  # some may name parts to come
-    return siblings_of([s for s in sites if s.name not in out and SPLIT not in s.node.metadata_props])
+    own = siblings_of([s for s in sites if s.name not in out and SPLIT not in s.node.metadata_props])
+    return [group for group in own if group.patches is None]  # kernels are not split

@@ -16,6 +16,7 @@ from commands import done, refused
 from small import write_data, write_model
 
 import qcompile as qc
+from qcompile.analysis.patches import Reading
 from qcompile.analysis.stacks import Route
 from qcompile.artifact.artifact import Artifact
 from qcompile.errors import InputError
@@ -422,7 +423,7 @@ def test_statistics_of_experts_come_back(tmp_path: Path) -> None:
 
 def test_what_is_learned_of_a_value_does_not_depend_on_which_are_wanted(model: ir.Model) -> None:
     data = hold_out(load_data(texts(), model), model)
-    inputs = dict.fromkeys("xrsqt", -1)
+    inputs = {name: Reading(name, -1) for name in "xrsqt"}
     every, some = collect(model, inputs, data), collect(model, inputs, data, wanted=["s", "t"])
     assert [*some] == ["s", "t"]
     for name, own in some.items():

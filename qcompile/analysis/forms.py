@@ -1,32 +1,26 @@
-"""Sites as they stand in the graph, in three forms.
+"""Sites as they stand in the graph, in four forms.
 
-A lookup of rows, a product ``after(alpha · before(x) Wᵀ + beta · bias)`` with a matrix, and products with matrices out
-of a stack, which their own operator computes.
+A lookup of rows, a product ``after(alpha · before(x) Wᵀ + beta · bias)`` with a matrix, products with matrices out of a
+stack, which their own operator computes, and convolutions, which are products with the patches of what they read.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeGuard
+from typing import ClassVar, TypeGuard
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.folding import lines
+from qcompile.analysis.matrices import Layout, kernel_layout, layout_along
+from qcompile.analysis.patches import Patches, patches_of
 from qcompile.analysis.rules.einsum import read_letters, weight_letters
 from qcompile.analysis.rules.linear import weight_of
-from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
-from qcompile.ir.required import constant, operand, operands, optional, producer_of, rank_of, shape_of
-from qcompile.ir.tensors import Derived, on_device, read, release
+from qcompile.ir.required import operand, operands, optional, producer_of, rank_of, shape_of, sizes_of
 from qcompile.ir.text import refusal
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["Linear", "Lookup", "Stack", "as_weight", "laid_out", "read_site", "weight_matrix"]
+__all__ = ["Convolution", "Form", "Linear", "Lookup", "Stack", "read_convolution", "read_site"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,11 @@ class Lookup:
     node: ir.Node
     weight: ir.Value
     indices: ir.Value
-    axis: ClassVar[int] = 1
+
+    @property
+    def layout(self) -> Layout:
+        """How the table is a matrix."""
+        return layout_along(sizes_of(self.weight), 1)
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,16 @@ class Linear:
         """Axes of ``x``."""
         return rank_of(self.x)
 
+    @property
+    def features(self) -> int:
+        """The axis of ``x`` that is contracted."""
+        return -1 if self.before is None else self.before[-1]
+
+    @property
+    def layout(self) -> Layout:
+        """How the weight is ``[out, in]``."""
+        return layout_along(sizes_of(self.weight), self.axis)
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -93,14 +101,64 @@ class Stack:
     x: ir.Value
     axis: int
     before: ClassVar[None] = None
+    features: ClassVar[int] = -1
 
     @property
     def rank(self) -> int:
         """Axes of ``x``."""
         return rank_of(self.x)
 
+    @property
+    def layout(self) -> Layout:
+        """How the stack is ``[out, in]``, its matrices one below the other."""
+        return layout_along(sizes_of(self.weight), self.axis)
 
-def read_site(node: ir.Node) -> Linear | Lookup | Stack:
+
+@dataclass(frozen=True)
+class Convolution:
+    """A product of a kernel ``[out, taps · in / groups]`` with every patch of what it reads.
+
+    Where its input is rounded, that is done at each place along its channels, before there are patches: all that cover
+    a place see the same of it, and the zeros around stay zeros.
+
+    Args:
+        node: the operator.
+        weight: the kernel, as the operator has it.
+        x: what it reads, ``[samples, channels, *places]``.
+        patches: of it.
+        bias: added to each channel.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    x: ir.Value
+    patches: Patches
+    bias: ir.Value | None = None
+    features: ClassVar[int] = 1
+    before: ClassVar[None] = None
+
+    @property
+    def rank(self) -> int:
+        """Axes of ``x``."""
+        return rank_of(self.x)
+
+    @property
+    def channels(self) -> int:
+        """Channels of ``x``."""
+        first, second, *_ = sizes_of(self.weight)
+        return first if self.patches.transposed else second * self.patches.groups
+
+    @property
+    def layout(self) -> Layout:
+        """How the kernel is a matrix."""
+        return kernel_layout(sizes_of(self.weight), self.patches.groups, transposed=self.patches.transposed)
+
+
+#: Every form that a site can have.
+Form = Linear | Lookup | Stack | Convolution
+
+
+def read_site(node: ir.Node) -> Form:
     """The node in that form.
 
     Raises:
@@ -108,7 +166,7 @@ def read_site(node: ir.Node) -> Linear | Lookup | Stack:
     """
     reader = _READERS.get((node.domain, node.op_type))
     if reader is None:
-        raise _refuse(node, "is no MatMul, Gemm, Einsum, 1x1 Conv or Gather")
+        raise _refuse(node, "is no MatMul, Gemm, Einsum, convolution or Gather")
     return reader(node)
 
 
@@ -192,16 +250,25 @@ def _gemm(node: ir.Node) -> Linear:
     return Linear(node, weight, _input(node, x), axis, before=before, alpha=alpha, beta=beta, bias=bias)
 
 
-def _conv(node: ir.Node) -> Linear:
-    x, weight, bias = operand(node, 0), operand(node, 1), optional(node, 2)
-    rank = rank_of(weight)
-    if not _constant(weight) or any(dim != 1 for dim in shape_of(weight)[2:]):
-        raise _refuse(node, "has a kernel larger than 1, or none that is constant")
-    strides, pads = node.attributes.get_ints("strides", ()), node.attributes.get_ints("pads", ())
-    if node.attributes.get_int("group", 1) != 1 or any(s != 1 for s in strides) or any(pads):
-        raise _refuse(node, "has groups, strides or padding")
+def read_convolution(node: ir.Node) -> Convolution:
+    """A convolution as such, though it may be a product with a matrix at each place.
+
+    Raises:
+        TargetError: if its kernel is no constant.
+    """
+    weight = operand(node, 1)
+    if not _constant(weight):
+        raise _refuse(node, "has no constant kernel")
+    return Convolution(node, weight, _input(node, operand(node, 0)), patches_of(node), optional(node, 2))
+
+
+def _conv(node: ir.Node) -> Linear | Convolution:
+    form = read_convolution(node)
+    if not form.patches.plain:
+        return form
+    rank = rank_of(form.weight)
     before, after = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
-    return Linear(node, weight, _input(node, x), 1, before=before, after=after, bias=bias)
+    return Linear(node, form.weight, form.x, 1, before=before, after=after, bias=form.bias)
 
 
 def _gather(node: ir.Node) -> Lookup:
@@ -211,56 +278,11 @@ def _gather(node: ir.Node) -> Lookup:
     return Lookup(node, table, indices)
 
 
-_READERS: dict[tuple[str, str], Callable[[ir.Node], Linear | Lookup | Stack]] = {
+_READERS: dict[tuple[str, str], Callable[[ir.Node], Form]] = {
     ("", "Einsum"): _einsum,
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
     ("", "Conv"): _conv,
+    ("", "ConvTranspose"): _conv,
     ("", "Gather"): _gather,
 }
-
-
-def weight_matrix(site: Site, rows: int | None = None, device: str = "cpu") -> torch.Tensor:
-    """A site's weight as ``[out, in]`` float32, or that many of its rows; an embedding table as ``[rows, features]``.
-
-    The matrices of a stack stand one below the other. The result need not be contiguous.
-
-    Args:
-        device: where the result is; on a GPU a whole weight is computed there.
-    """
-    import torch
-
-    tensor, axis = constant(site.weight), site.axis_out if site.input is None else site.axis_in
-    count = math.prod(site.shape) // site.shape[axis]
-    if device != "cpu" and rows is None:
-        moved = on_device(tensor, torch.device(device)).movedim(axis, -1)
-        return moved.reshape(-1, moved.shape[-1]).float()
-    if device != "cpu":
-        return weight_matrix(site, rows).to(device)
-    if rows is not None and rows < count:
-        weight = lines(tensor, axis, np.linspace(0, count - 1, rows).astype(int))
-    else:
-        weight = np.moveaxis(read(tensor), axis, -1)
-    weight = weight.reshape(-1, weight.shape[-1])
-    if isinstance(tensor, Derived) and weight.dtype == np.float32 and weight.flags.writeable:  # torch takes no other
-        return torch.from_numpy(weight)
-    copied = np.array(weight, np.float32)
-    del weight
-    release(tensor)
-    return torch.from_numpy(copied)
-
-
-def as_weight(site: Site, matrix: np.ndarray) -> np.ndarray:
-    """A result of ``weight_matrix`` in the shape and the type of the weight."""
-    import torch
-
-    axis = site.axis_out if site.input is None else site.axis_in
-    laid = laid_out(torch.from_numpy(matrix), site.shape, axis).numpy()
-    return np.ascontiguousarray(laid, constant(site.weight).dtype.numpy())
-
-
-def laid_out(matrix: torch.Tensor, shape: Sequence[int], axis: int) -> torch.Tensor:
-    """A matrix ``[out, in]`` as the weight of that shape whose axis ``in`` is."""
-    kept = list(shape)
-    kept.append(kept.pop(axis))
-    return matrix.reshape(kept).movedim(-1, axis)

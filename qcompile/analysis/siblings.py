@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.axes import Ref
 from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.patches import CONVOLUTIONS, Patches, Reading, patches_of, windowed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, Route, experts_of
 from qcompile.errors import TargetError
@@ -20,7 +21,7 @@ from qcompile.ir.required import name_of
 if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
-__all__ = ["Siblings", "cost_fraction", "siblings_of", "routed", "routes_of", "shared_table"]
+__all__ = ["Siblings", "cost_fraction", "input_name", "siblings_of", "routed", "routes_of", "shared_table"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +30,43 @@ class Siblings:
 
     Args:
         value: the activation.
-        name: that of the activation; lowering gives it to another value.
+        name: that of the activation, which lowering gives to another value; with the patches, where they read some.
         ref: its feature axis.
         sites: its readers.
+        patches: those that they read of it, if they are convolutions of more than one place.
     """
 
     value: ir.Value
     name: str
     ref: Ref
     sites: list[Site]
+    patches: Patches | None = None
 
     @property
     def width(self) -> int:
         """Features of the value."""
-        return self.sites[0].shape[self.sites[0].axis_in]
+        groups = 1 if self.patches is None else self.patches.groups
+        return self.sites[0].shape[self.sites[0].axis_in] * groups
+
+    @property
+    def taps(self) -> int:
+        """Places that a row of what they read covers, each with as many features."""
+        return 1 if self.patches is None else self.patches.taps
+
+    @property
+    def grouped(self) -> bool:
+        """Whether each site reads parts of the features apart, which share one second moment."""
+        return self.patches is not None and self.patches.groups > 1
+
+    @property
+    def reading(self) -> Reading:
+        """How the sites read the value."""
+        return Reading(name_of(self.value), self.axis, self.patches)
 
     @property
     def axis(self) -> int:
         """Where the features of the value are: channels come second, everything else reads the last axis."""
-        return 1 if self.sites[0].node.op_type == "Conv" else -1
+        return 1 if self.sites[0].node.op_type in CONVOLUTIONS else -1
 
     @property
     def nested(self) -> bool:
@@ -61,19 +80,26 @@ class Siblings:
 
 
 def siblings_of(sites: Sequence[Site]) -> list[Siblings]:
-    """Sites with a matrix or a stack of them by the value that they read.
+    """Sites by what they read: a value, or all patches of it that a kernel makes.
 
-    Embedding tables read none, kernels read many places at once, and a value has one basis: sites that read it along
-    another axis than the first are in no group.
+    Embedding tables read none, and a value has one basis: sites that read it along another axis than the first are in
+    no group.
     """
-    found: dict[ir.Value, Siblings] = {}
+    found: dict[str, Siblings] = {}
+    bases: dict[ir.Value, Ref] = {}
     for site in sites:
-        kernel = site.node.op_type in ("Conv", "ConvTranspose") and not site.is_matrix
-        if site.input is not None and site.ref_in is not None and not kernel:
-            group = found.setdefault(site.input, Siblings(site.input, name_of(site.input), site.ref_in, []))
-            if site.ref_in is group.ref:
-                group.sites.append(site)
+        if site.input is None or site.ref_in is None:
+            continue
+        if bases.setdefault(site.input, site.ref_in) is site.ref_in:
+            name, patches = input_name(site), patches_of(site.node) if windowed(site.node) else None
+            found.setdefault(name, Siblings(site.input, name, site.ref_in, [], patches)).sites.append(site)
     return list(found.values())
+
+
+def input_name(site: Site) -> str:
+    """The name of what a site reads: that of a value, or with the patches that are made of it; of a table its own."""
+    name = name_of(site.weight if site.input is None else site.input)
+    return f"{name} in patches {patches_of(site.node)}" if windowed(site.node) else name
 
 
 def routed(site: Site) -> Experts | None:

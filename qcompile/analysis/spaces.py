@@ -116,8 +116,9 @@ class Site:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether the weight has no axes but the two: no kernel, no stack."""
-        return math.prod(self.shape) == self.shape[self.axis_in] * self.shape[self.axis_out]
+        """Whether the weight has no axes but the two: no kernel, no groups, no stack."""
+        size = math.prod(self.shape) * self.node.attributes.get_int("group", 1)
+        return size == self.shape[self.axis_in] * self.shape[self.axis_out]
 
     @property
     def nested(self) -> bool:

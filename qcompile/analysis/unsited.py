@@ -74,8 +74,6 @@ def _of_node(node: ir.Node) -> str:
         return f"{node.op_type} reads it quantized already ({format_of(node)})"
     if node.op_type in _RECURRENT:
         return f"{node.op_type} weights are no sites: no target computes recurrent layers with quantized weights"
-    if node.op_type in _CONVOLUTIONS and node.attributes.get_int("group", 1) > 1:
-        return f"a {node.op_type} with groups is no site: no target computes it with quantized weights"
     if node.op_type in _PRODUCTS:
         return f"{node.op_type} makes no product of an activation with it that is a site"
     if node.op_type in _LOOKUPS:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.folding import PIECE
-from qcompile.analysis.forms import Lookup, Stack, read_site
+from qcompile.analysis.forms import Convolution, Lookup, Stack, read_site
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
@@ -83,7 +83,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 def _sampled(node: ir.Node) -> Sampled | None:
     """``None`` for a form that the oracle does not know."""
     site = read_site(node)
-    if isinstance(site, Lookup):
+    if isinstance(site, Lookup | Convolution):
         return None
     read, written = required.name_of(site.x), required.name_of(node.outputs[0])
     if isinstance(site, Stack):

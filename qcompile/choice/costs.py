@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from qcompile.analysis.matrices import layout_of
 from qcompile.analysis.spaces import Site
 from qcompile.choice.branches import Apart, rank_in, size_of
 from qcompile.ir.required import constant
@@ -41,7 +42,7 @@ def _products(site: Site, scheme: Scheme) -> float:
 
 
 def _bytes(site: Site, scheme: Scheme) -> float:
-    width = site.shape[site.axis_out] if site.input is None else site.shape[site.axis_in]
+    width = layout_of(site).columns
     stored = constant(site.weight).size * _width(scheme, width)
     if isinstance(scheme, Apart):
         rank, out = rank_in(site.shape, scheme.branch), site.shape[site.axis_out]

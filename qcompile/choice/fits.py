@@ -10,7 +10,7 @@ import torch
 
 from qcompile.analysis.axes import Axes, AxisNode, Mode, Ref, Structure
 from qcompile.analysis.folding import axis_transform
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.statistics.second_moment import on_device, shrinkage
 from qcompile.transforms.fitted import diagonal_blocks
 
@@ -79,7 +79,7 @@ class Moments:
     def of(self, group: Siblings, transform: Transform | None = None) -> Fit | None:
         """The moments in the basis of a transform, if there is data."""
         own = self.statistics.get(group.name)
-        if own is None or not own.second_moment.size:
+        if own is None or not own.second_moment.size or group.grouped:
             return None
         if transform is None:
             return self._plain(group, own)
@@ -102,9 +102,12 @@ def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
     """The moments of the value that siblings read, on a device; of no rows the moment is the identity."""
     gram, rows = torch.zeros(group.width, group.width, device=device), 0
     for site in group.sites:
-        weight = weight_matrix(site, device=device)
+        weight = weight_matrix(site, device=device).reshape(-1, group.width)  # of patches, tap by tap
         gram, rows = gram.addmm_(weight.T, weight), rows + len(weight)
-    return Fit(on_device(own.second_moment, device, torch.float64), gram.double() / rows, own.effective)
+    moment = on_device(own.second_moment, device, torch.float64)
+    if group.taps > 1:
+        moment = diagonal_blocks(moment, group.width).mean(0)
+    return Fit(moment, gram.double() / rows, own.effective)
 
 
 def fit_of_space(

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 from qcompile.choice.compensation import Compensation
 from qcompile.formats import fake_quantize_rows, range_within
 from qcompile.statistics.collected import spread
+from qcompile.transforms.widened import Widened
 
 if TYPE_CHECKING:
     import torch
 
     from qcompile.formats import Format
+    from qcompile.formats.static import Activation
     from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["HeldOut", "Rows", "Samples"]
+__all__ = ["HeldOut", "Rows", "Samples", "rounded_by_place"]
 
 #: Rows of the sample that a prediction looks at.
 ROWS = 256
@@ -74,10 +76,16 @@ class Samples:
 
 
 class Rows:
-    """Rows in the basis of a transform, as they are and as they are rounded: siblings read the same."""
+    """Rows in the basis of a transform, as they are and as they are rounded: siblings read the same.
 
-    def __init__(self, transform: Transform | None) -> None:
-        self.transform = transform
+    Args:
+        transform: of the features of one place.
+        widened: makes of it that of rows.
+        taps: places of a row, each of which is rounded by itself.
+    """
+
+    def __init__(self, transform: Transform | None, widened: Widened, taps: int) -> None:
+        self.transform, self.taps = widened(transform), taps
         self._turned: dict[int, torch.Tensor] = {}
         self._seen: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -96,10 +104,17 @@ class Rows:
         if key not in self._seen:
             teach = turned if learned is None else self._in_basis(learned)
             rounds = range_within(teach, activation) if activation.static else activation
-            self._seen[key] = fake_quantize_rows(turned, rounds)
+            self._seen[key] = rounded_by_place(turned, rounds, self.taps)
         return turned, self._seen[key]
 
     def _in_basis(self, rows: torch.Tensor) -> torch.Tensor:
         if id(rows) not in self._turned:
             self._turned[id(rows)] = rows if self.transform is None else self.transform.apply(rows, -1)
         return self._turned[id(rows)]
+
+
+def rounded_by_place(rows: torch.Tensor, activation: Activation, taps: int) -> torch.Tensor:
+    """Rows ``[rows, taps · features]`` with the features of each place rounded as a row of their own."""
+    if taps == 1:
+        return fake_quantize_rows(rows, activation)
+    return fake_quantize_rows(rows.reshape(len(rows) * taps, -1), activation).reshape(rows.shape)

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.choice.branches import Apart, Beside
-from qcompile.choice.samples import Rows, Samples
-from qcompile.formats import fake_quantize, fake_quantize_rows
+from qcompile.choice.samples import Rows, Samples, rounded_by_place
+from qcompile.formats import fake_quantize
 from qcompile.formats.scalar import Scalar
 from qcompile.statistics.collected import spread
 from qcompile.statistics.sensitivity import EVEN, Curvature, Felt
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
+from qcompile.transforms.widened import Widened
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,8 @@ class Probe:
     shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
     loud: np.ndarray | None = None  # the energy of each feature that it reads
     beside: Beside | None = None  # a branch that was taken out of the weight
+    taps: int = 1  # places that a row of the input covers
+    widened: Widened = Widened()  # makes of a transform of the value that of a row
     known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
     parts: dict[str, Probe] = field(default_factory=dict, repr=False)  # by ``under``
 
@@ -63,7 +66,14 @@ class Probe:
         few = None if self.samples is None else self.samples.thin
         blunt = replace(self.curvature, felt=None, shares=None)
         beside = None if self.beside is None else self.beside.spread(WEIGHT_ROWS)
-        return Probe(spread(self.weight, WEIGHT_ROWS).contiguous(), few, curvature=blunt, beside=beside)
+        return Probe(
+            spread(self.weight, WEIGHT_ROWS).contiguous(), few, curvature=blunt, beside=beside, taps=self.taps,
+            widened=self.widened,
+        )  # fmt: skip
+
+    def rows_in(self, transform: Transform | None) -> Rows:
+        """Rows of the input in the basis of a transform of the value."""
+        return Rows(transform, self.widened, self.taps)
 
     def under(self, scheme: Scheme) -> Probe:
         """The probe of what a scheme rounds: the weight, or the rest that a branch leaves."""
@@ -123,7 +133,9 @@ def _predicted(
     of, error = item.known.get(key, (None, 0.0))
     if of is None or of() is not transform:  # another one may have been there
         with alone() if item.samples is None else nullcontext():  # of a few rows of the weight
-            error = _error(item.under(scheme), scheme.weight, scheme.activation, rows or Rows(transform), curvature)
+            error = _error(
+                item.under(scheme), scheme.weight, scheme.activation, rows or item.rows_in(transform), curvature
+            )
         of = (lambda: None) if transform is None else weakref.ref(transform)
         item.known[key] = of, error
     return error
@@ -157,7 +169,7 @@ def _felt(
     off, shrunk = rows @ (change - part * weight).T, part * left**0.5
     lost = item.curvature.coherence * left * float((felt.gradients * off).sum(1).square().sum())
     if activation is not None:
-        change = fake_quantize_rows(rows, activation) - rows
+        change = rounded_by_place(rows, activation, item.taps) - rows
         part = _part(change, rows) if whole else 0.0
         off, shrunk = (change - part * rows) @ weight.T, shrunk + part
         lost += float((felt.gradients * off).sum(1).square().sum())
@@ -242,12 +254,12 @@ class Probes:
 
     def error(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """The predicted growth of the metric, of all sites, with their input in the basis of ``transform``."""
-        rows = Rows(transform)
+        rows = self.items[0].rows_in(transform)
         return sum(_predicted(item, scheme, transform, item.curvature, rows) for item, scheme in self._each(schemes))
 
     def screen(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """A cheap estimate of ``error``, on few rows: good enough to leave out what is far from the best."""
-        rows = Rows(transform)
+        rows = self.items[0].rows_in(transform)
         return sum(
             _error(thin, scheme.weight, scheme.activation, rows, thin.curvature)
             for thin, scheme in ((item.under(scheme).thin, scheme) for item, scheme in self._each(schemes))
@@ -256,7 +268,7 @@ class Probes:
 
     def held_out(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> np.ndarray:
         """``error`` on the sequences that nothing was fitted on, each one's share: ``[sequences]``."""
-        rows = Rows(transform)
+        rows = self.items[0].rows_in(transform)
         return np.asarray(sum(_held_out_losses(item, scheme, rows) for item, scheme in self._each(schemes)))
 
     def _each(self, schemes: Scheme | Sequence[Scheme]) -> Iterable[tuple[Probe, Scheme]]:
@@ -278,4 +290,8 @@ def probes_of(
     known = curvatures or {}
     samples = None if statistics is None else Samples.of(statistics, learns=learns, device=device)
     loud = None if statistics is None or not len(statistics.second_moment) else statistics.second_moment.diagonal()
-    return Probes(tuple(probe(site, samples, known.get(site.name, EVEN), device, loud) for site in group.sites))
+    items = (probe(site, samples, known.get(site.name, EVEN), device, loud) for site in group.sites)
+    if group.patches is None:
+        return Probes(tuple(items))
+    widened = Widened(0 if group.grouped else group.taps)  # of groups the moment is that of none in particular
+    return Probes(tuple(replace(item, taps=group.taps, widened=widened) for item in items))

@@ -178,13 +178,15 @@ def _statistics(
     rows = FINE_ROWS if all(fmt.bits >= 8 for fmt in formats) else MAX_ROWS
     rows = rows if options.device == "cpu" else DEVICE_ROWS
     found = kept_statistics(
-        work, analysis.model, {name: group.axis for name, group in every.items()}, data,
+        work, analysis.model, {name: group.reading for name, group in every.items()}, data,
         wanted=[group.name for group in groups], routes=routes, max_rows=rows, moments=moments, device=options.device,
         memory=options.memory, decline=decline, progress=progress,
     )  # fmt: skip
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"
-        if group.nested and group.name not in visible(analysis.model, [group.name]):
+        if group.nested and group.patches is not None:
+            why = "patches of what a body makes are not seen from outside"
+        elif group.nested and group.name not in visible(analysis.model, [group.name]):
             why = "the body that it stands in may read another number of rows at every step"
         for site in group.sites:
             decline(site.name, "calibrating it", why)

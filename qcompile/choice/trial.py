@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import as_weight, weight_matrix
+from qcompile.analysis.matrices import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.formats import fake_quantize
@@ -21,6 +21,7 @@ from qcompile.run.executor import Executor, Hook
 from qcompile.statistics.sensitivity import divergence
 from qcompile.targets.fake_quantization import insert_place, rounding
 from qcompile.targets.scheme import Scheme
+from qcompile.transforms.widened import Widened
 
 if TYPE_CHECKING:
     from qcompile.formats.scalar import Scalar
@@ -67,6 +68,7 @@ class Trial:
         self._sites = [site for own in self._groups for site in own.sites] + list(tables)
         hooked = [_place(site) for own in self._groups for site in own.sites]
         self._engine = Executor(_with_places(model, self._groups), hooked=hooked, device=device)
+        self._widened: dict[int, Widened] = {}
         self._rounded: dict[tuple[str, str, int], torch.Tensor] = {}
         with torch.no_grad():
             self._reference = [self._engine(batch) for batch in data.batches]
@@ -83,7 +85,8 @@ class Trial:
         own_transform: dict[str, Transform | None] = {}
         for own in self._groups:
             transform = transforms.get(own.name)
-            own_transform |= dict.fromkeys((site.name for site in own.sites), transform)
+            wide = None if own.grouped else self._widened.setdefault(own.taps, Widened(own.taps))(transform)
+            own_transform |= dict.fromkeys((site.name for site in own.sites), wide)
             for site in own.sites:
                 activation = schemes[site.name].activation if site.name in schemes else None
                 if activation is not None:
@@ -119,7 +122,7 @@ def _with_places(model: ir.Model, groups: Sequence[Siblings]) -> ir.Model:
     """A copy in which each site reads a value of its own, where other readers see nothing of it."""
     model = model.clone()
     nodes = {node_name(node): node for node in model.graph}
-    for name, site in ((own.name, site) for own in groups for site in own.sites):
+    for name, site in ((name_of(own.value), site) for own in groups for site in own.sites):
         node = nodes[site.name]
         value = next(value for value in node.inputs if value is not None and value.name == name)
         insert_place([node], value, _place(site))

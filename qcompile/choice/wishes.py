@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.named_sites import sites_of
+from qcompile.analysis.patches import is_convolution
 from qcompile.analysis.spaces import KEPT, Site
 from qcompile.choice.branches import within
 from qcompile.choice.splits import SPLIT, split_of
@@ -30,6 +31,7 @@ class Wishes:
         left_out: why a site keeps its float weight.
         schemes: formats.
         kinds: ways to choose its transform, of ``choice.kinds.KINDS``.
+        weights: sites whose input their target does not round, whatever their format says of it.
         separable: sites that may have a branch beside them, where schemes with one compete.
         said: the options as they were given, for the manifest.
     """
@@ -37,6 +39,7 @@ class Wishes:
     left_out: Mapping[str, str] = field(default_factory=dict)
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    weights: Collection[str] = ()
     separable: Collection[str] = ()
     said: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -50,9 +53,17 @@ class Wishes:
             decline(name, f"what {' and '.join(self.said[name])} asks for", "its weight is not quantized")
         return allowed
 
+    def decline_inputs(self, sites: Sequence[Site], schemes: Sequence[Scheme], decline: Decline) -> None:
+        """Say of sites whose input is not rounded that it is not, where a scheme asks for it."""
+        for site in sites:
+            asked = [self.schemes[site.name]] if site.name in self.schemes else schemes
+            if site.name in self.weights and any(scheme.activation is not None for scheme in asked):
+                decline(site.name, "quantizing its input", "its target computes convolutions with float inputs")
+
     def scheme(self, site: Site, default: Scheme) -> Scheme:
         """The scheme of a site, ``default`` without a wish."""
-        return within(self.schemes.get(site.name, default), site, self.separable)
+        found = within(self.schemes.get(site.name, default), site, self.separable)
+        return replace(found, activation=None) if site.name in self.weights else found
 
     def shared(self, group: Siblings, default: Scheme) -> Scheme:
         """The scheme by which a transform is chosen for siblings: the first that quantizes."""
@@ -102,7 +113,8 @@ def wishes_of(
     schemes = {name: split_of(word).format for name, word in beside.items()}
     schemes |= _last(format_for, sites, "--format-for", said)
     kinds = _last(transform_for, sites, "--transform-for", said)
-    return Wishes(left_out, {name: target.scheme(text) for name, text in schemes.items()}, kinds, said=said)
+    weights = {site.name for site in sites if target.convolutions == "weights" and is_convolution(site.node)}
+    return Wishes(left_out, {name: target.scheme(text) for name, text in schemes.items()}, kinds, weights, said=said)
 
 
 def _last(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import rows_of
@@ -18,7 +18,6 @@ from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.formats.static import Activation, Range
 from qcompile.formats.structured.vector import VectorFormat
-from qcompile.ir.required import name_of
 from qcompile.notes import OF_EACH
 from qcompile.passes.state import State
 from qcompile.rounding.kept_rounding import Following, Lesson, kept_rounding, learned_from
@@ -32,6 +31,7 @@ from qcompile.statistics.collected import Routed, Statistics
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
+from qcompile.transforms.widened import Widened
 from qcompile.work import Work
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Quantize:
         Those that a walk passes come first, in the order of the graph: the sites of one are planned when the next
         comes, whose lesson depends on all of them.
         """
-        known = [g for g, _ in self.groups if g.value.name in self.statistics] if self._way.learns else []
+        known = [g for g, _ in self.groups if g.name in self.statistics] if self._way.learns else []
         work = self.work.about(lambda: [self.method, learned_from(self.statistics), self._asked(self.tables)])
         transforms = dict(self.groups)
         walked: list[Siblings] = []
@@ -169,7 +169,7 @@ class Quantize:
 
     def _followed(
         self, following: Following, group: Siblings, transform: Transform | None, fmt: Activation | None
-    ) -> InputMoments:
+    ) -> InputMoments | None:
         moments = following.moments(group, fmt)
         return self._static(group, transform) if moments is None else moments
 
@@ -183,17 +183,19 @@ class Quantize:
         """What rounds the weight of a site learns from: what every other site reads that shares it, too."""
         if moments is None:
             return None
-        others = [
-            (other, transform)
+        static = [
+            self._static(other, transform)
             for other, transform in self.groups
             if other is not group and any(reader.weight is site.weight for reader in other.sites)
+            if other.name in self.statistics
         ]
-        known = [(other, transform) for other, transform in others if name_of(other.value) in self.statistics]
-        return joined([moments, *(self._static(other, transform) for other, transform in known)])
+        return joined([moments, *(found for found in static if found is not None)])
 
-    def _static(self, group: Siblings, transform: Transform | None, _: Activation | None = None) -> InputMoments:
-        """From the float graph alone."""
-        return input_moments(self.statistics[name_of(group.value)], transform, self.device)
+    def _static(self, group: Siblings, transform: Transform | None, _: Activation | None = None) -> InputMoments | None:
+        """From the float graph alone; nothing where groups of features in another basis share one moment."""
+        if transform is not None and group.grouped:
+            return None
+        return input_moments(self.statistics[group.name], Widened(group.taps)(transform), self.device)
 
     def _round(
         self, state: State, group: Siblings, site: Site, fmt: Scalar, activation: Activation | None, lesson: Lesson
@@ -213,7 +215,7 @@ class Quantize:
             return plain.to("cpu")
         form = routed(site)
         route = None if form is None else form.route
-        rows = None if route is None else self.statistics[name_of(group.value)].routed.get(route)
+        rows = None if route is None else self.statistics[group.name].routed.get(route)
         if way.walks and form is not None and rows is not None:
             return self._experts(state, group, site, form.places, rows, weight, plain).to("cpu")
         if usable is not None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import as_weight, weight_matrix
+from qcompile.analysis.matrices import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.choice.branches import branch_of, rank_in

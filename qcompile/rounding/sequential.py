@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import Lookup, Stack, laid_out, read_site
+from qcompile.analysis.forms import Lookup, Stack, read_site
+from qcompile.analysis.matrices import layout_of
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InternalError
@@ -24,7 +25,7 @@ from qcompile.rounding.moments import InputMoments
 from qcompile.run.executor import Executor, Hook, Section, dtype_for
 from qcompile.run.stream import Stream
 from qcompile.statistics.calibration import HELD_OUT_ROWS
-from qcompile.statistics.collected import rows_of_value, spread
+from qcompile.statistics.collected import spread
 from qcompile.statistics.second_moment import SecondMoment, product
 from qcompile.targets.fake_quantization import insert_place, rounding
 from qcompile.targets.plans import plan_of
@@ -77,7 +78,7 @@ class Walk:
                 group = None if section.begins is None else self._stops.get(section.begins)
                 if group is not None:
                     name = name_of(_read_by(group.sites[0]))  # in the basis that it has been brought to
-                    self._at, self._known = (self._engine.variable(name), group.axis), {}
+                    self._at, self._known = (self._engine.variable(name), group.reading), {}
                     if index == 0:
                         raise InternalError("a walk begins with a section that no site begins")
                     yield group
@@ -90,17 +91,20 @@ class Walk:
         return self._known[activation]
 
     def _moments(self, activation: Activation | None) -> InputMoments:
-        variable, axis = self._at
+        variable, reading = self._at
+        whole = None if activation is None or reading.patches is None else rounding(activation, reading.axis)
         moment, cross = SecondMoment(), torch.zeros((), dtype=torch.float64, device=self._engine.device)
         exact, seen = [], []
         for number in range(len(self._batches)):
-            x, read = (
-                rows_of_value(self._shelf.look((graph, number), variable), axis) for graph in (_EXACT, _QUANTIZED)
-            )
+            values = [self._shelf.look((graph, number), variable) for graph in (_EXACT, _QUANTIZED)]
+            if whole is not None and (rounded := whole(values[1])) is not None:
+                values[1] = rounded  # before patches are made of it
+            x, read = map(reading.rows, values)
             if number >= self._learned:
                 rows = HELD_OUT_ROWS // (len(self._batches) - self._learned)
                 x, read = spread(x, rows), spread(read, rows)
-            read = read if activation is None else fake_quantize_rows(read.float(), activation).to(read.dtype)
+            if activation is not None and whole is None:
+                read = fake_quantize_rows(read.float(), activation).to(read.dtype)
             if number < self._learned:
                 moment.add(read)
                 own = product(x, read)
@@ -121,8 +125,7 @@ class Walk:
             plan = plan_of(self._weights[name].node) if name in self._weights else None
             if plan is not None:
                 site = self._weights[name]
-                axis = site.axis_out if site.input is None else site.axis_in
-                weights[name] = laid_out(plan.weight.to(self._engine.device).dequantize(), site.shape, axis)
+                weights[name] = layout_of(site).weight(plan.weight.to(self._engine.device).dequantize())
         hooks = self._hooks(section)
         for number, batch in enumerate(self._batches):
             for graph in (_EXACT, _QUANTIZED):

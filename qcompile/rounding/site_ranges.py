@@ -8,7 +8,9 @@ from functools import partial
 
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Lookup, read_site, weight_matrix
+from qcompile.analysis.forms import Lookup, read_site
+from qcompile.analysis.matrices import weight_matrix
+from qcompile.analysis.patches import Patches
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.formats.format import Format
@@ -44,6 +46,7 @@ def site_ranges(
     """
     readers: dict[tuple[str, Format], list[Site]] = defaultdict(list)
     axes: dict[str, int] = {}
+    patches: dict[str, Patches | None] = {}
     for group in groups:
         for site in group.sites:
             fmt = schemes[site.name].activation
@@ -55,13 +58,18 @@ def site_ranges(
                 decline(site.name, WEIGHT, reason)
                 continue
             readers[name_of(form.x), fmt].append(site)
-            axes[name_of(form.x)] = group.axis
+            axes[name_of(form.x)], patches[site.name] = group.axis, group.patches
     if not readers or data is None:
         return {}
     found: dict[str, Calibrated] = {}
     for fmt in dict.fromkeys(fmt for _, fmt in readers):
         wanted = {
-            name: Wanted(fmt, axes[name], [partial(weight_matrix, site, WEIGHT_ROWS) for site in sites])
+            name: Wanted(
+                fmt,
+                axes[name],
+                [partial(weight_matrix, site, WEIGHT_ROWS) for site in sites],
+                [patches[site.name] for site in sites],
+            )
             for (name, own), sites in readers.items()
             if own is fmt
         }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.patches import Reading
 from qcompile.analysis.stacks import Route
 from qcompile.errors import InputError
 from qcompile.ir.required import constant
@@ -47,7 +48,7 @@ HELD_OUT_ROWS = 1024
 
 
 def collect(
-    model: ir.Model, inputs: Mapping[str, int], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
+    model: ir.Model, inputs: Mapping[str, Reading], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
     max_rows: int = MAX_ROWS, moments: bool = True, device: str = "cpu", memory: Memory | None = None,
     decline: Decline | None = None, progress: Progress | None = None,
     wanted: Collection[str] | None = None,
@@ -56,7 +57,7 @@ def collect(
 
     Args:
         model: the float graph.
-        inputs: the axis of the features, by name of the value.
+        inputs: how sites read values, by a name of what they read: that of the value, where it is all of it.
         data: batches; sequences are left out that most values need not for ``max_rows`` rows, as those say which are
             held out.
         routes: by name of the value, how experts share its rows.
@@ -68,25 +69,26 @@ def collect(
             that what is learned of one value does not depend on which are wanted beside it.
 
     Returns:
-        by name of the value; one that got no row at all, such as the input of an expert without a token, is left out,
+        by that name; one that got no row at all, such as the input of an expert without a token, is left out,
         and one in a body that cannot be seen from outside (``run.taps``).
 
     Raises:
         InputError: if a value is NaN or infinite on that data.
     """
     outer = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    inner = {name: axis for name, axis in inputs.items() if name not in outer}
+    inner = {name: own.axis for name, own in inputs.items() if own.value not in outer and own.patches is None}
     model, places = expose(model, inner) if inner else (model, {})
-    axes = {name: axis for name, axis in inputs.items() if name not in inner} | dict.fromkeys(places, -1)
+    readings = {name: own for name, own in inputs.items() if own.value in outer}
+    readings |= {name: Reading(place, -1) for name, place in places.items()}
     expected = float("inf") if data.random else len(data.batches)  # random rows teach little: one a batch is enough
     found = {
         name: Collected(
-            axis, (routes or {}).get(name, ()), max_rows, expected, moments=moments,
+            reading, (routes or {}).get(name, ()), max_rows, expected, moments=moments,
             wanted=wanted is None or name in wanted,
         )
-        for name, axis in axes.items()
+        for name, reading in readings.items()
     }  # fmt: skip
-    running = _Running(model, found, places, device, memory, data.about, decline, progress)
+    running = _Running(model, found, device, memory, data.about, decline, progress)
     running.run(data.held_out, ahead=len(data.batches), kept=HELD_OUT_ROWS // max(len(data.held_out), 1))
     sequences = 0
     if data.held_out and found:
@@ -102,19 +104,20 @@ class _Running:
 
     Args:
         found: what takes them in, by name.
-        places: names that stand for some of these in the graph.
         about: the data in words.
     """
 
     def __init__(
-        self, model: ir.Model, found: Mapping[str, Collected], places: Mapping[str, str], device: str,
+        self, model: ir.Model, found: Mapping[str, Collected], device: str,
         memory: Memory | None, about: str, decline: Decline | None, progress: Progress | None,
     ) -> None:  # fmt: skip
         from qcompile.run.executor import Executor, dtype_for  # need torch
         from qcompile.run.stream import Stream
 
         self._found, self._about, self._progress, self._passed = found, about, progress, 0
-        self._at = {places.get(name, name): one for name, one in found.items()}
+        self._at: dict[str, list[Collected]] = collections.defaultdict(list)
+        for one in found.values():
+            self._at[one.reading.value].append(one)
         self._indices = {route.indices for one in found.values() for route in one.routes if route.indices is not None}
         constants = {name: value for name, value in model.graph.initializers.items() if name in self._indices}
         self._fixed = {name: constant(value).numpy() for name, value in constants.items()}
@@ -154,8 +157,8 @@ class _Running:
             def see(value: torch.Tensor) -> None:
                 if name in self._indices:
                     self.looked_up[name, key] = value.cpu().numpy()
-                if name in self._at:
-                    self._at[name].see(value, key, kept)
+                for one in self._at.get(name, ()):
+                    one.see(value, key, kept)
 
             return see
 

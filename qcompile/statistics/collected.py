@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qcompile.analysis.patches import Reading
 from qcompile.analysis.stacks import Route
 from qcompile.statistics.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Collected", "Routed", "Statistics", "rows_of_value", "spread"]
+__all__ = ["Collected", "Routed", "Statistics", "spread"]
 
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
@@ -72,20 +73,11 @@ class Statistics:
     routed: Mapping[Route, Routed] = field(default_factory=dict)
 
 
-def rows_of_value(value: torch.Tensor, axis: int) -> torch.Tensor:
-    """``[rows, size]`` in bfloat16 if it is so, else in float32, of a value whose features lie along an axis."""
-    import torch
-
-    moved = value.movedim(axis, -1)
-    dtype = torch.bfloat16 if value.dtype is torch.bfloat16 else torch.float32
-    return moved.to(dtype).reshape(-1, moved.shape[-1])
-
-
 class Collected:
     """The statistics of one value, as its rows come in.
 
     Args:
-        axis: where its features lie.
+        reading: how its rows are read.
         routes: how experts share its rows.
         most: rows that are learned from.
         batches: of these, as far as it is known.
@@ -94,9 +86,9 @@ class Collected:
     """
 
     def __init__(
-        self, axis: int, routes: Sequence[Route], most: int, batches: float, *, moments: bool, wanted: bool
+        self, reading: Reading, routes: Sequence[Route], most: int, batches: float, *, moments: bool, wanted: bool
     ) -> None:  # fmt: skip
-        self.axis, self.routes, self.wanted = axis, routes, wanted
+        self.reading, self.routes, self.wanted = reading, routes, wanted
         self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment()
         self.rows = self.taken = self.judged = 0
         self.sample: list[torch.Tensor] = []
@@ -111,7 +103,7 @@ class Collected:
             key: of its batch: negative for what is held out.
             kept: rows to keep of it if it is held out, else 0.
         """
-        x = rows_of_value(value, self.axis)
+        x = self.reading.rows(value)
         if kept:
             self.judged += len(x)
         if not self.wanted:
@@ -122,7 +114,7 @@ class Collected:
         else:
             self._add(x)
         if self.routes:
-            self._shared.append((key, x.float().cpu().numpy(), tuple(value.movedim(self.axis, -1).shape)))
+            self._shared.append((key, x.float().cpu().numpy(), tuple(value.movedim(self.reading.axis, -1).shape)))
 
     def _add(self, x: torch.Tensor) -> None:
         if self.moments:

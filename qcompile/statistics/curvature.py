@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Linear, Lookup, Stack, read_site, weight_matrix
+from qcompile.analysis.forms import Convolution, Linear, Lookup, Stack, read_site
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.spaces import Site
 from qcompile.errors import TargetError
 from qcompile.ir.graph import is_float
@@ -32,6 +33,7 @@ from qcompile.run.gradients import gradients
 from qcompile.run.stream import Stream
 from qcompile.statistics.kept_statistics import kept_curvatures
 from qcompile.statistics.noise import noise_curvatures
+from qcompile.statistics.rows_of_sites import rows_read, rows_written
 from qcompile.statistics.sensitivity import Curvature, Felt, logit_outputs
 from qcompile.work import Work
 
@@ -63,7 +65,7 @@ def curvatures(
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site that gradients reach, by its name.
 
-    Sites in bodies, stacks of matrices and kernels larger than 1 are left out, and all sites of a graph where gradients
+    Sites in bodies, stacks of matrices and kernels with groups are left out, and all sites of a graph where gradients
     stop between sites and outputs, at an operator that the engine has no row for.
 
     Args:
@@ -132,7 +134,7 @@ class _Place:
     """A site in the engine, and the sums that its curvature follows from."""
 
     site: Site
-    form: Linear | Lookup
+    form: Linear | Lookup | Convolution
     x: str
     y: str
     device: str
@@ -151,12 +153,6 @@ class _Place:
         """The weight ``[out, in]``, read anew: those of all sites together may be too many to keep."""
         return weight_matrix(self.site, device=self.device).contiguous()
 
-    def _rows(self, value: torch.Tensor, order: tuple[int, ...] | None) -> list[torch.Tensor]:
-        """Rows ``[rows, features]`` of each entry of a value, which is one window where its entries stand apart."""
-        value = value if order is None else value.permute(order)
-        windows = value if value.ndim > 2 else value[None]
-        return [window.reshape(-1, value.shape[-1]).float() for window in windows]
-
     def see(self, x: torch.Tensor, units: int) -> None:
         """Add what the site reads."""
         self.units += units
@@ -164,7 +160,7 @@ class _Place:
             self.energy += x.numel()
             return
         weight = self.weight
-        for rows in self._rows(x, self.form.before):
+        for rows in rows_read(self.form, x):
             self.seen += float(rows.square().sum())
             self.energy += float((rows @ weight.T).square().sum())
 
@@ -180,9 +176,8 @@ class _Place:
             self.together += float(sums.square().sum())
             self.apart += float(g.square().sum())
             return np.zeros(0)
-        after = None if self.form.after is None else tuple(np.argsort(self.form.after).tolist())
         weight = self.weight
-        pairs = [*zip(self._rows(x, self.form.before), self._rows(g * self.form.alpha, after), strict=True)]
+        pairs = [*zip(rows_read(self.form, x), rows_written(self.form, g), strict=True)]
         self._draw(torch.cat([rows for rows, _ in pairs]), torch.cat([grads for _, grads in pairs]), FELT_ROWS // count)
         gains = []
         for rows, grads in pairs:
@@ -239,9 +234,9 @@ def _place(site: Site, device: str) -> _Place | None:
         form = read_site(site.node)
     except TargetError:
         return None
-    if isinstance(form, Stack):
+    if isinstance(form, Stack) or (isinstance(form, Convolution) and form.patches.groups > 1):
         return None
-    x = name_of(form.x if isinstance(form, Linear) else form.indices)
+    x = name_of(form.indices if isinstance(form, Lookup) else form.x)
     return _Place(site, form, x, name_of(site.node.outputs[0]), device)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.patches import Reading
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Route
 from qcompile.notes import Decline, Declined, Progress
@@ -28,7 +29,7 @@ __all__ = ["kept_curvatures", "kept_noise", "kept_statistics"]
 
 
 def kept_statistics(
-    work: Work, model: ir.Model, inputs: Mapping[str, int], data: Data, *, wanted: Collection[str],
+    work: Work, model: ir.Model, inputs: Mapping[str, Reading], data: Data, *, wanted: Collection[str],
     routes: Mapping[str, Sequence[Route]], max_rows: int, moments: bool, device: str, memory: Memory,
     decline: Decline, progress: Progress | None,
 ) -> dict[str, Statistics]:  # fmt: skip
@@ -39,7 +40,8 @@ def kept_statistics(
         wanted: names of values among the inputs, which are all that any target may want: one run sees the same values
             whatever is wanted of them, for else it might not compute them to the same bit.
     """
-    shared = [dict(inputs), {name: list(map(asdict, own)) for name, own in routes.items()}, max_rows, moments]
+    read = {name: asdict(own) for name, own in inputs.items()}
+    shared = [read, {name: list(map(asdict, own)) for name, own in routes.items()}, max_rows, moments]
     about = work.about(lambda: shared)
     keys = {name: about.key(name) for name in wanted}
     kept = {name: about.find("statistics", key) for name, key in keys.items()}

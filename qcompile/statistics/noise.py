@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
+from qcompile.analysis.siblings import input_name
 from qcompile.analysis.spaces import Site
-from qcompile.ir.required import name_of
 from qcompile.run.data import Data
 from qcompile.statistics.kept_statistics import kept_noise
 from qcompile.statistics.sensitivity import Curvature, sensitivities
@@ -36,7 +36,7 @@ def noise_curvatures(
     measure = partial(sensitivities, model, sites, data, seed=seed, progress=progress)
     noise, found = kept_noise(work or Work(), sites, seed, measure), {}
     for site in sites:
-        own = None if site.input is None else statistics.get(name_of(site.input))
+        own = None if site.input is None else statistics.get(input_name(site))
         alpha = noise[site.name] / (1.0 if own is None else _unit(site, own))
         found[site.name] = Curvature(alpha, 0.0 if site.input is None else alpha, 1.0)
     return found

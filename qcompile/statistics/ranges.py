@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from qcompile.analysis.patches import Patches, Reading
 from qcompile.errors import InputError
 from qcompile.formats.format import Format
 from qcompile.formats.static import Range
 from qcompile.notes import Decline, Progress
 from qcompile.run.data import Data
 from qcompile.statistics.calibrators import calibrated
-from qcompile.statistics.collected import rows_of_value, spread
+from qcompile.statistics.collected import spread
 from qcompile.statistics.histograms import Histogram
 
 if TYPE_CHECKING:
@@ -38,11 +39,18 @@ class Wanted:
         format: a static one.
         axis: where its features lie.
         readers: read rows of the weights of the sites that read it, ``[rows, in]``; without any, its own errors count.
+        patches: those that each of them reads of it, where any is a convolution.
     """
 
     format: Format
     axis: int = -1
     readers: Sequence[Callable[[], torch.Tensor]] = ()
+    patches: Sequence[Patches | None] = ()
+
+    @property
+    def kinds(self) -> Sequence[Patches | None]:
+        """The patches of each reader; of none, the value itself."""
+        return self.patches or [None] * max(len(self.readers), 1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class _Seen:
 
     wanted: Wanted
     histogram: Histogram = field(default_factory=Histogram)
-    judged: list[torch.Tensor] = field(default_factory=list)
+    judged: dict[Patches | None, list[torch.Tensor]] = field(default_factory=lambda: collections.defaultdict(list))
 
     def chosen(self) -> Calibrated | None:
         """The range of least error; ``None`` if no value came."""
@@ -75,14 +83,15 @@ class _Seen:
         if not self.histogram.counts.any():
             return None
         found = calibrated(self.histogram, self.wanted.format)
-        rows = spread(torch.cat(self.judged), ROWS)
-        weights = [read().to(rows.device).float() for read in self.wanted.readers]
-        exact = [rows @ weight.T for weight in weights] or [rows]
+        rows = {kind: spread(torch.cat(parts), ROWS) for kind, parts in self.judged.items()}
+        read = [read().float() for read in self.wanted.readers]
+        pairs = [*zip(self.wanted.kinds, read, strict=False)]
+        exact = [rows[kind] @ weight.T for kind, weight in pairs] or [rows[None]]
         whole = [max(float(y.square().sum()), 1e-30) for y in exact]
 
         def error(one: Range) -> float:
-            off = one.round(rows) - rows
-            made = [off @ weight.T for weight in weights] or [off]
+            off = {kind: one.round(own) - own for kind, own in rows.items()}
+            made = [off[kind] @ weight.T for kind, weight in pairs] or [off[None]]
             return sum(float(y.square().sum()) / of for y, of in zip(made, whole, strict=True))
 
         errors = {name: error(one) for name, one in found.items()}
@@ -145,7 +154,8 @@ def _hook(seen: _Seen, learned: bool, kept: int) -> Hook:
         if learned:
             seen.histogram.add(value)
         if kept:
-            rows = rows_of_value(value, seen.wanted.axis).float()
-            seen.judged.append(spread(rows, kept).cpu().clone())
+            for kind in dict.fromkeys(seen.wanted.kinds):
+                rows = Reading("", seen.wanted.axis, kind).rows(value).float()
+                seen.judged[kind].append(spread(rows, kept).cpu().clone())
 
     return see

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Stack, read_site
 from qcompile.analysis.infinity import infinity
+from qcompile.analysis.patches import is_convolution, windowed
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.analysis.stacks import experts_of, is_stack
@@ -68,6 +69,8 @@ def _beyond(site: Site, target: Target) -> str | None:
     """Why that target in particular cannot compute a site."""
     if site.nested and not target.bodies:
         return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
+    if windowed(site.node) and target.convolutions == "none":
+        return f"target '{target.name}' computes no convolution but products at each place: no taps, strides or groups"
     if is_stack(site) and target.stacks == "none":
         return f"its weight is a stack of matrices, which target '{target.name}' does not compute"
     if is_stack(site) and target.stacks == "matrices":
@@ -102,10 +105,6 @@ def _unsupported(site: Site, shared: set[ir.Value]) -> str | None:
         return "its first operand is transposed" if node.attributes.get_int("transA", 0) else None
     if node.op_type == "Gather":
         return None if site.axis_in == 0 else "the table is not looked up by rows"
-    if node.op_type == "Conv":
-        kernel = [int(n) for n in site.shape[2:]]
-        plain = all(n == 1 for n in kernel + list(node.attributes.get_ints("strides", [1])))
-        plain = plain and not any(node.attributes.get_ints("pads", [0]))
-        size = "x".join(map(str, kernel))
-        return None if plain else f"convolutions with a {size} kernel or stride keep their weights"
+    if is_convolution(node):
+        return None
     return f"{node.op_type} is not computed with quantized weights"

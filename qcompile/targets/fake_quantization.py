@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 
-from qcompile.analysis.forms import Linear, Lookup, Stack, laid_out, read_site
+from qcompile.analysis.forms import Form, Lookup, Stack, read_site
+from qcompile.analysis.matrices import Layout
 from qcompile.formats import fake_quantize_rows
 from qcompile.ir.graph import add_initializer, append_node, drop_unused, node_name, unique
 from qcompile.ir.required import dtype_of, graph_of, name_of, sizes_of
@@ -99,13 +100,13 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     model = model.clone()
     sites = [(node, plan, read_site(node)) for node, plan in planned(model)]
     places = dict(_places(model, sites, activation))
-    made: dict[tuple[int, int, tuple[int, ...]], ir.Value] = {}  # a weight that sites share is rounded once
+    made: dict[tuple[int, Layout], ir.Value] = {}  # a weight that sites share is rounded once
     weights = {}
     for _, plan, form in sites:
         reader = form.reader if isinstance(form, Stack) else form.node
-        key = (id(plan.weight), form.axis, sizes_of(form.weight))
+        key = (id(plan.weight), form.layout)
         if key not in made:
-            read = partial(_read, plan.weight, form.axis, sizes_of(form.weight))
+            read = partial(_read, plan.weight, form.layout)
             made[key] = add_initializer(model, f"{form.weight.name}/rounded", _lazy(form.weight, read))
             weights[name_of(made[key])] = read
         for index, value in enumerate(reader.inputs):
@@ -116,23 +117,22 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     return Rounded(model, places, weights)
 
 
-_Site = tuple[ir.Node, Plan, Linear | Lookup | Stack]
+_Site = tuple[ir.Node, Plan, Form]
 
 
 def _places(model: ir.Model, sites: Iterable[_Site], activation: Rounds) -> Iterable[tuple[str, Place]]:
     groups: dict[tuple[ir.Graph, ir.Value, int, Activation | None], list[ir.Node]] = defaultdict(list)
     for node, plan, form in sites:
         if not isinstance(form, Lookup):
-            axis = -1 if form.before is None else form.before[-1]
-            groups[graph_of(node), form.x, axis, activation(node, plan)].append(node)
+            groups[graph_of(node), form.x, form.features, activation(node, plan)].append(node)
     for (_, value, axis, fmt), readers in groups.items():
         name = unique(model, f"{name_of(value)}/read")
         insert_place(readers, value, name)
         yield name, Place(axis, fmt, value.dtype or ir.DataType.FLOAT, tuple(map(node_name, readers)))
 
 
-def _read(weight: Quantized, axis: int, shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    return laid_out(weight.to(device).dequantize(), shape, axis).contiguous()
+def _read(weight: Quantized, layout: Layout, device: torch.device) -> torch.Tensor:
+    return layout.weight(weight.to(device).dequantize()).contiguous()
 
 
 def _lazy(weight: ir.Value, read: Callable[[torch.device], torch.Tensor]) -> ir.LazyTensor:

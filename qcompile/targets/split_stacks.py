@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
+from qcompile.analysis.forms import Form, Stack, read_site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
@@ -69,7 +69,7 @@ def unroll(model: ir.Model, *, routed: bool) -> Unrolled:
     return Unrolled(parts)
 
 
-def splittable(site: Linear | Lookup | Stack) -> Experts | None:
+def splittable(site: Form) -> Experts | None:
     """The form of a stack that ``unroll`` rewrites; ``None`` for other sites."""
     try:
         return experts_of(site) if isinstance(site, Stack) else None

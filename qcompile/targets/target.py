@@ -36,6 +36,9 @@ class Target:
         bandwidth: bytes of weights read in a second, an estimate for budgets of latency; ``None`` without one.
         stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
             ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
+        convolutions: what it computes of convolutions that are more than a product with a matrix at each place:
+            ``"none"``, ``"weights"`` (with weights in codes and inputs in float, the products at each place too),
+            ``"all"`` (with both in codes).
         bodies: whether it computes sites in the bodies of If, Loop and Scan.
         ties: whether an embedding table and a head lie in memory alike, so that those that are equal are stored once.
         options: constants that the backend's lowering reads.
@@ -54,6 +57,7 @@ class Target:
     emulated: bool = False
     bandwidth: float | None = None
     stacks: Literal["none", "matrices", "all"] = "none"
+    convolutions: Literal["none", "weights", "all"] = "none"
     bodies: bool = False
     ties: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -59,7 +59,7 @@ def float_outputs(x: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def known(found) -> dict[str, Statistics]:
-    wanted = {group.name: group.axis for group in siblings_of(found.analysis.sites)}
+    wanted = {group.name: group.reading for group in siblings_of(found.analysis.sites)}
     return collect(found.model, wanted, Data(({"x": rows(256, 2)},), random=False))
 
 

@@ -61,7 +61,7 @@ def placed(model: ir.Model, kind: str) -> tuple[Prepared, list[Siblings], Placem
     (given,) = prepared.model.graph.inputs
     batches = [{"x": rng.standard_normal((6, 5, 32)).astype(given.dtype.numpy())} for _ in range(16)]
     data = hold_out(Data(tuple(batches), random=False), prepared.model)
-    statistics = collect(prepared.model, {group.name: group.axis for group in groups}, data)
+    statistics = collect(prepared.model, {group.name: group.reading for group in groups}, data)
     probes = {group: probes_of(group, statistics[group.name]) for group in groups}
     return prepared, groups, place(prepared.analysis, probes, lambda _: SCHEME, kind=kind, statistics=statistics)
 

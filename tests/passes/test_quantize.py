@@ -11,6 +11,7 @@ import torch
 from stack_cases import BODIES, body_model
 
 import qcompile as qc
+from qcompile.analysis.patches import Reading
 from qcompile.analysis.siblings import siblings_of
 from qcompile.compiler import prepare
 from qcompile.errors import InputError
@@ -47,6 +48,10 @@ GRAPHS: dict[str, Callable[[Callable], ir.Model]] = {
 }
 
 
+def reading(*names: str) -> dict[str, Reading]:
+    return {name: Reading(name, -1) for name in names}
+
+
 def written(model: ir.Model) -> bytes:
     """All that a file says of a graph."""
     return ir.to_proto(model).SerializeToString(deterministic=True)
@@ -57,7 +62,7 @@ def quantize(prepared: Prepared, schemes: Mapping[str, Scheme], method: str = "r
     sites = quantizable(prepared.analysis, get_target("reference"))[0]
     groups = siblings_of(sites)
     data = Data(tuple(example_inputs(prepared.model, seed=seed, sizes={"n": 64}) for seed in (0, 1)), random=False)
-    wanted = {group.value.name: group.axis for group in groups if not group.nested}
+    wanted = {group.value.name: group.reading for group in groups if not group.nested}
     found = {} if method == "rtn" else collect(prepared.model, wanted, data)
     tables = [site for site in sites if site.input is None]
     pairs = [(group, None) for group in groups]
@@ -183,7 +188,7 @@ def test_a_format_that_chooses_a_codebook_learns_in_it(parse, tmp_path, name, me
 def test_the_second_moment_has_not_seen_what_is_held_out(parse, batch):
     x = np.random.default_rng(1).standard_normal((80, 64)).astype(np.float32)
     data = Data(tuple({"x": x[i : i + batch]} for i in range(0, 80, batch)), random=False)
-    found = collect(parse(GRAPH), {"a": -1}, hold_out(data, parse(GRAPH)), max_rows=80)["a"]
+    found = collect(parse(GRAPH), reading("a"), hold_out(data, parse(GRAPH)), max_rows=80)["a"]
     kept, others = np.abs(x), {tuple(row) for rows in found.held_out for row in rows}
     seen = kept[[tuple(row) not in others for row in kept]].astype(np.float64)
     assert (found.rows, len(found.held_out)) == (72, 8)
@@ -200,12 +205,12 @@ def test_more_rows_than_are_learned_from_are_taken_from_all_batches(parse):
         p = MatMul(first, w) }""")
     x = np.random.default_rng(1).standard_normal((80, 5, 64)).astype(np.float32)
     data = hold_out(Data(tuple({"x": part} for part in x.reshape(4, 20, 5, 64)), random=False), graph)
-    found = collect(graph, {"a": -1, "b": -1, "first": -1}, data, max_rows=160)
+    found = collect(graph, reading("a", "b", "first"), data, max_rows=160)
     assert (found["a"].rows, found["first"].rows) == (160, 32)
     taken = np.concatenate([batch["x"] for batch in data.thinned(found["a"].sequences).batches]).reshape(-1, 64)
     moment = np.abs(taken.astype(np.float64)).T @ np.abs(taken) / len(taken)
     np.testing.assert_allclose(found["a"].second_moment, moment, rtol=1e-5)
-    assert collect(graph, {"a": -1}, data, max_rows=10**6)["a"].rows == sum(data.sizes) * 5
+    assert collect(graph, reading("a"), data, max_rows=10**6)["a"].rows == sum(data.sizes) * 5
 
 
 EXPERTS = """g (float[n,32] x, int64[n,2] i) => (float[n,2,48] y) <float[4,32,48] w> {

@@ -52,7 +52,7 @@ def statistics(analysis: Analysis, model: ir.Model) -> dict[str, Statistics]:
     from qcompile.run.data import Data
     from qcompile.statistics.calibration import collect
 
-    wanted = {group.name: group.axis for group in siblings_of(analysis.sites)}
+    wanted = {group.name: group.reading for group in siblings_of(analysis.sites)}
     return collect(model, wanted, Data(({"x": rows()},), random=False))
 
 

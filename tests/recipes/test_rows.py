@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
 from qcompile.choice.candidates import named_candidate, wush_candidates
 from qcompile.choice.fits import Fit
@@ -122,7 +122,7 @@ def inputs() -> list[torch.Tensor]:
     prepared = prepare(str(ZOO / "dit.onnx"))
     groups = [group for group in siblings_of(prepared.analysis.sites) if has_hadamard(group.width)]
     data = load_data(ZOO / "dit_calibration.npz", prepared.model)
-    found = collect(prepared.model, {group.name: group.axis for group in groups}, data, moments=False)
+    found = collect(prepared.model, {group.name: group.reading for group in groups}, data, moments=False)
     return [torch.from_numpy(found[group.name].sample) for group in groups if group.width >= 64]
 
 

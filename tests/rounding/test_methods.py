@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
 from qcompile.errors import InputError
 from qcompile.formats import fake_quantize, get_format, quantize
@@ -36,7 +36,7 @@ def sites() -> list[Site]:
     prepared = prepare(str(ZOO / "dit.onnx"))
     groups = [group for group in siblings_of(prepared.analysis.sites) if group.width >= 32][::4]
     data = hold_out(load_data(ZOO / "dit_calibration.npz", prepared.model), prepared.model)
-    found = collect(prepared.model, {group.name: group.axis for group in groups}, data)
+    found = collect(prepared.model, {group.name: group.reading for group in groups}, data)
     return [(weight_matrix(g.sites[0]), input_moments(found[g.name], None)) for g in groups if g.name in found]
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Site
 from qcompile.compiler import prepare

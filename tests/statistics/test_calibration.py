@@ -9,6 +9,7 @@ import pytest
 from stack_cases import body_model
 
 import qcompile as qc
+from qcompile.analysis.patches import Reading
 from qcompile.ir.graph import distinguish
 from qcompile.run.data import Data, example_inputs
 from qcompile.statistics.calibration import collect
@@ -78,7 +79,7 @@ def test_bodies_show_what_they_compute(name, steps):
         seen.append(np.maximum(state @ weights["m"], 0))
         state = seen[-1] @ weights["n"] + (h[:, step] if name == "steps" else state)
     inner = {node.op_type: node.outputs[0].name for node in model.graph.all_nodes() if node.op_type in ("Relu", "Tanh")}
-    found = collect(model, dict.fromkeys(inner.values(), -1), data, max_rows=1)
+    found = collect(model, {name: Reading(name, -1) for name in inner.values()}, data, max_rows=1)
     assert list(found) == [inner["Relu"]]
     rows = np.concatenate([part.reshape(-1, 64) for part in seen])
     np.testing.assert_allclose(found[inner["Relu"]].sample, rows, rtol=1e-4, atol=1e-4)

@@ -142,7 +142,7 @@ def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
     batches = tuple({"x": rng.standard_normal((16, 16, 32), np.float32)} for _ in range(8))
     data, groups = Data(batches, random=False), siblings_of(analysis.sites)
     found = curvatures(analysis.model, analysis.sites, data, {"y"})
-    statistics = collect(analysis.model, {group.name: -1 for group in groups}, data)
+    statistics = collect(analysis.model, {group.name: group.reading for group in groups}, data)
     trial, scheme = Trial(analysis.model, groups, [], data, {"y"}), Scheme.parse(name)
     for group in groups:
         for transform in (None, Hadamard(group.width, 0)):

@@ -12,7 +12,7 @@ from commands import refused
 
 import qcompile as qc
 from qcompile.analysis.analyze import analyze
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
 from qcompile.choice.samples import Samples
 from qcompile.choice.scoring import probe, site_loss
@@ -49,7 +49,7 @@ def batches(count: int = 4) -> list[dict[str, np.ndarray]]:
 def of(parse, how: str) -> tuple[dict, dict, list]:
     analysis = analyze(parse(GRAPH, **{n: a.astype(np.float32) for n, a in weights().items()}))
     data = Data(tuple(batches()), random=False)
-    statistics = collect(analysis.model, {g.name: g.axis for g in siblings_of(analysis.sites)}, data)
+    statistics = collect(analysis.model, {g.name: g.reading for g in siblings_of(analysis.sites)}, data)
     said: list[tuple[str, ...]] = []
     found = measured(how, analysis.model, analysis.sites, statistics, data, lambda *entry: said.append(entry))
     return found, statistics, analysis.sites

@@ -8,7 +8,8 @@ import pytest
 from stack_cases import STACKS, stack_model
 
 from qcompile.analysis.analyze import analyze
-from qcompile.analysis.forms import Stack, read_site, weight_matrix
+from qcompile.analysis.forms import Stack, read_site
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.stacks import experts_of
 from qcompile.compiler import Options, plan
 from qcompile.errors import TargetError

@@ -25,13 +25,13 @@ def conv(analysis: Analysis, node: ir.Node) -> None:
     if groups == 1:
         contract(analysis, x[1], weight[read], label(node))
         channels = weight[write]
-        if is_weight(operand(node, 1)):
-            analysis.sites.append(Site(node, operand(node, 1), operand(node, 0), read, write, x[1], channels))
     else:
         channels = _grouped(analysis, node, x[1], weight, groups, read)
     if channels is None:
         analysis.opaque(node, f"{label(node)} has groups that cannot be followed")
         return
+    if is_weight(operand(node, 1)):
+        analysis.sites.append(Site(node, operand(node, 1), operand(node, 0), read, write, x[1], channels))
     places = _places(analysis, node, x[2:], weight[2:])
     if optional(node, 2) is not None:
         add_channel_bias(analysis, node, channels, analysis.refs(node.inputs[2])[0], [x[0], *places])

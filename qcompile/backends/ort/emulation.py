@@ -5,26 +5,26 @@ Products run in float32, so that a result differs from the exact one by the roun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Linear, Lookup, Stack
+from qcompile.analysis.forms import Convolution, Linear, Lookup, Stack
 from qcompile.backends.ort.activations import quantize_function, static_function
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, wrap
+from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, transpose, wrap
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
 from qcompile.formats import Format
 from qcompile.formats.static import Range
-from qcompile.ir.required import operands, sizes_of
+from qcompile.ir.required import operands
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["emit_linear", "emit_lookup", "emit_stack", "takes", "takes_lookup"]
+__all__ = ["emit_convolution", "emit_linear", "emit_lookup", "emit_stack", "takes", "takes_lookup"]
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -60,7 +60,9 @@ def emit_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> tuple[ir
     if plan.activation is not None:
         x, width = _quantized(emit, site, x, plan, size)
         x = resize(emit, node, x, size, width, size)
-    stack = _decoded_stack(emit, site, plan, parts)
+    stack = _decoded(emit, site.reader, site, plan, parts)
+    if dtype != _FLOAT and reader is not node:
+        stack = cast(emit, reader, stack, dtype)
     if reader is not node:
         rest = [stack if value is site.weight else value for value in reader.inputs]
         emit.replace(reader, emit.op(reader, reader.op_type, *rest, **_attributes(reader)))
@@ -71,29 +73,52 @@ def emit_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> tuple[ir
     return (y if dtype == _FLOAT else cast(emit, node, y, dtype)), {}
 
 
-def _decoded_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> ir.Value:
-    """The whole stack in the graph's type: rows of one matrix after the other, the contracted axis put back."""
-    node, fmt, size = site.reader, plan.weight.format, plan.weight.shape[1]
+def emit_convolution(emit: Emitter, site: Convolution, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
+    """The operator itself, in float32, with the kernel ``DecodeX(codes, scales, ...)`` laid out as it was."""
+    node, dtype = site.node, graph_type(site.weight)
+    x = prepare(emit, site, [_FLOAT])
+    if plan.activation is not None:
+        x = emit.shared(("rounded", x, plan.activation), partial(_rounded_places, emit, site, x, plan))
+    given = [x, _decoded(emit, node, site, plan, parts)]
+    if site.bias is not None:
+        given.append(site.bias if dtype == _FLOAT else cast(emit, node, site.bias, _FLOAT))
+    y = emit.op(node, node.op_type, *given, **_attributes(node))
+    return (y if dtype == _FLOAT else cast(emit, node, y, dtype)), {}
+
+
+def _rounded_places(emit: Emitter, site: Convolution, x: ir.Value, plan: Plan) -> ir.Value:
+    """What a convolution reads, rounded at each place along its channels."""
+    node, rank, size = site.node, site.rank, site.channels
+    last = transpose(emit, node, x, (0, *range(2, rank), 1))
+    rounded, width = _quantized(emit, site, last, plan, size)
+    rounded = resize(emit, node, rounded, size, width, size)
+    return emit.op(node, "Transpose", rounded, perm=(0, rank - 1, *range(1, rank - 1)))
+
+
+def _decoded(emit: Emitter, node: ir.Node, site: Stack | Convolution, plan: Plan, parts: Parts) -> ir.Value:
+    """The whole weight in float32 in front of a node: the rows of its matrix, put back as the operator has them."""
+    fmt, size, layout = plan.weight.format, plan.weight.shape[1], site.layout
     weights = emit.weights(site.weight, parts)
     rows = emit.call(node, emit.define(decode_function, fmt), *weights)
     if packed_width(plan.weight) != size:
         rows = cut(emit, node, rows, size)
-    shape = list(sizes_of(site.weight))
-    del shape[site.axis]
-    target = emit.constant(f"{site.weight.name}.shape", np.array([*shape, size], np.int64))
-    stack, order = emit.op(node, "Reshape", rows, target), list(range(len(shape)))
-    order.insert(site.axis, len(shape))
-    if order != sorted(order):
-        stack = emit.op(node, "Transpose", stack, perm=order)
-    dtype = graph_type(site.weight)
-    return stack if dtype == _FLOAT or site.reader is site.node else cast(emit, node, stack, dtype)
+    value = _reshaped(emit, node, rows, layout.ordered)
+    if layout.back != tuple(sorted(layout.back)):
+        value = emit.op(node, "Transpose", value, perm=layout.back)
+    return value if layout.parts == layout.shape else _reshaped(emit, node, value, layout.shape)
+
+
+def _reshaped(emit: Emitter, node: ir.Node, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+    return emit.op(node, "Reshape", value, emit.constant("qcompile.shape", np.array(shape, np.int64)))
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
-def _quantized(emit: Emitter, site: Linear | Stack, x: ir.Value, plan: Plan, size: int) -> tuple[ir.Value, int]:
+def _quantized(
+    emit: Emitter, site: Linear | Stack | Convolution, x: ir.Value, plan: Plan, size: int
+) -> tuple[ir.Value, int]:
     """The quantized input, padded to whole groups, and its width."""
     node, fmt = site.node, plan.scheme.activation
     if fmt is None or fmt.static:

@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Linear, Stack
+from qcompile.analysis.forms import Convolution, Linear, Stack
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
 
-__all__ = ["cast", "graph_type", "prepare", "resize", "wrap"]
+__all__ = ["cast", "cut", "graph_type", "prepare", "resize", "transpose", "wrap"]
 
 
 def graph_type(weight: ir.Value) -> ir.DataType:
@@ -20,20 +20,21 @@ def graph_type(weight: ir.Value) -> ir.DataType:
     return weight.dtype or ir.DataType.FLOAT
 
 
-def prepare(emit: Emitter, site: Linear | Stack, types: Sequence[ir.DataType]) -> ir.Value:
+def prepare(emit: Emitter, site: Linear | Stack | Convolution, types: Sequence[ir.DataType]) -> ir.Value:
     """The input with the contracted axis last, of one of ``types`` (else cast to the first).
 
     Sites that read the same value share it.
     """
     x, node = site.x, site.node
     if site.before is not None:
-        x = emit.shared(("axes", x, site.before), partial(_transpose, emit, node, x, site.before))
+        x = emit.shared(("axes", x, site.before), partial(transpose, emit, node, x, site.before))
     if graph_type(site.weight) not in types:
         x = emit.shared(("cast", x, types[0]), partial(cast, emit, node, x, types[0]))
     return x
 
 
-def _transpose(emit: Emitter, node: ir.Node, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+def transpose(emit: Emitter, node: ir.Node, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """The value with its channels last."""
     return emit.op(node, "Transpose", x, perm=axes, hint=f"{x.name}/channels_last")
 
 

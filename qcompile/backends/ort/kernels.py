@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Linear, Lookup, Stack, read_site
+from qcompile.analysis.forms import Convolution, Form, Linear, Lookup, Stack, read_convolution, read_site
+from qcompile.analysis.patches import is_convolution
 from qcompile.backends.ort import emulation, integer, nbits, qdq
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.weights import packed_parts
@@ -38,12 +39,16 @@ class Kernel:
         rounds: names the format to which it rounds the site's input by itself, given that of the weight.
     """
 
-    site: type[Linear] | type[Lookup] | type[Stack]
+    site: type[Form]
     takes: Callable[[Scheme], bool]
     pack: Callable[[Quantized], Parts]
     emit: Callable[[Emitter, Any, Plan, Parts], tuple[ir.Value, Mapping[str, Any]]]
     about: str
     rounds: Callable[[Any, Target], str | None] | None = None
+
+    def form_of(self, node: ir.Node) -> Form:
+        """A site as the kernel takes it."""
+        return read_convolution(node) if self.site is Convolution else read_site(node)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -54,10 +59,20 @@ KERNELS: dict[str, Kernel] = {
     "integer": Kernel(
         Linear, integer.takes, integer.pack, integer.emit, "MatMulInteger, activations quantized per token"
     ),
+    "qdq-convolution": Kernel(
+        Convolution, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around the convolution"
+    ),
     "qdq": Kernel(Linear, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around it"),
     "emulated": Kernel(Linear, emulation.takes, packed_parts, emulation.emit_linear, "standard operators, exact"),
     "stack": Kernel(
         Stack, emulation.takes, packed_parts, emulation.emit_stack, "the operator itself, weights decoded, exact"
+    ),
+    "convolution": Kernel(
+        Convolution,
+        emulation.takes,
+        packed_parts,
+        emulation.emit_convolution,
+        "the operator itself, weights decoded when the model is loaded, exact",
     ),
     "lookup": Kernel(Lookup, emulation.takes_lookup, packed_parts, emulation.emit_lookup, "standard operators, exact"),
 }
@@ -72,10 +87,12 @@ def choose(node: ir.Node, plan: Plan, allowed: tuple[str, ...], *, split: bool =
     Raises:
         TargetError: if there is none.
     """
-    kind = Linear if split else type(read_site(node))
+    kinds: set[type[Form]] = {Linear if split else type(read_site(node))}
+    if is_convolution(node):
+        kinds.add(Convolution)
     for name in allowed:
         kernel = KERNELS[name]
-        if kernel.site is kind and kernel.takes(plan.scheme):
+        if kernel.site in kinds and kernel.takes(plan.scheme):
             return kernel
     raise TargetError(
         f"onnxruntime: no kernel for site '{node_name(node)}' ({node.op_type}) in format '{plan.scheme.name}'; "

@@ -80,7 +80,7 @@ def _check(model: ir.Model, kernels: tuple[str, ...]) -> None:
 
 def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, parts: Future[Parts]) -> Mapping[str, Any]:
     emitter.at(node)
-    value, notes = kernel.emit(emitter, read_site(node), plan, parts.result())
+    value, notes = kernel.emit(emitter, kernel.form_of(node), plan, parts.result())
     emitter.replace(node, value)
     return {"kernel": kernel.about, "stored_bytes": emitter.stored, **notes}
 

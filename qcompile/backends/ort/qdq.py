@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.forms import Linear, laid_out
+from qcompile.analysis.forms import Convolution, Linear
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cast, graph_type
 from qcompile.formats import Format, Kind, Quantized, ScaleType
@@ -64,18 +64,18 @@ def pack(weight: Quantized) -> dict[str, np.ndarray]:
     return {"weight": stored, "scale": weight.scales.flatten().numpy()}
 
 
-def emit(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
+def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The operator itself, which reads its input, its weight and its bias through DequantizeLinear."""
     import torch
 
-    node, shape = site.node, sizes_of(site.weight)
+    node = site.node
     within = plan.calibrated
     wide = graph_type(site.weight) != _FLOAT
     x = emit.shared(("cast", site.x, _FLOAT), partial(cast, emit, node, site.x, _FLOAT)) if wide else site.x
     read = quantized(emit, node, x, within)
     codes, scales = np.asarray(parts["weight"]), np.asarray(parts["scale"])
-    weight = laid_out(torch.from_numpy(codes), shape, site.axis).contiguous().numpy()
-    decoded = _decoded(emit, site, {"weight": weight, "scale": scales}, _channels(shape, site.axis), site.weight)
+    weight = site.layout.weight(torch.from_numpy(codes)).contiguous().numpy()
+    decoded = _decoded(emit, site, {"weight": weight, "scale": scales}, _channels(site), site.weight)
     bias = None if site.bias is None else _bias(emit, site, site.bias, within.scale * scales)
     new = {site.x: read, site.weight: decoded, site.bias: bias}
     operands = [new.get(value, value) for value in node.inputs]
@@ -83,7 +83,7 @@ def emit(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Valu
     return (cast(emit, node, y, graph_type(site.weight)) if wide else y), {}
 
 
-def _decoded(emit: Emitter, site: Linear, parts: Parts, axis: int, of: ir.Value) -> ir.Value:
+def _decoded(emit: Emitter, site: Linear | Convolution, parts: Parts, axis: int, of: ir.Value) -> ir.Value:
     """Codes of a constant, read back.
 
     Zero points are not shared: where onnxruntime is asked for exact sums on x86 without VNNI, it makes unsigned codes
@@ -96,19 +96,23 @@ def _decoded(emit: Emitter, site: Linear, parts: Parts, axis: int, of: ir.Value)
     return emit.op(site.node, "DequantizeLinear", *operands, axis=axis, hint=f"{of.name}/decoded")
 
 
-def _channels(shape: tuple[int, ...], contracted: int) -> int:
+def _channels(site: Linear | Convolution) -> int:
     """The axis of the output channels: the one besides that which is contracted that has a size, or the last."""
-    others = [axis for axis in range(len(shape)) if axis != contracted]
+    if isinstance(site, Convolution):
+        return int(site.patches.transposed)
+    shape = sizes_of(site.weight)
+    others = [axis for axis in range(len(shape)) if axis != site.axis]
     return next((axis for axis in others if shape[axis] != 1), others[0])
 
 
-def _bias(emit: Emitter, site: Linear, bias: ir.Value, scale: np.ndarray) -> ir.Value:
+def _bias(emit: Emitter, site: Linear | Convolution, bias: ir.Value, scale: np.ndarray) -> ir.Value:
     """A bias in 32 bits, one step of which is a step of the products; as it is where it is no constant vector.
 
     Its error is at most half such a step, of which a sum of products has thousands.
     """
     values = None if bias.const_value is None else constant(bias).numpy().astype(np.float32)
-    if values is None or values.shape != scale.shape or site.alpha != 1 or site.beta != 1:
+    scaled = isinstance(site, Linear) and (site.alpha != 1 or site.beta != 1)
+    if values is None or values.shape != scale.shape or scaled:
         return bias
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     codes = np.round(values.astype(np.float64) / scale)

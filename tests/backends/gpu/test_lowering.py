@@ -16,7 +16,7 @@ import torch
 from planning import plan_site
 
 from qcompile.analysis.analyze import analyze
-from qcompile.analysis.forms import weight_matrix
+from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
 from qcompile.backends.gpu.manifest import ARCHITECTURES
 from qcompile.compiler import prepare
