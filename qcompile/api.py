@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.analysis.siblings import siblings_of
+from qcompile.artifact.folder import remove_left
 from qcompile.checks.equivalence import equivalence, observe_source
 from qcompile.choice.export_options import Options
 from qcompile.choice.scoring import probes_of
@@ -16,6 +17,7 @@ from qcompile.choice.transforms import place
 from qcompile.compiler import export as _export
 from qcompile.compiler import prepare, turn
 from qcompile.errors import InputError
+from qcompile.members import on_devices
 from qcompile.parts import export_parts, parts_to_export
 from qcompile.recipes.recipe import read_recipe
 from qcompile.run.data import load_data
@@ -58,6 +60,7 @@ def export(
     sensitivity: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    devices: int = 1,
     tvm_target: str | None = None,
     latency: bool = False,
     effort: bool = False,
@@ -100,6 +103,9 @@ def export(
             ``even``; ``statistics.measures`` explains them.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
+        devices: how many processes of this machine share the work, each on a GPU of its own or on its part of the
+            cores; the model and the data must be such as go to other processes. Where ``torchrun`` has started several,
+            these are the ones, and each calls this function. It changes no byte of the artifact.
         tvm_target: another machine to compile for, such as ``"llvm -mtriple=aarch64-linux-gnu"``.
         latency: whether the artifact is timed beside its source, in a few seconds, for ``Artifact.latency``.
         effort: whether ``Artifact.effort``, seconds by step and peaks of memory, goes into the manifest as well; it
@@ -151,7 +157,12 @@ def export(
         )
     parts = parts_to_export(model, capture_options)
     run = partial(export_parts, model, parts) if parts else partial(_export, model)
-    return run(options, where, overwrite=overwrite, progress=progress, **capture_options)
+    run = partial(run, folder=Path(where), overwrite=overwrite, **capture_options)
+    try:
+        return on_devices(run, options, devices, progress)
+    except BaseException:
+        remove_left(Path(where))  # of processes that were killed
+        raise
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import KEPT
 from qcompile.artifact.artifact import Artifact, write_manifest
-from qcompile.artifact.folder import atomic_folder
+from qcompile.artifact.folder import folder_of_first
 from qcompile.artifact.manifest import Facts, build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.equivalence import begin_equivalence, settle
@@ -68,15 +68,22 @@ def export(
     """
     request = _request(options, progress)
     check_options(options, request.target, request.schemes)
-    request = replace(request, work=Work(options.work))
-    with atomic_folder(Path(folder), overwrite) as temporary:
+    request = replace(request, work=Work(options.work, options.group))
+    with options.group.together(), folder_of_first(Path(folder), overwrite, options.group) as temporary:
         captured = _capture(model, request, **capture_options)
         quantized = _learned(captured, request)
         written = _lower(quantized, temporary)
         compared = measure(written)
-        _write(compared)
-    timed = timed_beside(compared, Path(folder)) if options.latency else None
-    reused = None if options.work is None else request.work.reuse
+        if compared is not None:
+            _write(compared)
+    return options.group.by_first(lambda: _opened(compared, request, Path(folder)))
+
+
+def _opened(compared: Compared | None, request: Request, folder: Path) -> Artifact:
+    """The artifact with what no file says of its export."""
+    assert compared is not None, "the first process measures"
+    timed = timed_beside(compared, folder) if request.options.latency else None
+    reused = None if request.options.work is None else request.work.reuse
     return replace(Artifact.open(folder), latency=timed, effort=request.progress.figures(), work=reused)
 
 
@@ -151,7 +158,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     )  # fmt: skip
     _ = analysis.spaces  # by names of values that are there still
     request.tell("choosing formats")
-    yardstick = float_model(prepared, options.device)
+    yardstick = float_model(prepared, options.device, options.group)
     choice = contest(analysis, choice, prepared.seen.data, yardstick.logits, options.device, state.decline)
     if choice.contest is not None:
         request.tell("trying choices out")
@@ -220,18 +227,20 @@ def _quantize(rotated: Rotated) -> Quantized:
     checks = sites_to_check([site for site in chosen.sites if schemes[site.name].weight is not None])
     taps = list(dict.fromkeys(name for site in checks for name in (*site.reads, site.written) if name not in given))
     progress = chosen.request.progress
+    group = chosen.request.options.group
     begin = partial(
         begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps, chosen.request.options.device
     )
-    if method_of(chosen.request.options.method).walks:  # which uses all cores
-        equal = begin()()
+    if method_of(chosen.request.options.method).walks or not group.first:  # which uses all cores
+        equal = begin()() if group.first else None
         _round(rotated)
     else:
         with threads(1) as beside:
             checking = beside.submit(begin())
             _round(rotated)
         equal = checking.result()
-    equal = settle(prepared.source, prepared.model, prepared.seen, equal)
+    if equal is not None:  # the others have the same graph
+        equal = settle(prepared.source, prepared.model, prepared.seen, equal)
     plans = {node_name(node): found for node, found in planned(prepared.model)}
     return Quantized(replace(rotated, equivalence=equal), plans, checks)
 
@@ -254,13 +263,15 @@ def _round(rotated: Rotated) -> None:
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:
-    """Write the files of the target's own backend."""
+    """Write the files of the target's own backend; of several processes the first does."""
     request, model = quantized.chosen.request, quantized.rotated.model
     target = request.target
     for node in model.graph.all_nodes():
         for mark in (KEPT, SPLIT):
             node.metadata_props.pop(mark, None)  # what was wished is the manifest's to say
     rounded = rounded_for(model, target)
+    if not request.options.group.first:
+        return Written(quantized, folder, None, rounded, None)
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
     lowered = request.lowering.lower(model, target, folder)
     request.tell("lowering")
@@ -275,7 +286,7 @@ def _write(compared: Compared) -> None:
     manifest = build_manifest(
         Facts(
             source=prepared.source, state=prepared.state, analysis=prepared.analysis, weights=prepared.weights,
-            sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.lowered,
+            sites=chosen.sites, choice=chosen.choice, plans=quantized.plans, lowered=written.done,
             runtimes=compared.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, plain=chosen.plain,
             departure=compared.departure, checked=compared.checked, folder=folder, data=prepared.seen.data,

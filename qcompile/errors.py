@@ -5,7 +5,8 @@
     │   └── GraphError            a graph that cannot be used because of a given node
     ├── TargetError               a target that is unknown or cannot run what was asked of it
     │   └── MissingExtraError     an optional dependency that the target needs is not installed
-    └── VerificationError         a stage changed the function of the model by more than it may
+    ├── VerificationError         a stage changed the function of the model by more than it may
+    └── LostError                 a process that worked beside this one was killed; the command line exits with 1
 
 Anything else that escapes is a bug of ours, and the command line exits with 1; where a graph lacks what an earlier
 stage must have given it, that is an ``InternalError``.
@@ -22,6 +23,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "InternalError",
+    "LostError",
     "MissingExtraError",
     "QCompileError",
     "TargetError",
@@ -76,6 +78,9 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
 class QCompileError(Exception):
     """A mistake of the user or a limit of the tool, said in one sentence."""
 
+    #: With which the command line exits.
+    status = 2
+
 
 class InputError(QCompileError):
     """A model, a data file or an option that cannot be used."""
@@ -116,6 +121,12 @@ def _requirements(extra: str) -> str:
 
 class VerificationError(QCompileError):
     """A stage that must keep the function of the model changed it."""
+
+
+class LostError(QCompileError):
+    """A process of the group that an export runs in is gone: nobody's mistake, and no bug that is known."""
+
+    status = 1
 
 
 def reason_of(error: Exception) -> str:

@@ -23,26 +23,31 @@ from qcompile.threads import threads
 __all__ = ["measure", "timed_beside"]
 
 
-def measure(written: Written) -> Compared:
+def measure(written: Written) -> Compared | None:
     """Measure the artifact: each lowered site against the formats' definition, the whole against the float model.
 
+    Of several processes the first has the artifact; the others, which get nothing, share the measuring of the whole.
     Meanwhile the target's other backends write their files, and are compared with the engine.
     """
     quantized, model = written.quantized, written.quantized.rotated.model
     request, prepared = quantized.chosen.request, quantized.rotated.prepared
     target, data, yardstick = request.target, prepared.seen.data, quantized.chosen.yardstick
     sample = quantized.chosen.held_out or data.unlearned
+    measuring = partial(
+        measured_on, lambda: FakeQuantized(written.rounded, request.options.device), partial(_lowered, written),
+        yardstick, lambda scale, run: scale.measure(run, sample, request.progress),
+    )  # fmt: skip
+    if not request.options.group.first:
+        measuring()
+        return None
     values = dict(data.batches[0]) | dict(quantized.equivalence.tapped)
-    own = "model.onnx" in written.lowered.files  # other artifacts are compared with the reference as a whole
-    check = partial(check_lowering, quantized.checks, quantized.plans, written.lowered, model, values)
+    own = "model.onnx" in written.done.files  # other artifacts are compared with the reference as a whole
+    check = partial(check_lowering, quantized.checks, quantized.plans, written.done, model, values)
     with threads(2) as beside:
         others = beside.submit(_others, written)
         checking = beside.submit(check) if own else None
         beside.submit(compile_report)  # while onnxruntime loads, Python has time
-        measured, engine = measured_on(
-            lambda: FakeQuantized(written.rounded, request.options.device), partial(_lowered, written), yardstick,
-            lambda run: yardstick.measure(run, sample, request.progress),
-        )  # fmt: skip
+        measured, engine = measuring()
         apart = None
         if engine is not None and target.runs_here:
             lowered = request.lowering.rehearse(written.folder)
@@ -66,7 +71,7 @@ def _others(written: Written) -> dict[str, dict[str, Any]]:
     """Write the files of the other backends, whose faults are said, and compare all runtimes with the engine."""
     request, before = written.quantized.chosen.request, written.before
     target, data = request.target, written.quantized.rotated.prepared.seen.data
-    runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(written.lowered.files)}}
+    runtimes: dict[str, dict[str, Any]] = {runtime_of(target.backends[0]): {"files": sorted(written.done.files)}}
     if before is None:
         return runtimes
     for name in target.backends[1:]:
@@ -87,7 +92,7 @@ def _lowered(written: Written) -> AbstractContextManager[Run]:
 
 def timed_beside(compared: Compared, folder: Path) -> dict[str, Any]:
     """Time the artifact beside its source, on the first of the data."""
-    chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.lowered)
+    chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.done)
     prepared, target = chosen.prepared, chosen.request.target
     batch = prepared.seen.data.batches[0]
     found = latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))

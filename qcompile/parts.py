@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact.artifact import Artifact
-from qcompile.artifact.folder import atomic_folder
+from qcompile.artifact.folder import folder_of_first
 from qcompile.artifact.top import write_top
 from qcompile.choice.export_options import Options, check_options
 from qcompile.compiler import export
@@ -68,19 +68,19 @@ def export_parts(
     from qcompile.huggingface.saved import along
 
     source, target = Path(model), Path(folder)
-    with atomic_folder(target, overwrite) as temporary:
+    with options.group.together(), folder_of_first(target, overwrite, options.group) as temporary:
         wishes = _wishes(source, names, options)
         made = {}
         for name, wish in wishes.items():
             tell = None if progress is None else partial(_tell, progress, name)
             made[name] = export(source, wish, temporary / name, progress=tell, part=name)
-        manifest = write_top(temporary, made, source, options, along(source))
+        manifest = options.group.by_first(lambda: write_top(temporary, made, source, options, along(source)))
     return Artifact(target, manifest, parts={name: replace(one, folder=target / name) for name, one in made.items()})
 
 
 def _check(model: Any, names: tuple[str, ...], options: Options, capture_options: Mapping[str, Any]) -> None:
     """Refuse what cannot be meant for several graphs, before any work."""
-    Work(options.work)
+    Work(options.work, options.group)
     target = get_target(options.target)
     check_options(options, target, [target.scheme(name) for name in options.formats or [target.default]])
     said = [f"--{name.replace('_', '-')}" for name in OF_ONE_GRAPH if getattr(options, name)]

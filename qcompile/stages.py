@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qcompile.choice.export_options import Options
 from qcompile.choice.placement import Placement
 from qcompile.choice.selection import Choice
 from qcompile.effort import Effort
+from qcompile.group.group import ALONE, Group
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
 from qcompile.run.data import Data
@@ -202,16 +203,22 @@ class Written:
     Args:
         quantized: the stage before.
         folder: the folder that holds them.
-        lowered: the result of the target's own backend.
+        lowered: the result of the target's own backend; ``None`` where another process writes.
         rounded: the planned graph for the engine, made before it was lowered.
         before: the planned graph before it was lowered; ``None`` if no other runtime is compared with it.
     """
 
     quantized: Quantized
     folder: Path
-    lowered: Lowered
+    lowered: Lowered | None
     rounded: Rounded
     before: ir.Model | None
+
+    @property
+    def done(self) -> Lowered:
+        """The result of the target's own backend, in the process that writes."""
+        assert self.lowered is not None, "another process writes"
+        return self.lowered
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,7 @@ class Compared:
     checked: Checked | None
 
 
-def float_model(prepared: Prepared, device: str) -> FloatModel:
+def float_model(prepared: Prepared, device: str, group: Group = ALONE) -> FloatModel:
     """The float model, against which what becomes of a graph is measured."""
-    return FloatModel.of(prepared.source, prepared.analysis, prepared.seen, prepared.state.decline, device)
+    own = FloatModel.of(prepared.source, prepared.analysis, prepared.seen, prepared.state.decline, device)
+    return replace(own, group=group)

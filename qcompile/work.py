@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qcompile.errors import InputError, first_line
+from qcompile.group.group import ALONE, Group
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,15 +85,17 @@ class Work:
 
     Args:
         folder: is made where there is none.
+        group: processes that ask for the same in the same order. The first reads and writes; the others read what it
+            could, or have it sent where the folder is not theirs.
 
     Raises:
         InputError: if the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder, self.reuse, self._base = folder, Reuse(), ""
+    def __init__(self, folder: Path | None = None, group: Group = ALONE) -> None:
+        self.folder, self.reuse, self._base, self._group = folder, Reuse(), "", group
         if folder is not None:
-            _open(folder)
+            group.by_first(lambda: _open(folder))
 
     def about(self, facts: Callable[[], Any]) -> Work:
         """The same folder for results that depend on further facts, which are JSON and asked for where there is one."""
@@ -121,6 +124,16 @@ class Work:
         """The content of the folder under a key; a file that is torn or foreign is noted, and is none."""
         if self.folder is None:
             return None
+        group, found = self._group, self._found(kind, key) if self._group.first else None
+        if not group.by_first(lambda: found is not None):
+            return None
+        found = found if group.first else self._found(kind, key)
+        if all(group.gathered(lambda: found is not None)):
+            return found
+        return group.by_first(lambda: found)
+
+    def _found(self, kind: str, key: str) -> Kept | None:
+        """The same for one process."""
         path = self._path(kind, key)
         try:
             found = _read(path, key)
@@ -134,7 +147,7 @@ class Work:
 
     def keep(self, kind: str, key: str, pack: Callable[[], Kept]) -> None:
         """Write what was computed into the folder; where that fails, this is noted, and the export goes on."""
-        if self.folder is None:
+        if self.folder is None or not self._group.first:
             return
         self.reuse.computed[kind] += 1
         if not self.reuse.full:

@@ -31,28 +31,17 @@ FLOORS = {
     "targets": 4,
     "analysis": 3, "run": 3,
     "operators": 2,
-    "shapes": 1, "formats": 1, "huggingface": 1,
-    "transforms": 0, "ir": 0, "effort": 0, "work": 0, "words": 0,
+    "shapes": 1, "formats": 1, "huggingface": 1, "work": 1,
+    "transforms": 0, "ir": 0, "effort": 0, "group": 0, "words": 0,
     "errors": -1, "threads": -1, "notes": -1,
 }  # fmt: skip
 
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
-    (
-        "api",
-        "comparison",
-        "compiler",
-        "inspection",
-        "measuring",
-        "opt",
-        "parts",
-        "preparation",
-        "splitting",
-        "stages",
-        "sweep",
-    ),
+    ("api", "comparison", "compiler", "inspection", "measuring", "members", "opt", "parts", "preparation",
+     "splitting", "stages", "sweep"),
     "driver",
-)
+)  # fmt: skip
 
 #: Imports that go up or across, each with the reason. To become none.
 EXCEPTIONS: dict[tuple[str, str], str] = {}

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
 
@@ -14,11 +14,17 @@ from filelock import FileLock, Timeout
 
 from qcompile.artifact.artifact import MANIFEST, REPORT, is_artifact, read_manifest
 from qcompile.errors import InputError
+from qcompile.group.group import Group
 
-__all__ = ["atomic_folder", "undone_on_failure"]
+__all__ = ["atomic_folder", "folder_of_first", "remove_left", "undone_on_failure"]
 
 #: Bytes of the random part of a temporary folder's name.
 TOKEN_BYTES = 8
+
+
+def folder_of_first(target: Path, overwrite: bool, group: Group) -> AbstractContextManager[Path]:
+    """``atomic_folder`` in the first process of a group; the others write nothing."""
+    return atomic_folder(target, overwrite) if group.first else nullcontext(target)
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: if ``target`` exists, at the beginning or at the end, and may not be replaced.
     """
-    _sweep(target)
+    remove_left(target)
     _check_free(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _new_folder(target) as folder:
@@ -117,7 +123,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
             return
 
 
-def _sweep(target: Path) -> None:
+def remove_left(target: Path) -> None:
     """Remove the temporary folders of exports to the same place that were killed: nobody holds their locks."""
     token = "[0-9a-f]" * (2 * TOKEN_BYTES)
     for left in target.parent.glob(f".{escape(target.name)}.{token}.lock"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import ml_dtypes
@@ -23,6 +23,7 @@ from qcompile.checks.losses import each
 from qcompile.errors import InputError, TargetError, reason_of
 from qcompile.formats import FORMATS
 from qcompile.formats.static import Activation
+from qcompile.group.group import ALONE
 from qcompile.notes import AS_ON_ENGINE, ON_ENGINE
 from qcompile.run.compare import relative_l2
 from qcompile.run.executor import Executor, Hook, dtype_for
@@ -151,22 +152,26 @@ def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:
 
 def measured_on(
     engine: Callable[[], FakeQuantized], otherwise: Callable[[], AbstractContextManager[Run]],
-    yardstick: FloatModel, work: Callable[[Outputs], T],
+    yardstick: FloatModel, work: Callable[[FloatModel, Outputs], T],
 ) -> tuple[T, FakeQuantized | None]:  # fmt: skip
     """The result of measuring a planned graph on the engine, or, where that fails, in a runtime, which is declined.
 
     Args:
         engine: makes the graph on the engine.
-        otherwise: makes it of files, lowered.
-        work: measures it, as a function of batches.
+        otherwise: makes it of files, lowered; the first process of a group alone runs these.
+        work: measures it, by the yardstick, as a function of batches.
     """
     try:
         run = engine()
-        return work(run), run
+        return work(yardstick, run), run
     except Exception as error:  # whatever torch raises of a graph that it computes otherwise
         yardstick.decline("*", ON_ENGINE, f"{reason_of(error)}; what is lowered was measured, in its runtime")
-    with otherwise() as lowered:
-        return work(each(lowered)), None
+
+    def measured() -> T:
+        with otherwise() as lowered:
+            return work(replace(yardstick, group=ALONE), each(lowered))
+
+    return yardstick.group.by_first(measured), None
 
 
 @dataclass(frozen=True)

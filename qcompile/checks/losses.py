@@ -6,17 +6,19 @@ of the implementation, is in ``sites``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from qcompile.analysis.spaces import Analysis
 from qcompile.checks.equivalence import Observed, by_position, source_session, tolerance
 from qcompile.errors import VerificationError, reason_of
+from qcompile.group.group import ALONE, Group
 from qcompile.ir.capture import Source
 from qcompile.ir.required import name_of
 from qcompile.notes import FLOAT_ON_ENGINE, Decline
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from qcompile.run.session import Run
     from qcompile.run.stream import Stream
 
+    Tensors = Mapping[str, Tensor]
+
 __all__ = ["Batches", "FloatModel", "Measured", "Outputs", "each"]
 
 #: Batches of named inputs.
@@ -39,6 +43,8 @@ Batches = Sequence[Mapping[str, np.ndarray]]
 
 #: A graph as a function of batches: in a runtime, which returns arrays, or on the engine, which returns tensors.
 Outputs = Callable[[Batches], Iterable[Mapping[str, Any]]]
+
+T = TypeVar("T")
 
 #: The engine computes another function than a source that it differs from by more, whatever the source's type rounds.
 _ANOTHER = 1e-3
@@ -76,6 +82,7 @@ class FloatModel:
         observed: what the source computes for some batches.
         decline: called where it does not run on the engine.
         device: where the engine computes, and the errors are.
+        group: the processes that share the batches.
     """
 
     source: Source
@@ -84,6 +91,7 @@ class FloatModel:
     observed: Observed
     decline: Decline
     device: str = "cpu"
+    group: Group = ALONE
 
     @staticmethod
     def of(source: Source, analysis: Analysis, observed: Observed, decline: Decline, device: str) -> FloatModel:
@@ -94,15 +102,18 @@ class FloatModel:
 
     def measure(self, run: Outputs, data: Data, progress: Progress | None = None) -> Measured:
         """Compare a quantized model with the float source."""
-        relative, divergences = [], []
-        losses: dict[str, list[float]] = {"float": [], "quantized": []}
-        for done, (batch, want, have) in enumerate(self._both(run, data)):
-            relative.append(relative_l2(want, have))
-            divergences.append(divergence(want, have, self.logits))
-            for name, outputs in (("float", want), ("quantized", have)):
-                losses[name] += _losses(batch, outputs, self.logits)
+        seen = itertools.count(1)
+
+        def compared(batch: Mapping[str, np.ndarray], want: Tensors, have: Tensors) -> tuple[Any, ...]:
+            own = self.group.share(len(data.batches))
             if progress is not None:
-                progress("measuring", done + 1, len(data.batches))
+                progress("measuring", next(seen), len(own))
+            losses = [_losses(batch, outputs, self.logits) for outputs in (want, have)]
+            return relative_l2(want, have), divergence(want, have, self.logits), *losses
+
+        found = self._both(run, data, compared)
+        relative, divergences = ([entry[i] for entry in found] for i in (0, 1))
+        losses = {name: [loss for e in found for loss in e[i]] for i, name in ((2, "float"), (3, "quantized"))}
         loss = {name: float(np.mean(values)) for name, values in losses.items() if values}
         more = np.subtract(losses["quantized"], losses["float"])  # on each input: what is hard for both drops out
         error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else None
@@ -110,21 +121,24 @@ class FloatModel:
 
     def errors(self, run: Outputs, data: Data) -> list[float]:
         """The relative L2 of a quantized model's outputs for each batch."""
-        return [relative_l2(want, have) for _, want, have in self._both(run, data)]
+        return self._both(run, data, lambda _, want, have: relative_l2(want, have))
 
     def named(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The outputs of a run, whatever it calls them, that hold floating-point numbers, under the graph's names."""
         return float_tensors(by_position(self.outputs, outputs))
 
     def _both(
-        self, run: Outputs, data: Data
-    ) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, Tensor], dict[str, Tensor]]]:
-        """Each batch with the outputs of the source and of a quantized model."""
-        with self._running() as reference:
-            both = zip(data.batches, reference(data.batches), run(data.batches), strict=True)
-            for batch, *outputs in both:
-                want, have = ({k: v.to(self.device) for k, v in self.named(made).items()} for made in outputs)
-                yield batch, want, have
+        self, run: Outputs, data: Data, take: Callable[[Mapping[str, np.ndarray], Tensors, Tensors], T]
+    ) -> list[T]:  # fmt: skip
+        """Something of each batch, the outputs of the source and those of a quantized model."""
+
+        def taken(batches: Batches) -> Iterator[T]:
+            with self._running() as reference:
+                for batch, *outputs in zip(batches, reference(batches), run(batches), strict=True):
+                    want, have = ({k: v.to(self.device) for k, v in self.named(made).items()} for made in outputs)
+                    yield take(batch, want, have)
+
+        return self.group.spread(data.batches, taken)
 
     @contextmanager
     def _running(self) -> Iterator[Outputs]:

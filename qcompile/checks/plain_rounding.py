@@ -96,16 +96,16 @@ def plain_error(
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
     rounded = rounded_plainly(model, choice, own, yardstick.device, calibration)
-    found = _measured(yardstick, rounded, target, lambda run: yardstick.measure(run, data))
+    found = _measured(yardstick, rounded, target, lambda own, run: own.measure(run, data))
     return Plain(found.rel_l2, found.divergence, found.loss.get("quantized"))
 
 
 def output_errors(yardstick: FloatModel, model: ir.Model, target: Target, data: Data) -> np.ndarray:
     """The squared relative L2 of what a planned graph puts out for each batch: ``[batches]``."""
-    return np.square(_measured(yardstick, model, target, lambda run: yardstick.errors(run, data)))
+    return np.square(_measured(yardstick, model, target, lambda own, run: own.errors(run, data)))
 
 
-def _measured(yardstick: FloatModel, model: ir.Model, target: Target, work: Callable[[Outputs], T]) -> T:
+def _measured(yardstick: FloatModel, model: ir.Model, target: Target, work: Callable[[FloatModel, Outputs], T]) -> T:
     """The result of measuring a planned graph."""
     return measured_on(
         lambda: FakeQuantized(rounded_for(model, target), yardstick.device),

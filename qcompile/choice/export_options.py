@@ -9,6 +9,7 @@ from pathlib import Path
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.splits import Auto, split_of
 from qcompile.errors import InputError, unknown
+from qcompile.group.group import ALONE, Group
 from qcompile.rounding.methods import method_of
 from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
@@ -58,6 +59,7 @@ class Options:
         recipe: the name or the file of the recipe that some of the others come from.
         split: ways to split weights, as ``splits.split_of`` reads them, in order.
         sensitivity: one of ``measures.MEASURES``, where formats are assigned.
+        group: the processes that share the work; no result depends on it.
     """
 
     target: str
@@ -82,6 +84,7 @@ class Options:
     recipe: str | None = None
     split: Sequence[str] = ()
     sensitivity: str = "errors"
+    group: Group = ALONE
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:

@@ -180,7 +180,7 @@ def _statistics(
     found = kept_statistics(
         work, analysis.model, {name: group.reading for name, group in every.items()}, data,
         wanted=[group.name for group in groups], routes=routes, max_rows=rows, moments=moments, device=options.device,
-        memory=options.memory, decline=decline, progress=progress,
+        memory=options.memory, decline=decline, progress=progress, group=options.group,
     )  # fmt: skip
     for group in (group for group in groups if group.name not in found):
         why = f"{data.about} never reaches it"

@@ -66,6 +66,7 @@ def export(
     transform_for: options.TransformFor = None,
     seed: options.Seed = 0,
     device: Annotated[options.Device, typer.Option(help="Where torch computes.")] = options.Device.cpu,
+    devices: options.Devices = 1,
     memory: options.Memory = None,
     tvm_target: options.TvmTarget = None,
     cache: options.Cache = None,
@@ -97,7 +98,7 @@ def export(
         artifact = compile_for(
             model, target, where, recipe=recipe, budget=limits or None, calibration=calibration,
             evaluation=evaluation, formats=names(formats) or None, transforms=transforms and transforms.value,
-            method=method, split=split, sensitivity=sensitivity, seed=seed, device=device.value,
+            method=method, split=split, sensitivity=sensitivity, seed=seed, device=device.value, devices=devices,
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -53,12 +54,18 @@ class CommandGroup(TyperGroup):
             message = mistake(error)
             if message is None:
                 raise
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(_MISTAKE)
+            if speaks():
+                print(f"error: {message}", file=sys.stderr)
+            sys.exit(getattr(error, "status", _MISTAKE))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(_INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def speaks() -> bool:
+    """Whether this process speaks to the user: of those that ``torchrun`` starts the first alone."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def mistake(error: Exception) -> str | None:
@@ -85,7 +92,7 @@ def say(*things: Any, quiet: bool = False) -> None:
     """Print text and tables on the standard output."""
     from rich.console import Console
 
-    if not quiet:
+    if not quiet and speaks():
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(width=max(console.width, 160), highlight=False)
@@ -97,7 +104,7 @@ def tell(json: Path | None, summary: Mapping[str, Any], *things: Any, quiet: boo
     """Print tables, or write a summary as JSON; one that is printed takes their place."""
     from qcompile.ir.files import STDOUT, write_json
 
-    if json is not None:
+    if json is not None and speaks():
         write_json(json, summary)
     say(*things, quiet=quiet or json == STDOUT)
 
@@ -110,6 +117,7 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False) -> None:
+        quiet = quiet or not speaks()
         self._silent, self._quiet = quiet, quiet or not sys.stderr.isatty()
         self._spoke = time.monotonic()
         self._bars: rich.progress.Progress | None = None

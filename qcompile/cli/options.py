@@ -13,10 +13,10 @@ from qcompile.cli.logs import log_to_file, log_to_terminal
 from qcompile.errors import InputError
 
 __all__ = [
-    "Budget", "Cache", "Calibration", "Config", "Device", "Effort", "Evaluation", "Exclude", "Folder", "FormatFor",
-    "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part", "Preprocessing", "Provider",
-    "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer", "TransformFor", "Transforms", "TvmTarget",
-    "Verbose", "Window", "Work",
+    "Budget", "Cache", "Calibration", "Config", "Device", "Devices", "Effort", "Evaluation", "Exclude", "Folder",
+    "FormatFor", "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part",
+    "Preprocessing", "Provider", "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer",
+    "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window", "Work",
 ]  # fmt: skip
 
 
@@ -127,6 +127,9 @@ Effort = Annotated[
 Work = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Keep here what another export may need again, or this one if killed."),
+]
+Devices = Annotated[
+    int, typer.Option(metavar="N", help="Processes here that share the work; under torchrun, those that it started.")
 ]
 Method = Annotated[
     str | None,

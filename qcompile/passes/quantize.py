@@ -170,8 +170,7 @@ class Quantize:
     def _followed(
         self, following: Following, group: Siblings, transform: Transform | None, fmt: Activation | None
     ) -> InputMoments | None:
-        moments = following.moments(group, fmt)
-        return self._static(group, transform) if moments is None else moments
+        return following.moments(group, fmt) or self._static(group, transform)
 
     def _say(self, state: State, site: Site) -> None:
         """Say what a weight loses that was rounded for another site."""

@@ -78,7 +78,8 @@ class Stream:
 
     def run(
         self, batches: Sequence[Mapping[str, np.ndarray]], hooks: Callable[[int], Mapping[str, Hook]] = lambda _: {},
-        *, passed: Callable[[int, int], None] = lambda done, total: None, behind: Callable[[], None] = lambda: None,
+        *, passed: Callable[[int, int], None] = lambda done, total: None,
+        behind: Callable[[Section], None] = lambda section: None,
     ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
         """The outputs for each batch, in turn; no gradients are kept.
 
@@ -86,11 +87,11 @@ class Stream:
             batches: inputs by name.
             hooks: those of a batch, by its number.
             passed: called when a batch has passed a section: how many have, and how many will.
-            behind: called when all batches have passed a section.
+            behind: called with a section that all batches have passed.
         """
         total, done = len(self.sections) * len(batches), 0
         with self.shelf() as shelf:
-            for index, _ in enumerate(self.walk()):
+            for index, section in enumerate(self.walk()):
                 for number, batch in enumerate(batches):
                     with torch.no_grad():
                         before = self.engine.arguments(batch) if index == 0 else shelf.take(number)
@@ -103,7 +104,7 @@ class Stream:
                         yield results
                     else:
                         shelf.put(number, variables)
-                behind()
+                behind(section)
 
     def after(
         self, index: int, variables: dict[str, Any], hooks: Mapping[str, Hook] | None = None,

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from qcompile.analysis.patches import Reading
 from qcompile.analysis.stacks import Route
 from qcompile.errors import InputError
+from qcompile.group.group import ALONE, Group, lane_of
 from qcompile.ir.required import constant
 from qcompile.notes import Decline, Progress
 from qcompile.run.data import Data
@@ -27,7 +28,7 @@ from qcompile.statistics.collected import Collected, Statistics
 if TYPE_CHECKING:
     import torch
 
-    from qcompile.run.executor import Hook
+    from qcompile.run.executor import Hook, Section
     from qcompile.run.memory_budget import Memory
 
 __all__ = ["DEVICE_ROWS", "FINE_ROWS", "HELD_OUT_ROWS", "MAX_ROWS", "collect"]
@@ -51,7 +52,7 @@ def collect(
     model: ir.Model, inputs: Mapping[str, Reading], data: Data, *, routes: Mapping[str, Sequence[Route]] | None = None,
     max_rows: int = MAX_ROWS, moments: bool = True, device: str = "cpu", memory: Memory | None = None,
     decline: Decline | None = None, progress: Progress | None = None,
-    wanted: Collection[str] | None = None,
+    wanted: Collection[str] | None = None, group: Group = ALONE,
 ) -> dict[str, Statistics]:  # fmt: skip
     """Run the data through the graph, on the engine, and keep the statistics of site inputs.
 
@@ -67,6 +68,7 @@ def collect(
         decline: told which operators onnxruntime runs.
         wanted: names of the values whose statistics are kept; all without. Of the others, rows are counted alone, so
             that what is learned of one value does not depend on which are wanted beside it.
+        group: the processes that share the batches.
 
     Returns:
         by that name; one that got no row at all, such as the input of an expert without a token, is left out,
@@ -84,11 +86,11 @@ def collect(
     found = {
         name: Collected(
             reading, (routes or {}).get(name, ()), max_rows, expected, moments=moments,
-            wanted=wanted is None or name in wanted,
+            wanted=wanted is None or name in wanted, group=group,
         )
         for name, reading in readings.items()
     }  # fmt: skip
-    running = _Running(model, found, device, memory, data.about, decline, progress)
+    running = _Running(model, found, device, memory, data.about, decline, progress, group)
     running.run(data.held_out, ahead=len(data.batches), kept=HELD_OUT_ROWS // max(len(data.held_out), 1))
     sequences = 0
     if data.held_out and found:
@@ -105,16 +107,17 @@ class _Running:
     Args:
         found: what takes them in, by name.
         about: the data in words.
+        group: the processes that share the batches.
     """
 
     def __init__(
         self, model: ir.Model, found: Mapping[str, Collected], device: str,
-        memory: Memory | None, about: str, decline: Decline | None, progress: Progress | None,
+        memory: Memory | None, about: str, decline: Decline | None, progress: Progress | None, group: Group,
     ) -> None:  # fmt: skip
         from qcompile.run.executor import Executor, dtype_for  # need torch
         from qcompile.run.stream import Stream
 
-        self._found, self._about, self._progress, self._passed = found, about, progress, 0
+        self._found, self._about, self._progress, self._passed, self._group = found, about, progress, 0, group
         self._at: dict[str, list[Collected]] = collections.defaultdict(list)
         for one in found.values():
             self._at[one.reading.value].append(one)
@@ -123,6 +126,7 @@ class _Running:
         self._fixed = {name: constant(value).numpy() for name, value in constants.items()}
         #: What looks experts up, by its name and the key of the batch.
         self.looked_up: dict[tuple[str, int], np.ndarray] = {}
+        self._new: dict[tuple[str, int], np.ndarray] = {}  # by this process, in a section
         hooked = {*self._at, *self._indices} - {*self._fixed}
         engine = Executor(model, outputs=[], hooked=hooked, dtype=dtype_for(model, device), device=device)
         if decline is not None:
@@ -136,38 +140,48 @@ class _Running:
             ahead: how many more are to come, for the progress.
             kept: rows to keep of each value of a batch that is held out, else 0.
         """
-        sections = len(self._stream.sections)
-        whole = self._passed + sections * (len(batches) + ahead)
+        sections, count = len(self._stream.sections), len(batches)
+        own = list(self._group.share(count)) if kept else self._group.lanes(count)
+        whole = self._passed + sections * (len(own) + len(self._group.lanes(ahead)))
 
         def passed(done: int, _: int) -> None:
             if self._progress is not None:
                 self._progress("calibrating", self._passed + done, whole)
 
-        keys = [-1 - number if kept else number for number in range(len(batches))]
+        keys = [-1 - number if kept else number for number in range(count)]
         self.looked_up |= {(name, key): array for name, array in self._fixed.items() for key in keys}
         if batches:
-            outputs = self._stream.run(
-                batches, lambda number: self._hooks(keys[number], kept), passed=passed, behind=self._settle
-            )
-            collections.deque(outputs, maxlen=0)
-        self._passed += sections * len(batches)
+            with self._group.together():
+                outputs = self._stream.run(
+                    [batches[number] for number in own],
+                    lambda place: self._hooks(keys[own[place]], kept, lane_of(own[place], count)),
+                    passed=passed, behind=self._settle,
+                )  # fmt: skip
+                collections.deque(outputs, maxlen=0)
+        self._passed += sections * len(own)
 
-    def _hooks(self, key: int, kept: int) -> dict[str, Hook]:
+    def _hooks(self, key: int, kept: int, lane: int) -> dict[str, Hook]:
         def at(name: str) -> Hook:
             def see(value: torch.Tensor) -> None:
                 if name in self._indices:
-                    self.looked_up[name, key] = value.cpu().numpy()
+                    self._new[name, key] = value.cpu().numpy()
                 for one in self._at.get(name, ()):
-                    one.see(value, key, kept)
+                    one.see(value, key, kept, lane)
 
             return see
 
         return {name: at(name) for name in self._stream.engine.hooked}
 
-    def _settle(self) -> None:
-        for name, one in self._found.items():
-            if not one.settled():
-                raise InputError(f"{self._about} gives NaN or infinity at '{name}'")
+    def _settle(self, section: Section) -> None:
+        """Count what all processes have seen in a section."""
+        here = [one for name in section.hooked for one in self._at.get(name, ())]
+        found = self._group.gathered(lambda: (self._new, [one.seen() for one in here]))
+        self._new = {}
+        for looked_up, _ in found:
+            self.looked_up |= looked_up
+        for place, one in enumerate(here):
+            if not one.settled([seen for _, own in found for seen in own[place]]):
+                raise InputError(f"{self._about} gives NaN or infinity at '{one.reading.value}'")
 
 
 def _enough(rows: Sequence[int], sequences: int, wanted: int) -> int:

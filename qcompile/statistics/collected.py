@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompile.analysis.patches import Reading
 from qcompile.analysis.stacks import Route
+from qcompile.group.group import ALONE, Group
 from qcompile.statistics.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Collected", "Routed", "Statistics", "spread"]
+__all__ = ["Collected", "Routed", "Seen", "Statistics", "spread"]
 
 #: Rows of each site input that are kept.
 SAMPLE_ROWS = 512
@@ -73,6 +74,25 @@ class Statistics:
     routed: Mapping[Route, Routed] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A value of one batch.
+
+    Args:
+        key: of the batch: negative for what is held out.
+        count: its rows.
+        rows: those that are kept, float32; ``None`` where rows are counted alone.
+        finite: whether all of it is.
+        shared: all rows, float32, and the shape of the value, where experts share them.
+    """
+
+    key: int
+    count: int
+    rows: Any = None
+    finite: torch.Tensor | bool = True
+    shared: tuple[np.ndarray, tuple[int, ...]] | None = None
+
+
 class Collected:
     """The statistics of one value, as its rows come in.
 
@@ -83,53 +103,63 @@ class Collected:
         batches: of these, as far as it is known.
         moments: whether the second moment is wanted.
         wanted: whether anything is; else rows are counted alone.
+        group: the processes that share the batches.
     """
 
     def __init__(
-        self, reading: Reading, routes: Sequence[Route], most: int, batches: float, *, moments: bool, wanted: bool
+        self, reading: Reading, routes: Sequence[Route], most: int, batches: float, *, moments: bool, wanted: bool,
+        group: Group = ALONE,
     ) -> None:  # fmt: skip
         self.reading, self.routes, self.wanted = reading, routes, wanted
-        self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment()
+        self.most, self.batches, self.moments, self.moment = most, batches, moments, SecondMoment(group)
         self.rows = self.taken = self.judged = 0
         self.sample: list[torch.Tensor] = []
         self.held_out: list[np.ndarray] = []
         self._shared: list[tuple[int, np.ndarray, tuple[int, ...]]] = []  # batches: their rows, and their shape
-        self._finite: list[torch.Tensor] = []
+        self._new: list[Seen] = []
 
-    def see(self, value: torch.Tensor, key: int, kept: int) -> None:
-        """Take a value in.
+    def see(self, value: torch.Tensor, key: int, kept: int, lane: int) -> None:
+        """Take a value in, which counts when it is settled.
 
         Args:
             key: of its batch: negative for what is held out.
             kept: rows to keep of it if it is held out, else 0.
+            lane: of its batch, where its moment is summed up.
         """
         x = self.reading.rows(value)
-        if kept:
-            self.judged += len(x)
         if not self.wanted:
+            self._new.append(Seen(key, len(x)))
             return
-        self._finite.append(x.isfinite().all())
-        if kept:
-            self.held_out.append(spread(x, kept).float().cpu().numpy())
-        else:
-            self._add(x)
-        if self.routes:
-            self._shared.append((key, x.float().cpu().numpy(), tuple(value.movedim(self.reading.axis, -1).shape)))
+        finite = x.isfinite().all()
+        count = kept or int(len(x) * SAMPLE_ROWS / max(min(self.most, len(x) * self.batches), 1))
+        if self.moments and not kept:
+            self.moment.add(x, lane)
+        rows = spread(x, count).float().cpu().clone()
+        shared = (x.float().cpu().numpy(), tuple(value.movedim(self.reading.axis, -1).shape)) if self.routes else None
+        self._new.append(Seen(key, len(x), rows, finite, shared))
 
-    def _add(self, x: torch.Tensor) -> None:
-        if self.moments:
-            self.moment.add(x)
-        self.rows += len(x)
-        part = spread(x, int(len(x) * SAMPLE_ROWS / max(min(self.most, len(x) * self.batches), 1)))
-        self.sample.append(part.float().cpu().clone())
-        self.taken += 1
+    def seen(self) -> list[Seen]:
+        """Whatever this process has taken in since the last time."""
+        new, self._new = self._new, []
+        return [replace(one, finite=bool(one.finite)) for one in new]
 
-    def settled(self) -> bool:
-        """Move to RAM what has been learned; whether all of it was finite."""
-        finite = all(map(bool, self._finite))
-        self._finite.clear()
-        self.moment.settle()
-        return finite
+    def settled(self, seen: Sequence[Seen]) -> bool:
+        """Count what all processes have taken in, in the order of batches; whether all of it was finite."""
+        for one in seen:
+            if one.key < 0:
+                self.judged += one.count
+            if not self.wanted:
+                continue
+            if one.key < 0:
+                self.held_out.append(one.rows.numpy())
+            else:
+                self.rows, self.taken = self.rows + one.count, self.taken + 1
+                self.sample.append(one.rows)
+            if one.shared is not None:
+                self._shared.append((one.key, *one.shared))
+        if self.moments and any(one.key >= 0 for one in seen):
+            self.moment.settle()
+        return all(one.finite for one in seen)
 
     def statistics(self, sequences: int, chosen: Mapping[tuple[str, int], np.ndarray]) -> Statistics:
         """The result after the last row of so many sequences, with what looks experts up in each batch."""

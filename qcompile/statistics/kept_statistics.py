@@ -17,6 +17,7 @@ import onnx_ir as ir
 from qcompile.analysis.patches import Reading
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Route
+from qcompile.group.group import ALONE, Group
 from qcompile.notes import Decline, Declined, Progress
 from qcompile.run.data import Data
 from qcompile.run.memory_budget import Memory
@@ -31,7 +32,7 @@ __all__ = ["kept_curvatures", "kept_noise", "kept_statistics"]
 def kept_statistics(
     work: Work, model: ir.Model, inputs: Mapping[str, Reading], data: Data, *, wanted: Collection[str],
     routes: Mapping[str, Sequence[Route]], max_rows: int, moments: bool, device: str, memory: Memory,
-    decline: Decline, progress: Progress | None,
+    decline: Decline, progress: Progress | None, group: Group = ALONE,
 ) -> dict[str, Statistics]:  # fmt: skip
     """``collect``, of what the folder does not hold: nothing runs where that is nothing.
 
@@ -53,7 +54,7 @@ def kept_statistics(
         said = []
         found |= collect(
             model, inputs, data, routes=routes, max_rows=max_rows, moments=moments, device=device, memory=memory,
-            decline=lambda *entry: said.append(Declined(*entry)), progress=progress, wanted=missing,
+            decline=lambda *entry: said.append(Declined(*entry)), progress=progress, wanted=missing, group=group,
         )  # fmt: skip
     for name in missing:
         about.keep("statistics", keys[name], partial(_of_statistics, found.get(name), said))

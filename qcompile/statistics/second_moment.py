@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompile.group.group import ALONE, Group, LaneSum
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,33 +22,49 @@ _EXACT = 1024
 
 
 class SecondMoment:
-    """``E[x xᵀ]``, summed up part by part, on the device of the rows."""
+    """``E[x xᵀ]``, summed up part by part, on the device of the rows.
 
-    def __init__(self) -> None:
+    Args:
+        group: the processes that have the parts, each those of some lanes.
+    """
+
+    def __init__(self, group: Group = ALONE) -> None:
+        self._group, self._sum = group, LaneSum(group)
         self._total: Any = None
-        self._squares: Any = 0.0
-        self._parts, self.rows = 0, 0
+        self._squares: list[Any] = []  # of each part
+        self._parts = self.rows = 0
         self._settled: np.ndarray | None = None
-        self._effective = 0.0
+        self._effective = self._square_sum = 0.0
 
-    def add(self, x: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, lane: int | None = None) -> None:
         """Take rows ``[rows, size]`` in: a part of the data, like which others may be or not."""
         if len(x):
             moment = product(x, x)
-            self._total = moment.double() if self._total is None else self._total.to(x.device).add_(moment)
-            self._squares = self._squares + moment.ravel() @ moment.ravel()
+            self._sum.add(moment, lane)
+            self._squares.append(moment.ravel() @ moment.ravel())
             self._parts, self.rows = self._parts + 1, self.rows + len(x)
+
+    def _complete(self) -> Any:
+        """The sum over all parts of all processes; nothing more will be added."""
+        if self._total is None:
+            own = np.array([float(square) for square in self._squares], np.float32)
+            parts = self._group.gathered(lambda: (self.rows, own))
+            squares = np.concatenate([found for _, found in parts])
+            self.rows, self._parts = sum(rows for rows, _ in parts), len(squares)
+            self._square_sum = float(np.add.accumulate(squares)[-1]) if len(squares) else 0.0  # one by one, in float32
+            self._total = self._sum.joined()
+        return self._total
 
     def settle(self) -> None:
         """Bring the result to RAM, or, if it is large, into a file that goes with it: nothing more will be added."""
-        if self._total is None or self._settled is not None:
+        if self._settled is not None or self._complete() is None:
             return
         matrix = self._total / self.rows
         self._effective = self._independent(matrix)
         large = len(matrix) > _EXACT
         kept = (matrix.float() if large else matrix).cpu().numpy()
         self._settled = _filed(kept) if large else kept
-        self._total = None
+        self._total, self._sum = None, LaneSum(self._group)
 
     @property
     def array(self) -> np.ndarray:
@@ -60,7 +78,8 @@ class SecondMoment:
         import torch
 
         nothing = torch.zeros(0, 0, dtype=torch.float64)
-        moment: torch.Tensor = nothing if self._total is None else self._total / self.rows
+        total = self._complete()
+        moment: torch.Tensor = nothing if total is None else total / self.rows
         return moment
 
     @property
@@ -76,7 +95,7 @@ class SecondMoment:
         if self._parts < 2:
             return 0.0
         square = float(matrix.square().sum())
-        variance = float(self._squares) / self.rows**2 - square / self._parts
+        variance = self._square_sum / self.rows**2 - square / self._parts
         variance *= self._parts / (self._parts - 1)
         spread = float(matrix.trace()) ** 2 + square
         return min(self.rows, spread / variance) if variance > 0 else self.rows

@@ -1,0 +1,1 @@
+"""The processes that share an export, and what they tell each other."""
