@@ -10,8 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-#: Records of decisions keep the names of their time.
+#: Records of decisions keep the names of their time, tutorials name files that their readers make.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [
+    page for folder in ("explanation", "how-to", "reference") for page in sorted((ROOT / "docs" / folder).glob("*.md"))
+]
 
 #: A file in a folder, or a folder in another. Words in capitals stand for any name.
 FILE = re.compile(r"(?<![\w/.:-])((?:[\w-]+/)+[\w-]+\.(?:html|js|py|toml))\b")
