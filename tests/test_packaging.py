@@ -183,7 +183,7 @@ def test_the_wheel_runs_the_first_command(installed: Path, tmp_path: Path, small
 
 
 def test_extras(project: dict) -> None:
-    assert set(project["project"]["optional-dependencies"]) == {"tvm", "triton", "hf", "text", "images", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == {"tvm", "triton", "hf", "text", "images", "docs", "dev"}
 
 
 def pins() -> dict[str, str]:
