@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qcompile.targets.registry import get_target
     from qcompile.targets.target import Target
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Artifact",

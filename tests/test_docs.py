@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 #: Records of decisions keep the names of their time, tutorials name files that their readers make.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [
     page for folder in ("explanation", "how-to", "reference") for page in sorted((ROOT / "docs" / folder).glob("*.md"))
 ]

@@ -229,3 +229,19 @@ def test_what_is_imported_is_declared(project: dict) -> None:
                 imported.add((node.module or "").split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"qcompile", "google"} - extras
     assert {canonical(name) for name in foreign} <= declared
+
+
+def test_metadata_names_one_version_and_the_pythons_that_are_meant(project: dict) -> None:
+    from qcompile import __version__
+
+    named = [
+        text.rpartition(" ")[2] for text in project["project"]["classifiers"] if re.search(r"Python :: 3\.\d", text)
+    ]
+    assert named == ["3.11", "3.12", "3.13", "3.14"]
+    assert project["project"]["requires-python"] == f">={named[0]}"
+    cited = dict(line.split(": ", 1) for line in (ROOT / "CITATION.cff").read_text().splitlines() if ": " in line)
+    assert cited["version"] == __version__
+    assert cited["license"] == project["project"]["license"]
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == __version__
