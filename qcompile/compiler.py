@@ -254,7 +254,7 @@ def _round(rotated: Rotated) -> None:
     work = chosen.work.about(lambda: choice.placement.to_json(prepared.analysis))
     rounding = Quantize(
         pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, options.memory,
-        chosen.request.progress, work,
+        chosen.request.progress, work, options.group,
     )  # fmt: skip
     run_pass(rounding, prepared.state)
     method = method_of(options.method)

@@ -59,7 +59,7 @@ def on_devices(
     _check_devices(devices, options.device)
     if devices == 1:
         return run(options, progress=progress)
-    return _run_members(_in_group, (run, options), devices, options.device, progress)
+    return _run_members(_in_group, (run, options), devices, progress)
 
 
 def _in_group(run: Callable[..., T], options: Options, progress: Progress | None) -> T:
@@ -84,9 +84,7 @@ def _check_devices(count: int, device: str) -> None:
             raise InputError(f"--devices {count} is more than the {there} GPUs of this machine")
 
 
-def _run_members(
-    work: Callable[..., T], given: Sequence[Any], count: int, device: str, progress: Progress | None = None
-) -> T:
+def _run_members(work: Callable[..., T], given: Sequence[Any], count: int, progress: Progress | None = None) -> T:
     """The result that the first of some processes has of a function which all run, of what is given and a progress."""
     try:
         sent = pickle.dumps((work, tuple(given)))
@@ -94,7 +92,7 @@ def _run_members(
         raise InputError(f"what is given cannot go to other processes, as --devices needs: {error}") from error
     scratch = tempfile.mkdtemp(prefix="qcompile-")
     try:
-        with _meeting() as port, _started(sent, count, device, port, scratch) as (processes, ends):
+        with _meeting() as port, _started(sent, count, port, scratch) as (processes, ends):
             return _watched(processes, ends, progress)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -111,14 +109,12 @@ def _meeting() -> Iterator[int]:
 
 
 @contextmanager
-def _started(
-    sent: bytes, count: int, device: str, port: int, scratch: str
-) -> Iterator[tuple[list[SpawnProcess], list[Connection]]]:
+def _started(sent: bytes, count: int, port: int, scratch: str) -> Iterator[tuple[list[SpawnProcess], list[Connection]]]:
     """Processes at work, and what they say; none is left in the end."""
     import torch
 
     context = get_context("spawn")
-    threads = max(1, torch.get_num_threads() // count) if device == "cpu" else torch.get_num_threads()
+    threads = max(1, torch.get_num_threads() // count)
     processes, ends = [], []
     try:
         for rank in range(count):
@@ -127,7 +123,7 @@ def _started(
             environment = {name: str(value) for name, value in places.items()} | {
                 "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": str(threads),
             }  # fmt: skip
-            process = context.Process(target=_member, args=(sent, environment, device, scratch, other), daemon=True)
+            process = context.Process(target=_member, args=(sent, environment, scratch, other), daemon=True)
             process.start()
             other.close()
             processes.append(process)
@@ -218,7 +214,7 @@ def _end_of(process: SpawnProcess, rank: int, count: int) -> str:
 # -- in a process ------------------------------------------------------------------------------------------------------
 
 
-def _member(sent: bytes, environment: dict[str, str], device: str, scratch: str, end: Connection) -> None:
+def _member(sent: bytes, environment: dict[str, str], scratch: str, end: Connection) -> None:
     """Do the work, and tell the process that started this one."""
     os.environ |= environment
     if sys.platform == "linux":
@@ -233,10 +229,9 @@ def _member(sent: bytes, environment: dict[str, str], device: str, scratch: str,
         end.send(("progress", step, done, total))
 
     try:
-        if device == "cpu":
-            import torch
+        import torch
 
-            torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
         work, given = pickle.loads(sent)
         found = work(*given, tell if rank == 0 else None)
         end.send(("done", found if rank == 0 else None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from qcompile.choice.placement import Placement, Worth, total_transform
 from qcompile.choice.question import Asked, Decided, Table, rows_transform
 from qcompile.choice.scoring import site_loss
 from qcompile.choice.solving import decide
+from qcompile.group.group import ALONE, Group
 
 if TYPE_CHECKING:
     from qcompile.notes import Progress
@@ -33,7 +34,7 @@ __all__ = ["Posed", "pose"]
 
 def pose(
     analysis: Analysis, asked: Asked, online: Online, labels: Mapping[AxisNode, Labels],
-    partners: Mapping[Siblings, Siblings | None], progress: Progress | None = None,
+    partners: Mapping[Siblings, Siblings | None], progress: Progress | None = None, group: Group = ALONE,
 ) -> Posed:  # fmt: skip
     """The choice of a label for every space, a scheme for every group and table, an online transform where one pays.
 
@@ -42,13 +43,17 @@ def pose(
         online: chooses what stands in front of a group, given what folds.
         labels: the transforms that may fold, by space.
         partners: by group, the one that decides on its online transform; ``None`` where it can have none.
+        group: the processes that share the units.
     """
-    graph = _Graph(analysis, asked, online, labels, partners)
-    units = []
-    for done, members in enumerate(graph.members):
-        units.append(graph.unit(members))
-        if progress is not None:
-            progress("choosing transforms", done + 1, len(graph.members))
+    graph = _Graph(analysis, asked, online, labels, partners, group)
+
+    def measured(own: Sequence[Sequence[Siblings | Table]]) -> Iterator[Unit]:
+        for done, members in enumerate(own):
+            yield graph.unit(members)
+            if progress is not None:
+                progress("choosing transforms", done + 1, len(own))
+
+    units = group.spread(graph.members, measured)
     at = {item: number for number, members in enumerate(graph.members) for item in members}
     ties = [(at[a], at[b]) for a, b in asked.ties if at[a] != at[b]]
     own = [item.losses for item in labels.values()]
@@ -92,8 +97,9 @@ class _Graph:
 
     def __init__(
         self, analysis: Analysis, asked: Asked, online: Online, labels: Mapping[AxisNode, Labels],
-        partners: Mapping[Siblings, Siblings | None],
+        partners: Mapping[Siblings, Siblings | None], shared: Group,
     ) -> None:  # fmt: skip
+        self._shared = shared
         self.analysis, self.asked, self.online, self.labels, self.partners = analysis, asked, online, labels, partners
         self.nodes = list(labels)
         self.number = {node: number for number, node in enumerate(self.nodes)}
@@ -226,12 +232,19 @@ class _Graph:
         """Put the chosen transforms into the placement."""
         labelled = dict(zip(self.nodes, found.labels, strict=True))
         placement.offline.update(self._chosen(labelled))
-        for members, option in zip(self.members, found.options, strict=True):
-            first = members[0]
-            if isinstance(first, Siblings):
-                index = self.asked.names.index(option.name)
-                self._place(members, self.online.best(first, placement.offline, self.asked.schemes[first][index]),
-                            placement)  # fmt: skip
+
+        def best(own: Sequence[tuple[Sequence[Siblings | Table], Option]]) -> Iterator[OnlineChoice | None]:
+            for (first, *_), option in own:
+                if isinstance(first, Table):
+                    yield None
+                    continue
+                schemes = self.asked.schemes[first][self.asked.names.index(option.name)]
+                yield self.online.best(first, placement.offline, schemes)
+
+        pairs = list(zip(self.members, found.options, strict=True))  # each process has measured its own already
+        for members, choice in zip(self.members, self._shared.spread(pairs, best), strict=True):
+            if choice is not None:
+                self._place(members, choice, placement)
         for wall in boundaries(self.analysis):
             between = _between(self.analysis, wall, placement.offline)
             if between is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,6 +49,11 @@ class Asked:
     tables: Mapping[Table, Sequence[Scheme]] = field(default_factory=dict)
     ties: Sequence[tuple[Siblings | Table, Siblings | Table]] = ()
     budgets: Mapping[str, float] = field(default_factory=dict)
+
+    def affords(self, index: int) -> bool:
+        """Whether one scheme everywhere meets the budgets."""
+        spent = {unit: math.fsum(costs[index].get(unit, 0.0) for costs in self.costs.values()) for unit in self.budgets}
+        return all(spent[unit] <= bound * (1 + 1e-9) for unit, bound in self.budgets.items())
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_l
 from qcompile.choice.splits import beside
 from qcompile.choice.transforms import pose_choice
 from qcompile.choice.wishes import Wishes
+from qcompile.group.group import Group
 from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.rounding.methods import method_of
@@ -119,8 +121,7 @@ def choose(
             options.sensitivity, analysis.model, sites, statistics, data, decline, seed=options.seed,
             device=options.device, progress=progress, work=work,
         )  # fmt: skip
-    first = schemes[0]
-    edge = target.scheme(target.edge)
+    first, edge = schemes[0], target.scheme(target.edge)
 
     def plain_edge(site: Site) -> bool:
         return site.name in edges and site.name not in wishes.schemes
@@ -154,7 +155,7 @@ def choose(
                 reason = f"it stands at the edge of the model and is kept at {edge.name}; a budget would assign it too"
                 decline(site.name, f"the format {first.name}", reason)
     probes |= {group: probes_of(group) for group in groups if group not in probes}
-    _predict(analysis, probes, chosen, options.latency)
+    _predict(analysis, probes, chosen, options.latency, options.group)
     return chosen
 
 
@@ -207,7 +208,7 @@ def _choices(
     ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
     place = partial(
         pose_choice, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
-        price=target.transform_price, seed=options.seed, progress=progress,
+        price=target.transform_price, seed=options.seed, progress=progress, group=options.group,
     )  # fmt: skip
     asked = _asked(probes, ordered, target, options, chosen) if several else _of_one(probes, schemes[0], chosen.wishes)
     if several and options.transforms not in (*FREE, "none"):
@@ -220,7 +221,7 @@ def _choices(
     if not several:
         return
     chosen.uniform = {
-        scheme.name: _schemes(asked, chosen, scheme) for i, scheme in enumerate(ordered) if _affordable(asked, i)
+        scheme.name: _schemes(asked, chosen, scheme) for i, scheme in enumerate(ordered) if asked.affords(i)
     }
     chosen.assignment = decided.assignment
     for number, (item, index) in enumerate(decided.schemes.items()):
@@ -228,12 +229,6 @@ def _choices(
             scheme = chosen.wishes.scheme(site, ordered[index])
             chosen.schemes[site.name] = Scheme(scheme.weight) if site.input is None else scheme
             chosen.ties[site.name] = f"t{number}"
-
-
-def _affordable(asked: Asked, index: int) -> bool:
-    """Whether one scheme everywhere meets the budgets."""
-    spent = {unit: math.fsum(costs[index].get(unit, 0.0) for costs in asked.costs.values()) for unit in asked.budgets}
-    return all(spent[unit] <= bound * (1 + 1e-9) for unit, bound in asked.budgets.items())
 
 
 def _schemes(asked: Asked, chosen: Choice, scheme: Scheme) -> dict[str, Scheme]:
@@ -275,15 +270,22 @@ def _asked(
     )  # fmt: skip
 
 
-def _predict(analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool) -> None:
-    for group, own in probes.items():
-        transform = total_transform(analysis, group, chosen.placement)
-        for site, item in zip(group.sites, own.items, strict=True):
-            scheme = chosen.schemes[site.name]
-            chosen.errors[site.name] = site_error(item, scheme, transform)
-            chosen.losses[site.name] = site_loss(item, scheme, transform)
-            if plain and transform is not None:
-                chosen.plain_losses[site.name] = site_loss(item, scheme)
+def _predict(
+    analysis: Analysis, probes: Mapping[Siblings, Probes], chosen: Choice, plain: bool, shared: Group
+) -> None:  # fmt: skip
+    def predicted(pairs: Sequence[tuple[Siblings, Probes]]) -> Iterator[list[tuple[str, float, float, float | None]]]:
+        for group, own in pairs:
+            transform, found = total_transform(analysis, group, chosen.placement), []
+            for site, item in zip(group.sites, own.items, strict=True):
+                scheme = chosen.schemes[site.name]
+                plainly = site_loss(item, scheme) if plain and transform is not None else None
+                error, loss = (measure(item, scheme, transform) for measure in (site_error, site_loss))
+                found.append((site.name, error, loss, plainly))
+            yield found
+
+    entries = itertools.chain.from_iterable(shared.spread(list(probes.items()), predicted))
+    for name, chosen.errors[name], chosen.losses[name], plainly in entries:
+        chosen.plain_losses |= {} if plainly is None else {name: plainly}
     for site in chosen.tables:
         scheme = Scheme(chosen.schemes[site.name].weight)
         item = probe(site, None, chosen.curvatures.get(site.name, EVEN))

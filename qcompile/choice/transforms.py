@@ -23,6 +23,7 @@ from qcompile.choice.placement import Placement
 from qcompile.choice.question import Asked
 from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError, unknown
+from qcompile.group.group import ALONE, Group
 from qcompile.notes import Progress
 from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import Scheme
@@ -81,11 +82,13 @@ def pose_choice(
     price: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> tuple[Placement, Posed]:
     """One decision on all transforms of a graph and on a scheme for every group and table, with all that it needs.
 
     Args:
         asked: the schemes that compete, what they cost, and budgets; see ``place`` for the other parameters.
+        group: the processes that share the measuring of candidates.
 
     Returns:
         a placement that says what was compared, and the decision, which puts transforms into it.
@@ -98,14 +101,14 @@ def pose_choice(
             raise InputError(unknown("transforms", word, KINDS))
     groups = list(probes)
     partners = _sharing(analysis, groups)
-    barred = {group for group in groups if partners[group] is None}
+    barred = {own for own in groups if partners[own] is None}
     led = Counter(partners.values())
-    tied = {group for group in groups if partners[group] is not group or led[group] > 1}
-    own = _with_leaders(kinds or {}, partners)
-    online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, own)
+    tied = {own for own in groups if partners[own] is not own or led[own] > 1}
+    kinds_of = _with_leaders(kinds or {}, partners)
+    online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, kinds_of)
     placement = Placement({}, {})
     labels = labels_of(analysis, groups, online, asked.schemes, placement)
-    return placement, pose(analysis, asked, online, labels, partners, progress)
+    return placement, pose(analysis, asked, online, labels, partners, progress, group)
 
 
 def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, Siblings | None]:

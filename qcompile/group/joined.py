@@ -160,6 +160,7 @@ def _joined(device: str) -> Group:
     place = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     if device == "cuda":
         _take_gpu(place)
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast serves sums of NCCL's own, whose order is not fixed
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         if not dist.is_initialized():

@@ -13,14 +13,14 @@ import numpy as np
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import Siblings, routed
 from qcompile.analysis.spaces import Site
-from qcompile.analysis.stacks import rows_of
 from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.formats.static import Activation, Range
 from qcompile.formats.structured.vector import VectorFormat
-from qcompile.notes import OF_EACH
+from qcompile.group.group import ALONE, Group
 from qcompile.passes.state import State
-from qcompile.rounding.kept_rounding import Following, Lesson, kept_rounding, learned_from
+from qcompile.rounding.better import better, better_experts
+from qcompile.rounding.kept_rounding import Asked, Following, Lesson, Notes, kept_roundings, learned_from
 from qcompile.rounding.methods import Method, method_of
 from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk, in_order
@@ -28,15 +28,12 @@ from qcompile.rounding.site_ranges import site_ranges
 from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.collected import Routed, Statistics
-from qcompile.statistics.evidence import errs_less
 from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.widened import Widened
 from qcompile.work import Work
 
 if TYPE_CHECKING:
-    import torch
-
     from qcompile.notes import Progress
     from qcompile.run.data import Data
     from qcompile.transforms import Transform
@@ -60,6 +57,7 @@ class Quantize:
         device: where torch computes.
         memory: the budget of activations.
         work: about this graph, its transforms and this data.
+        group: the processes that share batches and sites.
     """
 
     groups: Sequence[tuple[Siblings, Transform | None]]
@@ -72,6 +70,7 @@ class Quantize:
     memory: Memory = field(default_factory=Memory)
     progress: Progress | None = None
     work: Work = Work()
+    group: Group = ALONE
     name: ClassVar[str] = "quantize"
 
     def __post_init__(self) -> None:
@@ -107,16 +106,7 @@ class Quantize:
                     once[key] = quantize_scalar(weight_matrix(site, device=self.device), scheme.weight).to("cpu")
                 give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
         for done, (group, lesson) in enumerate(self._lessons(state)):
-            for site in group.sites:
-                scheme, own = self.schemes[site.name], ranges.get(site.name)
-                if scheme.weight is not None and (own is not None or not scheme.static):
-                    if (key := _weight_of(site, scheme.weight)) in once:
-                        self._say(state, site)
-                    else:
-                        make = partial(self._round, state, group, site, scheme.weight, own or scheme.activation, lesson)
-                        asked = [*self._asked([site])[0], *([own.name] if own else [])]
-                        once[key] = kept_rounding(lesson, asked, scheme.weight, state, make)
-                    give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key], own))
+            self._plan(state, group, lesson, ranges, once)
             if self.progress is not None:
                 self.progress("quantizing", done + 1, len(self.groups))
         return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
@@ -131,6 +121,31 @@ class Quantize:
         if found:
             state.notes["ranges"] = found
         return {name: own.range for name, own in found.items()}
+
+    def _plan(
+        self, state: State, group: Siblings, lesson: Lesson, ranges: Mapping[str, Range],
+        once: dict[Hashable, Quantized],
+    ) -> None:  # fmt: skip
+        """Round the weights of a group that were not rounded yet, and plan its sites."""
+        wanted: dict[Hashable, Asked] = {}
+        schemes = [(site, self.schemes[site.name], ranges.get(site.name)) for site in group.sites]
+        sites = [(site, own.weight, own, within) for site, own, within in schemes if within or not own.static]
+        for site, fmt, scheme, own in sites:
+            if fmt is not None and (key := _weight_of(site, fmt)) not in {*once, *wanted}:
+                reads = own or scheme.activation
+                make = partial(self._round, group, site, fmt, reads, lesson)
+                asked = [*self._asked([site])[0], *([own.name] if own else [])]
+                wanted[key] = Asked(asked, fmt, reads, float(np.prod(site.shape)), make)
+        group_of = self.group if self._way.learns else ALONE  # what is quick, each process does itself
+        made = dict(zip(wanted, kept_roundings(lesson, list(wanted.values()), group_of), strict=True))
+        for site, fmt, scheme, own in sites:
+            if fmt is not None:
+                if (key := _weight_of(site, fmt)) in once:
+                    self._say(state, site)
+                else:
+                    made[key].say(site.name, state)
+                    once[key] = made[key].weight
+                give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key], own))
 
     def _lessons(self, state: State) -> Iterator[tuple[Siblings, Lesson]]:
         """Every group with what its sites learn from.
@@ -158,7 +173,7 @@ class Quantize:
         """A walk on the data that the statistics are of."""
         count = max(found.batches for found in self.statistics.values())
         learned = data.thinned(max(found.sequences for found in self.statistics.values())).batches[:count]
-        return Walk(state.model, known, self.tables, learned, data.held_out, self.device, self.memory)
+        return Walk(state.model, known, self.tables, learned, data.held_out, self.device, self.memory, self.group)
 
     def _asked(self, sites: Sequence[Site]) -> list[list[str | None]]:
         """What is asked of sites."""
@@ -197,7 +212,7 @@ class Quantize:
         return input_moments(self.statistics[group.name], Widened(group.taps)(transform), self.device)
 
     def _round(
-        self, state: State, group: Siblings, site: Site, fmt: Scalar, activation: Activation | None, lesson: Lesson
+        self, group: Siblings, site: Site, fmt: Scalar, activation: Activation | None, lesson: Lesson, notes: Notes
     ) -> Quantized:
         moments = self._of_readers(group, site, lesson.teach(activation))
         unusable = None if moments is None else moments.unusable
@@ -208,7 +223,7 @@ class Quantize:
         plain = way.plain(weight, fmt) if isinstance(fmt, Format) else quantize_scalar(weight, fmt)
         if isinstance(fmt, VectorFormat):
             if way.learns and (usable is not None or not way.walks):
-                state.decline(site.name, way.title, f"it chooses no scales for the codebook of {fmt.name}")
+                notes.decline(site.name, way.title, f"it chooses no scales for the codebook of {fmt.name}")
             return plain.to("cpu")
         if not way.learns or moments is None:
             return plain.to("cpu")
@@ -216,47 +231,18 @@ class Quantize:
         route = None if form is None else form.route
         rows = None if route is None else self.statistics[group.name].routed.get(route)
         if way.walks and form is not None and rows is not None:
-            return self._experts(state, group, site, form.places, rows, weight, plain).to("cpu")
+            own = partial(self._of_expert, group, rows)
+            return better_experts(notes, site, weight, plain, form.places, own, way).to("cpu")
         if usable is not None:
-            return _learned(state, site, weight, plain, usable, way).to("cpu")
-        state.decline(site.name, way.title, f"{unusable}, so it is {way.otherwise}")
+            return better(notes, site, weight, plain, usable, way).to("cpu")
+        notes.decline(site.name, way.title, f"{unusable}, so it is {way.otherwise}")
         return plain.to("cpu")
 
-    def _experts(
-        self, state: State, group: Siblings, site: Site, matrices: np.ndarray, rows: Routed, weight: torch.Tensor,
-        plain: Quantized,
-    ) -> Quantized:  # fmt: skip
-        """Learn each matrix of a stack whose own rows suffice and say that this errs less on those held out."""
-        result = replace(plain, codes=plain.codes.clone(), scales=plain.scales.clone(),
-                         zero_points=None if plain.zero_points is None else plain.zero_points.clone())  # fmt: skip
+    def _of_expert(self, group: Siblings, rows: Routed, expert: int) -> InputMoments | None:
+        """From the rows that one matrix of a stack saw."""
+        statistics = rows.of(expert)
         transform = next(transform for other, transform in self.groups if other is group)
-        count, short, worse, way = len(matrices), 0, 0, self._way
-        errors: list[dict[str, float]] = []
-        for expert, places in enumerate(matrices):
-            statistics = rows.of(expert)
-            own = None if statistics is None else input_moments(statistics, transform, self.device)
-            if own is None or own.unusable is not None:
-                short += 1
-                continue
-            near = rows_of(plain, places)
-            shared = near.tensor_scale if near.format.tensor_scale is not None else None  # one for the whole stack
-            learned = way.learned(weight[places], near.format, own, shared)
-            ours, theirs = (own.errors(weight[places], rounded)[way.judges] for rounded in (learned, near))
-            errors.append(dict(zip(way.sides, (float(ours.sum()), float(theirs.sum())), strict=True)))
-            if errs_less(ours, theirs):
-                _put_rows(result, places, learned)
-            else:
-                worse += 1
-        if errors:
-            means = {word: float(np.mean([own[word] for own in errors])) for word in errors[0]}
-            state.notes.setdefault("held_out", {})[site.name] = means
-        if short:
-            reason = f"{short} of its {count} matrices see too few rows of calibration data for their {weight.shape[1]}"
-            state.decline(site.name, way.title + OF_EACH, f"{reason} features, and are {way.otherwise}")
-        if worse:
-            reason = f"on sequences that it had not seen, it does not clearly err less than '{way.sides[1]}'"
-            state.decline(site.name, way.title + OF_EACH, f"{reason} for {worse} of its {count} matrices")
-        return result
+        return None if statistics is None else input_moments(statistics, transform, self.device)
 
 
 def _weight_of(site: Site, fmt: Scalar) -> Hashable:
@@ -269,32 +255,3 @@ def _weight_of(site: Site, fmt: Scalar) -> Hashable:
 def _scheme_names(state: State) -> list[str | None]:
     """Names of schemes that the graph has, operator by operator."""
     return [node.metadata_props.get(SCHEME) for node in state.model.graph.all_nodes()]
-
-
-def _learned(
-    state: State, site: Site, weight: torch.Tensor, plain: Quantized, moments: InputMoments, way: Method
-) -> Quantized:  # fmt: skip
-    """The weight that a method learns, unless the plain one errs as little on sequences that it has not seen."""
-    usual = way.least_damping
-    if usual is not None and (damping := moments.factor(usual).damping) > 1.1 * usual:
-        reason = f"its inputs needed a damping of {damping:.2g}"
-        state.decline(site.name, f"the usual damping of {way.title}", reason)
-    fitted = way.learned(weight, plain.format, moments)
-    ours, theirs = (moments.errors(weight, rounded)[way.judges] for rounded in (fitted, plain))
-    made, other = way.sides
-    state.notes.setdefault("held_out", {})[site.name] = {made: float(ours.sum()), other: float(theirs.sum())}
-    if errs_less(ours, theirs):
-        return fitted
-    if len(ours) < 2:
-        reason = f"{len(ours)} of the sequences that were held out reach it, by which it cannot be judged"
-    else:
-        reason = f"on {len(ours)} sequences that it had not seen, it does not clearly err less than '{other}'"
-        reason += f": {ours.sum():.3g} against {theirs.sum():.3g}"
-    state.decline(site.name, way.title, reason)
-    return plain
-
-
-def _put_rows(q: Quantized, places: np.ndarray, rows: Quantized) -> None:
-    q.codes[places], q.scales[places] = rows.codes, rows.scales
-    if q.zero_points is not None and rows.zero_points is not None:
-        q.zero_points[places] = rows.zero_points

@@ -1,9 +1,10 @@
-"""Rounded weights in the folder of ``--work``, and a walk that goes only as far as those that are not there need it."""
+"""Rounded weights in the folder of ``--work``, made by any process, and a walk that goes only as far as it must."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +14,14 @@ from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import Scalar
 from qcompile.formats.static import Activation
+from qcompile.group.group import ALONE, Group
 from qcompile.notes import Decline, Declined
 from qcompile.rounding.moments import InputMoments
 from qcompile.rounding.sequential import Walk
 from qcompile.statistics.collected import Statistics
 from qcompile.work import Kept, Work
 
-__all__ = ["Following", "Lesson", "Notes", "kept_rounding", "learned_from"]
+__all__ = ["Asked", "Following", "Heard", "Lesson", "Notes", "Rounding", "kept_roundings", "learned_from"]
 
 
 class Notes(Protocol):
@@ -30,6 +32,59 @@ class Notes(Protocol):
 
     def decline(self, site: str, what: str, reason: str) -> None:
         """Record that something was left alone."""
+
+
+@dataclass
+class Heard:
+    """Notes of one site, to be said again wherever its weight is used."""
+
+    declined: list[Declined] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def decline(self, site: str, what: str, reason: str) -> None:
+        """Record that something was left alone."""
+        self.declined.append(Declined(site, what, reason))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A weight to be rounded.
+
+    Args:
+        words: the site, and what is asked of it.
+        fmt: the format of the weight; only block formats are kept.
+        activation: that in which the site reads its input.
+        cost: how long it takes, relative to others.
+        make: rounds it, and leaves notes.
+    """
+
+    words: Sequence[str | None]
+    fmt: Scalar
+    activation: Activation | None
+    cost: float
+    make: Callable[[Notes], Quantized]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A weight as it was rounded.
+
+    Args:
+        weight: on the CPU.
+        declined: what was left alone.
+        held_out: errors on sequences that it was not fitted on, by what made them; ``None`` where none were measured.
+    """
+
+    weight: Quantized
+    declined: Sequence[tuple[str, str, str]]
+    held_out: Mapping[str, float] | None
+
+    def say(self, site: str, notes: Notes) -> None:
+        """Leave the notes of its site."""
+        for entry in self.declined:
+            notes.decline(*entry)
+        if self.held_out is not None:
+            notes.notes.setdefault("held_out", {})[site] = self.held_out
 
 
 class Following:
@@ -98,40 +153,45 @@ def learned_from(statistics: Mapping[str, Statistics]) -> list[object]:
     ]
 
 
-def kept_rounding(
-    lesson: Lesson, asked: Sequence[str | None], fmt: Scalar, notes: Notes, make: Callable[[], Quantized]
-) -> Quantized:
-    """A weight as it is rounded, or as it was rounded for the same reasons before.
+def kept_roundings(lesson: Lesson, asked: Sequence[Asked], group: Group = ALONE) -> list[Rounding]:
+    """Weights as they are rounded, or as they were rounded for the same reasons before.
 
     Args:
-        lesson: what it is rounded by.
-        asked: the site, and what is asked of it.
-        fmt: the format of the weight; only block formats are kept.
-        notes: what ``make`` declines and notes of the site; the same is said again where nothing is made.
-        make: rounds it.
+        lesson: what they are rounded by.
+        asked: weights that need not wait for each other.
+        group: processes each of which rounds some; all have all afterwards.
     """
-    if not isinstance(fmt, Format):
-        return make()
-    key, site = lesson.work.key(list(asked)), str(asked[0])
-    found = lesson.work.find("roundings", key)
-    if found is not None:
-        for entry in found.facts["declined"]:
-            notes.decline(*entry)
-        if found.facts["held_out"] is not None:
-            notes.notes.setdefault("held_out", {})[site] = found.facts["held_out"]
-        return _rounded(found, fmt)
-    before = len(notes.declined)
-    made = make()
-    if lesson.sure:
-        said = list(map(astuple, notes.declined[before:])), notes.notes.get("held_out", {}).get(site)
-        lesson.work.keep("roundings", key, lambda: _kept(made, *said))
-    return made
+    keys = [lesson.work.key(list(one.words)) for one in asked]
+    made = {}
+    for number, (key, one) in enumerate(zip(keys, asked, strict=True)):
+        if isinstance(one.fmt, Format) and (found := lesson.work.find("roundings", key)) is not None:
+            entries = [(site, what, reason) for site, what, reason in found.facts["declined"]]
+            made[number] = Rounding(_rounded(found, one.fmt), entries, found.facts["held_out"])
+    missing = [number for number in range(len(asked)) if number not in made]
+    if lesson.following is not None:
+        for number in missing:
+            lesson.teach(asked[number].activation)  # of which all processes have a part
+    new = group.dealt([asked[number].cost for number in missing], lambda place: _made(asked[missing[place]]))
+    for number, rounding in zip(missing, new, strict=True):
+        made[number] = rounding
+        if isinstance(asked[number].fmt, Format) and lesson.sure:
+            lesson.work.keep("roundings", keys[number], partial(_kept, rounding))
+    return [made[number] for number in range(len(asked))]
 
 
-def _kept(q: Quantized, declined: Sequence[tuple[str, str, str]], held_out: Mapping[str, float] | None) -> Kept:
+def _made(one: Asked) -> Rounding:
+    heard = Heard()
+    weight = one.make(heard)
+    said = [(entry.site, entry.what, entry.reason) for entry in heard.declined]
+    return Rounding(weight, said, heard.notes.get("held_out", {}).get(str(one.words[0])))
+
+
+def _kept(rounding: Rounding) -> Kept:
+    q = rounding.weight
     parts = {"codes": q.codes, "scales": q.scales, "zero_points": q.zero_points, "tensor_scale": q.tensor_scale}
     arrays = {name: tensor.numpy() for name, tensor in parts.items() if tensor is not None}
-    return Kept(arrays, {"shape": list(q.shape), "axis": q.axis, "declined": declined, "held_out": held_out})
+    facts = {"declined": list(rounding.declined), "held_out": rounding.held_out}
+    return Kept(arrays, {"shape": list(q.shape), "axis": q.axis, **facts})
 
 
 def _rounded(kept: Kept, fmt: Format) -> Quantized:

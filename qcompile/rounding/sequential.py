@@ -19,6 +19,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InternalError
 from qcompile.formats import fake_quantize_rows
+from qcompile.group.group import ALONE, Group, LaneSum, lane_of
 from qcompile.ir.graph import add_initializer, label, node_name
 from qcompile.ir.required import constant, name_of
 from qcompile.rounding.moments import InputMoments
@@ -53,14 +54,18 @@ class Walk:
         held_out: more of it, which no moment has seen.
         device: where all of it computes.
         memory: the budget of activations.
+        group: the processes that share the batches.
     """
 
     def __init__(
         self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site],
         batches: Sequence[Mapping[str, np.ndarray]], held_out: Sequence[Mapping[str, np.ndarray]] = (),
-        device: str = "cpu", memory: Memory | None = None,
+        device: str = "cpu", memory: Memory | None = None, group: Group = ALONE,
     ) -> None:  # fmt: skip
-        self._learned, self._batches = len(batches), [*batches, *held_out]
+        self._learned, self._count, self._group = len(batches), len(batches) + len(held_out), group
+        own = [*group.lanes(len(batches)), *(len(batches) + number for number in group.share(len(held_out)))]
+        every = [*batches, *held_out]
+        self._batches = {number: every[number] for number in own}
         groups = in_order(model, groups)
         sites = [*(site for group in groups for site in group.sites), *tables]
         model, begins = _with_places(model, groups, sites)
@@ -82,40 +87,46 @@ class Walk:
                     if index == 0:
                         raise InternalError("a walk begins with a section that no site begins")
                     yield group
-                self._pass(index, section)
+                with self._group.together():
+                    self._pass(index, section)
 
     def moments(self, activation: Activation | None) -> InputMoments:
         """Input moments from the input of the group at which the walk stands, as sites read it in that format."""
         if activation not in self._known:
-            self._known[activation] = self._moments(activation)
+            with self._group.together():
+                self._known[activation] = self._moments(activation)
         return self._known[activation]
 
     def _moments(self, activation: Activation | None) -> InputMoments:
         variable, reading = self._at
         whole = None if activation is None or reading.patches is None else rounding(activation, reading.axis)
-        moment, cross = SecondMoment(), torch.zeros((), dtype=torch.float64, device=self._engine.device)
-        exact, seen = [], []
-        for number in range(len(self._batches)):
+        moment, cross = SecondMoment(self._group), LaneSum(self._group)
+        held_out = []
+        for number in self._batches:
             values = [self._shelf.look((graph, number), variable) for graph in (_EXACT, _QUANTIZED)]
             if whole is not None and (rounded := whole(values[1])) is not None:
                 values[1] = rounded  # before patches are made of it
             x, read = map(reading.rows, values)
             if number >= self._learned:
-                rows = HELD_OUT_ROWS // (len(self._batches) - self._learned)
+                rows = HELD_OUT_ROWS // (self._count - self._learned)
                 x, read = spread(x, rows), spread(read, rows)
             if activation is not None and whole is None:
                 read = fake_quantize_rows(read.float(), activation).to(read.dtype)
             if number < self._learned:
-                moment.add(read)
-                own = product(x, read)
-                cross = own.double() if not cross.ndim else cross.add_(own)
+                lane = lane_of(number, self._learned)
+                moment.add(read, lane)
+                cross.add(product(x, read), lane)
             else:
-                exact.append(x.float())
-                seen.append(read.float())
-        lengths, nothing = [len(rows) for rows in exact], torch.zeros(0, len(moment.matrix), device=self._engine.device)
+                held_out.append((x.float(), read.float()))
+        device, matrix, crossed = self._engine.device, moment.matrix, cross.joined()
+        if self._group.size > 1:
+            held_out = [(x.cpu(), read.cpu()) for x, read in held_out]
+        every = [pair for own in self._group.gathered(lambda: held_out) for pair in own]
+        exact, seen = ([pair[side].to(device) for pair in every] for side in (0, 1))
+        lengths, nothing = [len(rows) for rows in exact], torch.zeros(0, len(matrix), device=device)
         return InputMoments(
-            moment.matrix, cross / max(moment.rows, 1), torch.cat([nothing, *exact]), torch.cat([nothing, *seen]),
-            lengths, moment.effective,
+            matrix, torch.zeros_like(matrix) if crossed is None else crossed / max(moment.rows, 1),
+            torch.cat([nothing, *exact]), torch.cat([nothing, *seen]), lengths, moment.effective,
         )  # fmt: skip
 
     def _pass(self, index: int, section: Section) -> None:
@@ -127,7 +138,7 @@ class Walk:
                 site = self._weights[name]
                 weights[name] = layout_of(site).weight(plan.weight.to(self._engine.device).dequantize())
         hooks = self._hooks(section)
-        for number, batch in enumerate(self._batches):
+        for number, batch in self._batches.items():
             for graph in (_EXACT, _QUANTIZED):
                 before = self._engine.arguments(batch) if index == 0 else self._shelf.take((graph, number))
                 given = (hooks, weights) if graph is _QUANTIZED else (None, None)
