@@ -16,35 +16,31 @@ from qcompile.artifact.artifact import Artifact, write_manifest
 from qcompile.artifact.folder import folder_of_first
 from qcompile.artifact.manifest import Facts, build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
-from qcompile.checks.equivalence import begin_equivalence, settle
 from qcompile.checks.fake_quantized import rounded_for
 from qcompile.checks.plain_rounding import Plain, better_plain, output_errors, plain_error, rounded_plainly
-from qcompile.checks.sites import sites_to_check
 from qcompile.choice import selection
 from qcompile.choice.contest import contest
 from qcompile.choice.export_options import Options, check_options
-from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.placement import Placement
 from qcompile.choice.splits import SPLIT
 from qcompile.choice.wishes import wishes_of
 from qcompile.effort import Effort
 from qcompile.errors import InputError
+from qcompile.ir.blueprint import needed_blueprint
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.fingerprint import fingerprint
-from qcompile.ir.graph import node_name
 from qcompile.measuring import measure, timed_beside
 from qcompile.notes import LEARNING, Progress
 from qcompile.passes.pipeline import run_pass
-from qcompile.passes.quantize import Quantize
 from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
+from qcompile.quantizing import quantize, round_sites
 from qcompile.rounding.methods import Gptq, Rtn, method_of
 from qcompile.run.data import hold_out, load_data
 from qcompile.splitting import branch_digests, split_sites
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
-from qcompile.targets.plans import planned
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
-from qcompile.threads import threads
 from qcompile.work import Work
 
 __all__ = ["Options", "choice_of", "export", "lowered_to", "plan", "prepare", "turn"]
@@ -94,7 +90,7 @@ def plan(model: Any, options: Options) -> ir.Model:
     """
     request = _request(options)
     rotated = _rotate(_choose(_prepare(_capture(model, request), request), request))
-    _round(rotated)
+    round_sites(rotated)
     return rotated.model
 
 
@@ -107,7 +103,7 @@ def choice_of(
     """
     request = _request(options, progress)
     captured = _capture(model, request, **capture_options)
-    return _choose(prepare(captured, request.progress, ties=request.target.ties), request).choice
+    return _choose(_whole(captured, request), request).choice
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
@@ -126,6 +122,8 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
     """Read a graph, and the data that it is to be calibrated with."""
     source = begin_capture(model, **capture_options)
     options = request.options
+    if request.target.modules:
+        needed_blueprint(source.model, source.path, request.target.name)
     data = load_data(options.calibration, source.model, seed=options.seed, reading=options.reading)
     request.tell("reading")
     return Captured(source, hold_out(data, source.model), options.seed, options.keep, options.device)
@@ -133,8 +131,14 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
 
 def _prepare(captured: Captured, request: Request) -> Prepared:
     """Prepare the graph, and compute parts of weights apart where that was asked for."""
-    prepared = prepare(captured, request.progress, ties=request.target.ties)
+    prepared = _whole(captured, request)
     return split_sites(prepared, request) if request.options.split else prepared
+
+
+def _whole(captured: Captured, request: Request) -> Prepared:
+    """Prepare the graph as the target wants it."""
+    target = request.target
+    return prepare(captured, request.progress, ties=target.ties, modules=target.modules)
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
@@ -186,12 +190,12 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     method = method_of(options.method)
     free = options.transforms in ("auto", "none") and method in (Gptq(), Rtn()) and not data.random
     if not free or (method == Rtn() and chosen.choice.placement.plain):
-        return _quantize(_rotate(chosen))
+        return quantize(_rotate(chosen))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
     plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device, data))
     request.tell("measuring plain rounding")
     chosen = replace(chosen, plain=chosen.plain or Plain.of(plain))
-    quantized = _quantize(_rotate(chosen))
+    quantized = quantize(_rotate(chosen))
     ours = errors(quantized.rotated.model)
     request.tell("measuring beside plain rounding")
     reason = better_plain(ours, plain, data)
@@ -199,7 +203,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
         return quantized
     request = replace(request, options=replace(options, transforms="none", method="rtn"))
     again = _choose(_prepare(captured, request), request)
-    quantized = _quantize(_rotate(replace(again, plain=again.plain or chosen.plain)))
+    quantized = quantize(_rotate(replace(again, plain=again.plain or chosen.plain)))
     quantized.rotated.prepared.state.decline("*", LEARNING, reason)
     return quantized
 
@@ -218,48 +222,6 @@ def turn(
     run_pass(Rotate(prepared.analysis, tuple(siblings), placement), prepared.state)
     if progress is not None:
         progress("rotate", 1, 1)
-
-
-def _quantize(rotated: Rotated) -> Quantized:
-    """Round the weights, and check meanwhile that the rotated graph is still the same function."""
-    prepared, chosen = rotated.prepared, rotated.wanted
-    schemes, given = chosen.choice.schemes, prepared.seen.data.batches[0]
-    checks = sites_to_check([site for site in chosen.sites if schemes[site.name].weight is not None])
-    taps = list(dict.fromkeys(name for site in checks for name in (*site.reads, site.written) if name not in given))
-    progress = chosen.request.progress
-    group = chosen.request.options.group
-    begin = partial(
-        begin_equivalence, prepared.source, prepared.model, prepared.seen, progress, taps, chosen.request.options.device
-    )
-    if method_of(chosen.request.options.method).walks or not group.first:  # which uses all cores
-        equal = begin()() if group.first else None
-        _round(rotated)
-    else:
-        with threads(1) as beside:
-            checking = beside.submit(begin())
-            _round(rotated)
-        equal = checking.result()
-    if equal is not None:  # the others have the same graph
-        equal = settle(prepared.source, prepared.model, prepared.seen, equal)
-    plans = {node_name(node): found for node, found in planned(prepared.model)}
-    return Quantized(replace(rotated, equivalence=equal), plans, checks)
-
-
-def _round(rotated: Rotated) -> None:
-    """Round the weights and plan their sites."""
-    prepared, chosen = rotated.prepared, rotated.wanted
-    choice, options, data = chosen.choice, chosen.request.options, prepared.seen.data
-    pairs = [(own, total_transform(prepared.analysis, own, rotated.placement)) for own in rotated.siblings]
-    learned = choice.statistics if data.held_out else {}  # what random inputs teach is worse than nothing on others
-    work = chosen.work.about(lambda: choice.placement.to_json(prepared.analysis))
-    rounding = Quantize(
-        pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, options.memory,
-        chosen.request.progress, work, options.group,
-    )  # fmt: skip
-    run_pass(rounding, prepared.state)
-    method = method_of(options.method)
-    if method.learns and not learned and (method.walks or not data.random):
-        prepared.state.decline("*", method.title, f"{data.too_few}, so weights are {method.otherwise}")
 
 
 def _lower(quantized: Quantized, folder: Path) -> Written:

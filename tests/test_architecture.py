@@ -39,7 +39,7 @@ FLOORS = {
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
     ("api", "comparison", "compiler", "inspection", "measuring", "members", "opt", "parts", "preparation",
-     "splitting", "stages", "sweep"),
+     "quantizing", "splitting", "stages", "sweep"),
     "driver",
 )  # fmt: skip
 
@@ -61,8 +61,9 @@ LIMIT = 300
 SHIPPED = (BACKENDS / "gpu" / "kernels", BACKENDS / "gpu" / "runtime", PACKAGE / "operators" / "library")
 
 #: What this project depends on: no module may take such a name.
-DEPENDENCIES = {"filelock", "jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
-                "rich", "safetensors", "scipy", "torch", "transformers", "triton", "tvm", "typer"}  # fmt: skip
+DEPENDENCIES = {"compressed_tensors", "filelock", "gguf", "jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir",
+                "onnxruntime", "onnxscript", "rich", "safetensors", "scipy", "torch", "transformers", "triton", "tvm",
+                "typer"}  # fmt: skip
 
 
 #: Names that several modules have, by the reason. Whatever is the same thing may be called the same.

@@ -183,7 +183,8 @@ def test_the_wheel_runs_the_first_command(installed: Path, tmp_path: Path, small
 
 
 def test_extras(project: dict) -> None:
-    assert set(project["project"]["optional-dependencies"]) == {"tvm", "triton", "hf", "text", "images", "docs", "dev"}
+    extras = {"tvm", "triton", "hf", "gguf", "text", "images", "docs", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == extras
 
 
 def pins() -> dict[str, str]:
@@ -217,6 +218,8 @@ def test_what_is_imported_is_declared(project: dict) -> None:
         "tvm_ffi",
         "triton",
         "transformers",
+        "compressed_tensors",
+        "gguf",
         "tokenizers",
         "PIL",
     }  # tvm_ffi comes with apache-tvm, PIL is pillow

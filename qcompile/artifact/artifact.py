@@ -134,7 +134,11 @@ def is_artifact(path: str | Path) -> bool:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], along: Iterable[Path] = ()) -> None:
-    """Write ``manifest.json``, and beside it copies of files that go along; the same content gives the same bytes."""
+    """Write ``manifest.json``, and beside it copies of files that go along; the same content gives the same bytes.
+
+    Files that the backend wrote itself, such as a configuration, stay as they are.
+    """
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
     for file in along:
-        shutil.copyfile(file, folder / file.name)
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)

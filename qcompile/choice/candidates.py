@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qcompile.transforms.orders.orders import Variant
 
 __all__ = [
-    "ALPHAS", "LEAST_GAIN", "fitted_candidates", "named_candidate", "not_worth", "orthogonal_candidates",
-    "wush_candidates",
+    "ALPHAS", "LEAST_GAIN", "fitted_candidates", "is_shared", "named_candidate", "not_worth", "orthogonal_candidates",
+    "shared_candidates", "wush_candidates",
 ]  # fmt: skip
 
 #: An online transform must lower the error of its sites by this fraction at least, besides paying its price.
@@ -215,12 +215,33 @@ def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False) -> dict[st
     from qcompile.transforms.fitted import diagonal_blocks, wush_of_moments
 
     size = len(fit.moment)
-    least = min(scheme.group or size, size)
-    blocks = [block for block in FITTED_BLOCKS if least <= block < size or block == size]
+    blocks = _fitted_blocks(size, scheme)
     if whole and size <= DENSE and has_hadamard(size):
         blocks = list(dict.fromkeys([*blocks, size]))
     found = (block for block in blocks if size % block == 0)
     return {f"wush-{block}": wush_of_moments(fit.blocks(block), diagonal_blocks(fit.gram, block)) for block in found}
+
+
+def _fitted_blocks(size: int, scheme: Scheme) -> list[int]:
+    least = min(scheme.group or size, size)
+    return [block for block in FITTED_BLOCKS if least <= block < size or block == size]
+
+
+def shared_candidates(fit: Fit, scheme: Scheme) -> dict[str, Transform]:
+    """The closed form WUSH of the means over blocks, one matrix for all of them, by name."""
+    from qcompile.transforms import has_hadamard
+
+    size = len(fit.moment)
+    found = (block for block in _fitted_blocks(size, scheme) if size % block == 0 and has_hadamard(block))
+    return {f"wush-shared-{block}": _shared_wush(fit, block) for block in found}
+
+
+def is_shared(transform: Transform) -> bool:
+    """Whether a transform is one matrix for all blocks of an axis, or for all of a short axis."""
+    from qcompile.transforms.shared_block import MOST, shared_block
+
+    found = shared_block(transform.factors())
+    return found is not None and len(found) <= MOST
 
 
 def not_worth(value: ir.Value, sites: Sequence[Site]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qcompile.choice.candidates import ALPHAS, orthogonal_candidates, wush_candidates
+from qcompile.choice.candidates import ALPHAS, orthogonal_candidates, shared_candidates, wush_candidates
 from qcompile.choice.placement import Worth, joined
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ class OnlineChoice:
 
 
 def contenders(
-    width: int, scheme: Scheme, fit: Fit | None, seed: int, *, behind: bool, able: bool, mixed: bool
-) -> dict[str, Contender]:
+    width: int, scheme: Scheme, fit: Fit | None, seed: int, *, behind: bool, able: bool, mixed: bool,
+    shared: bool = False,
+) -> dict[str, Contender]:  # fmt: skip
     """All that competes, by name.
 
     Args:
@@ -76,6 +77,7 @@ def contenders(
         behind: whether a norm can take over a diagonal.
         able: whether a transform can stay in the graph.
         mixed: whether the input is in another basis already, or nothing is wanted but what is fitted.
+        shared: whether what stays must have one matrix for all blocks.
     """
     scales: Mapping[str, Transform] = diagonals(fit) if fit is not None and behind else {}
     made = {name: Contender(scale, None, fitted=True) for name, scale in scales.items()}
@@ -85,7 +87,8 @@ def contenders(
         made[name] = Contender(None, item, fitted=False)
         made |= {f"{first}, {name}": Contender(scale, item, fitted=True) for first, scale in scales.items()}
     if fit is not None:
-        made |= {name: Contender(None, item, fitted=True) for name, item in wush_candidates(fit, scheme).items()}
+        fitted = shared_candidates(fit, scheme) if shared else wush_candidates(fit, scheme)
+        made |= {name: Contender(None, item, fitted=True) for name, item in fitted.items()}
     return made
 
 

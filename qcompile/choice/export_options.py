@@ -110,6 +110,8 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
     for text in (*options.format_for.values(), *(fmt for word in options.split if (fmt := split_of(word).format))):
         target.scheme(text)
+    if options.split and target.modules:
+        raise InputError(f"target '{target.name}' writes modules as they are: --split would add products to them")
     if not options.budget and any(isinstance(split_of(word), Auto) for word in options.split):
         raise InputError("split 'auto' needs a budget: what is computed apart always stores more")
     if options.calibration is None:

@@ -12,7 +12,7 @@ from qcompile.analysis.infinity import infinity
 from qcompile.analysis.scales import norm_before
 from qcompile.analysis.siblings import Siblings, cost_fraction, shared_table
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.candidates import LEAST_GAIN, named_candidate, not_worth
+from qcompile.choice.candidates import LEAST_GAIN, is_shared, named_candidate, not_worth
 from qcompile.choice.contenders import Contender, OnlineChoice, contenders, diagonals
 from qcompile.choice.fits import Moments
 from qcompile.choice.kinds import FREE, NAMED
@@ -22,6 +22,7 @@ from qcompile.errors import InputError
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.freedom import Freedom
+from qcompile.transforms.shared_block import MOST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
 
     Schemes = Sequence[Scheme]
 
-__all__ = ["Online", "able", "first_of"]
+__all__ = ["STAYING", "Online", "able", "first_of"]
+
+#: What a target does without, in the words of ``Target.online``.
+STAYING = {
+    "shared": "the target holds one matrix for all blocks of a layer: others do not compete",
+    "none": "the artifact holds no transforms: what folds into weights is all that competes",
+    "asked": "common readers of the artifact leave them out without a word, so that none competes; a kind that is "
+             "asked for by name is written, if it is one matrix for all blocks of a layer",
+}  # fmt: skip
 
 #: Candidates of an input that are measured, of those that a few rows rank first.
 MEASURED = 2
@@ -54,6 +63,7 @@ class Online:
     tied: set[Siblings] = field(default_factory=set)  # groups with a weight that others read
     fits: bool = True  # what is fitted must then hold on sequences that were held out
     own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
+    staying: str = "any"  # of transforms, those that may stay in the graph: ``Target.online``
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
     _screens: dict[tuple[object, ...], tuple[dict[str, Contender], dict[str, float]]] = field(default_factory=dict)
     _offline: dict[tuple[object, ...], Transform | None] = field(default_factory=dict)
@@ -134,6 +144,8 @@ class Online:
         kind, behind = self.kind_of(group), self._behind(group)
         if kind == "diagonal" and behind:
             return OnlineChoice(None, 0.0, behind=behind["diagonal"])
+        if self.staying == "none":
+            return OnlineChoice(None, 1.0, skipped=STAYING["none"])
         if not self._able(group):
             return OnlineChoice(None, 1.0, skipped=infinity(self.analysis, group.value, group.ref))
         found = named_candidate(
@@ -145,6 +157,10 @@ class Online:
             why = why if NAMED[kind].online else "in front of sites, where it would do nothing"
             return OnlineChoice(None, 1.0, skipped=f"there is no transform of kind '{kind}' {why}")
         reason = not_worth(group.value, group.sites)
+        if self.staying != "any" and not is_shared(found):
+            reason = (
+                f"the target holds one matrix for all blocks of a layer, of {MOST} features at most: '{kind}' has more"
+            )
         return OnlineChoice(found if reason is None else None, 1.0, skipped=reason)
 
     def _behind(self, group: Siblings) -> dict[str, Transform]:
@@ -236,7 +252,8 @@ class Online:
         fit = self.moments.of(group, offline) if self.fits or wush else None
         behind = fit is not None and not wush and bool(self._behind(group))
         mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)
-        return contenders(group.width, scheme, fit, self.seed, behind=behind, able=self._able(group), mixed=mixed)
+        able, shared = self._able(group) and self.staying in ("any", "shared"), self.staying != "any"
+        return contenders(group.width, scheme, fit, self.seed, behind=behind, able=able, mixed=mixed, shared=shared)
 
 
 def first_of(schemes: Schemes) -> Scheme:

@@ -20,6 +20,7 @@ from qcompile.choice.costs import cost_of
 from qcompile.choice.decision import Posed
 from qcompile.choice.export_options import Options
 from qcompile.choice.kinds import FITTED, FREE
+from qcompile.choice.online import STAYING
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
@@ -138,6 +139,8 @@ def choose(
         _choices, analysis, probes, target, options, chosen, kinds=wishes.kinds_of(probes),
         statistics={} if few else statistics, fits=not data.random, progress=progress,
     )  # fmt: skip
+    if target.online != "any":
+        decline("*", "online transforms of any form", STAYING[target.online])
     if few and options.transforms in ("auto", *FITTED):
         decline("*", FITTED_TRANSFORM, data.too_few)
     elif data.random and statistics and options.transforms == "auto":
@@ -208,7 +211,8 @@ def _choices(
     ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
     place = partial(
         pose_choice, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
-        price=target.transform_price, seed=options.seed, progress=progress, group=options.group,
+        price=target.transform_price, seed=options.seed, staying=target.online, progress=progress,
+        group=options.group,
     )  # fmt: skip
     asked = _asked(probes, ordered, target, options, chosen) if several else _of_one(probes, schemes[0], chosen.wishes)
     if several and options.transforms not in (*FREE, "none"):

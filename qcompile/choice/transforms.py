@@ -81,6 +81,7 @@ def pose_choice(
     fits: bool = True,
     price: float = 1.0,
     seed: int = 0,
+    staying: str = "any",
     progress: Progress | None = None,
     group: Group = ALONE,
 ) -> tuple[Placement, Posed]:
@@ -88,6 +89,7 @@ def pose_choice(
 
     Args:
         asked: the schemes that compete, what they cost, and budgets; see ``place`` for the other parameters.
+        staying: the transforms that may stay in the graph, in the words of ``Target.online``.
         group: the processes that share the measuring of candidates.
 
     Returns:
@@ -105,7 +107,7 @@ def pose_choice(
     led = Counter(partners.values())
     tied = {own for own in groups if partners[own] is not own or led[own] > 1}
     kinds_of = _with_leaders(kinds or {}, partners)
-    online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, kinds_of)
+    online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, kinds_of, staying)
     placement = Placement({}, {})
     labels = labels_of(analysis, groups, online, asked.schemes, placement)
     return placement, pose(analysis, asked, online, labels, partners, progress, group)

@@ -164,8 +164,9 @@ def to_gguf(q: Quantized) -> Tensor:
     """Blocks of GGML as uint8 ``[..., blocks · bytes]``: scales first, then codes in the order of :func:`_nibbles`.
 
     ``block_q4_0`` (18 bytes), ``block_q5_0`` (22, the fifth bits as 32 bits in front) and ``block_q8_0`` (34) have a
-    float16 scale and codes plus 8, 16 and 0; ``block_mxfp4`` (17) an E8M0 byte; ``block_nvfp4`` (36) holds four groups
-    of 16 with four E4M3 bytes in front, filled up with zeros, and its tensor scale is stored elsewhere.
+    float16 scale and codes plus 8, 16 and 0; ``block_q4_1`` (20) a float16 scale and the value of code 0, the product
+    of scale and zero point rounded to float16; ``block_mxfp4`` (17) an E8M0 byte; ``block_nvfp4`` (36) holds four
+    groups of 16 with four E4M3 bytes in front, filled up with zeros, and its tensor scale is stored elsewhere.
 
     Raises:
         InputError: for any format that is not one of these.
@@ -178,9 +179,11 @@ def to_gguf(q: Quantized) -> Tensor:
         codes, scales = (torch.nn.functional.pad(t, (0, 0, 0, fill)).unflatten(-2, (-1, 4)) for t in (codes, scales))
         return torch.cat([scales.flatten(-2), _nibbles(codes).flatten(-2)], -1).flatten(-2)
     parts = [scales.view(torch.uint8)]
+    if q.zero_points is not None:
+        parts.append((q.zero_points.float().neg() * q.scales).half().unsqueeze(-1).view(torch.uint8))
     if fmt.bits == 5:
         parts.append(pack_codes((codes >> 4) ^ 1, 1))
-    flip = 8 if fmt.bits == 4 and fmt.element.kind is Kind.INTEGER else 0
+    flip = 8 if fmt.bits == 4 and fmt.element.kind is Kind.INTEGER and not fmt.zero_point else 0
     parts.append(codes if fmt.bits == 8 else _nibbles((codes ^ flip) & 15))
     return torch.cat(parts, -1).flatten(-2)
 
@@ -189,22 +192,26 @@ def from_gguf(blocks: Tensor, fmt: Format, shape: tuple[int, ...], tensor_scale:
     """The inverse of :func:`to_gguf` for a tensor of ``shape`` quantized along its last axis."""
     group = _gguf_group(fmt)
     groups = -(-shape[-1] // group)
+    zeros: Tensor | None = None
     if group == 16:
         parts = blocks.unflatten(-1, (-1, 36))
         scales = parts[..., :4].flatten(-2)[..., :groups]
         codes = _from_nibbles(parts[..., 4:].unflatten(-1, (4, 8))).flatten(-3, -2)[..., :groups, :]
     else:
         width = fmt.scale.bits // 8
-        parts = blocks.unflatten(-1, (-1, width + 4 * fmt.bits))
+        parts = blocks.unflatten(-1, (-1, width * (2 if fmt.zero_point else 1) + 4 * fmt.bits))
         scales = parts[..., :width].contiguous()
         scales = (scales.view(torch.float16) if width == 2 else scales)[..., 0]
         codes = parts[..., width:] if fmt.bits == 8 else _from_nibbles(parts[..., -16:])
-        if fmt.element.kind is Kind.INTEGER and fmt.bits == 4:
+        if fmt.zero_point:
+            lowest = parts[..., width : 2 * width].contiguous().view(torch.float16)[..., 0].float()
+            zeros = (-lowest / scales.float()).nan_to_num(0).round().to(torch.uint8)
+        elif fmt.element.kind is Kind.INTEGER and fmt.bits == 4:
             codes = codes ^ 8
         elif fmt.bits == 5:
             codes = codes | (unpack_codes(parts[..., width : width + 4], 1, 32) ^ 1) << 4
     return Quantized(
-        fmt, shape, len(shape) - 1, codes.flatten(-2), scale_from_code(scales, fmt.scale), None, tensor_scale
+        fmt, shape, len(shape) - 1, codes.flatten(-2), scale_from_code(scales, fmt.scale), zeros, tensor_scale
     )
 
 
@@ -226,7 +233,8 @@ def _gguf_group(fmt: Format) -> int:
         signed and fmt.group == 32 and fmt.bits in (4, 5, 8) and fmt.scale is ScaleType.FP16,
         element.name == "e2m1" and fmt.group == 32 and fmt.scale is ScaleType.E8M0 and fmt.rule.value != "four-thirds",
         element.name == "e2m1" and fmt.group == 16 and fmt.scale is ScaleType.E4M3,
+        element.name == "uint4" and fmt.group == 32 and fmt.scale is ScaleType.FP16 and fmt.zero_point,
     )
     if fmt.group is None or not any(known):
-        raise InputError(f"GGUF has no block for {fmt.name}: it takes q4_0, q5_0, q8_0, mxfp4 and nvfp4")
+        raise InputError(f"GGUF has no block for {fmt.name}: it takes q4_0, q4_1, q5_0, q8_0, mxfp4 and nvfp4")
     return fmt.group

@@ -88,6 +88,7 @@ def _two_level() -> Iterator[Format]:
 def _ggml() -> Iterator[Format]:
     source = "GGML, ggml-common.h"
     yield Format("q4_0", ELEMENTS["int4-full"], 32, ScaleType.FP16, ScaleRule.SIGNED_MAX, source=source)
+    yield Format("q4_1", ELEMENTS["uint4"], 32, ScaleType.FP16, ScaleRule.MINMAX, zero_point=True, source=source)
     yield Format("q5_0", ELEMENTS["int5-full"], 32, ScaleType.FP16, ScaleRule.SIGNED_MAX, source=source)
     yield Format("q8_0", ELEMENTS["int8"], 32, ScaleType.FP16, ScaleRule.ABSMAX, source=source)
 

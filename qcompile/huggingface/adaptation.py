@@ -6,12 +6,14 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import cache_utils
 
 from qcompile.errors import InputError
+from qcompile.huggingface.blueprints import draw_blueprint
 from qcompile.huggingface.pairs import step_of_pair
 from qcompile.huggingface.tracing import traceable
 from qcompile.ir.modules import Adapted, Call, Wrapper
@@ -40,17 +42,20 @@ def adapt(module: torch.nn.Module, call: Call, cache: bool) -> Iterator[Adapted]
     Raises:
         InputError: if it has no cache, or the example is too short.
     """
+    with traceable(module), torch.no_grad():
+        found = _with_cache(module, call) if cache else _without_cache(module, call)
+        yield replace(found, blueprint=draw_blueprint(module))
+
+
+def _without_cache(module: torch.nn.Module, call: Call) -> Adapted:
+    """A module as it is called, and without its cache unless the call says something of it."""
     parameters = inspect.signature(module.forward).parameters
     given = any(isinstance(value, cache_utils.Cache) for value in (*call.args, *call.kwargs.values()))
-    with traceable(module), torch.no_grad():
-        if cache:
-            yield _with_cache(module, call)
-        elif given or "use_cache" in call.kwargs or "use_cache" not in parameters:
-            yield Adapted(module, call, inputs=_INPUTS, outputs=_OUTPUTS)
-        else:
-            what, why = "returning its cache", "cache=True exports a decoder with its cache as inputs and outputs"
-            notes = (Declined("*", what, why),) if getattr(getattr(module, "config", None), "use_cache", False) else ()
-            yield Adapted(module, Call(call.args, {**call.kwargs, "use_cache": False}), notes)
+    if given or "use_cache" in call.kwargs or "use_cache" not in parameters:
+        return Adapted(module, call, inputs=_INPUTS, outputs=_OUTPUTS)
+    what, why = "returning its cache", "cache=True exports a decoder with its cache as inputs and outputs"
+    notes = (Declined("*", what, why),) if getattr(getattr(module, "config", None), "use_cache", False) else ()
+    return Adapted(module, Call(call.args, {**call.kwargs, "use_cache": False}), notes)
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------

@@ -77,18 +77,23 @@ def load_folder(folder: Path, cache: bool | None = None, part: str | None = None
 
 def _module(folder: Path) -> Any:
     """The model of a folder, in float32."""
-    kind = _class(folder, _config(folder))
+    config = _config(folder)
+    kind = _class(folder, config)
     import transformers
+
+    from qcompile.huggingface.blueprints import STORED
 
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        return kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        module = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"transformers cannot load '{folder}': {reason_of(error)}") from error
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+    setattr(module, STORED, (folder, config.get("dtype") or config.get("torch_dtype") or "float32"))
+    return module
 
 
 def parts_of(folder: Path) -> tuple[str, ...]:

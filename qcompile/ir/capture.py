@@ -248,6 +248,7 @@ def _from_module(
     module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any, input_names: Sequence[str] | None,
     output_names: Sequence[str] | None, cache: bool | None,
 ) -> Source:  # fmt: skip
+    from qcompile.ir.blueprint import give_blueprint
     from qcompile.ir.dynamic import trace
     from qcompile.ir.modules import adapted, call_of, flat_call
     from qcompile.ir.programs import to_onnx
@@ -260,6 +261,7 @@ def _from_module(
         own = [f"{name}_out" if name in inputs else name for name in call.outputs]  # a name stands for one value
         outputs = _replaced(own, output_names, "output")
         model = to_onnx(traced.program, inputs, outputs, traced.symbols)
+    give_blueprint(model, found.blueprint)
     source = _from_model(model, type(module).__name__)
     return replace(source, declined=found.declined, cache=bool(cache))
 

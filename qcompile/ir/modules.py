@@ -16,6 +16,7 @@ from qcompile.ir.module_paths import WRAPPED
 from qcompile.ir.trees import leaves, mapped
 
 if TYPE_CHECKING:
+    from qcompile.ir.blueprint import Blueprint
     from qcompile.notes import Declined
 
 __all__ = [
@@ -47,6 +48,7 @@ class Adapted:
         axes: names of axes by input and axis, where they are known.
         inputs: other names for arguments, in front of the parts of those that have parts, or for single parts.
         outputs: the same for keys and attributes of the result.
+        blueprint: the configuration and the parameters of the module, where the library has such.
     """
 
     module: torch.nn.Module
@@ -55,6 +57,7 @@ class Adapted:
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
+    blueprint: Blueprint | None = None
 
 
 def call_of(module: torch.nn.Module, example_inputs: Any) -> Call:

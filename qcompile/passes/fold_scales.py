@@ -31,19 +31,21 @@ class FoldScales:
 
     Args:
         smallest: a shift may be divided by a scale no smaller than this fraction of the largest.
+        norms: whether scales of norms alone are folded, and forward: their place stays, with ones in it.
     """
 
     smallest: float = 1e-3
+    norms: bool = False
     name: ClassVar[str] = "fold-scales"
 
     def apply(self, state: State) -> bool:
         """Rewrite the graph in place; its function stays the same."""
-        total = _merge_chains(state.analyze_apart())
+        total = 0 if self.norms else _merge_chains(state.analyze_apart())
         refused: dict[ir.Node, str] = {}
         if total:
             state.edited()
         while True:  # a scale may be free to move once another one has
-            folded, refused = _fold_scales(state, self.smallest)
+            folded, refused = _fold_scales(state, self)
             total += folded
             if folded:
                 state.edited()
@@ -72,12 +74,14 @@ def _merge_chains(analysis: Analysis) -> int:
     return merged
 
 
-def _fold_scales(state: State, smallest: float) -> tuple[int, dict[ir.Node, str]]:
+def _fold_scales(state: State, asked: FoldScales) -> tuple[int, dict[ir.Node, str]]:
     """One round: how many scales were folded, and why the others were not."""
-    around = _Around(state.analyze_apart(), smallest)
+    around = _Around(state.analyze_apart(), asked.smallest)
     folded = 0
     refused: dict[ir.Node, str] = {}
     for node, group in _by_space(around.analysis).items():
+        if asked.norms and not all(isinstance(item, Norm) for item in group):
+            continue
         reason = _fold_forward(around, node, group)
         scalings = [item for item in group if isinstance(item, Scaling)]
         if reason is not None and len(scalings) == len(group):

@@ -24,7 +24,7 @@ from qcompile.passes.keep_sites import KeepSites
 from qcompile.passes.pipeline import Pipeline
 from qcompile.passes.tie_heads import TieHeads
 
-__all__ = ["CANONICALIZE", "PREPARE", "preparation"]
+__all__ = ["CANONICALIZE", "KEEP_MODULES", "PREPARE", "preparation"]
 
 #: One spelling per idea, whatever exporter wrote the graph.
 CANONICALIZE = Pipeline(
@@ -58,12 +58,27 @@ PREPARE = Pipeline(
     "prepare",
 )
 
+#: The same where every operator must stay with its module: content of constants changes, and nothing else.
+KEEP_MODULES = Pipeline(
+    (
+        Pipeline(
+            CANONICALIZE.passes[:-1], "canonicalize"
+        ),  # the last one parts fused projections, which are one module
+        FoldScales(norms=True),  # a norm keeps its weight as ones; other scales may be no parameters
+    ),
+    "keep-modules",
+)
 
-def preparation(keep: Sequence[str] = (), *, ties: bool = False) -> Pipeline:
+
+def preparation(keep: Sequence[str] = (), *, ties: bool = False, modules: bool = False) -> Pipeline:
     """``PREPARE`` where sites that those patterns mean stay as they are: marked once they have names, before folds.
 
     Args:
         ties: for a target that stores tables and heads alike; behind all folds, to see what they made of heads.
+        modules: for a target that writes parameters back to their modules.
     """
     marks = [KeepSites(pattern) for pattern in keep]
+    if modules:
+        first, *others = KEEP_MODULES.passes
+        return Pipeline((first, *marks, *others), KEEP_MODULES.name)
     return Pipeline((CANONICALIZE, *marks, *PREPARE.passes[1:], *([TieHeads()] if ties else [])), PREPARE.name)

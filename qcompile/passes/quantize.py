@@ -17,6 +17,7 @@ from qcompile.formats import Format, Quantized
 from qcompile.formats.scalar import quantize_scalar
 from qcompile.formats.static import Activation, Range
 from qcompile.formats.structured.vector import VectorFormat
+from qcompile.formats.tensor_scale import default_tensor_scale
 from qcompile.group.group import ALONE, Group
 from qcompile.passes.state import State
 from qcompile.rounding.better import better, better_experts
@@ -34,6 +35,8 @@ from qcompile.transforms.widened import Widened
 from qcompile.work import Work
 
 if TYPE_CHECKING:
+    import torch
+
     from qcompile.notes import Progress
     from qcompile.run.data import Data
     from qcompile.transforms import Transform
@@ -58,6 +61,7 @@ class Quantize:
         memory: the budget of activations.
         work: about this graph, its transforms and this data.
         group: the processes that share batches and sites.
+        shares: whether siblings of one format share its tensor scale, for runtimes that compute them as one product.
     """
 
     groups: Sequence[tuple[Siblings, Transform | None]]
@@ -71,6 +75,7 @@ class Quantize:
     progress: Progress | None = None
     work: Work = Work()
     group: Group = ALONE
+    shares: bool = False
     name: ClassVar[str] = "quantize"
 
     def __post_init__(self) -> None:
@@ -154,7 +159,9 @@ class Quantize:
         comes, whose lesson depends on all of them.
         """
         known = [g for g, _ in self.groups if g.name in self.statistics] if self._way.learns else []
-        work = self.work.about(lambda: [self.method, learned_from(self.statistics), self._asked(self.tables)])
+        work = self.work.about(
+            lambda: [self.method, self.shares, learned_from(self.statistics), self._asked(self.tables)]
+        )
         transforms = dict(self.groups)
         walked: list[Siblings] = []
         if self._way.walks and self.data is not None and known:
@@ -220,7 +227,8 @@ class Quantize:
         weight, way = weight_matrix(site, device=self.device), self._way
         if way.learns:
             weight = weight.contiguous()  # they walk over it often
-        plain = way.plain(weight, fmt) if isinstance(fmt, Format) else quantize_scalar(weight, fmt)
+        shared = self._shared(group, site, fmt) if self.shares and isinstance(fmt, Format) else None
+        plain = way.plain(weight, fmt, shared) if isinstance(fmt, Format) else quantize_scalar(weight, fmt)
         if isinstance(fmt, VectorFormat):
             if way.learns and (usable is not None or not way.walks):
                 notes.decline(site.name, way.title, f"it chooses no scales for the codebook of {fmt.name}")
@@ -234,9 +242,18 @@ class Quantize:
             own = partial(self._of_expert, group, rows)
             return better_experts(notes, site, weight, plain, form.places, own, way).to("cpu")
         if usable is not None:
-            return better(notes, site, weight, plain, usable, way).to("cpu")
+            return better(notes, site, weight, plain, usable, way, shared).to("cpu")
         notes.decline(site.name, way.title, f"{unusable}, so it is {way.otherwise}")
         return plain.to("cpu")
+
+    def _shared(self, group: Siblings, site: Site, fmt: Format) -> torch.Tensor | None:
+        """The power of two from the largest tensor scale of siblings on: no weight is clipped, all fit bfloat16."""
+        import torch
+
+        alike = [other for other in group.sites if self.schemes[other.name].weight is fmt] or [site]
+        scales = [default_tensor_scale(weight_matrix(other, device=self.device), fmt) for other in alike]
+        found = [scale for scale in scales if scale is not None]
+        return torch.exp2(max(found, key=float).log2().ceil()) if found else None
 
     def _of_expert(self, group: Siblings, rows: Routed, expert: int) -> InputMoments | None:
         """From the rows that one matrix of a stack saw."""

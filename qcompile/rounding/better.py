@@ -24,14 +24,15 @@ __all__ = ["better", "better_experts"]
 
 
 def better(
-    notes: Notes, site: Site, weight: torch.Tensor, plain: Quantized, moments: InputMoments, way: Method
+    notes: Notes, site: Site, weight: torch.Tensor, plain: Quantized, moments: InputMoments, way: Method,
+    tensor_scale: torch.Tensor | None = None,
 ) -> Quantized:  # fmt: skip
     """The weight that a method learns, unless the plain one errs as little on sequences that it has not seen."""
     usual = way.least_damping
     if usual is not None and (damping := moments.factor(usual).damping) > 1.1 * usual:
         reason = f"its inputs needed a damping of {damping:.2g}"
         notes.decline(site.name, f"the usual damping of {way.title}", reason)
-    fitted = way.learned(weight, plain.format, moments)
+    fitted = way.learned(weight, plain.format, moments, tensor_scale)
     ours, theirs = (moments.errors(weight, rounded)[way.judges] for rounded in (fitted, plain))
     made, other = way.sides
     notes.notes.setdefault("held_out", {})[site.name] = {made: float(ours.sum()), other: float(theirs.sum())}

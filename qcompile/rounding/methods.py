@@ -49,11 +49,11 @@ class Method:
         """The damping of second moments that needs no mention; ``None`` where none is damped."""
         return None
 
-    def plain(self, weight: torch.Tensor, fmt: Format) -> Quantized:
-        """A weight ``[out, in]`` as it is rounded without data."""
+    def plain(self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None) -> Quantized:
+        """A weight ``[out, in]`` as it is rounded without data; a second-level scale may be given."""
         from qcompile.formats import quantize
 
-        return quantize(weight, fmt)
+        return quantize(weight, fmt, tensor_scale=tensor_scale)
 
     def learned(
         self, weight: torch.Tensor, fmt: Format, moments: InputMoments, tensor_scale: torch.Tensor | None = None
@@ -92,9 +92,9 @@ class Search(Method):
     sides: ClassVar[tuple[str, str]] = "weighted search", "search"
     otherwise: ClassVar[str] = "rounded with scales that are best for the weight alone"
 
-    def plain(self, weight: torch.Tensor, fmt: Format) -> Quantized:
+    def plain(self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None) -> Quantized:
         """Scales for the weight alone."""
-        return self._searched(weight, fmt, None, None)
+        return self._searched(weight, fmt, None, tensor_scale)
 
     def learned(
         self, weight: torch.Tensor, fmt: Format, moments: InputMoments, tensor_scale: torch.Tensor | None = None

@@ -14,6 +14,7 @@ from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.analysis.stacks import experts_of, is_stack
 from qcompile.errors import TargetError
+from qcompile.ir.blueprint import blueprint_of
 from qcompile.notes import Declined
 from qcompile.targets.target import Target
 
@@ -37,7 +38,7 @@ def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[
     several = {weight for weight, count in readers.items() if count > 1}
     for site in analysis.sites:
         reason = infinity(analysis, site.input, site.ref_in) or _unsupported(site, shared)
-        reason = reason or (target and _beyond(site, target)) or _entangled(analysis, site, several)
+        reason = reason or (target and _beyond(analysis, site, target)) or _entangled(analysis, site, several)
         if reason is None:
             chosen.append(site)
         else:
@@ -65,8 +66,11 @@ def _few(names: Sequence[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
-def _beyond(site: Site, target: Target) -> str | None:
+def _beyond(analysis: Analysis, site: Site, target: Target) -> str | None:
     """Why that target in particular cannot compute a site."""
+    blueprint = blueprint_of(analysis.model) if target.modules else None
+    if blueprint is not None and (site.input is None or site.module not in blueprint.linear):
+        return f"target '{target.name}' packs weights of torch.nn.Linear alone"
     if site.nested and not target.bodies:
         return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
     if windowed(site.node) and target.convolutions == "none":

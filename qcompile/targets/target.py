@@ -41,6 +41,11 @@ class Target:
             ``"all"`` (with both in codes).
         bodies: whether it computes sites in the bodies of If, Loop and Scan.
         ties: whether an embedding table and a head lie in memory alike, so that those that are equal are stored once.
+        modules: whether it writes parameters back to the modules that they came from: passes that add or part
+            operators are left out then, weights of ``torch.nn.Linear`` alone are quantized, and siblings share a tensor
+            scale.
+        online: the transforms that may stay in the graph: any; those with one matrix for all blocks (``"shared"``);
+            these only where a user names a kind (``"asked"``): common readers of the artifact leave them out; none.
         options: constants that the backend's lowering reads.
     """
 
@@ -60,6 +65,8 @@ class Target:
     convolutions: Literal["none", "weights", "all"] = "none"
     bodies: bool = False
     ties: bool = False
+    modules: bool = False
+    online: Literal["any", "shared", "asked", "none"] = "any"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -164,6 +164,17 @@ def test_gguf_blocks_and_back(name, size):
     assert torch.equal(back.dequantize(), q.dequantize())
 
 
+def test_gguf_q4_1_stores_the_value_of_code_zero():
+    q = quantize(weight(6, 96), FORMATS["q4_1"])
+    blocks = to_gguf(q).view(-1, 20).numpy()
+    scale, lowest = (blocks[:, i : i + 2].copy().view(np.float16).astype(np.float32) for i in (0, 2))
+    codes = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], 1)
+    read = (scale * codes + lowest).reshape(6, 96)
+    assert np.abs(read - q.dequantize().numpy()).max() <= 2**-11 * np.abs(lowest).max()
+    back = from_gguf(to_gguf(q), q.format, (6, 96))
+    assert torch.equal(back.dequantize(), q.dequantize())
+
+
 @pytest.mark.parametrize("name", ["int3-g32-fp16", "uint4-g32-fp16", "mxfp4-mrgptq", "mxint4", "int4-g32", "e2m1-g16"])
 def test_gguf_refuses_what_it_has_no_block_for(name):
     with pytest.raises(InputError, match=f"no block for {name}"):

