@@ -11,7 +11,7 @@ import numpy as np
 
 from qcompile.artifact.phrases import format_name, human_bytes, scientific
 
-__all__ = ["Axis", "Chart", "Fit", "Spot", "front_chart", "prediction_chart"]
+__all__ = ["Axis", "Chart", "Fit", "Spot", "front_chart", "outline", "prediction_chart"]
 
 #: Width and height of the area of a chart, in its own units; labels lie around it.
 AREA = (640.0, 360.0)
@@ -167,6 +167,20 @@ def _fit(predicted: Sequence[float], measured: Sequence[float]) -> Fit:
     varied = float(np.var(b))
     r2 = float(np.corrcoef(a, b)[0, 1] ** 2) if spread > 0 and varied > 0 else float("nan")
     return Fit(slope, r2, float(np.exp(np.mean(b - a))))
+
+
+# -- histograms ------------------------------------------------------------------------------------------------------
+
+#: The least share of values that has a height.
+RAREST = 1e-5
+
+
+def outline(counts: Sequence[int], width: float, height: float) -> str:
+    """Points of the outline of a histogram; heights are logarithms of shares, so that the few loud values are seen."""
+    total, step = max(sum(counts), 1), width / max(len(counts), 1)
+    tall = [max(0.0, 1 - math.log(max(count, RAREST * total) / total) / math.log(RAREST)) * height for count in counts]
+    corners = [(x, height - y) for i, y in enumerate(tall) for x in (i * step, (i + 1) * step)]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in [(0.0, height), *corners, (width, height)])
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------------

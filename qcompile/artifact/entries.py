@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qcompile.analysis.axes import AxisNode, Ref
     from qcompile.analysis.siblings import Siblings
     from qcompile.analysis.spaces import Analysis, Site, Space
+    from qcompile.checks.fake_quantized import Departure
+    from qcompile.checks.plain_rounding import Plain
     from qcompile.choice.placement import Placement
     from qcompile.choice.selection import Choice
     from qcompile.notes import Declined
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from qcompile.transforms import Transform
 
 __all__ = [
-    "assignment_entry", "bits_of", "contest_entry", "count_of", "decision_entries", "declined_entries", "numbers",
-    "obstacles", "online_entries", "range_entry", "site_entry", "space_entries", "ties", "transform_name",
-    "value_entries", "with_modules",
+    "assignment_entry", "bits_of", "contest_entry", "count_of", "decision_entries", "declined_entries", "engine_entry",
+    "numbers", "obstacles", "online_entries", "plain_entry", "range_entry", "site_entry", "space_entries", "ties",
+    "transform_name", "value_entries", "with_modules",
 ]  # fmt: skip
 
 
@@ -226,6 +228,18 @@ def contest_entry(chosen: Choice) -> dict[str, Any] | None:
         "kept": found.kept, "sequences": found.sequences, "divergences": numbers(found.divergences),
         "apart": numbers(found.apart),
     }  # fmt: skip
+
+
+def plain_entry(plain: Plain | None) -> dict[str, Any] | None:
+    """Errors of rounding to nearest without transforms, on the artifact's data; its loss stands among the losses."""
+    return None if plain is None else {"rel_l2": number(plain.rel_l2), "divergence": number(plain.divergence)}
+
+
+def engine_entry(apart: Departure | None) -> dict[str, Any] | None:
+    """How far an artifact is from the engine on which it was measured."""
+    if apart is None:
+        return None
+    return {"rel_l2": number(apart.rel_l2), "explained": number(apart.explained), "inputs": apart.inputs}
 
 
 def numbers(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -19,9 +19,11 @@ from qcompile.artifact.entries import (
     count_of,
     decision_entries,
     declined_entries,
+    engine_entry,
     numbers,
     obstacles,
     online_entries,
+    plain_entry,
     range_entry,
     site_entry,
     space_entries,
@@ -32,6 +34,7 @@ from qcompile.artifact.entries import (
 )
 from qcompile.artifact.pages import render_report, template
 from qcompile.artifact.phrases import QUANTIZED
+from qcompile.artifact.spreads import spread_entries
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
@@ -124,13 +127,14 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "online_transforms": online_entries(chosen.siblings, chosen.placement),
         "candidates": {key: numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
         "decisions": decision_entries(chosen.placement),
+        "spreads": _spreads(facts),
         "equivalence": {
             "rel_l2": number(equal.rel_l2), "max_abs": number(equal.max_abs), "checked_inputs": equal.checked_inputs,
             **({} if equal.in_double is None else {"rel_l2_in_float64": number(equal.in_double)}),
         },
         "implementation": _implementation(checked) if checked is not None and checked.sites else None,
         "quantization": _quantization(facts),
-        "engine": _engine(facts),
+        "engine": engine_entry(facts.departure),
         "assignment": assignment_entry(chosen),
         "contest": contest_entry(chosen),
         "budget": budget_entry(facts.options, chosen.assignment),
@@ -226,6 +230,12 @@ def _transforms(facts: Facts) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _spreads(facts: Facts) -> dict[str, dict[str, Any]]:
+    """How what sites read is spread, unless the data was random."""
+    chosen, known = facts.choice, {} if facts.data.random else facts.choice.statistics
+    return spread_entries(chosen.siblings, known, lambda own: total_transform(facts.analysis, own, chosen.placement))
+
+
 def _unrotated(facts: Facts) -> list[dict[str, str]]:
     """Why sites read a plain basis: the graph forbids another, or none was predicted to help."""
     entries = obstacles(facts.analysis, facts.sites)
@@ -262,21 +272,8 @@ def _quantization(facts: Facts) -> dict[str, Any]:
         "loss": loss,
         "evaluated_inputs": measured.rows,
         "evaluated_on": _evaluated_on(facts),
-        "plain": _plain(facts),
+        "plain": plain_entry(facts.plain),
     }
-
-
-def _plain(facts: Facts) -> dict[str, Any] | None:
-    """Errors of rounding to nearest without transforms, on the same data; its loss stands among the losses."""
-    plain = facts.plain
-    return None if plain is None else {"rel_l2": number(plain.rel_l2), "divergence": number(plain.divergence)}
-
-
-def _engine(facts: Facts) -> dict[str, Any] | None:
-    apart = facts.departure
-    if apart is None:
-        return None
-    return {"rel_l2": number(apart.rel_l2), "explained": number(apart.explained), "inputs": apart.inputs}
 
 
 def _evaluated_on(facts: Facts) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qcompile.artifact.answers import ON, answers, loss_bars
-from qcompile.artifact.charts import front_chart, prediction_chart
+from qcompile.artifact.charts import front_chart, outline, prediction_chart
 from qcompile.artifact.phrases import format_name, human_bytes, scientific
 from qcompile.artifact.shares import by_kind, by_place, opened
 
@@ -84,5 +84,10 @@ def template(name: str) -> jinja2.Template:
         loader=jinja2.PackageLoader("qcompile.artifact"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"bytes": human_bytes, "scientific": scientific, "format_name": format_name}
+    environment.filters |= {
+        "bytes": human_bytes,
+        "scientific": scientific,
+        "format_name": format_name,
+        "outline": outline,
+    }
     return environment.get_template(name)
