@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompile.checks.fake_quantized import planned_run
 from qcompile.checks.runtimes import compare_sites, tapped
 from qcompile.checks.sites import CHECKED_SITES, Checked
-from qcompile.errors import InputError, reason_of
+from qcompile.errors import InputError, TargetError, reason_of
 from qcompile.ir.required import name_of
 from qcompile.run.compare import compare, number
 from qcompile.run.data import Data, accepted, load_data
@@ -19,7 +19,10 @@ from qcompile.targets.registry import REFERENCE, backend, get_target, runtime_of
 from qcompile.targets.split_stacks import unroll
 from qcompile.targets.target import Target
 
-__all__ = ["compare_runtimes", "implementation_error"]
+__all__ = ["check_read_back", "compare_runtimes", "implementation_error"]
+
+#: Relative L2 between the modules of a checkpoint and the graph, which parameters in bfloat16 stay well below.
+READ_BACK = 0.05
 
 
 def compare_runtimes(
@@ -66,6 +69,20 @@ def compare_runtimes(
         except Exception as error:  # whatever it is, this machine's part in it as well: the artifact may be good
             entry["not_checked"] = reason_of(error)
         tell(f"checking {runtime_of(name)}")
+
+
+def check_read_back(runtimes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse an artifact whose modules, as they were read back, compute something else than the planned graph.
+
+    Raises:
+        TargetError: if it is farther from the graph than parameters rounded to bfloat16 explain.
+    """
+    for name, entry in runtimes.items():
+        if (apart := entry.get("rel_l2_to_reference") or 0.0) > READ_BACK:
+            raise TargetError(
+                f"read back by {name}, the modules compute something else than the graph (relative L2 {apart:.2g}): one "
+                "of their parameters is used in a way that this target does not know, so nothing is written"
+            )
 
 
 def implementation_error(runtime: Mapping[str, Any]) -> Checked | None:

@@ -58,8 +58,7 @@ def read_parameters(model: ir.Model, blueprint: Blueprint) -> Parameters:
         path, _, own = name.rpartition(".")
         found = _Module(path, nodes.get(path, []), blueprint)
         if own == "weight" and path in blueprint.linear:
-            product = found.product()
-            if product is None:
+            if (product := found.product()) is None:
                 made.floats[name] = source.float()
             else:
                 _read_product(made, found, product, source)
