@@ -63,8 +63,11 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("transforms", ["auto", "hadamard", "wush-shared", "diagonal"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("target", "transforms"),
+    [(target, transforms) for target in TARGETS for transforms in ("auto", "wush-shared")]
+    + [("checkpoint-int4", "hadamard"), ("checkpoint-int4", "diagonal")],
+)
 def test_it_computes_what_was_planned(target: str, transforms: str, folder: Path, tmp_path: Path) -> None:
     artifact = qc.export(
         folder, target, tmp_path / "out", calibration=tokens(), transforms=transforms, method="rtn", cache=False
