@@ -16,6 +16,7 @@ from qcompile.passes.canonicalize.name_values import NameValues
 from qcompile.passes.canonicalize.split_norms import SplitNorms
 from qcompile.passes.canonicalize.split_projections import SplitProjections
 from qcompile.passes.center_norms import CenterNorms
+from qcompile.passes.fold_batch_norms import FoldBatchNorms
 from qcompile.passes.fold_scales import FoldScales
 from qcompile.passes.fold_shifts import FoldShifts
 from qcompile.passes.fold_tables import FoldTables
@@ -49,7 +50,8 @@ CANONICALIZE = Pipeline(
 PREPARE = Pipeline(
     (
         CANONICALIZE,  # the others find what they look for under one name
-        FoldTables(),  # first of the folds: a norm right behind a table would become a scale and a shift
+        FoldBatchNorms(),  # first of the folds: the others find the sites as they will be
+        FoldTables(),  # before shifts and scales: a norm right behind a table would become a scale and a shift
         FoldShifts(),  # before scales: a shift behind a scale keeps it from being folded
         FoldScales(),  # before centering: a norm is only free once its scale is gone
         CenterNorms(),  # last of the folds: it needs every writer of the stream in view

@@ -186,8 +186,7 @@ class Quantize:
         """What is asked of sites."""
         formats = [(self.schemes[site.name].weight, self.schemes[site.name].activation) for site in sites]
         names = [[None if fmt is None else fmt.name for fmt in pair] for pair in formats]
-        weights = [[site.name, site.weight.name, site.stored.name] for site in sites]
-        return [[*weight, *own] for weight, own in zip(weights, names, strict=True)]
+        return [[site.name, site.weight.name, site.stored.name, *own] for site, own in zip(sites, names, strict=True)]
 
     def _followed(
         self, following: Following, group: Siblings, transform: Transform | None, fmt: Activation | None
