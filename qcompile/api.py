@@ -58,6 +58,7 @@ def export(
     method: str | None = None,
     split: Sequence[str] | None = None,
     sensitivity: str | None = None,
+    cache_format: str = "float",
     seed: int = 0,
     device: str = "cpu",
     devices: int = 1,
@@ -101,6 +102,8 @@ def export(
             loud features, and ``branch{rank=32}`` for leading directions; in order.
         sensitivity: what errors cost where formats are assigned: ``errors``, by default, ``traces``, ``noise`` or
             ``even``; ``statistics.measures`` explains them.
+        cache_format: how the caches of a decoder are stored: ``int8``, ``int4``, or with scales of a kind, such as
+            ``int8-channel`` (static) and ``int4-g32`` (with each token); ``float``, by default, leaves them alone.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         devices: how many processes of this machine share the work, each on a GPU of its own or on its part of the
@@ -143,7 +146,7 @@ def export(
     given = {name: value for name, value in given.items() if value is not None} | lists
     options = Options(
         target=target, calibration=calibration, evaluation=evaluation, seed=seed, device=device, tvm_target=tvm_target,
-        latency=latency, effort=effort, exclude=_several(exclude), keep=_several(keep),
+        latency=latency, effort=effort, cache_format=cache_format, exclude=_several(exclude), keep=_several(keep),
         transform_for=dict(transform_for or {}), reading=Reading(tokenizer, window, preprocessing),
         memory=parse_memory(memory or {}),
         recipe=None if recipe is None else str(recipe),

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import KEPT
 from qcompile.artifact.artifact import Artifact, write_manifest
+from qcompile.artifact.facts import Facts
 from qcompile.artifact.folder import folder_of_first
-from qcompile.artifact.manifest import Facts, build_manifest, write_report
+from qcompile.artifact.manifest import build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.fake_quantized import rounded_for
 from qcompile.checks.plain_rounding import Plain, better_plain, output_errors, plain_error, rounded_plainly
@@ -115,7 +116,8 @@ def _request(options: Options, progress: Progress | None = None) -> Request:
     if options.tvm_target is not None:
         target = target.on_machine(options.tvm_target)
     schemes = [target.scheme(name) for name in options.formats or [target.default]]
-    return Request(options, target, schemes, backend(target.backends[0]), Effort(progress))
+    rotates = options.transforms != "none"
+    return Request(options, target, schemes, backend(target.backends[0]), Effort(progress), rotates_caches=rotates)
 
 
 def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
@@ -252,6 +254,7 @@ def _write(compared: Compared) -> None:
             runtimes=compared.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, plain=chosen.plain,
             departure=compared.departure, checked=compared.checked, folder=folder, data=prepared.seen.data,
+            caches=quantized.caches,
         )
     )  # fmt: skip
     write_report(folder, manifest)

@@ -26,6 +26,7 @@ from qcompile.ir.files import write_json, write_text
 from qcompile.run.data import load_data
 from qcompile.run.reading import Reading
 from qcompile.stages import float_model
+from qcompile.targets.cache_plans import CachePlan, with_float_caches
 from qcompile.targets.eligible import quantizable
 
 if TYPE_CHECKING:
@@ -188,7 +189,9 @@ def verify(
     )
     data = load_data(inputs, prepared.model, option="--evaluation", reading=reading)
     observed = observe_source(prepared.source, data)
-    return float_model(replace(prepared, observed=observed), "cpu").measure(each(artifact.load()), observed.data)
+    plans = [CachePlan.from_entry(entry) for entry in artifact.manifest.get("caches", [])]
+    run = with_float_caches(artifact.load(), plans)
+    return float_model(replace(prepared, observed=observed), "cpu").measure(each(run), observed.data)
 
 
 def _captured_as(path: str | Path, stated: Mapping[str, Any]) -> Source:

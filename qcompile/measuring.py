@@ -17,6 +17,7 @@ from qcompile.checks.plain_rounding import running
 from qcompile.checks.sites import check_lowering
 from qcompile.run.session import Run
 from qcompile.stages import Compared, Written
+from qcompile.targets.cache_plans import with_float_caches
 from qcompile.targets.registry import runtime_of
 from qcompile.threads import threads
 
@@ -87,7 +88,7 @@ def _lowered(written: Written) -> AbstractContextManager[Run]:
     """The artifact as a function of named inputs, or the reference where that runs elsewhere."""
     request = written.quantized.chosen.request
     if request.target.runs_here:
-        return nullcontext(request.lowering.load(written.folder))
+        return nullcontext(with_float_caches(request.lowering.load(written.folder), written.quantized.caches))
     assert written.before is not None, "the reference runs here"
     return running(written.before.clone(), request.target)
 
@@ -96,7 +97,9 @@ def timed_beside(compared: Compared, folder: Path) -> dict[str, Any]:
     """Time the artifact beside its source, on the first of the data."""
     chosen, size = compared.written.quantized.chosen, bytes_in(folder, compared.written.done)
     prepared, target = chosen.prepared, chosen.request.target
-    batch = prepared.seen.data.batches[0]
-    found = latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice))
+    batch, own = prepared.seen.data.batches[0], dict(prepared.seen.data.batches[0])
+    for plan in compared.written.quantized.caches:
+        own |= plan.pack(own[plan.past])
+    found = latency(prepared.source, target, folder, size, batch, Transformed.of(chosen.choice), own)
     chosen.request.tell("timing")
     return found

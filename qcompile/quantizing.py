@@ -7,6 +7,7 @@ from functools import partial
 
 from qcompile.checks.equivalence import begin_equivalence, settle
 from qcompile.checks.sites import sites_to_check
+from qcompile.choice.cache_choice import choose_caches
 from qcompile.choice.placement import total_transform
 from qcompile.ir.graph import node_name
 from qcompile.passes.pipeline import run_pass
@@ -41,7 +42,12 @@ def quantize(rotated: Rotated) -> Quantized:
     if equal is not None:  # the others have the same graph
         equal = settle(prepared.source, prepared.model, prepared.seen, equal)
     plans = {node_name(node): found for node, found in planned(prepared.model)}
-    return Quantized(replace(rotated, equivalence=equal), plans, checks)
+    request, decline = chosen.request, prepared.state.decline
+    caches = choose_caches(
+        prepared.model, request.target.cache_format(request.options.cache_format), prepared.seen.data, decline,
+        rotates=request.rotates_caches, fuses=request.target.fused_caches,
+    )  # fmt: skip
+    return Quantized(replace(rotated, equivalence=equal), plans, checks, caches)
 
 
 def round_sites(rotated: Rotated) -> None:

@@ -25,6 +25,7 @@ from qcompile.group.group import ALONE, Group
 from qcompile.ir.capture import Source
 from qcompile.passes.state import State
 from qcompile.run.data import Data
+from qcompile.targets.cache_plans import CachePlan
 from qcompile.targets.fake_quantization import Rounded
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Backend, Lowered
@@ -46,6 +47,7 @@ class Request:
         lowering: the target's own backend.
         progress: called with a step, the part of it that is done, and the whole; it takes the time of each.
         work: what earlier exports computed.
+        rotates_caches: whether keys and queries may be rotated; this is fitted to nothing.
     """
 
     options: Options
@@ -54,6 +56,7 @@ class Request:
     lowering: Backend
     progress: Effort
     work: Work = field(default_factory=Work)
+    rotates_caches: bool = True
 
     def tell(self, step: str) -> None:
         """Report that a step is done."""
@@ -179,11 +182,13 @@ class Quantized:
         rotated: the stage before, checked; its graph is planned until it is lowered.
         plans: what that graph says, by name of the site: lowering replaces the operators that have the plans.
         checks: the sites whose lowering will be checked, as they stand in the float graph.
+        caches: the plans of caches, in the order of the graph.
     """
 
     rotated: Rotated
     plans: Mapping[str, Plan]
     checks: Sequence[Sampled]
+    caches: Sequence[CachePlan] = ()
 
     @property
     def chosen(self) -> Chosen:

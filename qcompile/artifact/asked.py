@@ -32,6 +32,7 @@ def options_entry(options: Options) -> dict[str, Any]:
         "split": list(options.split),
         "method": options.method,
         "sensitivity": options.sensitivity,
+        "cache_format": options.cache_format,
         "calibration": _said_of(options.calibration),
         "evaluation": _said_of(options.evaluation),
         "device": options.device,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.analysis.spaces import Analysis
 from qcompile.artifact.alone import digests
 from qcompile.artifact.artifact import REPORT
 from qcompile.artifact.asked import asked_entries, budget_entry
@@ -32,78 +30,26 @@ from qcompile.artifact.entries import (
     value_entries,
     with_modules,
 )
+from qcompile.artifact.facts import Facts
 from qcompile.artifact.pages import render_report, template
 from qcompile.artifact.phrases import QUANTIZED
 from qcompile.artifact.spreads import spread_entries
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
 from qcompile.choice.placement import total_transform
 from qcompile.ir.capture import Source
-from qcompile.passes.state import State
 from qcompile.run.compare import number
 from qcompile.run.sources import input_values
 
 if TYPE_CHECKING:
-    from qcompile.analysis.inventory import Weight
     from qcompile.analysis.spaces import Site
-    from qcompile.checks.equivalence import Equivalence
-    from qcompile.checks.fake_quantized import Departure
-    from qcompile.checks.losses import Measured
-    from qcompile.checks.plain_rounding import Plain
     from qcompile.checks.sites import Checked
-    from qcompile.choice.export_options import Options
     from qcompile.choice.selection import Choice
     from qcompile.formats import Quantized
-    from qcompile.run.data import Data
+    from qcompile.targets.cache_plans import CachePlan
     from qcompile.targets.plans import Plan
     from qcompile.targets.registry import Lowered
-    from qcompile.targets.target import Target
 
-__all__ = ["Facts", "build_manifest", "compile_report", "write_report"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All facts about an export.
-
-    Args:
-        source: the graph as it came.
-        state: everything that was left alone, and notes of passes.
-        analysis: the analysis of the graph before it changed basis.
-        weights: every constant of the source, with the sites that hold it.
-        sites: the sites that the target can quantize; the others appear as ``float``.
-        choice: schemes and transforms.
-        plans: how each site that is quantized computes, by name.
-        lowered: the result of the target's own backend.
-        runtimes: by runtime, its files, or the reason why it has none; the target's own comes first.
-        options: as the user gave them.
-        target: the target.
-        equivalence: the distance of the rotated graph from its source.
-        measured: quantization error.
-        plain: that of plain rounding, if it was measured.
-        departure: how far what was lowered is from the engine, if that measured the quantization error.
-        checked: implementation error, if it is known.
-        folder: the folder that holds the target's own files.
-        data: what was learned from, and what was held out.
-    """
-
-    source: Source
-    state: State
-    analysis: Analysis
-    weights: Sequence[Weight]
-    sites: Sequence[Site]
-    choice: Choice
-    plans: Mapping[str, Plan]
-    lowered: Lowered
-    runtimes: Mapping[str, Mapping[str, Any]]
-    options: Options
-    target: Target
-    equivalence: Equivalence
-    measured: Measured
-    plain: Plain | None
-    departure: Departure | None
-    checked: Checked | None
-    folder: Path
-    data: Data
+__all__ = ["build_manifest", "compile_report", "write_report"]
 
 
 def build_manifest(facts: Facts) -> dict[str, Any]:
@@ -124,6 +70,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
             facts.analysis,
             declined_entries([*facts.state.declined, *unsited(facts.weights)]) + _unrotated(facts),
         ),
+        "caches": [_cache(plan) for plan in facts.caches],
         "online_transforms": online_entries(chosen.siblings, chosen.placement),
         "candidates": {key: numbers(errors) for key, errors in sorted(chosen.placement.errors.items())},
         "decisions": decision_entries(chosen.placement),
@@ -147,6 +94,14 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "outputs": value_entries(facts.analysis.model.graph.outputs),
         "digests": digests(facts.folder, _files(facts)),
         "notes": dict(lowered.notes),
+    }  # fmt: skip
+
+
+def _cache(plan: CachePlan) -> dict[str, Any]:
+    """A cache, with what its bytes were and its errors."""
+    return plan.to_entry() | {
+        "float_bytes_per_token": 4 * plan.heads * plan.features,
+        "error": number(plan.error), "candidates": numbers(plan.errors or {}),
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from qcompile.notes import AS_ON_ENGINE, ON_ENGINE
 from qcompile.run.compare import relative_l2
 from qcompile.run.executor import Executor, Hook, dtype_for
 from qcompile.run.stream import Stream
-from qcompile.targets.fake_quantization import Place, Rounded, rounded_graph, rounding
+from qcompile.targets.fake_quantization import Place, Rounded, rounded_graph
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ class FakeQuantized:
         engine = Executor(rounded.model, hooked=rounded.places, dtype=dtype_for(rounded.model, "cpu"), device=device)
         self._stream = Stream(engine)
         self._places = {name: place for name, place in rounded.places.items() if name in engine.hooked}
-        lost = [place for name, place in rounded.places.items() if place.activation and name not in engine.hooked]
+        lost = [place for name, place in rounded.places.items() if place.hook and name not in engine.hooked]
         if lost:
             outside = "; ".join(f"'{name}': {reason}" for name, reason in engine.foreign.items())
             raise TargetError(
                 f"the input of '{lost[0].sites[0]}' is rounded within an operator that it lacks, {outside}"
             )
-        found = ((name, place.axis, place.activation) for name, place in self._places.items())
-        self._hooks = {name: rounding(fmt, axis) for name, axis, fmt in found if fmt is not None}
+        found = ((name, place.hook) for name, place in self._places.items())
+        self._hooks = {name: hook for name, hook in found if hook is not None}
         engine.sources |= rounded.weights
 
     @property

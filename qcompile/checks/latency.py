@@ -65,23 +65,28 @@ class Transformed:
 
 
 def latency(
-    source: Source, target: Target, folder: Path, size: int, inputs: Mapping[str, np.ndarray], transformed: Transformed
-) -> dict[str, Any]:
+    source: Source, target: Target, folder: Path, size: int, inputs: Mapping[str, np.ndarray], transformed: Transformed,
+    own: Mapping[str, np.ndarray],
+) -> dict[str, Any]:  # fmt: skip
     """Measure an artifact and its source in turn; ``not_measured`` says why there are no times.
 
     Args:
         folder: of the artifact.
         size: bytes of its own files.
         inputs: one batch, on which both run.
+        own: the same as the artifact takes it.
         transformed: the gain that is compared with the cost of the online transforms.
     """
     reason = _not_here(source, target)
     if reason is not None:
         return {"not_measured": reason}
     try:
-        return _measured(source, target, folder, size, inputs, transformed)
+        return _measured(source, target, folder, size, (inputs, own), transformed)
     except Exception as error:  # whatever it is: the artifact is made, and as good as without a time
         return {"not_measured": reason_of(error)}
+
+
+_Inputs = Mapping[str, np.ndarray]
 
 
 def _not_here(source: Source, target: Target) -> str | None:
@@ -95,15 +100,18 @@ def _not_here(source: Source, target: Target) -> str | None:
 
 
 def _measured(
-    source: Source, target: Target, folder: Path, size: int, inputs: Mapping[str, np.ndarray], transformed: Transformed
-) -> dict[str, Any]:
+    source: Source, target: Target, folder: Path, size: int, given: tuple[_Inputs, _Inputs],
+    transformed: Transformed,
+) -> dict[str, Any]:  # fmt: skip
     own = source_session(source, threads=1)
     if not isinstance(own, Session):
         return {"not_measured": "onnxruntime does not run the source"}
     lowering = backend(target.backends[0])
     without = lowering.load_untransformed(folder, threads=1)
-    runs = [own.run, lowering.load(folder, threads=1), *([] if without is None else [without[0]])]
-    times, count = interleaved([partial(run, inputs) for run in runs], SECONDS)
+    inputs, packed = given
+    runs = [lowering.load(folder, threads=1), *([] if without is None else [without[0]])]
+    calls: list[Callable[[], Any]] = [partial(own.run, inputs), *(partial(run, packed) for run in runs)]
+    times, count = interleaved(calls, SECONDS)
     found: dict[str, Any] = {
         "source_ms": number(1e3 * times[0]), "artifact_ms": number(1e3 * times[1]), "threads": 1, "runs": count,
         "inputs": {name: list(array.shape) for name, array in inputs.items()}, "warnings": [],

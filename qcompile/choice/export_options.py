@@ -60,6 +60,8 @@ class Options:
         split: ways to split weights, as ``splits.split_of`` reads them, in order.
         sensitivity: one of ``measures.MEASURES``, where formats are assigned.
         group: the processes that share the work; no result depends on it.
+        cache_format: how caches are stored, as ``formats.cache_format.parse_cache_format`` reads it; ``float`` for as
+            they are.
     """
 
     target: str
@@ -85,6 +87,7 @@ class Options:
     split: Sequence[str] = ()
     sensitivity: str = "errors"
     group: Group = ALONE
+    cache_format: str = "float"
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
@@ -101,6 +104,7 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
             raise InputError(unknown(what, word, known))
     if options.device == "cuda" and not _has_cuda():
         raise InputError("torch finds no CUDA device here: use --device cpu")
+    target.cache_format(options.cache_format)
     for unit, bound in options.budget.items():
         if unit not in UNITS:
             raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")

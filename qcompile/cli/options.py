@@ -13,8 +13,8 @@ from qcompile.cli.logs import log_to_file, log_to_terminal
 from qcompile.errors import InputError
 
 __all__ = [
-    "Budget", "Cache", "Calibration", "Config", "Device", "Devices", "Effort", "Evaluation", "Exclude", "Folder",
-    "FormatFor", "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part",
+    "Budget", "Cache", "CacheFormat", "Calibration", "Config", "Device", "Devices", "Effort", "Evaluation", "Exclude",
+    "Folder", "FormatFor", "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part",
     "Preprocessing", "Provider", "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer",
     "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window", "Work",
 ]  # fmt: skip
@@ -167,6 +167,12 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODELS)]
 Cache = Annotated[
     bool | None,
     typer.Option("--cache/--no-cache", help="Whether the decoder of a folder takes its cache; where it can, else."),
+]
+CacheFormat = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMAT", help="Of a decoder's cache: int8, int4, int8-channel, int4-g32, uint2-g32, or float."
+    ),
 ]
 Part = Annotated[
     str | None,

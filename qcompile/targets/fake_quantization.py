@@ -20,6 +20,7 @@ from qcompile.formats import fake_quantize_rows
 from qcompile.ir.graph import add_initializer, append_node, drop_unused, node_name, unique
 from qcompile.ir.required import dtype_of, graph_of, name_of, sizes_of
 from qcompile.run.executor import Hook
+from qcompile.targets.cache_plans import CachePlan, caches_planned, drop_cache_plans
 from qcompile.targets.plans import Plan, drop_plans, planned
 
 if TYPE_CHECKING:
@@ -68,12 +69,21 @@ class Place:
         activation: the way in which it is rounded, if it is.
         dtype: its type in the graph.
         sites: names of its readers.
+        cache: the cache that it is a part of, if any, which is rounded as that holds it.
     """
 
     axis: int
     activation: Activation | None
     dtype: ir.DataType
     sites: tuple[str, ...]
+    cache: CachePlan | None = None
+
+    @property
+    def hook(self) -> Hook | None:
+        """The function that rounds it, if it is rounded."""
+        if self.cache is not None:
+            return partial(_held, self.cache)
+        return None if self.activation is None else rounding(self.activation, self.axis)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     """
     model = model.clone()
     sites = [(node, plan, read_site(node)) for node, plan in planned(model)]
-    places = dict(_places(model, sites, activation))
+    places = dict(_places(model, sites, activation)) | dict(_cache_places(model))
     made: dict[tuple[int, Layout], ir.Value] = {}  # a weight that sites share is rounded once
     weights = {}
     for _, plan, form in sites:
@@ -113,6 +123,7 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
             if value is form.weight:
                 reader.replace_input_with(index, made[key])
     drop_plans(model)
+    drop_cache_plans(model)
     drop_unused(model)
     return Rounded(model, places, weights)
 
@@ -129,6 +140,22 @@ def _places(model: ir.Model, sites: Iterable[_Site], activation: Rounds) -> Iter
         name = unique(model, f"{name_of(value)}/read")
         insert_place(readers, value, name)
         yield name, Place(axis, fmt, value.dtype or ir.DataType.FLOAT, tuple(map(node_name, readers)))
+
+
+def _cache_places(model: ir.Model) -> Iterable[tuple[str, Place]]:
+    """Past and new keys or values, in front of what joins them."""
+    for node, plan in caches_planned(model):
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                name = unique(model, f"{name_of(value)}/held")
+                place = append_node(node, "Identity", [value], name=name, like=value).outputs[0]
+                node.replace_input_with(index, place)
+                yield name, Place(-1, None, value.dtype or ir.DataType.FLOAT, (node_name(node),), plan)
+
+
+def _held(plan: CachePlan, value: torch.Tensor) -> torch.Tensor:
+    held = plan.fake(value.detach().float().cpu().numpy())
+    return torch.from_numpy(held).to(value.device, value.dtype)
 
 
 def _read(weight: Quantized, layout: Layout, device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qcompile.errors import TargetError, nearest
+from qcompile.formats.cache_format import CacheFormat, parse_cache_format
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Target"]
@@ -46,6 +47,9 @@ class Target:
             scale.
         online: the transforms that may stay in the graph: any; those with one matrix for all blocks (``"shared"``);
             these only where a user names a kind (``"asked"``): common readers of the artifact leave them out; none.
+        caches: the scales of caches where only their bits are asked for, ``token`` or ``channel``; ``None`` for a
+            target that leaves caches as they are.
+        fused_caches: whether it has an operator that computes attention on packed caches.
         options: constants that the backend's lowering reads.
     """
 
@@ -67,6 +71,8 @@ class Target:
     ties: bool = False
     modules: bool = False
     online: Literal["any", "shared", "asked", "none"] = "any"
+    caches: str | None = None
+    fused_caches: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,6 +111,19 @@ class Target:
         near = nearest(text, self.schemes)
         said = f" (the nearest: {', '.join(near)})" if near else ""
         raise TargetError(f"target '{self.name}' cannot run format '{text}'{said}; it runs {', '.join(self.schemes)}")
+
+    def cache_format(self, word: str) -> CacheFormat | None:
+        """The format of caches that a name means on this target; ``None`` for ``float``.
+
+        Raises:
+            TargetError: if the target leaves caches as they are.
+            InputError: if there is no such format.
+        """
+        if word == "float":
+            return None
+        if self.caches is None:
+            raise TargetError(f"target '{self.name}' cannot quantize caches: take cpu-int4, cpu-int8 or reference")
+        return parse_cache_format(word, self.caches)
 
     def on_machine(self, description: str) -> Target:
         """The target for another machine, which its backend reads from ``options["machine"]``.

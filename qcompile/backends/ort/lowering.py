@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompile.analysis.forms import read_site
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.kernels import Kernel, choose
+from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import node_name
@@ -33,7 +34,7 @@ _FUNCTIONS = 8  # the version of the file format that holds functions
 
 
 def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
-    """Rewrite each planned site in place and save the graph.
+    """Rewrite each planned site and cache in place and save the graph.
 
     Args:
         model: the graph; it is edited.
@@ -58,6 +59,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
             packed.append(once.get(key) or once.setdefault(key, beside.submit(kernel.pack, plan.weight)))
         work = zip(sites, chosen, packed, strict=True)
         said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
+    lower_caches(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     return Lowered(_save(model, folder), unrolled.joined(said))
 

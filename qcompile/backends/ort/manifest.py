@@ -41,6 +41,8 @@ TARGETS = (
         convolutions="weights",
         bodies=True,
         ties=True,
+        caches="channel",
+        fused_caches=True,
         options={"kernels": ("convolution", "nbits", "nbits-lookup", "stack"), "accuracy_level": 4, "unrolls": True},
     ),
     Target(
@@ -55,6 +57,8 @@ TARGETS = (
         stacks="all",
         convolutions="weights",
         bodies=True,
+        caches="channel",
+        fused_caches=True,
         options={"kernels": ("convolution", "integer", "lookup", "stack"), "unrolls": True},
     ),
     Target(
@@ -108,6 +112,7 @@ TARGETS = (
         bodies=True,
         emulated=True,
         ties=True,
+        caches="token",
         options={"kernels": ("emulated", "stack", "lookup", "convolution")},
     ),
 )

@@ -1,0 +1,128 @@
+"""Caches that may be quantized: keys and values, each with the attention that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompile.ir.cache_pairs import CachePair, cache_pairs
+from qcompile.ir.graph import label, static
+from qcompile.ir.required import name_of, optional
+from qcompile.notes import Declined
+
+__all__ = ["QUANTIZING", "CacheSite", "cache_sites"]
+
+#: Work on caches, by the words in which it is declined.
+QUANTIZING = "quantizing the cache"
+
+#: Operators between a cache and the product that reads it: copies of heads for the queries that share them.
+_COPIES = {"Expand", "Identity", "Reshape", "Tile", "Transpose", "Unsqueeze", "Cast"}
+
+#: Operators between scores and the probabilities that weigh values.
+_SCORES = {"Add", "Cast", "Div", "Dropout", "Identity", "Mul", "Softmax", "Where"}
+
+
+@dataclass(eq=False)
+class CacheSite:
+    """A cache ``[batch, heads, length, features]`` to which a graph appends.
+
+    Args:
+        pair: the input that holds it, and the output that holds it with what is new.
+        role: ``key`` or ``value``.
+        new: the value that is appended.
+        reader: the operator that contracts it with queries or probabilities: Attention, or a MatMul.
+        heads, features: its sizes.
+    """
+
+    kind: ClassVar[str] = "cache"
+    pair: CachePair
+    role: str
+    new: ir.Value
+    reader: ir.Node
+    heads: int
+    features: int
+
+    @property
+    def name(self) -> str:
+        """The name of the input."""
+        return name_of(self.pair.past)
+
+
+def cache_sites(model: ir.Model) -> tuple[list[CacheSite], list[Declined]]:
+    """The caches of a graph that may be quantized, and why others may not be."""
+    found, declined = [], []
+    for pair in cache_pairs(model):
+        site = _site(pair)
+        if isinstance(site, CacheSite):
+            found.append(site)
+        else:
+            declined.append(Declined(name_of(pair.past), QUANTIZING, site))
+    return found, declined
+
+
+def _site(pair: CachePair) -> CacheSite | str:
+    """The site of a pair, or the reason why it is left alone."""
+    shape = pair.past.shape
+    if pair.axis != 2 or shape is None or len(shape) != 4:
+        return "it is no cache [batch, heads, length, features] that grows along its length"
+    heads, features = static(shape[1]), static(shape[3])
+    if heads is None or features is None:
+        return "the graph does not say how many heads and features it has"
+    if pair.past.dtype is not ir.DataType.FLOAT:
+        return f"it holds {pair.past.dtype}, not float32"
+    if pair.node.op_type != "Concat" or len(pair.node.inputs) != 2 or pair.node.outputs[0] is not pair.present:
+        return f"{label(pair.node)} appends to it in a way of its own"
+    if len(pair.past.uses()) > sum(_asks_size(node) for node, _ in pair.past.uses()) + 1:
+        return "something else than what appends to it reads it"
+    readers = dict.fromkeys(_readers(pair.present))
+    if len(readers) != 1 or (found := next(iter(readers)))[1] is None:
+        return "not one attention alone reads it as keys or as values"
+    node, role = found
+    new = pair.node.inputs[1]
+    assert new is not None
+    assert role is not None
+    return CacheSite(pair, role, new, node, heads, features)
+
+
+def _asks_size(node: ir.Node) -> bool:
+    """Whether a node asks for sizes of a cache that stay when its features are packed."""
+    return node.op_type == "Shape" and 0 < node.attributes.get_int("end", 4) < 4
+
+
+def _readers(present: ir.Value) -> Iterator[tuple[ir.Node, str | None]]:
+    """What reads a cache behind copies of its heads, and as what."""
+    line, seen = [present], {present}
+    while line:
+        for node, place in line.pop().uses():
+            if node.op_type in _COPIES and not node.domain and place == 0:
+                line += [out for out in node.outputs if out not in seen]
+                seen.update(node.outputs)
+            elif not _asks_size(node):
+                yield node, _role(node, place)
+
+
+def _role(node: ir.Node, place: int) -> str | None:
+    if node.op_type == "Attention" and not node.domain:
+        return {1: "key", 2: "value"}.get(place)
+    if node.op_type != "MatMul" or place != 1:
+        return None
+    left = optional(node, 0)
+    return "value" if left is not None and _behind_softmax(left) else "key"
+
+
+def _behind_softmax(value: ir.Value) -> bool:
+    """Whether a value is made of probabilities."""
+    seen: set[ir.Node] = set()
+    line = [value.producer()]
+    while line:
+        node = line.pop()
+        if node is None or node in seen or node.op_type not in _SCORES:
+            continue
+        seen.add(node)
+        if node.op_type == "Softmax":
+            return True
+        line += [given.producer() for given in node.inputs if given is not None]
+    return False

@@ -1,0 +1,87 @@
+"""The functions that quantize what is appended to a cache and decode a cache, equal to ``formats.cache_format``."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.backends.ort.body import Body
+from qcompile.formats.cache_format import LARGEST_SCALE, CacheFormat
+
+__all__ = ["dequantizing", "quantizing"]
+
+
+def quantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
+    """Keys or values ``[batch, heads, length, features]`` to codes; to scales as well where tokens bring them."""
+    body = Body(opset)
+    x = body.input("x")
+    if fmt.static:
+        return body.function(
+            _name("Quantize", fmt, features), _packed(body, body.Div(x, body.input("s")), fmt, features)
+        )
+    parts, high = body.Reshape(x, _parts(body, fmt, features)), body.constant(float(fmt.high))
+    if fmt.offset:
+        start = _half(body, body.reduce("ReduceMin", parts))
+        from_start = body.to(start, ir.DataType.FLOAT)
+        span = body.Sub(body.reduce("ReduceMax", parts), from_start)
+        stored = _half(body, body.Div(span, high))
+        parts = body.Sub(parts, body.column(from_start))
+        numbers = body.Concat(stored, start, axis=-1)
+    else:
+        numbers = stored = _half(body, body.Div(body.reduce("ReduceMax", body.Abs(parts)), high))
+    scale = body.to(stored, ir.DataType.FLOAT)
+    divisor = body.Where(body.Equal(scale, body.constant(0.0)), body.constant(1.0), scale)
+    moved = body.Reshape(body.Div(parts, body.column(divisor)), body.vector(0, 0, 0, features))
+    return body.function(_name("Quantize", fmt, features), _packed(body, moved, fmt, features), numbers)
+
+
+def dequantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
+    """Codes and scales to keys or values."""
+    body = Body(opset)
+    codes, scales = body.input("codes"), body.input("scales")
+    values = _unpacked(body, codes, fmt, features)
+    name = _name("Dequantize", fmt, features)
+    if fmt.static:
+        return body.function(name, body.Mul(values, scales))
+    parts, numbers = body.Reshape(values, _parts(body, fmt, features)), body.to(scales, ir.DataType.FLOAT)
+    count, last = fmt.groups(features), body.vector(-1)
+    own = body.Slice(numbers, body.vector(0), body.vector(count), last) if fmt.offset else numbers
+    parts = body.Mul(parts, body.column(own))
+    if fmt.offset:
+        parts = body.Add(parts, body.column(body.Slice(numbers, body.vector(count), body.vector(2 * count), last)))
+    return body.function(name, body.Reshape(parts, body.vector(0, 0, 0, features)))
+
+
+def _name(what: str, fmt: CacheFormat, features: int) -> str:
+    return f"{what}Cache_{fmt.name.replace('-', '_')}_{features}"
+
+
+def _parts(body: Body, fmt: CacheFormat, features: int) -> ir.Value:
+    """The shape in which groups have an axis of their own; 0 keeps an axis."""
+    groups = fmt.groups(features)
+    return body.vector(0, 0, 0, groups, features // groups)
+
+
+def _half(body: Body, x: ir.Value) -> ir.Value:
+    clipped = body.Clip(x, body.constant(-LARGEST_SCALE), body.constant(LARGEST_SCALE))
+    return body.to(clipped, ir.DataType.FLOAT16)
+
+
+def _packed(body: Body, y: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
+    codes = body.Clip(body.Round(y), body.constant(float(fmt.low)), body.constant(float(fmt.high)))
+    if fmt.per_byte == 1:
+        return body.to(codes, ir.DataType.from_numpy(fmt.stored))
+    moved = body.Sub(codes, body.constant(float(fmt.low)))
+    apart = body.Reshape(moved, body.vector(0, 0, 0, features // fmt.per_byte, fmt.per_byte))
+    places = body.constant(2.0 ** (fmt.bits * np.arange(fmt.per_byte)))
+    return body.to(body.reduce("ReduceSum", body.Mul(apart, places)), ir.DataType.UINT8)
+
+
+def _unpacked(body: Body, codes: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
+    """Codes as numbers; of packed ones, a table has those of each byte."""
+    if fmt.per_byte == 1:
+        return body.to(codes, ir.DataType.FLOAT)
+    places = np.arange(256)[:, None] >> (fmt.bits * np.arange(fmt.per_byte))
+    table = body.constant((places & (2**fmt.bits - 1)) + fmt.low)
+    found = body.Gather(table, body.to(codes, ir.DataType.INT32), axis=0)
+    return body.Reshape(found, body.vector(0, 0, 0, features))

@@ -1,0 +1,169 @@
+"""Formats of caches: packed codes along the features of each head, with scales that are static or come with each token.
+
+This is the definition that graphs are compared with. A cache is ``[batch, heads, length, features]``; codes of less
+than 8 bits lie in bytes along the features, the first in the lowest bits. Scales of tokens are computed in float32 and
+stored in float16, and codes follow from the stored ones; static scales are float32, fixed when a model is exported.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompile.errors import InputError
+
+__all__ = ["LARGEST_SCALE", "CacheFormat", "parse_cache_format"]
+
+#: The largest scale that float16 holds.
+LARGEST_SCALE = 65504.0
+
+_WORD = re.compile(r"(u?)int([248])-(tensor|channel|token|g(\d+))")
+
+_GROUPS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """A way to store keys or values.
+
+    Args:
+        name: as on the command line: ``int8-channel``, ``int4-token``, ``uint2-g32``.
+        bits: of a code: 2, 4 or 8.
+        static: whether scales are fixed: ``tensor`` or ``channel``; ``None`` where each token brings its own.
+        group: features of a head that share a scale of a token; ``None`` for all.
+        offset: whether the smallest value of a group is stored, too, and codes count from there.
+    """
+
+    name: str
+    bits: int
+    static: str | None
+    group: int | None = None
+    offset: bool = False
+
+    @property
+    def low(self) -> int:
+        """The lowest code."""
+        return 0 if self.offset else -(2 ** (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The highest code."""
+        return self.low + 2**self.bits - 1
+
+    @property
+    def per_byte(self) -> int:
+        """Codes in a byte."""
+        return 8 // self.bits
+
+    @property
+    def stored(self) -> np.dtype:
+        """The type of the codes: bytes, signed where each is a code."""
+        return np.dtype(np.int8 if self.bits == 8 and not self.offset else np.uint8)
+
+    def groups(self, features: int) -> int:
+        """Scales of a token and head."""
+        return 1 if self.group is None else features // self.group
+
+    def scale_numbers(self, features: int) -> int:
+        """Numbers in float16 that a token brings for each head: scales, and behind them what codes count from."""
+        return 0 if self.static else self.groups(features) * (2 if self.offset else 1)
+
+    def fits(self, features: int) -> str | None:
+        """Why heads of so many features cannot be stored; ``None`` if they can."""
+        if features % self.per_byte:
+            return f"{features} features of a head do not fill bytes with codes of {self.bits} bits"
+        if self.group is not None and features % self.group:
+            return f"{features} features of a head cannot be cut into groups of {self.group}"
+        return None
+
+    def bytes_per_token(self, heads: int, features: int) -> int:
+        """Bytes that one more token takes."""
+        return heads * (features // self.per_byte + 2 * self.scale_numbers(features))
+
+    # -- the definition ---------------------------------------------------------------------------------------------
+
+    def encode(self, x: np.ndarray, scale: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Packed codes ``[batch, heads, length, bytes]`` of float32, and the scales that come with the tokens.
+
+        Args:
+            x: ``[batch, heads, length, features]``.
+            scale: static scales that broadcast to it.
+        """
+        x = np.asarray(x, np.float32)
+        if scale is not None:
+            return self._packed(self._codes(x / scale)), None
+        parts = self._parts(x)
+        if self.offset:
+            start, end = parts.min(-1), parts.max(-1)
+            stored = _half(start)
+            scales = _half((end - stored) / np.float32(self.high))
+            numbers = np.concatenate([scales, stored], -1)
+        else:
+            stored = None
+            numbers = scales = _half(np.abs(parts).max(-1, initial=0) / np.float32(self.high))
+        divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
+        moved = parts if stored is None else parts - stored[..., None]
+        return self._packed(self._codes(moved / divisor).reshape(x.shape)), numbers.astype(np.float16)
+
+    def decode(self, codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+        """The float32 that codes and scales stand for; ``scales`` are those of the tokens, or the static ones."""
+        values = self._unpacked(codes).astype(np.float32)
+        if scales is None:
+            raise InputError(f"cache format '{self.name}' needs scales")
+        if self.static:
+            return values * scales
+        numbers = scales.astype(np.float32)
+        parts = self._parts(values)
+        if self.offset:
+            own, start = np.split(numbers, 2, -1)
+            return (parts * own[..., None] + start[..., None]).reshape(values.shape)
+        return (parts * numbers[..., None]).reshape(values.shape)
+
+    def fake(self, x: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+        """Values as the cache holds them."""
+        codes, numbers = self.encode(x, scale)
+        return self.decode(codes, numbers if scale is None else scale)
+
+    def _parts(self, x: np.ndarray) -> np.ndarray:
+        groups = self.groups(x.shape[-1])
+        return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+
+    def _codes(self, y: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(y), self.low, self.high).astype(np.int32)
+
+    def _packed(self, codes: np.ndarray) -> np.ndarray:
+        if self.per_byte == 1:
+            return codes.astype(self.stored)
+        shifted = (codes - self.low).reshape(*codes.shape[:-1], codes.shape[-1] // self.per_byte, self.per_byte)
+        return (shifted << (self.bits * np.arange(self.per_byte))).sum(-1).astype(np.uint8)
+
+    def _unpacked(self, codes: np.ndarray) -> np.ndarray:
+        if self.per_byte == 1:
+            return codes.astype(np.int32)
+        parts = codes[..., None].astype(np.int32) >> (self.bits * np.arange(self.per_byte))
+        return (parts & (2**self.bits - 1)).reshape(*codes.shape[:-1], codes.shape[-1] * self.per_byte) + self.low
+
+
+def _half(x: np.ndarray) -> np.ndarray:
+    """Rounded to float16, as float32."""
+    return np.clip(x, -LARGEST_SCALE, LARGEST_SCALE).astype(np.float16).astype(np.float32)
+
+
+def parse_cache_format(word: str, default: str = "token") -> CacheFormat:
+    """The format of a name; ``int4`` and ``uint4`` alone get the scales that are named as the default.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    full = f"{word}-{default if not word.startswith('u') else 'token'}" if re.fullmatch(r"u?int\d+", word) else word
+    found = _WORD.fullmatch(full)
+    group = int(found[4]) if found and found[4] else None
+    static = found[3] if found and found[3] in ("tensor", "channel") else None
+    if found is None or (group is not None and group not in _GROUPS) or (static and found[1]):
+        raise InputError(
+            f"unknown cache format '{word}'; there are int2, int4 and int8 with -tensor, -channel, -token or -gN (N of "
+            f"{', '.join(map(str, _GROUPS))}), uint2, uint4 and uint8 with -token or -gN, and float"
+        )
+    return CacheFormat(full, int(found[2]), static, group, offset=bool(found[1]))

@@ -1,0 +1,186 @@
+"""Artifacts with packed caches: codes and outputs token by token equal the definition, in both forms of attention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cached_decoder import FEATURES, HEADS, cached_decoder, prompts, with_past
+from commands import refused
+
+import qcompile as qc
+from qcompile.run.session import Session
+from qcompile.targets.cache_plans import CachePlan
+
+KEY, VALUE = "past_key", "past_value"
+
+
+def export(folder: Path, target: str, word: str, attention: str = "one", loud: float = 1.0, **more: Any) -> Any:
+    """An artifact whose weights stay float, so that its cache alone makes a difference, and the path of its model."""
+    path = cached_decoder(folder / "model.onnx", attention, loud)
+    artifact = qc.export(
+        path, target, folder=folder / "artifact", calibration=prompts(16, 24), cache_format=word, seed=0,
+        format_for={"*": "float", "logits": "int8"} | more.pop("format_for", {}), method="rtn", **more,
+    )  # fmt: skip
+    return artifact, path
+
+
+def plans_of(artifact: Any) -> dict[str, CachePlan]:
+    return {entry["past"]: CachePlan.from_entry(entry) for entry in artifact.manifest["caches"]}
+
+
+def steps(length: int = 11) -> list[slice]:
+    """A prompt of five tokens, then one at a time."""
+    return [slice(0, 5), *(slice(at, at + 1) for at in range(5, length))]
+
+
+def by_definition(path: Path, plans: dict[str, CachePlan], ids: np.ndarray) -> tuple[list[np.ndarray], dict]:
+    """Logits of each step by the float graph, given what the caches hold, and the codes in the end."""
+    session = Session(path, optimize=False)
+    held = {name: np.zeros((len(ids), HEADS, 0, FEATURES), np.float32) for name in plans}
+    logits = []
+    for step in steps():
+        tokens = ids[:, step]
+        new = session.run(with_past(tokens, held[KEY], held[VALUE]))
+        for name, plan in plans.items():
+            grown = new[plan.present][:, :, held[name].shape[2] :]
+            held[name] = np.concatenate([held[name], plan.fake(grown)], 2)
+        behind = {name: held[name][:, :, : held[name].shape[2] - tokens.shape[1]] for name in plans}
+        own = {name: held[name][:, :, behind[name].shape[2] :] for name in plans}
+        logits.append(attended(path, tokens, behind, own))
+    return logits, {name: plan.pack(held[name]) for name, plan in plans.items()}
+
+
+def attended(path: Path, tokens: np.ndarray, behind: dict, own: dict) -> np.ndarray:
+    """The float graph on tokens, whose own keys and values are replaced by what the cache holds of them."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if node.op_type == "Concat" and name in ("k", "v2"):
+                node.input[index] = f"given_{name}"
+    for name in ("k", "v2"):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(f"given_{name}", 1, ["B", HEADS, "L", FEATURES]))
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.SerializeToString())
+    feeds = with_past(tokens, behind[KEY], behind[VALUE]) | {"given_k": own[KEY], "given_v2": own[VALUE]}
+    (logits,) = session.run(["logits"], feeds)
+    return logits
+
+
+def by_artifact(artifact: Any, plans: dict[str, CachePlan], ids: np.ndarray) -> tuple[list[np.ndarray], dict]:
+    run = artifact.load()
+    empty = np.zeros((len(ids), HEADS, 0, FEATURES), np.float32)
+    caches = {name: plan.pack(empty) for name, plan in plans.items()}
+    logits = []
+    for step in steps():
+        past = next(iter(caches[KEY].values())).shape[2]
+        feeds = with_past(ids[:, step], np.zeros((len(ids), 1, past, 1)))
+        outputs = run(feeds | caches[KEY] | caches[VALUE])
+        logits.append(outputs["logits"])
+        for name, plan in plans.items():
+            names = {name: plan.present, plan.scales[0]: plan.scales[1]}
+            caches[name] = {past: outputs[names[past]] for past in caches[name]}
+    return logits, caches
+
+
+CASES = [
+    ("reference", "int8", "one"), ("reference", "int4-g16", "spelled"), ("reference", "uint2-token", "one"),
+    ("reference", "int4-channel", "spelled"), ("cpu-int4", "int8", "one"), ("cpu-int4", "int4", "one"),
+    ("cpu-int4", "int4-tensor", "one"), ("cpu-int4", "int4-token", "one"), ("cpu-int8", "int8-tensor", "one"),
+    ("cpu-int8", "int4", "spelled"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target, word, attention", CASES)
+def test_token_by_token(target: str, word: str, attention: str, tmp_path: Path) -> None:
+    artifact, path = export(tmp_path, target, word, attention)
+    plans = plans_of(artifact)
+    static = plans[KEY].format.static is not None
+    fused = attention == "one" and target != "reference" and static
+    assert {plan.form for plan in plans.values()} == {"fused" if fused else "standard"}
+    graph = onnx.load(artifact.folder / "model.onnx").graph
+    assert ("GroupQueryAttention" in {node.op_type for node in graph.node}) == fused
+    ids = prompts(3, 11, seed=5)["input_ids"]
+    want, codes = by_definition(path, plans, ids)
+    have, caches = by_artifact(artifact, plans, ids)
+    for name in plans:
+        for part, array in codes[name].items():
+            assert array.dtype == caches[name][part].dtype
+            apart = np.count_nonzero(array != caches[name][part])
+            assert apart <= 2e-3 * array.size, (name, part)  # keys are sums in another order
+    head = 0.02 * float(np.abs(np.concatenate(want, 1)).max())  # the head has 8 bits, so that there is a site
+    for a, b in zip(want, have, strict=True):
+        np.testing.assert_allclose(a, b, atol=head)
+
+
+@pytest.mark.parametrize("word", ["int4-tensor", "int4-token"])
+def test_loud_keys_are_rotated_with_their_queries(word: str, tmp_path: Path) -> None:
+    artifact, path = export(tmp_path, "cpu-int4", word, loud=12.0)
+    key, value = artifact.manifest["caches"]
+    assert (key["transform"], value["transform"]) == ("hadamard", "none")
+    assert key["candidates"]["hadamard"] < 0.5 * key["candidates"]["none"]
+    plans, ids = plans_of(artifact), prompts(2, 11, seed=6)["input_ids"]
+    want, _ = by_definition(path, plans, ids)
+    have, _ = by_artifact(artifact, plans, ids)
+    for a, b in zip(want, have, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02 * float(np.abs(np.concatenate(want, 1)).max()))
+    (tmp_path / "plain").mkdir()
+    plain, _ = export(tmp_path / "plain", "cpu-int4", word, loud=12.0, transforms="none")
+    assert {entry["transform"] for entry in plain.manifest["caches"]} == {"none"}
+    ours, theirs = (made.manifest["quantization"]["divergence"] for made in (artifact, plain))
+    assert ours < 0.7 * theirs
+
+
+def test_the_manifest_and_the_tools(tmp_path: Path) -> None:
+    artifact, path = export(tmp_path, "cpu-int4", "int4")
+    manifest = json.loads((artifact.folder / "manifest.json").read_text())
+    for entry in manifest["caches"]:
+        assert entry["float_bytes_per_token"] / entry["bytes_per_token"] == 8
+        assert 0 < entry["error"] < 0.1
+    assert manifest["options"]["cache_format"] == "int4"
+    assert [v["dtype"] for v in manifest["inputs"] if "past" in v["name"]] == ["uint8", "uint8"]
+    assert manifest["engine"]["rel_l2"] < 1e-5  # of the lowered graph, beside the formats' definition on the engine
+    measured = qc.verify(artifact.folder, path, prompts(4, 20, seed=9))
+    assert 0 < measured.divergence < 0.1
+    found = qc.compare(path, artifact.folder, prompts(4, 20, seed=9), generate=6)
+    assert 0 < found["divergence"]["mean"] < 0.1
+    assert found["generation"]["tokens"] == 6
+
+
+def test_fused_attention_needs_positions_that_see_none_behind_them(tmp_path: Path) -> None:
+    path = cached_decoder(tmp_path / "causal.onnx")
+    model = onnx.load(path)
+    later = onnx.helper.make_node("Add", ["position_ids", "many"], ["later"], "later")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1000), "many"))
+    for node in model.graph.node:
+        if node.name == "own":
+            node.input[0] = "later"  # everything is seen
+    model.graph.node.insert(0, later)
+    onnx.save(model, tmp_path / "model.onnx")
+    artifact = qc.export(
+        tmp_path / "model.onnx", "cpu-int4", folder=tmp_path / "a", calibration=prompts(8, 12), cache_format="int8"
+    )
+    assert {entry["form"] for entry in artifact.manifest["caches"]} == {"standard"}
+    assert "positions see later ones" in {entry["reason"] for entry in artifact.manifest["declined"]}
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    path = cached_decoder(tmp_path / "model.onnx")
+
+    def said(*arguments: object) -> str:
+        return refused(tmp_path, "export", path, "-o", tmp_path / "out", *arguments)
+
+    assert "static scales" in said("--target", "cpu-int4", "--cache-format", "int8")
+    assert "unknown cache format" in said("--target", "cpu-int4", "--cache-format", "int5")
+    assert "cannot quantize caches" in said("--target", "blackwell-fp4", "--cache-format", "int8")
+    from running_sums import plain, save
+
+    other = save(plain(), tmp_path / "plain.onnx")
+    assert "no cache" in refused(
+        tmp_path, "export", other, "-o", tmp_path / "out", "--target", "reference", "--cache-format", "int8"
+    )

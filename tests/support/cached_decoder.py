@@ -1,0 +1,98 @@
+"""A decoder of one block with a cache, as exporters write it: with attention as one operator, or spelled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+__all__ = ["FEATURES", "HEADS", "VOCABULARY", "cached_decoder", "prompts", "with_past"]
+
+VOCABULARY, STREAM, QUERIES, HEADS, FEATURES, PLACES = 48, 64, 4, 2, 16, 64
+
+_GRAPH = """<ir_version: 10, opset_import: ["" : 23]>
+agraph (int64[B,L] input_ids, int64[B,L] position_ids, float[B,2,P,16] past_key,
+        float[B,2,P,16] past_value)
+  => (float[B,L,48] logits, float[B,2,T,16] present_key, float[B,2,T,16] present_value)
+  <int64[4] heads = {0, 0, 4, 16}, int64[4] shared = {0, 0, 2, 16}, int64[3] flat = {0, 0, 64}, int64[1] two = {2},
+   int64[5] copies = {1, 1, 2, 1, 1}, int64[4] all = {0, 4, -1, 16}, int64 zero = {0}, int64 one = {1},
+   int64[1] axis = {1}, int64[1] last = {2}, float eighth = {0.25}, float none = {-1e30}, float some = {0.0}> {
+    x = Gather(table, input_ids)
+    q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
+    q1 = Reshape(q0, heads)  k1 = Reshape(k0, shared)  v1 = Reshape(v0, shared)
+    q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+    k2 = Transpose <perm = [0, 2, 1, 3]> (k1)
+    v2 = Transpose <perm = [0, 2, 1, 3]> (v1)
+    q = RotaryEmbedding(q2, cosines, sines, position_ids)
+    k = RotaryEmbedding(k2, cosines, sines, position_ids)
+    present_key = Concat <axis = -2> (past_key, k)
+    present_value = Concat <axis = -2> (past_value, v2)
+    k3 = Unsqueeze(present_key, two)  k4 = Expand(k3, copies)  keys = Reshape(k4, all)
+    v3 = Unsqueeze(present_value, two)  v4 = Expand(v3, copies)  values = Reshape(v4, all)
+    length = Shape <start = 2, end = 3> (present_key)
+    total = Squeeze(length)
+    places = Range(zero, total, one)
+    own = Unsqueeze(position_ids, last)
+    seen = LessOrEqual(places, own)
+    mask = Unsqueeze(seen, axis)
+    ATTENTION
+    back = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    joined = Reshape(back, flat)
+    o = MatMul(joined, wo)
+    y = Add(x, o)
+    h0 = MatMul(y, up)  h1 = Relu(h0)  h = MatMul(h1, down)
+    z = Add(y, h)
+    logits = MatMul(z, head)
+  }"""
+
+_ATTENTION = {
+    "one": "mixed = Attention <scale = 0.25> (q, keys, values, mask)",
+    "spelled": """
+      turned = Transpose <perm = [0, 1, 3, 2]> (keys)
+      products = MatMul(q, turned)
+      scaled = Mul(products, eighth)
+      bias = Where(mask, some, none)
+      scores = Add(scaled, bias)
+      weights = Softmax <axis = -1> (scores)
+      mixed = MatMul(weights, values)""",
+}
+
+
+def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0) -> Path:
+    """Write the decoder to a file; some features of its keys are so much louder than others."""
+    model = onnx.parser.parse_model(_GRAPH.replace("ATTENTION", _ATTENTION[attention]))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    rng = np.random.default_rng(0)
+    angles = np.arange(PLACES)[:, None] * 100.0 ** (-np.arange(FEATURES // 2) / (FEATURES // 2))
+    shapes = {
+        "table": (VOCABULARY, STREAM), "wq": (STREAM, QUERIES * FEATURES), "wk": (STREAM, HEADS * FEATURES),
+        "wv": (STREAM, HEADS * FEATURES), "wo": (QUERIES * FEATURES, STREAM), "up": (STREAM, 96), "down": (96, STREAM),
+        "head": (STREAM, VOCABULARY),
+    }  # fmt: skip
+    weights = {name: rng.standard_normal(shape) / np.sqrt(shape[0]) for name, shape in shapes.items()}
+    weights["table"] *= np.sqrt(VOCABULARY)
+    weights["wk"][:, 3::FEATURES] *= loud
+    weights["wq"][:, 3::FEATURES] /= loud
+    weights |= {"cosines": np.cos(angles), "sines": np.sin(angles)}
+    stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    model.graph.initializer.extend(stored)
+    onnx.save(model, path)
+    return path
+
+
+def prompts(rows: int, length: int, seed: int = 1) -> dict[str, np.ndarray]:
+    """Random prompts with an empty past."""
+    ids = np.random.default_rng(seed).integers(0, VOCABULARY, (rows, length))
+    return with_past(ids, np.zeros((rows, HEADS, 0, FEATURES), np.float32))
+
+
+def with_past(ids: np.ndarray, *past: np.ndarray) -> dict[str, np.ndarray]:
+    """Tokens behind a past: keys and values, or one array for both."""
+    places = past[0].shape[2] + np.arange(ids.shape[1])
+    return {
+        "input_ids": ids, "position_ids": np.tile(places, (len(ids), 1)),
+        "past_key": past[0], "past_value": past[-1],
+    }  # fmt: skip
