@@ -80,8 +80,8 @@ def check_read_back(runtimes: Mapping[str, Mapping[str, Any]]) -> None:
     for name, entry in runtimes.items():
         if (apart := entry.get("rel_l2_to_reference") or 0.0) > READ_BACK:
             raise TargetError(
-                f"read back by {name}, the modules compute another function than the graph (relative L2 {apart:.2g}): "
-                "one of their parameters is used in a way that this target does not know, so nothing is written"
+                f"read back by {name}, the modules compute something else than the graph (relative L2 {apart:.2g}): a "
+                "parameter of theirs is used in a way that this target does not know, so nothing is written"
             )
 
 

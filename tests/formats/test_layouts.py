@@ -175,7 +175,7 @@ def test_gguf_q4_1_stores_the_value_of_code_zero():
     assert torch.equal(back.dequantize(), q.dequantize())
 
 
-@pytest.mark.parametrize("name", ["int3-g32-fp16", "uint4-g32-fp16", "mxfp4-mrgptq", "mxint4", "int4-g32", "e2m1-g16"])
+@pytest.mark.parametrize("name", ["int3-g32-fp16", "uint4-g32", "mxfp4-mrgptq", "mxint4", "int4-g32", "e2m1-g16"])
 def test_gguf_refuses_what_it_has_no_block_for(name):
     with pytest.raises(InputError, match=f"no block for {name}"):
         to_gguf(quantize(weight(), FORMATS[name]))
