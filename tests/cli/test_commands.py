@@ -220,9 +220,9 @@ def test_the_statuses_of_the_process(tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import signal, sys, time
-from qcompile import compiler
+from qcompile import quantizing
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-compiler.begin_equivalence = lambda *_: (print("reached", flush=True), time.sleep(600))
+quantizing.begin_equivalence = lambda *_: (print("reached", flush=True), time.sleep(600))
 from qcompile.cli.commands import main
 main()
 """
