@@ -62,3 +62,35 @@ def test_mamba_exports_to_each_kind_of_target(target: str, tmp_path: Path) -> No
     assert artifact.manifest["equivalence"]["rel_l2"] <= 1e-5
     assert artifact.manifest["quantization"]["rel_l2"] < 0.5
     assert len(artifact.manifest["online_transforms"]) == 8  # one in front of each out_proj
+
+
+def classifier_images(rows: int | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    with np.load(ZOO / "classifier_evaluation.npz") as images, np.load(ZOO / "classifier_labels.npz") as known:
+        return {"x": images["x"][:rows]}, known["labels"][:rows]
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_classifiers_read_digits_that_they_have_not_seen(name: str) -> None:
+    images, labels = classifier_images()
+    (scores,) = Session(ZOO / f"{name}.onnx").run(images).values()
+    assert (scores.argmax(1) == labels).mean() > 0.98
+    assert (ZOO / f"{name}.onnx").stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("target", ["cpu-int4", "cpu-int8"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_classifiers_still_do_once_they_are_quantized(name: str, target: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with np.load(ZOO / "classifier_calibration.npz") as saved:
+        for number in range(16):
+            np.savez(folder / f"{number:02}.npz", x=saved["x"][8 * number : 8 * number + 8])
+    artifact = qc.export(ZOO / f"{name}.onnx", target, tmp_path / "artifact", calibration=folder)
+    sites = artifact.manifest["sites"]
+    assert all(site["format"] != "float" for site in sites)
+    assert {site["op"] for site in sites} == {"Conv", "Gemm"}
+    images, labels = classifier_images(100)
+    scores = artifact.run(images)["scores"]
+    assert (scores.argmax(1) == labels).mean() > 0.97
+    bytes_ = artifact.manifest["bytes"]
+    assert bytes_["artifact"] < {"cpu-int4": 0.4, "cpu-int8": 0.5}[target] * bytes_["source"]

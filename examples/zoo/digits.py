@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["NO_CLASS", "Split", "draw", "load", "noisy_batch", "recognised_share"]
+__all__ = ["NO_CLASS", "Split", "draw", "enlarged", "load", "noisy_batch", "recognised_share"]
 
 NO_CLASS = 10
 """The label that asks for no digit in particular (classifier-free guidance)."""
@@ -39,6 +39,11 @@ def load() -> tuple[Split, Split]:
     labels = data.target[order].astype(np.int64)
     n = TRAINING_IMAGES
     return Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
+
+
+def enlarged(images: np.ndarray) -> np.ndarray:
+    """Images [n, 1, 8, 8] with every pixel four times, [n, 1, 16, 16]: places to stride over."""
+    return images.repeat(2, axis=2).repeat(2, axis=3)
 
 
 def noisy_batch(split: Split, rows: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -3,6 +3,7 @@
     python export.py language_model --weights language_model.safetensors
     python export.py mamba --weights mamba.safetensors
     python export.py dit --weights dit.safetensors
+    python export.py resnet --weights resnet.safetensors
 
 Mamba's selective scan is qcompile's: one node, with a function of standard operators for runtimes that know no better.
 """
@@ -10,6 +11,7 @@ Mamba's selective scan is qcompile's: one node, with a function of standard oper
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,14 @@ from torch import nn
 
 import corpus
 import digits
+from classifiers import CLASSIFIERS
 from dit import DiT
 from language_model import LanguageModel
 from mamba import Mamba
 from qcompile.ir.state_space import add_bodies, selective_scan, translations
 from weights import name_initializers, restore
 
-__all__ = ["export_dit", "export_language_model", "export_mamba"]
+__all__ = ["export_classifier", "export_dit", "export_language_model", "export_mamba"]
 
 HERE = Path(__file__).parent
 LIMIT = 10_000_000
@@ -35,6 +38,7 @@ CALIBRATION_ROWS = 96
 EVALUATION_ROWS = 64
 LENGTH = 256
 DIT_ROWS = 512
+CLASSIFIER_ROWS = 512
 
 
 def _tidy(path: Path, parameters: dict[str, torch.Tensor]) -> None:
@@ -122,9 +126,22 @@ def export_dit(weights: Path, folder: Path, saved_corpus: Path | None, opset: in
     _export(model, example, folder / "dit.onnx", "velocity", {"x": batch, "t": batch, "y": batch}, opset)
 
 
+def export_classifier(name: str, weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
+    """Write the classifier of that name, images to calibrate (learned) and evaluate (held out) it, and their labels."""
+    train, held_out = digits.load()
+    images = digits.enlarged(held_out.images)
+    np.savez_compressed(folder / "classifier_calibration.npz", x=digits.enlarged(train.images[:CLASSIFIER_ROWS]))
+    np.savez_compressed(folder / "classifier_evaluation.npz", x=images)
+    np.savez_compressed(folder / "classifier_labels.npz", labels=held_out.labels.astype(np.uint8))
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    model = restore(CLASSIFIERS[name](), weights)
+    _export(model, {"x": images[:5]}, folder / f"{name}.onnx", "scores", shapes, opset)
+
+
 def main() -> None:
     """Export one model of the zoo."""
     exporters = {"language_model": export_language_model, "mamba": export_mamba, "dit": export_dit}
+    exporters |= {name: partial(export_classifier, name) for name in CLASSIFIERS}
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", choices=exporters)
     parser.add_argument("--weights", type=Path, required=True)

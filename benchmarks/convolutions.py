@@ -1,0 +1,175 @@
+"""Convolutional networks against onnxruntime's own quantizers: size, error and latency, from one run.
+
+    python benchmarks/convolutions.py [MODEL.onnx ...] [--seconds 2] [--targets cpu-int8,cpu-int4,qdq-int8]
+
+Without models: the shipped classifiers, a YOLO-like network with random weights, and the PP-OCR models of the package
+``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else smooth noise of the shape of the inputs; a
+quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that. Times are medians of runs in
+turn, on one thread, over those of the float model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import qcompile as qc
+from qcompile.checks.latency import interleaved
+
+ZOO = Path(__file__).parent.parent / "examples" / "zoo"
+PLACES = {"height": 64, "width": 320}
+IMAGES = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of the runs of each model")
+    parser.add_argument("--targets", default="cpu-int8,cpu-int4,qdq-int8")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in options.models or shipped(Path(folder)):
+            table(path, Path(folder) / path.stem, options.targets.split(","), options.seconds)
+
+
+def shipped(folder: Path) -> list[Path]:
+    """The models that are there."""
+    found = [ZOO / "resnet.onnx", ZOO / "mobilenet.onnx", yolo_like(folder / "yolo.onnx")]
+    package = importlib.util.find_spec("rapidocr_onnxruntime")
+    if package is not None and package.origin is not None:
+        found += sorted((Path(package.origin).parent / "models").glob("*.onnx"))
+    return found
+
+
+def yolo_like(path: Path) -> Path:
+    """A backbone of strided convolutions with SiLU, joins by Concat, upsampling, and a head for boxes."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, inner: int, outer: int, kernel: int = 3, stride: int = 1) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(inner, outer, kernel, stride, kernel // 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.silu(self.conv(x))
+
+    class Yolo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.ModuleList(
+                Block(a, b, 3, 2) for a, b in ((3, 16), (16, 32), (32, 64), (64, 128), (128, 256))
+            )
+            self.inner = nn.ModuleList(Block(n, n) for n in (32, 64, 128, 256))
+            self.narrow = nn.ModuleList([Block(256, 128, 1), Block(128, 64, 1)])
+            self.join = nn.ModuleList([Block(256, 128), Block(128, 64)])
+            self.head = nn.ModuleList([nn.Conv2d(64, 85, 1), nn.Conv2d(128, 85, 1)])
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x, seen = self.down[0](images), []
+            for down, inner in zip(list(self.down)[1:], self.inner, strict=True):
+                x = down(x)
+                x = x + inner(x)
+                seen.append(x)
+            up = nn.functional.interpolate(self.narrow[0](seen[3]), scale_factor=2)
+            middle = self.join[0](torch.cat([up, seen[2]], 1))
+            up = nn.functional.interpolate(self.narrow[1](middle), scale_factor=2)
+            return self.head[0](self.join[1](torch.cat([up, seen[1]], 1))), self.head[1](middle)
+
+    torch.manual_seed(0)
+    program = torch.onnx.export(Yolo().eval(), (torch.randn(1, 3, 160, 160),), dynamo=True, verbose=False)
+    program.save(path, external_data=False)
+    return path
+
+
+def images_of(model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
+    """Inputs of a model: digits for one that reads them, else noise that is smooth along places."""
+    (value,) = model.graph.input
+    dims = [dim.dim_value or 0 for dim in value.type.tensor_type.shape.dim]
+    if dims[1:] == [1, 16, 16]:
+        with np.load(ZOO / "classifier_calibration.npz") as digits:
+            return [{value.name: digits["x"][i : i + 4]} for i in range(0, 4 * IMAGES, 4)]
+    rng, found = np.random.default_rng(0), []
+    sizes = [dims[0] or 1, dims[1] or 3, dims[2] or PLACES["height"], dims[3] or PLACES["width"]]
+    for _ in range(IMAGES):
+        coarse = rng.standard_normal((*sizes[:2], -(-sizes[2] // 8), -(-sizes[3] // 8)))
+        smooth = coarse.repeat(8, 2).repeat(8, 3)[:, :, : sizes[2], : sizes[3]]
+        found.append({value.name: (smooth + 0.2 * rng.standard_normal(sizes)).clip(-2, 2).astype(np.float32)})
+    return found
+
+
+def table(path: Path, folder: Path, targets: list[str], seconds: float) -> None:
+    """Print the rows of one model."""
+    folder.mkdir()
+    inputs = images_of(onnx.load(path))
+    learned, held_out = inputs[: IMAGES * 3 // 4], inputs[IMAGES * 3 // 4 :]
+    plain = session(path)
+    want = [plain.run(None, given) for given in held_out]
+    rows = dict(quantized(path, folder, learned, targets))
+    sessions = {name: session(file) for name, file in rows.items()}
+    errors = {name: error(want, [own.run(None, given) for given in held_out]) for name, own in sessions.items()}
+    runs: list[Callable[[], Any]] = [lambda own=own: own.run(None, inputs[0]) for own in (plain, *sessions.values())]
+    times, _ = interleaved(runs, seconds * len(runs))
+    print(f"\n{path.name}: {path.stat().st_size:,} bytes, {times[0] * 1e3:.2f} ms a run\n")
+    print("| quantized by | size | error | latency |\n|---|---|---|---|")
+    for (name, file), own in zip(rows.items(), times[1:], strict=True):
+        size = sum(part.stat().st_size for part in file.parent.glob(file.name + "*")) / path.stat().st_size
+        print(f"| {name} | {size:.3f} | {errors[name]:.4f} | {own / times[0]:.2f} |")
+
+
+def quantized(
+    path: Path, folder: Path, learned: list[dict[str, np.ndarray]], targets: list[str]
+) -> Iterator[tuple[str, Path]]:  # fmt: skip
+    """Quantized copies of a model by name, theirs first."""
+    from onnxruntime.quantization import CalibrationMethod, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader:
+        def __init__(self) -> None:
+            self.rest = iter(learned)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rest, None)
+
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    dynamic = folder / "dynamic.onnx"
+    quantize_dynamic(str(prepared), str(dynamic), per_channel=True)
+    yield "onnxruntime, dynamic", dynamic
+    for name, method in (("min-max", CalibrationMethod.MinMax), ("percentile", CalibrationMethod.Percentile)):
+        static = folder / f"{name}.onnx"
+        quantize_static(str(prepared), str(static), Reader(), per_channel=True, calibrate_method=method)
+        yield f"onnxruntime, static, {name}", static
+    data = folder / "data"
+    data.mkdir()
+    for number, given in enumerate(learned):
+        np.savez(data / f"{number:03}.npz", **given)
+    for target in targets:
+        qc.export(path, target, folder / target, calibration=data)
+        yield f"qcompile, {target}", folder / target / "model.onnx"
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """A session of one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def error(want: list[list[np.ndarray]], have: list[list[np.ndarray]]) -> float:
+    """Relative L2 over all outputs and inputs."""
+    pairs = [(a, b) for one, other in zip(want, have, strict=True) for a, b in zip(one, other, strict=True)]
+    lost = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
+    return float(np.sqrt(lost / sum(float(np.square(a.astype(np.float64)).sum()) for a, _ in pairs)))
+
+
+if __name__ == "__main__":
+    main()
