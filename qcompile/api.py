@@ -59,6 +59,7 @@ def export(
     split: Sequence[str] | None = None,
     sensitivity: str | None = None,
     cache_format: str = "float",
+    form: str = "plain",
     seed: int = 0,
     device: str = "cpu",
     devices: int = 1,
@@ -104,6 +105,7 @@ def export(
             ``even``; ``statistics.measures`` explains them.
         cache_format: how the caches of a decoder are stored: ``int8``, ``int4``, or with scales of a kind, such as
             ``int8-channel`` (static) and ``int4-g32`` (with each token); ``float``, by default, leaves them alone.
+        form: ``plain``, or another form that the target writes: ``genai`` for onnxruntime-genai.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         devices: how many processes of this machine share the work, each on a GPU of its own or on its part of the
@@ -146,7 +148,8 @@ def export(
     given = {name: value for name, value in given.items() if value is not None} | lists
     options = Options(
         target=target, calibration=calibration, evaluation=evaluation, seed=seed, device=device, tvm_target=tvm_target,
-        latency=latency, effort=effort, cache_format=cache_format, exclude=_several(exclude), keep=_several(keep),
+        latency=latency, effort=effort, cache_format=cache_format, form=form, exclude=_several(exclude),
+        keep=_several(keep),
         transform_for=dict(transform_for or {}), reading=Reading(tokenizer, window, preprocessing),
         memory=parse_memory(memory or {}),
         recipe=None if recipe is None else str(recipe),

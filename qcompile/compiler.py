@@ -112,7 +112,7 @@ def choice_of(
 
 def _request(options: Options, progress: Progress | None = None) -> Request:
     """Resolve the names of what was asked for; unknown ones are refused."""
-    target = get_target(options.target)
+    target = get_target(options.target).in_form(options.form)
     if options.tvm_target is not None:
         target = target.on_machine(options.tvm_target)
     schemes = [target.scheme(name) for name in options.formats or [target.default]]
@@ -237,7 +237,7 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     if not request.options.group.first:
         return Written(quantized, folder, None, rounded, None)
     before = None if target.backends == get_target(REFERENCE).backends else model.clone()  # holds the float weights
-    lowered = request.lowering.lower(model, target, folder)
+    lowered = request.lowering.lower(model, target.beside(quantized.rotated.prepared.source.along), folder)
     request.tell("lowering")
     return Written(quantized, folder, lowered, rounded, before)
 

@@ -33,6 +33,7 @@ def options_entry(options: Options) -> dict[str, Any]:
         "method": options.method,
         "sensitivity": options.sensitivity,
         "cache_format": options.cache_format,
+        "form": options.form,
         "calibration": _said_of(options.calibration),
         "evaluation": _said_of(options.evaluation),
         "device": options.device,

@@ -62,6 +62,7 @@ class Options:
         group: the processes that share the work; no result depends on it.
         cache_format: how caches are stored, as ``formats.cache_format.parse_cache_format`` reads it; ``float`` for as
             they are.
+        form: one of the target's forms, such as ``genai``.
     """
 
     target: str
@@ -88,6 +89,7 @@ class Options:
     sensitivity: str = "errors"
     group: Group = ALONE
     cache_format: str = "float"
+    form: str = "plain"
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:

@@ -61,6 +61,7 @@ def export(
     split: options.Split = None,
     sensitivity: options.Sensitivity = None,
     cache_format: options.CacheFormat = "float",
+    form: options.Form = "plain",
     exclude: options.Exclude = None,
     keep: options.Keep = None,
     format_for: options.FormatFor = None,
@@ -103,7 +104,7 @@ def export(
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,
-            cache=cache, part=part, cache_format=cache_format,
+            cache=cache, part=part, cache_format=cache_format, form=form,
         )  # fmt: skip
     from qcompile.cli.summaries import artifact_summary
     from qcompile.cli.tables import artifact_tables

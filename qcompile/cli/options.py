@@ -14,8 +14,8 @@ from qcompile.errors import InputError
 
 __all__ = [
     "Budget", "Cache", "CacheFormat", "Calibration", "Config", "Device", "Devices", "Effort", "Evaluation", "Exclude",
-    "Folder", "FormatFor", "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite", "Part",
-    "Preprocessing", "Provider", "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer",
+    "Folder", "Form", "FormatFor", "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite",
+    "Part", "Preprocessing", "Provider", "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer",
     "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window", "Work",
 ]  # fmt: skip
 
@@ -174,6 +174,7 @@ CacheFormat = Annotated[
         metavar="FORMAT", help="Of a decoder's cache: int8, int4, int8-channel, int4-g32, uint2-g32, or float."
     ),
 ]
+Form = Annotated[str, typer.Option(help="plain, or genai: a folder that onnxruntime-genai runs.")]
 Part = Annotated[
     str | None,
     typer.Option(help="One graph of an encoder-decoder's folder: encoder, decoder, decoder_with_past; else all three."),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from qcompile.errors import TargetError, nearest
@@ -50,6 +51,8 @@ class Target:
         caches: the scales of caches where only their bits are asked for, ``token`` or ``channel``; ``None`` for a
             target that leaves caches as they are.
         fused_caches: whether it has an operator that computes attention on packed caches.
+        forms: the forms in which its artifacts can be written, the usual first.
+        form: the one of these that was asked for.
         options: constants that the backend's lowering reads.
     """
 
@@ -73,6 +76,8 @@ class Target:
     online: Literal["any", "shared", "asked", "none"] = "any"
     caches: str | None = None
     fused_caches: bool = False
+    forms: tuple[str, ...] = ("plain",)
+    form: str = "plain"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,6 +129,20 @@ class Target:
         if self.caches is None:
             raise TargetError(f"target '{self.name}' cannot quantize caches: take cpu-int4, cpu-int8 or reference")
         return parse_cache_format(word, self.caches)
+
+    def in_form(self, form: str) -> Target:
+        """The target that writes another form of its artifacts.
+
+        Raises:
+            TargetError: if it has no such form.
+        """
+        if form not in self.forms:
+            raise TargetError(f"target '{self.name}' has no form '{form}': it writes {', '.join(self.forms)}")
+        return replace(self, form=form)
+
+    def beside(self, along: Sequence[Path]) -> Target:
+        """The target for an artifact that takes those files along, which forms may read settings from."""
+        return replace(self, options={**self.options, "along": along}) if self.form != "plain" else self
 
     def on_machine(self, description: str) -> Target:
         """The target for another machine, which its backend reads from ``options["machine"]``.

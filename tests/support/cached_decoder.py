@@ -12,6 +12,9 @@ __all__ = ["FEATURES", "HEADS", "VOCABULARY", "cached_decoder", "prompts", "with
 
 VOCABULARY, STREAM, QUERIES, HEADS, FEATURES, PLACES = 48, 64, 4, 2, 16, 64
 
+#: Names of Hugging Face for caches.
+NUMBERED = {"past": "past_key_values", "present": "present"}
+
 _GRAPH = """<ir_version: 10, opset_import: ["" : 23]>
 agraph (int64[B,L] input_ids, int64[B,L] position_ids, float[B,2,P,16] past_key,
         float[B,2,P,16] past_value)
@@ -60,9 +63,16 @@ _ATTENTION = {
 }
 
 
-def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0) -> Path:
-    """Write the decoder to a file; some features of its keys are so much louder than others."""
+def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0, numbered: bool = False) -> Path:
+    """Write the decoder to a file.
+
+    Args:
+        loud: some features of its keys are so much louder than others.
+        numbered: whether its caches are called as those of Hugging Face.
+    """
     model = onnx.parser.parse_model(_GRAPH.replace("ATTENTION", _ATTENTION[attention]))
+    if numbered:
+        _rename(model, {f"{a}_{b}": f"{c}.0.{b}" for a, c in NUMBERED.items() for b in ("key", "value")})
     for node in model.graph.node:
         node.name = node.output[0]
     rng = np.random.default_rng(0)
@@ -81,6 +91,14 @@ def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0) -> Pat
     model.graph.initializer.extend(stored)
     onnx.save(model, path)
     return path
+
+
+def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        for part in (node.input, node.output):
+            part[:] = [names.get(name, name) for name in part]
 
 
 def prompts(rows: int, length: int, seed: int = 1) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import read_site
 from qcompile.backends.ort.emitter import Emitter, Parts
+from qcompile.backends.ort.genai import write_genai
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.errors import InputError
@@ -24,6 +25,9 @@ from qcompile.targets.target import Target
 from qcompile.threads import threads
 
 __all__ = ["lower", "rounds_input_to"]
+
+#: The form for onnxruntime-genai, among a target's forms.
+GENAI = "genai"
 
 FILE, DATA = "model.onnx", "model.onnx.data"
 
@@ -61,7 +65,10 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
         said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
     lower_caches(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
-    return Lowered(_save(model, folder), unrolled.joined(said))
+    files = _save(model, folder)
+    if target.form == GENAI:
+        files = (*files, write_genai(model, folder, target.options.get("along", ())))
+    return Lowered(files, unrolled.joined(said))
 
 
 def rounds_input_to(node: ir.Node, plan: Plan, target: Target) -> str | None:

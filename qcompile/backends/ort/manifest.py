@@ -43,6 +43,7 @@ TARGETS = (
         ties=True,
         caches="channel",
         fused_caches=True,
+        forms=("plain", "genai"),
         options={"kernels": ("convolution", "nbits", "nbits-lookup", "stack"), "accuracy_level": 4, "unrolls": True},
     ),
     Target(
@@ -59,6 +60,7 @@ TARGETS = (
         bodies=True,
         caches="channel",
         fused_caches=True,
+        forms=("plain", "genai"),
         options={"kernels": ("convolution", "integer", "lookup", "stack"), "unrolls": True},
     ),
     Target(
