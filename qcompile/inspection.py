@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from qcompile.analysis.cache_sites import CacheSite, cache_sites
 from qcompile.artifact.artifact import Artifact, is_artifact
 from qcompile.artifact.drawing import analyzed_spaces, drawing, named_spaces
 from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties, with_modules
@@ -23,6 +24,8 @@ from qcompile.compiler import prepare
 from qcompile.errors import InputError
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.files import write_json, write_text
+from qcompile.ir.graph import node_name
+from qcompile.ir.required import name_of
 from qcompile.run.data import load_data
 from qcompile.run.reading import Reading
 from qcompile.stages import float_model
@@ -44,7 +47,7 @@ GRAPH = "model.onnx"
 
 #: What an artifact's manifest has in common with the inspection of a model.
 SHARED = (
-    "qcompile", "source", "target", "seed", "spaces", "sites", "weights", "weights_summary", "declined",
+    "qcompile", "source", "target", "seed", "spaces", "sites", "caches", "weights", "weights_summary", "declined",
     "online_transforms",
 )  # fmt: skip
 
@@ -78,7 +81,8 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     analysis = prepared.analysis
     chosen, declined = quantizable(analysis)
     quantized = {site.name for site in chosen}
-    found = [*prepared.state.declined, *declined, *unsited(prepared.weights)]
+    caches, left = cache_sites(prepared.model)
+    found = [*prepared.state.declined, *declined, *unsited(prepared.weights), *left]
 
     def stored(site: Site) -> tuple[str, None, float] | None:
         return ("", None, 0.0) if site.name in quantized else None
@@ -92,10 +96,20 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "graph": {"nodes": len(prepared.model.graph), "operators": _operators(prepared)},
         "spaces": space_entries(analysis),
         "sites": [entry | {"quantizable": entry["name"] in quantized} for entry in sites],
+        "caches": [_cache(site) for site in caches],
         "weights": weights,
         "weights_summary": weights_summary(prepared.weights, weights, QUANTIZABLE),
         "declined": with_modules(analysis, declined_entries(found) + obstacles(analysis, analysis.sites)),
     }
+
+
+def _cache(site: CacheSite) -> dict[str, Any]:
+    """A cache that may be quantized, with keys of a manifest."""
+    return {
+        "past": site.name, "present": name_of(site.pair.present), "kind": site.kind, "role": site.role,
+        "heads": site.heads, "features": site.features, "reader": node_name(site.reader),
+        "float_bytes_per_token": 4 * site.heads * site.features,
+    }  # fmt: skip
 
 
 def _operators(prepared: Prepared) -> dict[str, int]:

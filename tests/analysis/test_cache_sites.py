@@ -8,8 +8,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from cached_decoder import cached_decoder
-from running_sums import with_cache
+from running_sums import save, with_cache
 
+import qcompile as qc
 from qcompile.analysis.cache_sites import cache_sites
 
 
@@ -37,3 +38,13 @@ def test_what_is_left_alone_has_a_reason(tmp_path: Path) -> None:
     assert "not one attention alone" in reason(
         (head + body).replace("MORE", "y = Relu(present)").replace("TYPE", "float")
     )
+
+
+def test_inspect_lists_them(tmp_path: Path) -> None:
+    found = qc.inspect(cached_decoder(tmp_path / "model.onnx"))
+    assert [(entry["past"], entry["kind"], entry["role"], entry["reader"]) for entry in found["caches"]] == [
+        ("past_key", "cache", "key", "mixed"), ("past_value", "cache", "value", "mixed"),
+    ]  # fmt: skip
+    assert [entry["float_bytes_per_token"] for entry in found["caches"]] == [128, 128]
+    left = qc.inspect(save(with_cache(), tmp_path / "other.onnx"))
+    assert ("past", "quantizing the cache") in {(entry["site"], entry["what"]) for entry in left["declined"]}
