@@ -1,7 +1,7 @@
 """Chooses how caches are stored: scales and a rotation, by the error of what attention makes of them.
 
 Keys are rotated behind their rotary embedding, and queries with them, where that is predicted to help: once a token
-(QuaRot, arXiv:2404.00456; per token and head, arXiv:2604.19157).
+(QuaRot, arXiv:2404.00456; per token and head, arXiv:2604.19157). Values are likewise, and the output of attention back.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def choose_caches(
         fmt: the format of all caches; ``None`` leaves them as they are.
         data: to learn static scales from, and to compare candidates on.
         decline: called for what is left alone.
-        rotates: whether keys may be rotated.
+        rotates: whether keys and values may be rotated.
         fuses: whether the target has an operator that computes attention on packed caches.
 
     Raises:
@@ -158,7 +158,7 @@ def _plan(
     new = [batch[name_of(site.new)] for batch in batches]
     plain = CachePlan(site.name, name_of(site.pair.present), site.role, site.heads, site.features, fmt)
     plans = {"none": replace(plain, scale=_scale(fmt, site, new, None))}
-    if rotates and site.role == "key" and seen and has_hadamard(site.features):
+    if rotates and seen and has_hadamard(site.features):
         turned = rotation_of(site.features)
         plans["hadamard"] = replace(plain, rotation=turned, scale=_scale(fmt, site, new, turned))
     if not seen:

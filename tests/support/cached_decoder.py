@@ -67,7 +67,7 @@ def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0, number
     """Write the decoder to a file.
 
     Args:
-        loud: some features of its keys are so much louder than others.
+        loud: some features of its keys and values are so much louder than others.
         numbered: whether its caches are called as those of Hugging Face.
     """
     model = onnx.parser.parse_model(_GRAPH.replace("ATTENTION", _ATTENTION[attention]))
@@ -86,6 +86,8 @@ def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0, number
     weights["table"] *= np.sqrt(VOCABULARY)
     weights["wk"][:, 3::FEATURES] *= loud
     weights["wq"][:, 3::FEATURES] /= loud
+    weights["wv"][:, 5::FEATURES] *= loud
+    weights["wo"][5::FEATURES] /= loud
     weights |= {"cosines": np.cos(angles), "sines": np.sin(angles)}
     stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
     model.graph.initializer.extend(stored)

@@ -42,7 +42,7 @@ def lower_caches(model: ir.Model) -> None:
     fusing = _Fusing(model)
     for reader, caches in by_reader.items():
         for cache in caches:
-            cache.rotate_query()
+            cache.rotate_reader()
         if all(cache.plan.form == "fused" for cache in caches):
             fusing.fuse(reader, {cache.site.role: cache for cache in caches})
         else:
@@ -60,11 +60,21 @@ class _Cache:
         self.name, self.width = site.name, site.features // plan.format.per_byte
         self.type = ir.TensorType(ir.DataType.from_numpy(plan.format.stored))
 
-    def rotate_query(self) -> None:
-        """Let queries be in the basis of the keys that are stored."""
-        if self.plan.rotation is not None:
-            turned = self._rotated(self.site.reader, operand(self.site.reader, 0), f"{self.name}/query")
-            self.site.reader.replace_input_with(0, turned)
+    def rotate_reader(self) -> None:
+        """Let queries be in the basis of the keys that are stored, or bring the output back from that of the values."""
+        reader, rotation = self.site.reader, self.plan.rotation
+        if rotation is None:
+            return
+        if self.site.role == "key":
+            turned = self._rotated(reader, operand(reader, 0), f"{self.name}/query")
+            reader.replace_input_with(0, turned)
+            return
+        made, name = reader.outputs[0], f"{self.name}/mixed"
+        matrix = ensure_initializer(self.model, f"caches/rotation_back_{len(rotation)}", rotation)
+        back = append_node(reader, "MatMul", [made, matrix], name=f"{name}/back", like=made, after=True)
+        for node, index in list(made.uses()):
+            if node is not back:
+                node.replace_input_with(index, back.outputs[0])
 
     def new(self) -> ir.Value:
         """The keys or values that are appended, in the basis in which they are stored."""

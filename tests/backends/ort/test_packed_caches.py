@@ -119,10 +119,10 @@ def test_token_by_token(target: str, word: str, attention: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", ["int4-tensor", "int4-token"])
-def test_loud_keys_are_rotated_with_their_queries(word: str, tmp_path: Path) -> None:
+def test_loud_keys_and_values_are_rotated(word: str, tmp_path: Path) -> None:
     artifact, path = export(tmp_path, "cpu-int4", word, loud=12.0)
     key, value = artifact.manifest["caches"]
-    assert (key["transform"], value["transform"]) == ("hadamard", "none")
+    assert (key["transform"], value["transform"]) == ("hadamard", "hadamard")
     assert key["candidates"]["hadamard"] < 0.5 * key["candidates"]["none"]
     plans, ids = plans_of(artifact), prompts(2, 11, seed=6)["input_ids"]
     want, _ = by_definition(path, plans, ids)
