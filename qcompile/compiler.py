@@ -165,7 +165,9 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     _ = analysis.spaces  # by names of values that are there still
     request.tell("choosing formats")
     yardstick = float_model(prepared, options.device, options.group)
-    choice = contest(analysis, choice, prepared.seen.data, yardstick.logits, options.device, state.decline)
+    choice = contest(
+        analysis, choice, prepared.seen.data, yardstick.logits, options.device, state.decline, options.group
+    )
     if choice.contest is not None:
         request.tell("trying choices out")
     plain = None

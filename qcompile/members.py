@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qcompile.errors import InputError, InternalError, LostError, QCompileError
 from qcompile.group.faults import Fault
 from qcompile.group.joined import invited, join
+from qcompile.run.memory_budget import SHARE, Memory, free_host_bytes
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -65,7 +66,13 @@ def on_devices(
 def _in_group(run: Callable[..., T], options: Options, progress: Progress | None) -> T:
     group = join(options.device)
     with group.together():
-        return run(replace(options, group=group), progress=progress)
+        return run(replace(options, group=group, memory=_shared(options.memory)), progress=progress)
+
+
+def _shared(memory: Memory) -> Memory:
+    """The budget of one process, where nothing was said: those of a machine share its RAM."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return memory if memory.host is not None else replace(memory, host=int(SHARE * free_host_bytes()) // beside)
 
 
 def _check_devices(count: int, device: str) -> None:
@@ -119,7 +126,8 @@ def _started(sent: bytes, count: int, port: int, scratch: str) -> Iterator[tuple
     try:
         for rank in range(count):
             own, other = context.Pipe()
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            places = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            places |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), count)
             environment = {name: str(value) for name, value in places.items()} | {
                 "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": str(threads),
             }  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qcompile.choice.export_options import Options, check_options
@@ -11,6 +12,7 @@ from qcompile.choice.front import Point, bounds_of, front
 from qcompile.choice.kinds import FREE
 from qcompile.compiler import choice_of
 from qcompile.errors import InputError, InternalError
+from qcompile.members import on_devices
 from qcompile.targets.registry import get_target
 from qcompile.targets.scheme import Scheme
 
@@ -23,7 +25,7 @@ __all__ = ["sweep"]
 
 def sweep(
     model: Any, options: Options, ranges: Mapping[str, tuple[float, float]], *, points: int = 10,
-    progress: Progress | None = None, **capture_options: Any,
+    devices: int = 1, progress: Progress | None = None, **capture_options: Any,
 ) -> list[Point]:  # fmt: skip
     """The choices that an export would make under budgets spread over ranges, the tightest first.
 
@@ -32,6 +34,7 @@ def sweep(
         options: as for an export; its budget is not read. Without formats, one of the target's for each width of codes.
         ranges: by unit, the tightest budget and the loosest, one and the same for one that stays.
         points: for each range.
+        devices: how many processes of this machine share the work; under ``torchrun``, those that it started.
         progress: called with a step, the part of it that is done, and the whole.
 
     Raises:
@@ -51,10 +54,18 @@ def sweep(
         raise InputError(f"there is one format to choose, {formats[0]}: a sweep takes several, --formats a,b")
     loosest = replace(options, formats=formats, budget={unit: high for unit, (_, high) in ranges.items()})
     check_options(loosest, target, [target.scheme(name) for name in formats])
-    choice = choice_of(model, replace(loosest, budget={}), progress, **capture_options)
+    run = partial(_points, model, list(bounds_of(ranges, points)), **capture_options)
+    return on_devices(run, replace(loosest, budget={}), devices, progress)
+
+
+def _points(
+    model: Any, bounds: Sequence[Mapping[str, float]], options: Options, progress: Progress | None,
+    **capture_options: Any,
+) -> list[Point]:  # fmt: skip
+    choice = choice_of(model, options, progress, **capture_options)
     if choice.posed is None:
         raise InternalError("a choice between formats was not posed")
-    return front(choice.posed, bounds_of(ranges, points))
+    return front(choice.posed, bounds)
 
 
 def _one_of_each_width(target: Target) -> tuple[str, ...]:

@@ -126,3 +126,33 @@ def test_under_torchrun_the_group_that_is_there_is_joined(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bits per weight") == 1  # one process speaks
     assert content(tmp_path / "both") == content(alone)
+
+
+def test_the_work_folder_is_shared_and_serves_another_number_of_processes(tmp_path: Path) -> None:
+    data, folders, reused = data_of("dit"), {}, {}
+    for name, devices in (("alone", 1), ("both", 2), ("again", 1), ("all", 3)):
+        work = tmp_path / ("other" if name == "alone" else "work")
+        made = qc.export(
+            ZOO / "dit.onnx", "cpu-int4", tmp_path / name, calibration=data, devices=devices, work=work,
+            transforms="none", method="gptq",
+        )  # fmt: skip
+        folders[name], reused[name] = content(made.folder), made.work.summary()["kinds"]
+    assert folders["alone"] == folders["both"] == folders["again"] == folders["all"]
+    assert {kind: found["reused"] for kind, found in reused["both"].items()} == dict.fromkeys(reused["both"], 0)
+    for name in ("again", "all"):
+        assert {kind: found["computed"] for kind, found in reused[name].items()} == dict.fromkeys(reused[name], 0)
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == sorted(
+        path.name for path in (tmp_path / "other").iterdir()
+    )
+
+
+def test_a_sweep_is_the_same_by_two() -> None:
+    from qcompile.choice.export_options import Options
+    from qcompile.sweep import sweep
+
+    options = Options("reference", calibration=data_of("dit"), formats=("int4-g32", "int8-g32"), transforms="none")
+    alone, both = (
+        sweep(ZOO / "dit.onnx", options, {"bits": (4.5, 7.0)}, points=3, devices=devices) for devices in (1, 2)
+    )
+    assert len({point.loss for point in alone}) == 3
+    assert alone == both

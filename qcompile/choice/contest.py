@@ -12,6 +12,7 @@ from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.selection import Choice
 from qcompile.choice.trial import Contest, Trial
 from qcompile.errors import QCompileError
+from qcompile.group.group import ALONE, Group
 from qcompile.ir.tensors import EAGER_BYTES, total_bytes
 from qcompile.notes import CONTEST, Decline
 from qcompile.run.data import Data
@@ -28,7 +29,8 @@ DOUBT = 0.75
 
 
 def contest(
-    analysis: Analysis, choice: Choice, data: Data, logits: Collection[str], device: str, decline: Decline
+    analysis: Analysis, choice: Choice, data: Data, logits: Collection[str], device: str, decline: Decline,
+    group: Group = ALONE,
 ) -> Choice:  # fmt: skip
     """The choice, or the simpler one that clearly diverges less: one format everywhere, or no transforms.
 
@@ -37,6 +39,7 @@ def contest(
         data: of which sequences are held out.
         logits: names of the outputs that are scores over one vocabulary.
         decline: told why it was not tried, and what was taken instead.
+        group: the processes that share the sequences.
     """
     if choice.assignment is None or data.random:
         return choice
@@ -49,7 +52,7 @@ def contest(
             decline("*", CONTEST, data.too_few)
         return choice
     try:
-        errors = _tried(analysis, choice, options, data.unlearned, logits, device)
+        errors = _tried(analysis, choice, options, data.unlearned, logits, device, group)
     except QCompileError as error:
         decline("*", CONTEST, str(error))
         return choice
@@ -87,10 +90,10 @@ def _options(choice: Choice) -> dict[str, tuple[Mapping[str, Scheme], Placement]
 
 def _tried(
     analysis: Analysis, choice: Choice, options: Mapping[str, tuple[Mapping[str, Scheme], Placement]], data: Data,
-    logits: Collection[str], device: str,
+    logits: Collection[str], device: str, group: Group,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """The divergence on each batch, by name."""
-    trial = Trial(analysis.model, choice.siblings, choice.tables, data, logits, device)
+    trial = Trial(analysis.model, choice.siblings, choice.tables, data, logits, device, group)
     found = {}
     for name, (schemes, placement) in options.items():
         transforms = {group.name: total_transform(analysis, group, placement) for group in choice.siblings}

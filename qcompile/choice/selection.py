@@ -120,7 +120,7 @@ def choose(
     if several:
         costs = measured(
             options.sensitivity, analysis.model, sites, statistics, data, decline, seed=options.seed,
-            device=options.device, progress=progress, work=work,
+            device=options.device, progress=progress, work=work, group=options.group,
         )  # fmt: skip
     first, edge = schemes[0], target.scheme(target.edge)
 

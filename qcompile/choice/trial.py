@@ -14,6 +14,7 @@ from qcompile.analysis.matrices import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
 from qcompile.formats import fake_quantize
+from qcompile.group.group import ALONE, Group
 from qcompile.ir.graph import node_name
 from qcompile.ir.required import name_of
 from qcompile.run.data import Data
@@ -58,20 +59,22 @@ class Trial:
         tables: embedding tables.
         data: batches to compare on.
         logits: names of the outputs that are scores over one vocabulary.
+        group: the processes that share the batches.
     """
 
     def __init__(
         self, model: ir.Model, groups: Sequence[Siblings], tables: Sequence[Site], data: Data, logits: Collection[str],
-        device: str = "cpu",
+        device: str = "cpu", group: Group = ALONE,
     ) -> None:  # fmt: skip
-        self._groups, self._data, self._logits = [own for own in groups if not own.nested], data, logits
+        self._groups, self._logits, self._group = [own for own in groups if not own.nested], logits, group
         self._sites = [site for own in self._groups for site in own.sites] + list(tables)
         hooked = [_place(site) for own in self._groups for site in own.sites]
         self._engine = Executor(_with_places(model, self._groups), hooked=hooked, device=device)
         self._widened: dict[int, Widened] = {}
         self._rounded: dict[tuple[str, str, int], torch.Tensor] = {}
-        with torch.no_grad():
-            self._reference = [self._engine(batch) for batch in data.batches]
+        self._batches = [data.batches[number] for number in group.share(len(data.batches))]
+        with torch.no_grad(), group.together():
+            self._reference = [self._engine(batch) for batch in self._batches]
         self._float = dict(self._engine.weights)
 
     def divergences(self, schemes: Mapping[str, Scheme], transforms: Mapping[str, Transform | None]) -> np.ndarray:
@@ -97,9 +100,13 @@ class Trial:
             if fmt is not None:
                 weights[name_of(site.weight)] = self._weight(site, fmt, own_transform.get(site.name))
         self._engine.weights = weights
-        with torch.no_grad():
-            found = [self._engine(batch, hooks) for batch in self._data.batches]
-        return np.array([divergence(a, b, self._logits) for a, b in zip(self._reference, found, strict=True)])
+
+        def found() -> list[float]:
+            with torch.no_grad():
+                made = [self._engine(batch, hooks) for batch in self._batches]
+            return [divergence(a, b, self._logits) for a, b in zip(self._reference, made, strict=True)]
+
+        return np.array([error for own in self._group.gathered(found) for error in own])
 
     def _weight(self, site: Site, fmt: Scalar, transform: Transform | None) -> torch.Tensor:
         """A rounded weight, brought back to the basis of the graph."""

@@ -40,6 +40,7 @@ def sweep(
     transform_for: options.TransformFor = None,
     seed: options.Seed = 0,
     device: Annotated[options.Device, typer.Option(help="Where torch computes.")] = options.Device.cpu,
+    devices: options.Devices = 1,
     work: options.Work = None,
     html: Annotated[Path | None, typer.Option(help="Draw the front into this file.")] = None,
     json: options.Json = None,
@@ -61,7 +62,7 @@ def sweep(
         reading=Reading(tokenizer, window, preprocessing), work=work,
     )  # fmt: skip
     with Progress(quiet) as progress:
-        found = choices(model, asked, wanted, points=points, progress=progress)
+        found = choices(model, asked, wanted, points=points, devices=devices, progress=progress)
     points_found = [_entry(point) for point in found]
     if html is not None:
         from qcompile.artifact.pages import render_front

@@ -14,7 +14,7 @@ from qcompile.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Memory", "free_host_bytes", "parse_memory"]
+__all__ = ["SHARE", "Memory", "free_host_bytes", "parse_memory"]
 
 #: The part of what is free that activations may take if nothing was said.
 SHARE = 0.5

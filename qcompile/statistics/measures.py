@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InputError, unknown
+from qcompile.group.group import ALONE, Group
 from qcompile.run.data import Data
 from qcompile.work import Work
 
@@ -42,12 +43,13 @@ def check_measure(word: str) -> None:
 def measured(
     how: str, model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data,
     decline: Decline, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None, work: Work | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The cost of errors by the name of the site; nothing where all count alike, in no unit of the metric.
 
     Args:
         how: one of ``MEASURES``.
-        statistics, decline, work: as for ``measure_curvatures``.
+        statistics, decline, work, group: as for ``measure_curvatures``.
     """
     from qcompile.statistics.curvature import measure_curvatures  # need torch
     from qcompile.statistics.noise import noise_curvatures
@@ -56,6 +58,6 @@ def measured(
     if how == "even":
         return {}
     if how == "noise":
-        return noise_curvatures(model, sites, statistics, data, seed, progress, work)
-    found = measure_curvatures(model, sites, statistics, data, decline, seed, device, progress, work)
+        return noise_curvatures(model, sites, statistics, data, seed, progress, work, group)
+    found = measure_curvatures(model, sites, statistics, data, decline, seed, device, progress, work, group)
     return found if how == "errors" else {name: replace(own, felt=None) for name, own in found.items()}

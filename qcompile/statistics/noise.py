@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import input_name
 from qcompile.analysis.spaces import Site
+from qcompile.group.group import ALONE, Group
 from qcompile.run.data import Data
 from qcompile.statistics.kept_statistics import kept_noise
 from qcompile.statistics.sensitivity import Curvature, sensitivities
@@ -25,15 +26,16 @@ __all__ = ["noise_curvatures"]
 
 def noise_curvatures(
     model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data, seed: int = 0,
-    progress: Progress | None = None, work: Work | None = None,
+    progress: Progress | None = None, work: Work | None = None, group: Group = ALONE,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site by its name: the same for errors of its weight and of its input.
 
     Args:
         statistics: of what sites read, by name, which turn errors of a weight into errors of its output.
         work: about this graph and this data.
+        group: the processes that share the weights.
     """
-    measure = partial(sensitivities, model, sites, data, seed=seed, progress=progress)
+    measure = partial(sensitivities, model, sites, data, seed=seed, progress=progress, group=group)
     noise, found = kept_noise(work or Work(), sites, seed, measure), {}
     for site in sites:
         own = None if site.input is None else statistics.get(input_name(site))

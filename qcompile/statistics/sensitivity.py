@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.spaces import Site
 from qcompile.errors import InputError
+from qcompile.group.group import ALONE, Group
 from qcompile.ir.required import constant, name_of, operand, rank_of, sizes_of
 from qcompile.run.compare import float_tensors
 from qcompile.run.data import Data
@@ -80,6 +81,7 @@ def sensitivities(
     seed: int = 0,
     tokens: int = 256,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """``α`` of every site: how much the metric grows per unit of relative squared weight error.
 
@@ -89,6 +91,7 @@ def sensitivities(
 
     Args:
         tokens: leading positions of each batch that are used, over all batches together.
+        group: the processes that share the weights.
     """
     batches = _short(data.batches, tokens)
     overridable = model.clone()
@@ -97,15 +100,13 @@ def sensitivities(
     session = _Overridable(overridable, [name_of(v) for v in model.graph.inputs])
     logits = logit_outputs(model, sites)
     reference = [session.run(batch) for batch in batches]
-    result: dict[str, float] = {}
     readers: dict[ir.Value, list[Site]] = defaultdict(list)
     for site in sites:
         readers[site.weight].append(site)
-    for done, site in enumerate(sites):
-        alike = readers[site.weight]
-        if site is not alike[0]:
-            continue
-        rng = np.random.default_rng([seed, done])
+
+    def moved_by(done: int) -> float:
+        """The growth of the metric for noise in the weight of a site."""
+        site, rng = sites[done], np.random.default_rng([seed, done])
         weight = constant(site.weight).numpy()
         dtype = np.float32 if site.weight.dtype == ir.DataType.BFLOAT16 else weight.dtype
         weight = weight.astype(dtype)
@@ -114,10 +115,14 @@ def sensitivities(
         override = {name_of(site.weight): (weight + noise).astype(dtype)}
         moved = [session.run(batch | override) for batch in batches]
         changes = [divergence(a, b, logits) for a, b in zip(reference, moved, strict=True)]
-        result |= dict.fromkeys((other.name for other in alike), float(np.mean(changes)) / NOISE / len(alike))
         if progress is not None:
             progress("measuring sensitivities", done + 1, len(sites))
-    return result
+        return float(np.mean(changes)) / NOISE / len(readers[site.weight])
+
+    first = [done for done, site in enumerate(sites) if site is readers[site.weight][0]]
+    found = group.spread(first, lambda own: map(moved_by, own))
+    alike = [(sites[done], alpha) for done, alpha in zip(first, found, strict=True)]
+    return {other.name: alpha for site, alpha in alike for other in readers[site.weight]}
 
 
 def _make_overridable(model: ir.Model, weight: ir.Value) -> None:
