@@ -252,7 +252,8 @@ class Online:
         fit = self.moments.of(group, offline) if self.fits or wush else None
         behind = fit is not None and not wush and bool(self._behind(group))
         mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)
-        able, shared = self._able(group) and self.staying in ("any", "shared"), self.staying != "any"
+        wanted = self.staying in ("any", "shared") or (self.staying == "asked" and wush)
+        able, shared = self._able(group) and wanted, self.staying != "any"
         return contenders(group.width, scheme, fit, self.seed, behind=behind, able=able, mixed=mixed, shared=shared)
 
 

@@ -35,6 +35,14 @@ TARGETS = (
         plain="nvfp4",
     ),
     _checkpoint(
+        "checkpoint-nvfp4-online",
+        "the same with online transforms where they pay: vLLM applies them, transformers computes something else",
+        schemes=("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448"),
+        default="nvfp4-4over6",
+        plain="nvfp4",
+        online="shared",
+    ),
+    _checkpoint(
         "checkpoint-mxfp4",
         "a folder of Hugging Face with MXFP4 weights, as vLLM, SGLang and transformers load it",
         schemes=("mxfp4-even", "mxfp4", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest"),

@@ -66,7 +66,7 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("target", "transforms"),
     [(target, transforms) for target in TARGETS for transforms in ("auto", "wush-shared")]
-    + [("checkpoint-int4", "hadamard"), ("checkpoint-int4", "diagonal")],
+    + [("checkpoint-int4", "hadamard"), ("checkpoint-int4", "diagonal"), ("checkpoint-nvfp4-online", "wush")],
 )
 def test_it_computes_what_was_planned(target: str, transforms: str, folder: Path, tmp_path: Path) -> None:
     artifact = qc.export(
@@ -168,6 +168,14 @@ def test_online_transforms_have_one_matrix_for_each_layer(folder: Path, tmp_path
     assert any(path.endswith("mlp.down_proj") for path in named)
     assert {f"{path}.weight_packed" for path in named} <= stored(tmp_path / "out").keys()
     assert "transformers leaves them out" in artifact.manifest["notes"]["online"]
+
+
+def test_online_transforms_compete_where_readers_apply_them(folder: Path, tmp_path: Path) -> None:
+    artifact = qc.export(
+        folder, "checkpoint-nvfp4-online", tmp_path / "out", calibration=tokens(64), transforms="wush", method="rtn",
+        cache=False,
+    )  # fmt: skip
+    assert any("wush-shared" in name for found in artifact.manifest["candidates"].values() for name in found)
 
 
 def test_a_transform_of_many_matrices_is_declined(
