@@ -11,6 +11,7 @@ from qcompile.errors import TargetError
 
 transformers = pytest.importorskip("transformers", reason="the extra gguf is not installed")
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+pytest.importorskip("accelerate", reason="the extra gguf is not installed")
 torch = pytest.importorskip("torch")
 
 SIZES = {

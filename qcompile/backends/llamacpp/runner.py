@@ -26,7 +26,7 @@ def load(folder: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndar
     """
     if not (Path(folder) / FILE).is_file():
         raise InputError(f"'{folder}' holds no {FILE}: it is no artifact of this target")
-    for name in ("transformers", "gguf"):
+    for name in ("transformers", "gguf", "accelerate"):  # transformers reads the format with the last two
         if find_spec(name) is None:
             raise MissingExtraError(f"loading a GGUF file back with {name}", "gguf")
     import torch

@@ -11,7 +11,7 @@ import qcompile as qc
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
 torch = pytest.importorskip("torch")
-for _name in ("compressed_tensors", "gguf"):
+for _name in ("accelerate", "compressed_tensors", "gguf"):
     pytest.importorskip(_name, reason="the extras hf and gguf are not installed")
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))
