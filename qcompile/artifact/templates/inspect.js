@@ -27,12 +27,14 @@ const MEANING = {
 function twinsOf(node) {
   return graphs.filter(graph => graph !== node.graph).map(graph => graph.named.get(node.name) ?? node.gives.map(([name]) => graph.makers.get(name)).find(Boolean)).filter(Boolean);
 }
+const packed = new Set(sites.map(site => `${site.weight}.codes`));
 function constants(node) { return node.reads.filter(([, , kind]) => kind.endsWith("constant")).map(([name]) => name).join(); }
 function stateOf(node) {
   const site = siteOf.get(node.name), [twin] = twinsOf(node);
   if (node.kind !== "node") return "same";
   if (site && site.format !== "float") return "quantized";
   if (graphs.length < 2) return "same";
+  if (node.reads.some(([name]) => packed.has(name))) return "quantized"; // a product whose bias is added by what has the site's name
   if (!twin) return node.graph.title === "artifact" ? "inserted" : "gone";
   return twin.op !== node.op ? "rewritten" : constants(twin) !== constants(node) ? "folded" : "same";
 }
