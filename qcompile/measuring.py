@@ -53,7 +53,8 @@ def measure(written: Written) -> Compared | None:
         if engine is not None and target.runs_here:
             lowered = request.lowering.rehearse(written.folder)
             if lowered is not None:
-                apart = departure(engine, lowered, yardstick, sample, measured.rel_l2)
+                around = with_float_caches(lowered, quantized.caches)
+                apart = departure(engine, around, yardstick, sample, measured.rel_l2)
     checked = None if checking is None else checking.result()
     request.tell("checking sites")
     plain = quantized.chosen.plain
