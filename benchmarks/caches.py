@@ -4,7 +4,7 @@
     python benchmarks/caches.py MODEL.onnx --calibration C.npz --contexts 2048,8192,32768
 
 The weights stay float, so that caches alone make the difference. The first form measures the loss of each row of the
-evaluation data in one pass, with keys plain and rotated; the second times one token behind a cache of random content on
+evaluation data in one pass, with keys and values plain and rotated; the second times one token behind a cache of random content on
 one thread, one after the other, and prints the bytes of the caches that each step reads and writes.
 """
 
@@ -78,7 +78,7 @@ def losses(model: ir.Model, data: Data, rows: Data, words: list[str]) -> None:
     tokens, logits = "input_ids", model.graph.outputs[0].name
     session = Session(saved(model), threads=1)
     want = [session.run(batch)[logits] for batch in rows.batches]
-    print("| cache | bytes of a token | keys | nats above float | divergence | rotated |")
+    print("| cache | bytes of a token | keys and values | nats above float | divergence | rotated |")
     print("|---|---|---|---|---|---|")
     for word in words:
         for rotates in (False, True):
@@ -98,6 +98,7 @@ def times(model: ir.Model, data: Data, context: int) -> None:
     """Print the time of one token behind a cache of that length."""
     step = {"input_ids": np.array([[5]]), "position_ids": np.array([[context]])}
     step["attention_mask"] = np.ones((1, context + 1), np.int64)
+    step = {value.name: step[value.name] for value in model.graph.inputs if value.name in step}
     pairs = cache_pairs(model)
     float_bytes = sum(4 * int(p.past.shape[1]) * int(p.past.shape[3]) for p in pairs if p.past.shape is not None)
     rows: list[tuple[str, int, float]] = []
