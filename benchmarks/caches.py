@@ -4,8 +4,8 @@
     python benchmarks/caches.py MODEL.onnx --calibration C.npz --contexts 2048,8192,32768
 
 The weights stay float, so that caches alone make the difference. The first form measures the loss of each row of the
-evaluation data in one pass, with keys and values plain and rotated; the second times one token behind a cache of random content on
-one thread, one after the other, and prints the bytes of the caches that each step reads and writes.
+evaluation data in one pass, with keys and values plain and rotated; the second times one token behind a cache of
+random content on one thread, one after the other, and prints the bytes of the caches that each step reads and writes.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ def export(
     sensitivity: str | None = None,
     cache_format: str = "float",
     form: str = "plain",
+    learn: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     devices: int = 1,
@@ -89,7 +90,7 @@ def export(
         target: a name that ``qcompile targets`` lists.
         folder: the new folder of the artifact. By default ``default_folder``.
         recipe: a name that ``qcompile recipes`` lists, or a file; where budget, formats, transforms, method,
-            split or sensitivity are not given, they are those of the recipe.
+            split, sensitivity or learn are not given, they are those of the recipe.
         budget: upper bounds, such as ``{"bits": 4.5}``, ``{"bytes": 80e6}``, ``{"latency": 2}`` (ms) or
             ``{"bops": 32}`` (W4A8).
         calibration: data in a form of ``run.sources``: a file or folder of arrays, a text, a folder of images, a
@@ -106,6 +107,8 @@ def export(
         cache_format: how the caches of a decoder are stored: ``int8``, ``int4``, or with scales of a kind, such as
             ``int8-channel`` (static) and ``int4-g32`` (with each token); ``float``, by default, leaves them alone.
         form: ``plain``, or another form that the target writes: ``genai`` for onnxruntime-genai.
+        learn: what is learned along gradients of the whole model: ``transforms``, ``codes`` or ``all``, with options as
+            in ``transforms,codes{steps=400}``; ``minutes=5`` is ``all{minutes=5}``, by default nothing.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         devices: how many processes of this machine share the work, each on a GPU of its own or on its part of the
@@ -144,6 +147,7 @@ def export(
         "method": method,
         "format_for": format_for,
         "sensitivity": sensitivity,
+        "learn": learn,
     }
     given = {name: value for name, value in given.items() if value is not None} | lists
     options = Options(

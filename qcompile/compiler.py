@@ -42,6 +42,7 @@ from qcompile.splitting import branch_digests, split_sites
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
+from qcompile.teaching import with_learned_codes, with_learned_transforms
 from qcompile.work import Work
 
 __all__ = ["Options", "choice_of", "export", "lowered_to", "plan", "prepare", "turn"]
@@ -189,17 +190,18 @@ def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
 def _learned(captured: Captured, request: Request) -> Quantized:
     """Choose, rotate and round, or round plainly where all that errs more; what was asked for by name stays."""
     prepared = _prepare(captured, request)
-    chosen, options, data = _choose(prepared, request), request.options, prepared.seen.data
+    chosen = with_learned_transforms(_choose(prepared, request))
+    options, data = request.options, prepared.seen.data
     chosen.choice.posed = None  # all that was measured for it is large, and asked for by nobody any more
     method = method_of(options.method)
     free = options.transforms in ("auto", "none") and method in (Gptq(), Rtn()) and not data.random
     if not free or (method == Rtn() and chosen.choice.placement.plain):
-        return quantize(_rotate(chosen))
+        return with_learned_codes(quantize(_rotate(chosen)))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
     plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device, data))
     request.tell("measuring plain rounding")
     chosen = replace(chosen, plain=chosen.plain or Plain.of(plain))
-    quantized = quantize(_rotate(chosen))
+    quantized = with_learned_codes(quantize(_rotate(chosen)))
     ours = errors(quantized.rotated.model)
     request.tell("measuring beside plain rounding")
     reason = better_plain(ours, plain, data)
@@ -257,6 +259,7 @@ def _write(compared: Compared) -> None:
             equivalence=quantized.equivalence, measured=compared.measured, plain=chosen.plain,
             departure=compared.departure, checked=compared.checked, folder=folder, data=prepared.seen.data,
             caches=quantized.caches,
+            learned=[*chosen.taught, *quantized.taught],
         )
     )  # fmt: skip
     write_report(folder, manifest)

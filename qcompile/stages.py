@@ -23,6 +23,7 @@ from qcompile.choice.selection import Choice
 from qcompile.effort import Effort
 from qcompile.group.group import ALONE, Group
 from qcompile.ir.capture import Source
+from qcompile.learning.taught import Taught
 from qcompile.passes.state import State
 from qcompile.run.data import Data
 from qcompile.targets.cache_plans import CachePlan
@@ -126,6 +127,7 @@ class Chosen:
         plain: the errors of plain rounding without transforms, on the data on which the artifact is measured; ``None``
             if they were not measured.
         work: what earlier exports computed of this graph and the calibration data.
+        taught: how learning of transforms went, where that was asked for.
     """
 
     prepared: Prepared
@@ -136,6 +138,7 @@ class Chosen:
     held_out: Data | None
     plain: Plain | None
     work: Work = field(default_factory=Work)
+    taught: Sequence[Taught] = ()
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,14 @@ class Quantized:
         plans: what that graph says, by name of the site: lowering replaces the operators that have the plans.
         checks: the sites whose lowering will be checked, as they stand in the float graph.
         caches: the plans of caches, in the order of the graph.
+        taught: how learning of codes went, where that was asked for.
     """
 
     rotated: Rotated
     plans: Mapping[str, Plan]
     checks: Sequence[Sampled]
     caches: Sequence[CachePlan] = ()
+    taught: Sequence[Taught] = ()
 
     @property
     def chosen(self) -> Chosen:

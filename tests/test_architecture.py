@@ -26,7 +26,7 @@ FLOORS = {
     "checks": 9,
     "passes": 8, "backends": 8, "recipes": 8,
     "choice": 7,
-    "rounding": 6,
+    "rounding": 6, "learning": 6,
     "statistics": 5,
     "targets": 4,
     "analysis": 3, "run": 3,
@@ -39,7 +39,7 @@ FLOORS = {
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
     ("api", "comparison", "compiler", "inspection", "measuring", "members", "opt", "parts", "preparation",
-     "quantizing", "splitting", "stages", "sweep"),
+     "quantizing", "splitting", "stages", "sweep", "teaching"),
     "driver",
 )  # fmt: skip
 

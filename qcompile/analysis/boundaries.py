@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qcompile.analysis.axes import Ref
+from qcompile.analysis.axes import AxisNode, Ref, Structure
 from qcompile.analysis.spaces import Analysis, rule
 from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import node_name
 
-__all__ = ["BODY", "Boundary", "OP", "boundaries"]
+__all__ = ["BODY", "Boundary", "OP", "boundaries", "sides_of"]
 
 #: The operator: a function whose body is Identity, and whose rule joins no features.
 OP = "Boundary"
@@ -52,3 +52,11 @@ def boundaries(analysis: Analysis) -> list[Boundary]:
 
 def _features(analysis: Analysis, value: ir.Value | None) -> Ref:
     return analysis.axes.find(analysis.refs(value)[-1])
+
+
+def sides_of(analysis: Analysis, wall: Boundary) -> list[tuple[AxisNode | None, AxisNode | None]]:
+    """The pairs of spaces of which both must change alike for a boundary to cost nothing; ``None`` never changes."""
+    if all(side.node.structure is Structure.LEAF for side in (wall.before, wall.after)):
+        return [(wall.before.node, wall.after.node)]
+    leaves = [leaf.node for side in (wall.before, wall.after) for leaf in analysis.axes.leaves(side)]
+    return [(node, None) for node in leaves]  # the parts of a product have no counterpart on the other side

@@ -34,6 +34,7 @@ def options_entry(options: Options) -> dict[str, Any]:
         "sensitivity": options.sensitivity,
         "cache_format": options.cache_format,
         "form": options.form,
+        "learn": options.learn,
         "calibration": _said_of(options.calibration),
         "evaluation": _said_of(options.evaluation),
         "device": options.device,

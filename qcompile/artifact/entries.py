@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from qcompile.checks.plain_rounding import Plain
     from qcompile.choice.placement import Placement
     from qcompile.choice.selection import Choice
+    from qcompile.learning.taught import Taught
     from qcompile.notes import Declined
     from qcompile.statistics.ranges import Calibrated
     from qcompile.transforms import Transform
 
 __all__ = [
     "assignment_entry", "bits_of", "contest_entry", "count_of", "decision_entries", "declined_entries", "engine_entry",
-    "numbers", "obstacles", "online_entries", "plain_entry", "range_entry", "site_entry", "space_entries", "ties",
-    "transform_name", "value_entries", "with_modules",
+    "learned_entries", "numbers", "obstacles", "online_entries", "plain_entry", "range_entry", "site_entry",
+    "space_entries", "ties", "transform_name", "value_entries", "with_modules",
 ]  # fmt: skip
 
 
@@ -240,6 +241,18 @@ def engine_entry(apart: Departure | None) -> dict[str, Any] | None:
     if apart is None:
         return None
     return {"rel_l2": number(apart.rel_l2), "explained": number(apart.explained), "inputs": apart.inputs}
+
+
+def learned_entries(taught: Sequence[Taught]) -> list[dict[str, Any]]:
+    """How learning went, part by part."""
+    return [
+        {
+            "part": own.part, "parameters": own.parameters, "steps": own.steps, "best": own.best,
+            "sequences": own.sequences, "before": number(own.before), "after": number(own.after), "kept": own.kept,
+            **({} if own.changed is None else {"changed": own.changed}),
+        }
+        for own in taught
+    ]  # fmt: skip
 
 
 def numbers(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qcompile.choice.export_options import Options
     from qcompile.choice.selection import Choice
     from qcompile.ir.capture import Source
+    from qcompile.learning.taught import Taught
     from qcompile.passes.state import State
     from qcompile.run.data import Data
     from qcompile.targets.cache_plans import CachePlan
@@ -52,6 +53,7 @@ class Facts:
         folder: the folder that holds the target's own files.
         data: what was learned from, and what was held out.
         caches: the plans of caches.
+        learned: how what was learned along gradients went, if anything was.
     """
 
     source: Source
@@ -73,3 +75,4 @@ class Facts:
     folder: Path
     data: Data
     caches: Sequence[CachePlan] = ()
+    learned: Sequence[Taught] = ()

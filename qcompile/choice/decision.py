@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import AxisNode
-from qcompile.analysis.boundaries import Boundary, boundaries
+from qcompile.analysis.boundaries import Boundary, boundaries, sides_of
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.siblings import Siblings, shared_table
 from qcompile.analysis.spaces import Analysis
@@ -17,7 +17,7 @@ from qcompile.choice.assignment import Option
 from qcompile.choice.candidates import LEAST_GAIN
 from qcompile.choice.contenders import OnlineChoice
 from qcompile.choice.joint import Decision, Joint, Unit, Wall
-from qcompile.choice.labels import WISH, Labels, sides_of
+from qcompile.choice.labels import WISH, Labels
 from qcompile.choice.online import Online
 from qcompile.choice.placement import Placement, Worth, total_transform
 from qcompile.choice.question import Asked, Decided, Table, rows_transform

@@ -10,6 +10,7 @@ from qcompile.choice.kinds import KINDS
 from qcompile.choice.splits import Auto, split_of
 from qcompile.errors import InputError, unknown
 from qcompile.group.group import ALONE, Group
+from qcompile.learning.settings import learning_of
 from qcompile.rounding.methods import method_of
 from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
@@ -63,6 +64,7 @@ class Options:
         cache_format: how caches are stored, as ``formats.cache_format.parse_cache_format`` reads it; ``float`` for as
             they are.
         form: one of the target's forms, such as ``genai``.
+        learn: what is learned along gradients, as ``learning.settings.learning_of`` reads it; ``None`` for nothing.
     """
 
     target: str
@@ -90,6 +92,7 @@ class Options:
     group: Group = ALONE
     cache_format: str = "float"
     form: str = "plain"
+    learn: str | None = None
 
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
@@ -101,6 +104,8 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     words = [("transforms", word, KINDS) for word in (options.transforms, *options.transform_for.values())]
     method_of(options.method)
     check_measure(options.sensitivity)
+    if options.learn is not None:
+        learning_of(options.learn)
     for what, word, known in words:
         if word not in known:
             raise InputError(unknown(what, word, known))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompile.analysis.axes import AxisNode, Mode, Structure
-from qcompile.analysis.boundaries import Boundary, boundaries
+from qcompile.analysis.boundaries import boundaries, sides_of
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     #: By group of sites, the schemes that compete, each one for every site.
     Competing = Mapping[Siblings, Sequence[Sequence[Scheme]]]
 
-__all__ = ["WISH", "Labels", "labels_of", "sides_of"]
+__all__ = ["WISH", "Labels", "labels_of"]
 
 #: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
 COMPARED = 12
@@ -263,14 +263,6 @@ def _readers(analysis: Analysis, groups: Sequence[Siblings]) -> dict[AxisNode, l
 
 
 # -- spaces that boundaries part ---------------------------------------------------------------------------------------
-
-
-def sides_of(analysis: Analysis, wall: Boundary) -> list[tuple[AxisNode | None, AxisNode | None]]:
-    """The pairs of spaces of which both must change alike for a boundary to cost nothing; ``None`` never changes."""
-    if all(side.node.structure is Structure.LEAF for side in (wall.before, wall.after)):
-        return [(wall.before.node, wall.after.node)]
-    leaves = [leaf.node for side in (wall.before, wall.after) for leaf in analysis.axes.leaves(side)]
-    return [(node, None) for node in leaves]  # the parts of a product have no counterpart on the other side
 
 
 def _joined(analysis: Analysis) -> tuple[dict[AxisNode, int], dict[AxisNode, Freedom]]:

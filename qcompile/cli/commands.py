@@ -62,6 +62,7 @@ def export(
     sensitivity: options.Sensitivity = None,
     cache_format: options.CacheFormat = "float",
     form: options.Form = "plain",
+    learn: options.Learn = None,
     exclude: options.Exclude = None,
     keep: options.Keep = None,
     format_for: options.FormatFor = None,
@@ -100,7 +101,8 @@ def export(
         artifact = compile_for(
             model, target, where, recipe=recipe, budget=limits or None, calibration=calibration,
             evaluation=evaluation, formats=names(formats) or None, transforms=transforms and transforms.value,
-            method=method, split=split, sensitivity=sensitivity, seed=seed, device=device.value, devices=devices,
+            method=method, split=split, sensitivity=sensitivity, learn=learn, seed=seed, device=device.value,
+            devices=devices,
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,

@@ -10,7 +10,7 @@ from qcompile.artifact.phrases import scientific
 from qcompile.notes import AS_ON_ENGINE, FITTED_TRANSFORM, FLOAT_ON_ENGINE, LEARNING, ON_ENGINE
 from qcompile.rounding.methods import TITLES
 
-__all__ = ["contest_rows", "engine_rows", "evaluated_on", "unlearned_rows"]
+__all__ = ["contest_rows", "engine_rows", "evaluated_on", "learned_rows", "unlearned_rows"]
 
 #: The data that errors were measured on, as manifests call it and as people read it.
 EVALUATED_ON = {
@@ -61,3 +61,16 @@ def unlearned_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
         said = ", ".join(f"{count} x {what}" for what, count in counts.items())
         rows.append(("not learned", f"{said}: held-out data does not bear it there (the report says why)"))
     return rows
+
+
+def learned_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The departure on held-out sequences before and after learning along gradients, part by part."""
+    return [
+        (
+            f"learned {own['part']}",
+            f"{own['before']:.3g} → {own['after']:.3g} on {own['sequences']} held-out sequences, step {own['best']} of "
+            + f"{own['steps']}"
+            + ("" if own["kept"] else "; not taken"),
+        )
+        for own in m.get("learned") or ()
+    ]

@@ -14,9 +14,9 @@ from qcompile.errors import InputError
 
 __all__ = [
     "Budget", "Cache", "CacheFormat", "Calibration", "Config", "Device", "Devices", "Effort", "Evaluation", "Exclude",
-    "Folder", "Form", "FormatFor", "Formats", "Json", "Keep", "LogFile", "Memory", "Method", "Model", "Overwrite",
-    "Part", "Preprocessing", "Provider", "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target", "Tokenizer",
-    "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window", "Work",
+    "Folder", "Form", "FormatFor", "Formats", "Json", "Keep", "Learn", "LogFile", "Memory", "Method", "Model",
+    "Overwrite", "Part", "Preprocessing", "Provider", "Quiet", "Recipe", "Seed", "Sensitivity", "Split", "Target",
+    "Tokenizer", "TransformFor", "Transforms", "TvmTarget", "Verbose", "Window", "Work",
 ]  # fmt: skip
 
 
@@ -153,6 +153,13 @@ Split = Annotated[
     list[str] | None,
     typer.Option(
         metavar="WORD", help="Compute parts of weights apart: 'columns{count=64,format=int8}', 'branch{rank=32}'."
+    ),
+]
+Learn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS",
+        help="Learn along gradients of the whole model: all, 'transforms,codes{steps=400}', or minutes=5 for all.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qcompile.artifact.phrases import format_name, human_bytes, named_losses, scientific, times_smaller
 from qcompile.cli.effort_rows import effort_rows, work_rows
-from qcompile.cli.evidence_rows import contest_rows, engine_rows, evaluated_on, unlearned_rows
+from qcompile.cli.evidence_rows import contest_rows, engine_rows, evaluated_on, learned_rows, unlearned_rows
 from qcompile.cli.frames import facts, module_column, table
 from qcompile.cli.weight_tables import weight_rows, weights_table
 
@@ -127,7 +127,7 @@ def _errors(m: Mapping[str, Any]) -> list[tuple[str, str]]:
         if "not_checked" in runtime:
             rows.append((f"{name} not checked", f"warning: its rehearsal failed: {runtime['not_checked']}"))
     rows.append(("artifact vs. source", f"relative L2 {scientific(q['rel_l2'])} (quantization error{evaluated_on(q)})"))
-    rows += contest_rows(m) + engine_rows(m) + unlearned_rows(m)
+    rows += contest_rows(m) + learned_rows(m) + engine_rows(m) + unlearned_rows(m)
     held_out = "held-out loss" if m["options"]["evaluation"] else "loss"
     rows += [(f"{held_out}, {name}", said) for name, said in _losses(q["loss"])]
     if q["measured_loss_delta"] is not None:

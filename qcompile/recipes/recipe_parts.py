@@ -12,6 +12,7 @@ from qcompile.choice.kinds import KINDS
 from qcompile.choice.splits import split_of
 from qcompile.errors import InputError, unknown
 from qcompile.formats.catalogue import EXTENDED_FORMATS, FORMATS, get_format
+from qcompile.learning.settings import learning_of
 from qcompile.rounding.methods import method_of
 from qcompile.statistics.measures import check_measure
 from qcompile.targets.scheme import Scheme
@@ -21,7 +22,7 @@ __all__ = ["LACKING", "PARTS", "Part", "options_of_part"]
 
 #: Parts that methods of papers have and that no target runs.
 LACKING = (
-    "attention", "cache", "calibrate", "integer", "learn", "objective", "report", "scale", "schedule", "smooth",
+    "attention", "cache", "calibrate", "integer", "objective", "report", "scale", "schedule", "smooth",
 )  # fmt: skip
 
 
@@ -119,6 +120,11 @@ def _assign(words: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"budget": {unit: float(bound) for unit, bound in bounds.items()}} if bounds else {})
 
 
+def _learn(words: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key: value for key, value in words.items() if key != "kind"}
+    return {"learn": str(learning_of(spelled(_text(words, "kind"), options)))}
+
+
 def _known(words: Mapping[str, Any], known: Iterable[str]) -> None:
     for word in words:
         if word not in known:
@@ -140,6 +146,7 @@ PARTS: dict[str, Part] = {
     ),
     "sites": Part("the formats of kinds of sites: `--format-for kind:edge=int8-g32`", 'edge = "float"', _sites),
     "rounding": Part("how weights are rounded, with the method's options: `--method`", 'kind = "gptq"', _rounding),
+    "learn": Part("what is learned along gradients: `--learn`", 'kind = "transforms", steps = 200', _learn),
     "split": Part(
         "columns of weights that are computed apart, in a format of their own: `--split`",
         'kind = "columns", count = 128, format = "int8-channel"', _split,

@@ -106,6 +106,12 @@ class Data:
         picked = tuple(_picked(batch, size, range(min(most, size))) for batch, size in pairs)
         return replace(self, batches=picked, sizes=tuple(min(most, size) for size in self.sizes))
 
+    def in_batches(self, sequences: int) -> Data:
+        """The same in batches of so many sequences that are learned from, at most."""
+        pairs = list(zip(self.batches, self.sizes, strict=True))
+        parts = [(*pair, range(i, min(i + sequences, pair[1]))) for pair in pairs for i in range(0, pair[1], sequences)]
+        return replace(self, batches=tuple(_picked(*part) for part in parts), sizes=tuple(len(p) for _, _, p in parts))
+
 
 def load_data(
     source: DataLike | None, model: ir.Model, *, seed: int = 0, batches: int = 8, option: str = "--calibration",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qcompile.formats.static import Activation
     from qcompile.transforms import Transform
 
-__all__ = ["Place", "Rounded", "insert_place", "rounded_graph", "rounding"]
+__all__ = ["Place", "Rounded", "RoundedWeight", "insert_place", "rounded_graph", "rounding"]
 
 #: Gives the way in which a site's input is rounded as it runs, if it is.
 Rounds = Callable[[ir.Node, Plan], "Activation | None"]
@@ -87,6 +87,25 @@ class Place:
 
 
 @dataclass(frozen=True)
+class RoundedWeight:
+    """A rounded weight, which reads itself on a device as float32.
+
+    Args:
+        weight: as the plan has it.
+        layout: of the constant.
+        nodes: names of the planned operators that have it.
+    """
+
+    weight: Quantized
+    layout: Layout
+    nodes: list[str]
+
+    def __call__(self, device: torch.device) -> torch.Tensor:
+        """The constant's values."""
+        return self.layout.weight(self.weight.to(device).dequantize()).contiguous()
+
+
+@dataclass(frozen=True)
 class Rounded:
     """A float graph in which weights are those that the plans say, with a place for the input of every site.
 
@@ -98,7 +117,7 @@ class Rounded:
 
     model: ir.Model
     places: Mapping[str, Place]
-    weights: Mapping[str, Callable[[torch.device], torch.Tensor]]
+    weights: Mapping[str, RoundedWeight]
 
 
 def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
@@ -111,14 +130,15 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     sites = [(node, plan, read_site(node)) for node, plan in planned(model)]
     places = dict(_places(model, sites, activation)) | dict(_cache_places(model))
     made: dict[tuple[int, Layout], ir.Value] = {}  # a weight that sites share is rounded once
-    weights = {}
-    for _, plan, form in sites:
+    weights: dict[str, RoundedWeight] = {}
+    for node, plan, form in sites:
         reader = form.reader if isinstance(form, Stack) else form.node
         key = (id(plan.weight), form.layout)
         if key not in made:
-            read = partial(_read, plan.weight, form.layout)
+            read = RoundedWeight(plan.weight, form.layout, [])
             made[key] = add_initializer(model, f"{form.weight.name}/rounded", _lazy(form.weight, read))
             weights[name_of(made[key])] = read
+        weights[name_of(made[key])].nodes.append(node_name(node))
         for index, value in enumerate(reader.inputs):
             if value is form.weight:
                 reader.replace_input_with(index, made[key])
@@ -156,10 +176,6 @@ def _cache_places(model: ir.Model) -> Iterable[tuple[str, Place]]:
 def _held(plan: CachePlan, value: torch.Tensor) -> torch.Tensor:
     held = plan.fake(value.detach().float().cpu().numpy())
     return torch.from_numpy(held).to(value.device, value.dtype)
-
-
-def _read(weight: Quantized, layout: Layout, device: torch.device) -> torch.Tensor:
-    return layout.weight(weight.to(device).dequantize()).contiguous()
 
 
 def _lazy(weight: ir.Value, read: Callable[[torch.device], torch.Tensor]) -> ir.LazyTensor:

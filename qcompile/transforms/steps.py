@@ -64,7 +64,7 @@ def apply_steps(x: torch.Tensor, steps: Sequence[Step], axis: int, in_place: boo
     post = x.shape[axis + 1 :].numel()
     view = x.reshape(-1, size, post)
     if torch.is_grad_enabled() and (x.requires_grad or any(m.requires_grad for _, _, m in steps)):
-        return _chain(view, steps).reshape(x.shape)
+        return _chain(view.contiguous(), steps).reshape(x.shape)
     out = view if in_place else torch.empty_like(view)
     pieces = _pieces(view)
     buffers = [torch.empty_like(view[pieces[0]]).flatten() for _ in range(min(2, len(steps)))]
