@@ -25,6 +25,9 @@ __all__ = ["Course", "Learnable", "Lesson", "Rated", "follow"]
 #: How often the parameters are judged on held-out sequences, the start not counted.
 JUDGED = 8
 
+#: The part of the steps that the mean reaches back over, whose parameters are judged: single steps are noisy.
+AVERAGED = 0.1
+
 #: The part of the steps in which the rate grows to its full size.
 WARM = 0.05
 
@@ -93,6 +96,9 @@ def follow(
 ) -> Course:  # fmt: skip
     """Move parameters along gradients, and leave them where held-out sequences depart least.
 
+    The means of the last parameters are judged, and kept: gradients of few sequences are noisy, and what all steps
+    agree on is not.
+
     Args:
         seed: of the order of batches.
         what: the step that progress names.
@@ -103,7 +109,8 @@ def follow(
     wanted, apart = Wanted(lesson.batches, lesson.reference), Wanted(lesson.held_out, lesson.reference)
     parameters = [tensor for own in learnable.rated for tensor in own.tensors]
     before = after = _judged(learnable, apart, lesson.logits)
-    kept, best, done = _copied(parameters), 0, 0
+    kept, mean, best, done = _copied(parameters), _copied(parameters), 0, 0
+    reach = 1 / max(1.0, AVERAGED * schedule.steps)
     every, until = max(1, math.ceil(schedule.steps / JUDGED)), time.monotonic() + 60 * schedule.minutes
     for index in _order(len(lesson.batches), schedule.steps, seed):
         if schedule.minutes and time.monotonic() > until:
@@ -115,15 +122,19 @@ def follow(
         factor.step()
         _bound(learnable.rated)
         done += 1
+        with torch.no_grad():
+            for average, tensor in zip(mean, parameters, strict=True):
+                average.lerp_(tensor, max(reach, 1 / (done + 1)))
         if progress is not None:
             progress(what, done, schedule.steps)
         if done % every == 0 or done == schedule.steps:
+            last = _copied(parameters)
+            _set(parameters, mean)
             now = _judged(learnable, apart, lesson.logits)
+            _set(parameters, last)
             if now.mean() < after.mean():
-                kept, best, after = _copied(parameters), done, now
-    with torch.no_grad():
-        for tensor, value in zip(parameters, kept, strict=True):
-            tensor.copy_(value)
+                kept, best, after = _copied(mean), done, now
+    _set(parameters, kept)
     return Course(before, after, done, best)
 
 
@@ -150,6 +161,12 @@ def _judged(learnable: Learnable, apart: Wanted, logits: Collection[str]) -> np.
     with torch.no_grad():
         found = [departure(apart[i], learnable(batch), logits) for i, batch in enumerate(apart.batches)]
     return np.array([float(value) for value in found])
+
+
+def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
