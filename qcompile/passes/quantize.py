@@ -25,11 +25,11 @@ from qcompile.rounding.kept_rounding import Asked, Following, Lesson, Notes, kep
 from qcompile.rounding.methods import Method, method_of
 from qcompile.rounding.moments import InputMoments, input_moments, joined
 from qcompile.rounding.sequential import Walk, in_order
-from qcompile.rounding.site_ranges import site_ranges
+from qcompile.rounding.site_ranges import learn_site_ranges
 from qcompile.run.memory_budget import Memory
 from qcompile.shapes.arithmetic import Scalar
 from qcompile.statistics.collected import Routed, Statistics
-from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan
+from qcompile.targets.plans import SCHEME, Plan, drop_plans, give_plan, give_range
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.widened import Widened
 from qcompile.work import Work
@@ -102,7 +102,7 @@ class Quantize:
         """
         before = _scheme_names(state)
         drop_plans(state.model)  # the walk takes a site without a plan for one that computes with its float weight
-        ranges = self._ranges(state)
+        ranges = self._give_ranges(state)
         once: dict[Hashable, Quantized] = {}  # a weight that sites share is rounded once, and stored once
         for site in self.tables:
             scheme = self.schemes[site.name]
@@ -116,16 +116,17 @@ class Quantize:
                 self.progress("quantizing", done + 1, len(self.groups))
         return _scheme_names(state) != before  # no analysis reads them, and nothing went unread: not ``edited``
 
-    def _ranges(self, state: State) -> dict[str, Range]:
-        """The ranges of inputs in static formats, by site; ``ranges`` in ``state.notes`` says how they were found."""
-        groups = [group for group, _ in self.groups]
-        found = site_ranges(
-            state.model, groups, self.schemes, self.data, state.decline, device=self.device, memory=self.memory,
-            progress=self.progress,
+    def _give_ranges(self, state: State) -> dict[str, Range]:
+        """Give results their ranges, and return those of inputs by site; ``ranges`` in the notes has how."""
+        found = learn_site_ranges(
+            state.model, [group for group, _ in self.groups], self.schemes, self.data, state.decline,
+            device=self.device, memory=self.memory, progress=self.progress,
         )  # fmt: skip
-        if found:
-            state.notes["ranges"] = found
-        return {name: own.range for name, own in found.items()}
+        if found.sites:
+            state.notes["ranges"] = found.sites
+        for node, own in found.results.items():
+            give_range(node, own.range)
+        return {name: own.range for name, own in found.sites.items()}
 
     def _plan(
         self, state: State, group: Siblings, lesson: Lesson, ranges: Mapping[str, Range],

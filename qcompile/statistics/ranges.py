@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qcompile.analysis.patches import Patches, Reading
+from qcompile.analysis.patches import Reading
 from qcompile.errors import InputError
 from qcompile.formats.format import Format
 from qcompile.formats.static import Range
@@ -30,6 +31,9 @@ __all__ = ["Calibrated", "Wanted", "learn_ranges"]
 #: Rows by which calibrators are compared, of all sequences together.
 ROWS = 512
 
+#: As many single values stand for a row where nothing says what is made of them.
+ALONE = 64
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -37,20 +41,12 @@ class Wanted:
 
     Args:
         format: a static one.
-        axis: where its features lie.
-        readers: read rows of the weights of the sites that read it, ``[rows, in]``; without any, its own errors count.
-        patches: those that each of them reads of it, where any is a convolution.
+        readers: the way in which each site reads it, with what reads rows of its weight, ``[rows, in]``; without any,
+            the errors of the value itself count.
     """
 
     format: Format
-    axis: int = -1
-    readers: Sequence[Callable[[], torch.Tensor]] = ()
-    patches: Sequence[Patches | None] = ()
-
-    @property
-    def kinds(self) -> Sequence[Patches | None]:
-        """The patches of each reader; of none, the value itself."""
-        return self.patches or [None] * max(len(self.readers), 1)
+    readers: Sequence[tuple[Reading, Callable[[], torch.Tensor]]] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,12 @@ class _Seen:
 
     wanted: Wanted
     histogram: Histogram = field(default_factory=Histogram)
-    judged: dict[Patches | None, list[torch.Tensor]] = field(default_factory=lambda: collections.defaultdict(list))
+    judged: dict[Reading | None, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def readings(self) -> set[Reading | None]:
+        """The ways in which it is read; ``None`` for the value as it is."""
+        return {reading for reading, _ in self.wanted.readers} or {None}
 
     def chosen(self) -> Calibrated | None:
         """The range of least error; ``None`` if no value came."""
@@ -83,20 +84,24 @@ class _Seen:
         if not self.histogram.counts.any():
             return None
         found = calibrated(self.histogram, self.wanted.format)
-        rows = {kind: spread(torch.cat(parts), ROWS) for kind, parts in self.judged.items()}
-        read = [read().float() for read in self.wanted.readers]
-        pairs = [*zip(self.wanted.kinds, read, strict=False)]
-        exact = [rows[kind] @ weight.T for kind, weight in pairs] or [rows[None]]
-        whole = [max(float(y.square().sum()), 1e-30) for y in exact]
+        judged = self.judged.items()
+        rows = {how: spread(torch.cat(parts), ROWS if how else ROWS * ALONE) for how, parts in judged}
+        pairs = [(rows[reading], read().float().T) for reading, read in self.wanted.readers]
+        pairs = pairs or [(own, torch.ones(())) for own in rows.values()]
+        whole = [max(_energy(x, weight), 1e-30) for x, weight in pairs]
 
         def error(one: Range) -> float:
-            off = {kind: one.round(own) - own for kind, own in rows.items()}
-            made = [off[kind] @ weight.T for kind, weight in pairs] or [off[None]]
-            return sum(float(y.square().sum()) / of for y, of in zip(made, whole, strict=True))
+            off = (_energy(one.round(x) - x, weight) for x, weight in pairs)
+            return sum(lost / of for lost, of in zip(off, whole, strict=True))
 
         errors = {name: error(one) for name, one in found.items()}
         best = min(errors, key=errors.__getitem__)
         return Calibrated(found[best], best, errors)
+
+
+def _energy(x: torch.Tensor, weight: torch.Tensor) -> float:
+    """Of the product of rows with a matrix, or of the rows themselves where that is a number."""
+    return float((x @ weight if weight.ndim else x).square().sum())
 
 
 def learn_ranges(
@@ -153,9 +158,8 @@ def _hook(seen: _Seen, learned: bool, kept: int) -> Hook:
     def see(value: torch.Tensor) -> None:
         if learned:
             seen.histogram.add(value)
-        if kept:
-            for kind in dict.fromkeys(seen.wanted.kinds):
-                rows = Reading("", seen.wanted.axis, kind).rows(value).float()
-                seen.judged[kind].append(spread(rows, kept).cpu().clone())
+        for reading in seen.readings if kept else ():
+            rows = value.reshape(-1, 1) if reading is None else reading.rows(value)
+            seen.judged[reading].append(spread(rows, kept if reading else kept * ALONE).float().cpu().clone())
 
     return see

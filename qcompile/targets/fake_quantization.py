@@ -21,7 +21,7 @@ from qcompile.ir.graph import add_initializer, append_node, drop_unused, node_na
 from qcompile.ir.required import dtype_of, graph_of, name_of, sizes_of
 from qcompile.run.executor import Hook
 from qcompile.targets.cache_plans import CachePlan, caches_planned, drop_cache_plans
-from qcompile.targets.plans import Plan, drop_plans, planned
+from qcompile.targets.plans import Plan, drop_plans, planned, ranged
 
 if TYPE_CHECKING:
     from qcompile.formats import Quantized
@@ -62,13 +62,13 @@ def insert_place(readers: Sequence[ir.Node], value: ir.Value, name: str) -> None
 
 @dataclass(frozen=True)
 class Place:
-    """A value that sites read, all of them rounding it alike.
+    """A value that sites read, all of them rounding it alike, or that an operator hands on in a static range.
 
     Args:
         axis: where its features are.
         activation: the way in which it is rounded, if it is.
         dtype: its type in the graph.
-        sites: names of its readers.
+        sites: names of its readers, or of what writes it.
         cache: the cache that it is a part of, if any, which is rounded as that holds it.
     """
 
@@ -129,6 +129,9 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     model = model.clone()
     sites = [(node, plan, read_site(node)) for node, plan in planned(model)]
     places = dict(_places(model, sites, activation)) | dict(_cache_places(model))
+    for node, within in ranged(model):
+        result = node.outputs[0]
+        places[name_of(result)] = Place(-1, within, result.dtype or ir.DataType.FLOAT, (node_name(node),))
     made: dict[tuple[int, Layout], ir.Value] = {}  # a weight that sites share is rounded once
     weights: dict[str, RoundedWeight] = {}
     for node, plan, form in sites:

@@ -16,10 +16,13 @@ from qcompile.formats.quantizer import Quantized
 from qcompile.formats.static import Activation, Range
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["PLAN", "SCHEME", "Plan", "drop_plans", "give_plan", "plan_of", "planned"]
+__all__ = ["PLAN", "RANGE", "SCHEME", "Plan", "drop_plans", "give_plan", "give_range", "plan_of", "planned", "ranged"]
 
 #: Where a node's plan stands in its ``meta``, and the name of the plan's scheme in its ``metadata_props``.
 PLAN, SCHEME = "qcompile.plan", "qcompile.scheme"
+
+#: Where the static range of a node's first result stands in its ``meta``.
+RANGE = "qcompile.range"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,19 @@ def planned(model: ir.Model) -> list[tuple[ir.Node, Plan]]:
     return [(node, plan) for node, plan in found if plan is not None]
 
 
+def give_range(node: ir.Node, within: Range) -> None:
+    """Let all that reads the first result of an operator read it in a static range."""
+    node.meta[RANGE] = within
+
+
+def ranged(model: ir.Model) -> list[tuple[ir.Node, Range]]:
+    """Operators whose first result has a static range, in the order of the graph."""
+    return [(node, node.meta[RANGE]) for node in model.graph if RANGE in node.meta]
+
+
 def drop_plans(model: ir.Model) -> None:
     """Let every operator compute as it stands; names of schemes go too, though they came with a file."""
     for node in model.graph.all_nodes():
         node.meta.pop(PLAN, None)
+        node.meta.pop(RANGE, None)
         node.metadata_props.pop(SCHEME, None)

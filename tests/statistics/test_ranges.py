@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import qcompile as qc
+from qcompile.analysis.patches import Reading
 from qcompile.formats.static import STATIC_FORMATS, Range
 from qcompile.run.data import Data
 from qcompile.statistics.calibrators import CALIBRATORS, calibrated, percentile
@@ -82,7 +83,7 @@ def test_the_calibrator_is_the_one_by_which_readers_err_least(parse):
     data, model = data_of(x[:448], x[448:]), parse(MODEL)
     weight = torch.ones(4, 16)
     weight[:, 3] = 0
-    blind = learn_ranges(model, {"h": Wanted(UINT8, -1, [lambda: weight])}, data)["h"]
+    blind = learn_ranges(model, {"h": Wanted(UINT8, [(Reading("h", -1), lambda: weight)])}, data)["h"]
     sighted = learn_ranges(model, {"h": Wanted(UINT8)}, data)["h"]
     assert blind.errors[blind.calibrator] == min(blind.errors.values())
     assert set(blind.errors) == set(CALIBRATORS)

@@ -113,6 +113,18 @@ class Emitter:
         for value in weights:
             self.drop(value)
 
+    def anchor(self, node: ir.Node) -> ir.Node:
+        """A node right behind another, through which all reads its first result, to be replaced by what it is to be."""
+        value, name = node.outputs[0], name_of(node.outputs[0])
+        made = append_node(node, "Identity", [value], name=self._unique(f"{name}/handed_on"), like=value, after=True)
+        shown = value.is_graph_output()
+        ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
+        made.replace_input_with(0, value)
+        if shown:
+            value.name = self._unique(f"{name}/raw")
+            made.outputs[0].name = name
+        return made
+
     def drop(self, value: ir.Value) -> None:
         """Remove an initializer that nothing reads any more; its content goes too, though an analysis may know it."""
         constants, name = self.model.graph.initializers, name_of(value)

@@ -24,7 +24,9 @@ from qcompile.ir.required import operands
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["emit_convolution", "emit_linear", "emit_lookup", "emit_stack", "takes", "takes_lookup"]
+__all__ = [
+    "emit_convolution", "emit_linear", "emit_lookup", "emit_stack", "in_range", "takes", "takes_lookup",
+]  # fmt: skip
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -76,9 +78,11 @@ def emit_stack(emit: Emitter, site: Stack, plan: Plan, parts: Parts) -> tuple[ir
 def emit_convolution(emit: Emitter, site: Convolution, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The operator itself, in float32, with the kernel ``DecodeX(codes, scales, ...)`` laid out as it was."""
     node, dtype = site.node, graph_type(site.weight)
-    x = prepare(emit, site, [_FLOAT])
-    if plan.activation is not None:
-        x = emit.shared(("rounded", x, plan.activation), partial(_rounded_places, emit, site, x, plan))
+    x, activation = prepare(emit, site, [_FLOAT]), plan.activation
+    if isinstance(activation, Range):
+        x = in_range(emit, node, x, activation)
+    elif activation is not None:
+        x = emit.shared(("rounded", x, activation.name), partial(_rounded_places, emit, site, x, plan))
     given = [x, _decoded(emit, node, site, plan, parts)]
     if site.bias is not None:
         given.append(site.bias if dtype == _FLOAT else cast(emit, node, site.bias, _FLOAT))
@@ -122,7 +126,7 @@ def _quantized(
     """The quantized input, padded to whole groups, and its width."""
     node, fmt = site.node, plan.scheme.activation
     if fmt is None or fmt.static:
-        return emit.shared(("static", x, plan.calibrated), partial(_in_range, emit, node, x, plan.calibrated)), size
+        return in_range(emit, node, x, plan.calibrated), size
     group = fmt.group or size
     groups = -(-size // group)
     x = resize(emit, node, x, size, size, groups * group)
@@ -132,8 +136,12 @@ def _quantized(
     return emit.shared((name, x), lambda: emit.call(node, name, x, hint=hint, **shapes)), groups * group
 
 
-def _in_range(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
+def in_range(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
     """A value rounded by arithmetic: between QuantizeLinear and others, onnxruntime would round weights once more."""
+    return emit.shared(("range", x, within), partial(_in_range, emit, node, x, within))
+
+
+def _in_range(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
     numbers = (("scale", within.scale), ("zero_point", within.zero_point))
     constants = (emit.constant(f"{x.name}.{name}", np.array(number, np.float32)) for name, number in numbers)
     name = emit.define(static_function, within.format)

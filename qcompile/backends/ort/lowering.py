@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from qcompile.analysis.forms import read_site
+from qcompile.backends.ort import emulation, qdq
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.genai import write_genai
 from qcompile.backends.ort.kernels import Kernel, choose
@@ -18,7 +20,7 @@ from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import node_name
-from qcompile.targets.plans import Plan, planned
+from qcompile.targets.plans import Plan, planned, ranged
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import Unrolled, splittable, unroll
 from qcompile.targets.target import Target
@@ -55,6 +57,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     sites = planned(model)
     chosen = [choose(node, plan, kernels) for node, plan in sites]
     emitter = Emitter(model, target)
+    _round_results(emitter, model, kernels)
     with threads(os.cpu_count() or 1) as beside:
         once: dict[Hashable, Future[Parts]] = {}  # sites that share a weight share what is packed of it
         packed = []
@@ -85,6 +88,21 @@ def _check(model: ir.Model, kernels: tuple[str, ...]) -> None:
         raise InputError(f"lowering: the graph uses operators of version {opset(model)}; {_OLDEST} or later is needed")
     for node, plan in sites:
         choose(node, plan, kernels)
+
+
+def _round_results(emitter: Emitter, model: ir.Model, kernels: tuple[str, ...]) -> None:
+    """Let all that reads a result which has a static range read it in that; sites in the same one round it no more."""
+    in_range = qdq.quantized if "qdq" in kernels else emulation.in_range
+    for node, within in ranged(model):
+        emitter.at(node)
+        anchor = emitter.anchor(node)
+        made = in_range(emitter, anchor, node.outputs[0], within)
+        emitter.replace(anchor, made)
+        emitter.shared(("range", made, within), partial(_same, made))
+
+
+def _same(value: ir.Value) -> ir.Value:
+    return value
 
 
 def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, parts: Future[Parts]) -> Mapping[str, Any]:

@@ -73,7 +73,7 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=_CPU,
         convolutions="all",
-        options={"kernels": ("qdq", "qdq-convolution", "lookup")},
+        options={"kernels": ("qdq-convolution", "qdq", "lookup")},
     ),
     Target(
         "blackwell-fp4",

@@ -18,7 +18,7 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cast, graph_type
 from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.static import Range
-from qcompile.ir.required import constant, sizes_of
+from qcompile.ir.required import constant
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
@@ -33,7 +33,7 @@ _TYPES = {"int8-full": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
 
 def quantized(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
     """A float value as it reads back from a static range; sites that read it share the pair."""
-    return emit.shared(("pair", x, within), partial(_pair, emit, node, x, within))
+    return emit.shared(("range", x, within), partial(_pair, emit, node, x, within))
 
 
 def _pair(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
@@ -68,19 +68,32 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     """The operator itself, which reads its input, its weight and its bias through DequantizeLinear."""
     import torch
 
-    node = site.node
-    within = plan.calibrated
+    node, within = site.node, plan.calibrated
     wide = graph_type(site.weight) != _FLOAT
     x = emit.shared(("cast", site.x, _FLOAT), partial(cast, emit, node, site.x, _FLOAT)) if wide else site.x
     read = quantized(emit, node, x, within)
     codes, scales = np.asarray(parts["weight"]), np.asarray(parts["scale"])
     weight = site.layout.weight(torch.from_numpy(codes)).contiguous().numpy()
-    decoded = _decoded(emit, site, {"weight": weight, "scale": scales}, _channels(site), site.weight)
+    decoded = _weight(emit, site, weight, scales)
     bias = None if site.bias is None else _bias(emit, site, site.bias, within.scale * scales)
+    if wide and bias is not None and bias is site.bias:
+        bias = cast(emit, node, bias, _FLOAT)
     new = {site.x: read, site.weight: decoded, site.bias: bias}
     operands = [new.get(value, value) for value in node.inputs]
     y = emit.op(node, node.op_type, *operands, **{name: own.value for name, own in node.attributes.items()})
     return (cast(emit, node, y, graph_type(site.weight)) if wide else y), {}
+
+
+def _weight(emit: Emitter, site: Linear | Convolution, codes: np.ndarray, scales: np.ndarray) -> ir.Value:
+    """The decoded weight. Where its channels lie along two axes, one scale stands for all, and a product follows."""
+    layout = site.layout
+    if layout.parts == layout.shape:
+        return _decoded(emit, site, {"weight": codes, "scale": scales}, _channels(codes.shape, site), site.weight)
+    one = {"weight": codes, "scale": np.ones(codes.shape[0], np.float32)}
+    rows, columns = layout.ordered[: layout.rows], layout.ordered[layout.rows :]
+    every = np.broadcast_to(scales.reshape(*rows, *[1] * len(columns)), layout.ordered)
+    spread = np.ascontiguousarray(every.transpose(layout.back).reshape(layout.shape))
+    return emit.op(site.node, "Mul", _decoded(emit, site, one, 0, site.weight), emit.apart("scales", spread))
 
 
 def _decoded(emit: Emitter, site: Linear | Convolution, parts: Parts, axis: int, of: ir.Value) -> ir.Value:
@@ -96,13 +109,10 @@ def _decoded(emit: Emitter, site: Linear | Convolution, parts: Parts, axis: int,
     return emit.op(site.node, "DequantizeLinear", *operands, axis=axis, hint=f"{of.name}/decoded")
 
 
-def _channels(site: Linear | Convolution) -> int:
-    """The axis of the output channels: the one besides that which is contracted that has a size, or the last."""
-    if isinstance(site, Convolution):
-        return int(site.patches.transposed)
-    shape = sizes_of(site.weight)
-    others = [axis for axis in range(len(shape)) if axis != site.axis]
-    return next((axis for axis in others if shape[axis] != 1), others[0])
+def _channels(shape: tuple[int, ...], site: Linear | Convolution) -> int:
+    """The axis of the output channels: of those of the rows of the matrix the one that has a size, or the first."""
+    rows = site.layout.order[: site.layout.rows]
+    return next((axis for axis in rows if shape[axis] != 1), rows[0])
 
 
 def _bias(emit: Emitter, site: Linear | Convolution, bias: ir.Value, scale: np.ndarray) -> ir.Value:
