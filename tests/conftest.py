@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import changes
@@ -15,6 +16,9 @@ from qcompile.passes.pipeline import Hook, Pipeline
 from qcompile.passes.state import State
 from qcompile.transforms import Transform
 from qcompile.transforms.freedom import Freedom
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton, whoever needs it
 
 torch.set_num_threads(1)
 

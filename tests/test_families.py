@@ -49,6 +49,7 @@ def test_every_target_quantizes_every_expert(name: str) -> None:
     prepared = rotate(load(stored(name))).prepared
     experts = [site for site in prepared.analysis.sites if {32, 48} <= set(site.shape)]
     assert len(experts) == (24 if name == "experts one by one" else 6)
-    for target in targets():
-        assert set(experts) <= set(quantizable(prepared.analysis, get_target(target))[0]), target
+    for target in map(get_target, targets()):
+        found = set(quantizable(prepared.analysis, target)[0])
+        assert set(experts) <= found or (target.stacks == "none" and name != "experts one by one"), target.name
     assert not prepared.state.declined

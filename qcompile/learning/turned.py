@@ -102,7 +102,7 @@ class Turned:
         bases: Bases, rated: Sequence[Rated], device: str = "cpu",
     ) -> None:  # fmt: skip
         self._axes, self._bases, self.rated = analysis.axes, bases, rated
-        self._rounded = {own.name: own for own in groups if not own.nested}
+        self._rounded = {own.name: own for own in groups if not own.nested and own.patches is None}
         model, places = _with_places(analysis.model, list(self._rounded.values()), schemes)
         walls = {name_of(wall.node.outputs[0]): bases.between[wall.name] for wall in boundaries(analysis)
                  if wall.name in bases.between}  # fmt: skip

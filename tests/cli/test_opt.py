@@ -143,6 +143,6 @@ def test_a_bug_keeps_its_traceback_and_says_where(model: Path, monkeypatch: pyte
 
 def test_passes_and_pipelines_are_listed_with_options_and_order() -> None:
     said = " ".join(done("passes").stdout.split())
-    assert "fold-scales smallest=0.001 Fold constant scales into sites." in said
+    assert "fold-scales smallest=0.001, norms=False Fold constant scales into sites." in said
     for pipeline in PIPELINES.values():
         assert f"{pipeline.name} {', '.join(step.name for step in pipeline.passes)}" in said
