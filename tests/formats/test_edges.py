@@ -142,6 +142,9 @@ def test_the_largest_floats_saturate(name):
     x = torch.full((32, 64), torch.finfo(torch.float32).max) * randn(32, 64).sign()
     value = fake_quantize(x, fmt)
     assert not value.isnan().any()
+    if getattr(fmt, "zero_point", False) and fmt.scale is ScaleType.FP16:  # it ends at 65,504: codes count from one end
+        assert (value * x >= 0).all()
+        return
     assert (value.sign() == x.sign()).float().mean() > (0.75 if fmt.bits == 1 else 0.95)
 
 
