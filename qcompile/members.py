@@ -83,7 +83,7 @@ def _check_devices(count: int, device: str) -> None:
     """
     if count < 1:
         raise InputError(f"--devices {count} leaves nobody to work")
-    if device == "cuda":
+    if device == "cuda" and count > 1:
         import torch
 
         there = torch.cuda.device_count()

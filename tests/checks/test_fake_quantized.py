@@ -197,7 +197,7 @@ def test_an_engine_that_fails_is_said_and_done_without(parse: Any) -> None:
     def lowered() -> Iterator[Run]:
         yield lambda _: against.observed.outputs[id(data.batches[0])]
 
-    errors, engine = measured_on(fails, lowered, against, lambda run: against.errors(run, data))
+    errors, engine = measured_on(fails, lowered, against, lambda own, run: own.errors(run, data))
     assert engine is None
     assert errors[0] < ROUNDING
     (declined,) = state.declined

@@ -20,6 +20,12 @@ from qcompile.group.group import ALONE, LANES, Group, LaneSum, _dealt, lane_of
 from qcompile.members import on_devices
 
 
+@pytest.fixture(autouse=True)
+def members_find_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of a group import what a test hands to them."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
 def parts(count: int) -> list[torch.Tensor]:
     rng = np.random.default_rng(count)
     scale = 10.0 ** rng.integers(-9, 9, (count, 1, 1))

@@ -56,7 +56,7 @@ def prepared(name: str) -> Prepared:
 def planned_for(model: Prepared, target: str) -> ir.Model:
     """A copy with every site in the target's default schemes, rounded to nearest."""
     graph, chosen = model.model.clone(), get_target(target)
-    for site in quantizable(model.analysis)[0]:
+    for site in quantizable(model.analysis, get_target(target))[0]:
         scheme = chosen.scheme(chosen.edge if site.input is None else chosen.default)
         plan_site(graph, site.name, weight_matrix(site).float().numpy(), scheme)
     return graph
