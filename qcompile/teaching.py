@@ -90,6 +90,9 @@ def with_learned_codes(quantized: Quantized) -> Quantized:
     if learned is None:
         _declined(chosen, "codes", "no weight was rounded")
         return quantized
+    if quantized.caches:
+        reason = "no gradients pass the codes of caches, which count as float while weights are learned"
+        chosen.prepared.state.decline("*", "learning behind caches in codes", reason)
     taught = _taught("codes", learned.course, learned.codes, learned.changed)
     quantized = replace(quantized, taught=(*quantized.taught, taught))
     if not taught.kept:
@@ -126,8 +129,6 @@ def _schedule(chosen: Chosen, part: str) -> Schedule | None:
         reason = "the model is too large for its gradients to be kept beside it"
     elif any(scheme.static for scheme in chosen.choice.schemes.values()):
         reason = "no gradients pass static scales yet"
-    elif any(group.patches is not None for group in chosen.choice.siblings):
-        reason = "no gradients pass kernels of convolutions in codes yet"
     if reason is not None:
         _declined(chosen, part, reason)
         return None
@@ -141,7 +142,7 @@ def _declined(chosen: Chosen, part: str, reason: str) -> Chosen:
 
 def _no_better(course: Course) -> str:
     said = f"{course.after.mean():.3g} after {course.steps} steps against {course.before.mean():.3g} before"
-    return f"on {len(course.before)} sequences that nothing is fitted on, the model departs no less: {said}"
+    return f"on {len(course.before)} sequences that nothing was fitted on, it does not clearly depart less: {said}"
 
 
 def _taught(part: str, course: Course, parameters: int, changed: int | None = None) -> Taught:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from qcompile.errors import InputError
 from qcompile.run.sequences import tensors
@@ -155,7 +156,7 @@ def _blocks(want: np.ndarray, have: np.ndarray) -> Iterator[tuple[np.ndarray, np
 
 def compare_scores(want: np.ndarray, have: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """KL divergences in nats, flips, and whether the reference is confident, of scores ``[positions, scores]``."""
-    log_p, log_q = _log_softmax(want), _log_softmax(have)
+    log_p, log_q = (log_softmax(side.astype(np.float64), -1) for side in (want, have))
     p = np.exp(log_p)
     apart = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)
     divergence = np.einsum("ij,ij->i", p, apart)
@@ -163,17 +164,11 @@ def compare_scores(want: np.ndarray, have: np.ndarray) -> tuple[np.ndarray, np.n
     return np.maximum(divergence, 0.0), flips, p.max(-1) >= CONFIDENT
 
 
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    scores = scores.astype(np.float64)
-    scores -= scores.max(-1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-
-
 def _loss(scores: np.ndarray, tokens: np.ndarray) -> float:
     """Mean cross-entropy of next tokens, in nats."""
     following, total, at = np.asarray(tokens)[1:], 0.0, 0
     for block, _ in _blocks(scores[:-1], scores[:-1]):
-        picked = _log_softmax(block)[np.arange(len(block)), following[at : at + len(block)]]
+        picked = log_softmax(block.astype(np.float64), -1)[np.arange(len(block)), following[at : at + len(block)]]
         total, at = total - float(picked.sum()), at + len(block)
     return total / len(following)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qcompile.statistics.second_moment import on_device, shrinkage
+from qcompile.statistics.second_moment import moment_on, shrinkage
 
 if TYPE_CHECKING:
     from qcompile.statistics.collected import Statistics
@@ -53,7 +53,7 @@ class Compensation:
         return pivots, energies
 
     def _made(self, transform: Transform | None) -> tuple[torch.Tensor, torch.Tensor]:
-        moment = on_device(self.statistics.second_moment, self.device, torch.float32)
+        moment = moment_on(self.statistics.second_moment, self.device, torch.float32)
         rho, mean = shrinkage(moment, self.statistics.effective), float(moment.diagonal().mean())
         moment = moment.mul_(1 - rho)
         moment.diagonal().add_(rho * mean)

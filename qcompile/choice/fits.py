@@ -11,7 +11,7 @@ import torch
 from qcompile.analysis.axes import Axes, AxisNode, Mode, Ref, Structure
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.matrices import weight_matrix
-from qcompile.statistics.second_moment import on_device, shrinkage
+from qcompile.statistics.second_moment import moment_on, shrinkage
 from qcompile.transforms.fitted import diagonal_blocks
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
     for site in group.sites:
         weight = weight_matrix(site, device=device).reshape(-1, group.width)  # of patches, tap by tap
         gram, rows = gram.addmm_(weight.T, weight), rows + len(weight)
-    moment = on_device(own.second_moment, device, torch.float64)
+    moment = moment_on(own.second_moment, device, torch.float64)
     if group.taps > 1:
         moment = diagonal_blocks(moment, group.width).mean(0)
     return Fit(moment, gram.double() / rows, own.effective)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Derived", "EAGER_BYTES", "Turned", "check_weights", "holds_infinity", "initializers", "on_device", "origin",
-    "read", "release", "taken_lines", "total_bytes", "weights_of",
+    "read", "release", "shared_tensor", "taken_lines", "total_bytes", "weights_of",
 ]  # fmt: skip
 
 #: Below this many bytes of constants, folded ones are kept in memory.
@@ -106,11 +106,11 @@ def _moved(tensor: ir.TensorProtocol, device: torch.device) -> torch.Tensor:
     array, short = read(tensor), tensor.dtype is ir.DataType.BFLOAT16
     array = array.view(np.int16) if short else array
     readable = array.flags.c_contiguous and array.size and not (short and device.type == "cpu")
-    moved = (_shared(array) if readable else torch.from_numpy(np.array(array))).to(device)
+    moved = (shared_tensor(array) if readable else torch.from_numpy(np.array(array))).to(device)
     return moved.view(torch.bfloat16) if short else moved
 
 
-def _shared(array: np.ndarray) -> torch.Tensor:
+def shared_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor over the memory of an array, which nobody writes to, though torch does not know that."""
     import torch
 

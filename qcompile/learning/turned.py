@@ -90,7 +90,7 @@ class Turned:
 
     Args:
         analysis: of the float graph, which stays as it is.
-        groups: the sites by the value that they read; those in bodies stay float.
+        groups: the sites by the value that they read; those in bodies stay float, and kernels that read several places.
         tables: embedding tables.
         schemes: by site name; a site without one stays float.
         bases: what is fixed and what is learned.

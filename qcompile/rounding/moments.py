@@ -19,7 +19,7 @@ import torch
 from qcompile.rounding.defaults import LEAST_DAMPING, SHIFT
 from qcompile.rounding.gptq import Factor, GPTQResult, factorize, gptq
 from qcompile.statistics.collected import Statistics
-from qcompile.statistics.second_moment import on_device, shrinkage
+from qcompile.statistics.second_moment import moment_on, shrinkage
 
 if TYPE_CHECKING:
     from qcompile.formats import Format, Quantized
@@ -110,7 +110,7 @@ class InputMoments:
 
 def input_moments(statistics: Statistics, transform: Transform | None, device: str = "cpu") -> InputMoments:
     """From statistics of the float graph alone, before the transform."""
-    moment = on_device(statistics.second_moment, device, torch.float64)
+    moment = moment_on(statistics.second_moment, device, torch.float64)
     held_out = np.concatenate([np.zeros((0, len(moment)), np.float32), *statistics.held_out])
     rows = torch.from_numpy(held_out).to(device)
     if transform is not None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompile.group.group import ALONE, Group, LaneSum
+from qcompile.ir.tensors import shared_tensor
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SecondMoment", "on_device", "product", "shrinkage"]
+__all__ = ["SecondMoment", "moment_on", "product", "shrinkage"]
 
 
 #: Features up to which moments are kept in float64 and in RAM.
@@ -109,13 +109,9 @@ def _filed(array: np.ndarray) -> np.ndarray:
         return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
-def on_device(moment: np.ndarray, device: str | torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of a settled moment on a device; pages of its file that it was read by are let go."""
-    import torch
-
-    with warnings.catch_warnings():  # nobody writes to what is only read here, but torch does not know that
-        warnings.simplefilter("ignore", UserWarning)
-        found = torch.from_numpy(moment).to(device).to(dtype, copy=True)
+def moment_on(moment: np.ndarray, device: str | torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a settled moment ``[size, size]`` on a device; pages of its file are let go of once they are read."""
+    found = shared_tensor(np.ascontiguousarray(moment)).to(device).to(dtype, copy=True)
     mapped = getattr(moment, "_mmap", None)
     if mapped is not None:
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -116,3 +116,30 @@ def test_biases_and_norms_are_constants_of_the_artifact(tmp_path: Path) -> None:
     assert manifest["learned"][0]["kept"]
     assert manifest["implementation"]["rel_l2"] < 1e-5  # sites beside their definition, with the new bias
     assert manifest["engine"]["rel_l2"] < 0.3 * manifest["quantization"]["rel_l2"]
+
+
+CONVOLUTIONS = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[batch,4,8,8] x) => (float[batch,8] y)
+{
+    a = Conv <pads=[1,1,1,1]> (x, first)
+    b = Relu (a)
+    c = ReduceMean <keepdims=0> (b, places)
+    d = MatMul (c, second)
+    y = MatMul (d, third)
+}"""
+
+
+def test_kernels_of_convolutions_are_learned_beside_products(tmp_path: Path) -> None:
+    model, rng = onnx.parser.parse_model(CONVOLUTIONS), np.random.default_rng(0)
+    content = {"first": rng.standard_normal((16, 4, 3, 3)) / 6, "second": rng.standard_normal((16, 16)) / 4,
+               "third": rng.standard_normal((16, 8)) / 4}  # fmt: skip
+    tensors = {name: array.astype(np.float32) for name, array in content.items()} | {"places": np.array([2, 3])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in tensors.items())
+    onnx.save(model, tmp_path / "cnn.onnx")
+    data = {"x": rng.standard_normal((64, 4, 8, 8)).astype(np.float32)}
+    artifact = export(tmp_path / "cnn.onnx", "reference", tmp_path / "a", calibration=data, learn="all{steps=12}",
+                      formats=["int4-g32/int8-channel"])  # fmt: skip
+    assert {entry["part"] for entry in artifact.manifest["learned"]} >= {"codes"}
+    codes = next(entry for entry in artifact.manifest["learned"] if entry["part"] == "codes")
+    assert codes["parameters"] == 16 * 64 + 16 * 32 + 8 * 32  # each row in whole groups of 32
+    assert not any("convolutions" in entry["reason"] for entry in artifact.manifest["declined"])
