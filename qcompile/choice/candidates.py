@@ -219,7 +219,12 @@ def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False) -> dict[st
     if whole and size <= DENSE and has_hadamard(size):
         blocks = list(dict.fromkeys([*blocks, size]))
     found = (block for block in blocks if size % block == 0)
-    return {f"wush-{block}": wush_of_moments(fit.blocks(block), diagonal_blocks(fit.gram, block)) for block in found}
+    return {
+        f"wush-{block}": wush_of_moments(
+            fit.blocks(block), diagonal_blocks(fit.gram, block), device=fit.moment.device
+        )
+        for block in found
+    }  # fmt: skip
 
 
 def _fitted_blocks(size: int, scheme: Scheme) -> list[int]:

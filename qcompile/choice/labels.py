@@ -7,10 +7,10 @@ or scales channels, so that labels are compared by the best that readers can do 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.online import Online, first_of
 from qcompile.choice.placement import Placement
 from qcompile.choice.scoring import Probe, site_loss, written_factor
+from qcompile.group.group import ALONE, Group
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms.freedom import Freedom
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     Competing = Mapping[Siblings, Sequence[Sequence[Scheme]]]
 
 __all__ = ["WISH", "Labels", "labels_of"]
+
+R = TypeVar("R")
 
 #: Groups of sites on which a space's candidates are compared; more change no choice that was seen.
 COMPARED = 12
@@ -66,9 +69,14 @@ class Labels:
 
 
 def labels_of(
-    analysis: Analysis, groups: Sequence[Siblings], online: Online, competing: Competing, placement: Placement
+    analysis: Analysis, groups: Sequence[Siblings], online: Online, competing: Competing, placement: Placement,
+    processes: Group = ALONE,
 ) -> dict[AxisNode, Labels]:  # fmt: skip
-    """By space, the labels that its readers may do better under; what was compared goes into the placement."""
+    """By space, the labels that its readers may do better under; what was compared goes into the placement.
+
+    Args:
+        processes: each of which compares them for some of the readers.
+    """
     names = {space.node: space.id for space in analysis.spaces}
     seeds, freedoms = _joined(analysis)
     found: dict[AxisNode, Labels] = {}
@@ -87,7 +95,7 @@ def labels_of(
         )
         if not transforms:
             continue
-        scored = _Scored(analysis, node, compared, online, competing, chosen)
+        scored = _Scored(analysis, node, compared, online, competing, chosen, processes)
         found[node] = scored.labels(transforms, readers, kind, placement.errors, name)
         best = scored.best
         if best in transforms:
@@ -118,7 +126,7 @@ class _Maker:
         if self.kind == "none" or self.node.structure is not Structure.LEAF or size is None:
             return found
         for freedom in dict.fromkeys(self.freedoms):
-            for scheme in {scheme.name: scheme for scheme in self.schemes}.values():
+            for scheme in {scheme.group: scheme for scheme in self.schemes}.values():  # by which alone they differ
                 made = self._one(size, scheme, freedom, fit)
                 found |= {_name(name, freedom, item): item for name, item in made.items() if name not in found}
         return found
@@ -154,9 +162,10 @@ class _Scored:
 
     def __init__(
         self, analysis: Analysis, node: AxisNode, compared: Sequence[Siblings], online: Online, competing: Competing,
-        chosen: Mapping[AxisNode, Transform],
+        chosen: Mapping[AxisNode, Transform], processes: Group,
     ) -> None:  # fmt: skip
         self.analysis, self.node, self.compared, self.online = analysis, node, compared, online
+        self.processes = processes
         self.competing, self.chosen, self.best = competing, {n: t for n, t in chosen.items() if n is not node}, "none"
         self._shares: dict[tuple[Transform | None, int], np.ndarray] = {}
 
@@ -171,7 +180,8 @@ class _Scored:
         """The labels that are kept, and what all of them lose in ``errors``."""
         every: dict[str, Transform | None] = {"none": None, **transforms}
         schemes = range(max(len(self.competing[group]) for group in self.compared))
-        costs = {label: np.array([self._cost(item, i) for i in schemes]) for label, item in every.items()}
+        ranks = self._of_each(lambda group: [[self._rank(group, t, i) for i in schemes] for t in every.values()])
+        costs = dict(zip(every, np.array(ranks).sum(0), strict=True))
         base, scale = self._base(), len(readers) / len(self.compared)
         plain = costs["none"]
         errors[name] = {label: float((cost / np.maximum(plain, 1e-30)).mean()) for label, cost in costs.items()}
@@ -192,15 +202,18 @@ class _Scored:
         able = [label for label in transforms if forced or costs[label][index] < costs["none"][index]]
         return sorted(able, key=lambda label: (costs[label][index], label))[:KEPT]
 
-    def _cost(self, transform: Transform | None, index: int) -> float:
-        chosen = self.under(transform)
-        return sum(self.online.rank(g, chosen, self.competing[g][index]) for g in self.compared)
+    def _of_each(self, work: Callable[[Siblings], R]) -> list[R]:
+        """What is found for each group that is compared."""
+        return self.processes.spread(self.compared, lambda part: [work(group) for group in part])
+
+    def _rank(self, group: Siblings, transform: Transform | None, index: int) -> float:
+        return self.online.rank(group, self.under(transform), self.competing[group][index])
 
     def _base(self) -> float:
-        return sum(
-            float(np.mean([self.online.probes[g].error(schemes) for schemes in self.competing[g]]))
-            for g in self.compared
-        )
+        return sum(self._of_each(self._plain))
+
+    def _plain(self, group: Siblings) -> float:
+        return float(np.mean([self.online.probes[group].error(schemes) for schemes in self.competing[group]]))
 
     def _proven(self, label: str, every: Mapping[str, Transform | None]) -> bool:
         """Whether a label that was fitted to data errs less on others, for any of the schemes."""
@@ -213,17 +226,17 @@ class _Scored:
 
     def _held_out(self, transform: Transform | None, index: int) -> np.ndarray:
         key = transform, index
-        if key in self._shares:
-            return self._shares[key]
-        chosen, total = self.under(transform), np.zeros(0)
-        for group in self.compared:
-            schemes = self.competing[group][index]
-            choice = self.online.best(group, chosen, schemes)
-            offline = self.online.offline(group.ref, chosen)
-            shares = self.online.probes[group].held_out(schemes, choice.after(offline))
-            total = shares if not len(total) else total + shares if len(total) == len(shares) else total
-        self._shares[key] = total
-        return total
+        if key not in self._shares:
+            total = np.zeros(0)
+            for shares in self._of_each(lambda group: self._shares_of(group, transform, index)):
+                total = shares if not len(total) else total + shares if len(total) == len(shares) else total
+            self._shares[key] = total
+        return self._shares[key]
+
+    def _shares_of(self, group: Siblings, transform: Transform | None, index: int) -> np.ndarray:
+        chosen, schemes = self.under(transform), self.competing[group][index]
+        choice, offline = self.online.best(group, chosen, schemes), self.online.offline(group.ref, chosen)
+        return self.online.probes[group].held_out(schemes, choice.after(offline))
 
     def _written(self, transform: Transform | None) -> float:
         """What sites lose more by writing the space in a basis that is not orthogonal."""

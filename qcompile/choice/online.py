@@ -67,6 +67,8 @@ class Online:
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
     _screens: dict[tuple[object, ...], tuple[dict[str, Contender], dict[str, float]]] = field(default_factory=dict)
     _offline: dict[tuple[object, ...], Transform | None] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], dict[str, Contender]] = field(default_factory=dict)
+    _joined: dict[tuple[Transform | None, ...], Transform | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.moments = Moments(self.statistics, {group: own.device for group, own in self.probes.items()})
@@ -180,7 +182,7 @@ class Online:
         made = self._screened(group, offline, schemes)
         errors, costs = {"none": 1.0}, {"none": base}
         for name, item in made.items():
-            error = probes.error(schemes, joined(offline, item.behind, item.transform))
+            error = probes.error(schemes, self._after(offline, item))
             errors[name], costs[name] = error / base if base else 1.0, self._cost(group, item, error, base)
         return self._proven(group, offline, schemes, made, errors, costs)
 
@@ -199,8 +201,8 @@ class Online:
                 break
             if theirs is None:
                 known = made.get(plain, Contender(None, None, fitted=False))
-                theirs = probes.held_out(schemes, joined(offline, known.behind, known.transform))
-            ours = probes.held_out(schemes, joined(offline, item.behind, item.transform))
+                theirs = probes.held_out(schemes, self._after(offline, known))
+            ours = probes.held_out(schemes, self._after(offline, item))
             if errs_less(ours, theirs):
                 break
             unproven = unproven or f"on {len(ours)} sequences that it had not seen, {name} does not clearly err less"
@@ -238,7 +240,7 @@ class Online:
             made, probes = self._candidates(group, offline, first_of(schemes)), self.probes[group]
             costs = {"none": probes.screen(schemes, offline)}
             for name, item in made.items():
-                error = probes.screen(schemes, joined(offline, item.behind, item.transform))
+                error = probes.screen(schemes, self._after(offline, item))
                 costs[name] = self._cost(group, item, error, costs["none"])
             self._screens[key] = made, costs
         return made, costs
@@ -247,7 +249,21 @@ class Online:
     def _first(made: Mapping[str, Contender], costs: Mapping[str, float], *, fitted: bool) -> list[str]:
         return sorted((name for name in made if made[name].fitted is fitted), key=costs.__getitem__)[:MEASURED]
 
+    def _after(self, offline: Transform | None, item: Contender) -> Transform | None:
+        """One object for what folds and a candidate behind it, by which what is known of it is found again."""
+        key = offline, item.behind, item.transform
+        if key not in self._joined:
+            self._joined[key] = joined(*key)
+        return self._joined[key]
+
     def _candidates(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, Contender]:
+        """All candidates, which are the same for schemes with groups of one size."""
+        key = group, offline, scheme.group
+        if key not in self._made:
+            self._made[key] = self._contenders(group, offline, scheme)
+        return self._made[key]
+
+    def _contenders(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, Contender]:
         wush = self.kind_of(group) == "wush"
         fit = self.moments.of(group, offline) if self.fits or wush else None
         behind = fit is not None and not wush and bool(self._behind(group))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -146,7 +145,7 @@ def choose(
     elif data.random and statistics and options.transforms == "auto":
         reason = "there is no calibration data, and what fits random inputs fits no others"
         decline("*", FITTED_TRANSFORM, reason)
-    with alone() if options.device == "cpu" else nullcontext():  # thousands of small steps, which no team makes faster
+    with alone():  # thousands of small steps, which no team makes faster; large ones go to a GPU where there is one
         choices(schemes if several else [first])
     if not several:
         for site in sites:

@@ -109,7 +109,7 @@ def pose_choice(
     kinds_of = _with_leaders(kinds or {}, partners)
     online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, kinds_of, staying)
     placement = Placement({}, {})
-    labels = labels_of(analysis, groups, online, asked.schemes, placement)
+    labels = labels_of(analysis, groups, online, asked.schemes, placement, group)
     return placement, pose(analysis, asked, online, labels, partners, progress, group)
 
 

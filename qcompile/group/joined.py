@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qcompile.errors import InputError, LostError
 from qcompile.group.faults import Fault, is_told, told
 from qcompile.group.group import ALONE, Group
+from qcompile.group.words import parted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,13 +118,30 @@ class Joined(Group):
         """
         import torch.distributed as dist
 
+        words, tensors = (own, []) if isinstance(own, Fault) else parted(own)
         found: list[Any] = [None] * self.size
         with _lost():
-            dist.all_gather_object(found, own, group=self._words)
+            dist.all_gather_object(found, words, group=self._words)
         for word in found:
             if isinstance(word, Fault):
                 raise word.error()
-        return found
+        sent = [tensors if rank == self.rank else word.empty() for rank, word in enumerate(found)]
+        with _lost():
+            for rank, those in enumerate(sent):
+                for tensor in those:
+                    self._send(tensor, rank)
+        return [word.whole(those) for word, those in zip(found, sent, strict=True)]
+
+    def _send(self, tensor: Tensor, rank: int) -> None:
+        """Give a tensor of the CPU to all, over the link of the devices."""
+        import torch
+        import torch.distributed as dist
+
+        plain = tensor.reshape(-1).view(torch.uint8)
+        moved = plain.to(self._device)
+        dist.broadcast(moved, rank)
+        if moved is not plain and rank != self.rank:
+            plain.copy_(moved)
 
 
 @contextmanager

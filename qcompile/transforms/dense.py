@@ -60,7 +60,19 @@ class _Matrices(StepTransform):
         return classify(self.matrices.view(-1, *self.matrices.shape[-2:]))
 
     def inverse(self) -> Self:
-        return self.transpose() if self.orthogonal else type(self)(_inverse(self.matrices))
+        return self.transpose() if self.orthogonal else self._inverted
+
+    @cached_property
+    def _inverted(self) -> Self:
+        return type(self)(_inverse(self.matrices))
+
+    def dual(self) -> Self:
+        return self if self.orthogonal else self._dual
+
+    @cached_property
+    def _dual(self) -> Self:
+        """Found once, for every weight that is read in the basis."""
+        return self.inverse().transpose()
 
     def transpose(self) -> Self:
         return type(self)(self.matrices.mT)

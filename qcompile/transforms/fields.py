@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,12 @@ class StepTransform(Transform):
         return tuple(v.numpy().tobytes() if isinstance(v, torch.Tensor) else v for v in values)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._key() == other._key()
+        return self is other or (type(self) is type(other) and self._key() == other._key())
 
     def __hash__(self) -> int:
+        return self._hashed
+
+    @cached_property
+    def _hashed(self) -> int:
+        """Found once: it reads every number, and the choice asks for it as often as it tries something."""
         return hash((type(self), self._key()))

@@ -106,15 +106,23 @@ def wush(
     return wush_of_moments(blocks, w.mT @ w / max(w.shape[1], 1), damping)
 
 
-def wush_of_moments(blocks: torch.Tensor, grams: torch.Tensor, damping: float = 1e-4) -> BlockDense:
-    """``wush`` from second moments of the inputs and of the weights' rows, both ``[count, b, b]``."""
+def wush_of_moments(
+    blocks: torch.Tensor, grams: torch.Tensor, damping: float = 1e-4, device: str | torch.device = "cpu"
+) -> BlockDense:
+    """``wush`` from second moments of the inputs and of the weights' rows, both ``[count, b, b]``.
+
+    Args:
+        device: where large blocks compute; of small ones a GPU finds eigenvectors one by one.
+    """
     b = blocks.shape[-1]
+    if b >= _LARGE:
+        blocks, grams = blocks.to(device), grams.to(device)
     lower = _cholesky(blocks, damping)
     gram = lower.mT @ _damped(grams, damping) @ lower
     squares, u = torch.linalg.eigh(gram)  # S² and U without the R-sized V
     u = u * torch.sign(torch.sign(u.sum(1, keepdim=True)) + 0.5)
     root = squares.clamp_min(torch.finfo(torch.float64).tiny).pow(0.25)
-    left = _hadamard(b) @ (root[:, :, None] * u.mT)
+    left = _hadamard(b).to(u.device) @ (root[:, :, None] * u.mT)
     return BlockDense(torch.linalg.solve_triangular(lower, left, upper=False, left=False))
 
 
@@ -122,7 +130,9 @@ def _damped(blocks: torch.Tensor, damping: float) -> torch.Tensor:
     """Blocks plus a multiple of the mean of their diagonals; an all-zero block becomes a multiple of I."""
     mean = blocks.diagonal(dim1=-2, dim2=-1).mean(-1).abs()
     scale = torch.where(mean > 0, mean, torch.ones_like(mean))
-    return blocks + damping * scale[:, None, None] * torch.eye(blocks.shape[-1], dtype=blocks.dtype)
+    return blocks + damping * scale[:, None, None] * torch.eye(
+        blocks.shape[-1], dtype=blocks.dtype, device=blocks.device
+    )
 
 
 def _cholesky(blocks: torch.Tensor, damping: float) -> torch.Tensor:

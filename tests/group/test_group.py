@@ -32,6 +32,21 @@ def parts(count: int) -> list[torch.Tensor]:
     return [torch.from_numpy(part) for part in (rng.standard_normal((count, 5, 5)) * scale).astype(np.float32)]
 
 
+def large(rank: int) -> dict[str, Any]:
+    """Tensors of several types that go by themselves, one of them turned and one twice, beside others that do not."""
+    generator = torch.Generator().manual_seed(rank)
+    whole = torch.randn(200, 300 + rank, generator=generator)
+    return {"codes": (whole > 0).to(torch.uint8), "turned": whole.T, "twice": [whole, whole], "true": whole > 0,
+            "few": whole[0], "half": whole.bfloat16(), "rank": rank}  # fmt: skip
+
+
+def sums(made: dict[str, Any]) -> dict[str, Any]:
+    """What can be compared of them."""
+    return {name: (item.shape, item.dtype, item.double().sum().item()) if isinstance(item, torch.Tensor)
+            else [t.double().sum().item() for t in item] if isinstance(item, list) else item
+            for name, item in made.items()}  # fmt: skip
+
+
 def work(options: Options, progress: Any, count: int = 11) -> dict[str, Any]:
     """Everything that a group does, as each process has it in the end."""
     group = options.group
@@ -52,6 +67,7 @@ def work(options: Options, progress: Any, count: int = 11) -> dict[str, Any]:
         "late": late.joined().numpy().tobytes(),
         "nothing": nothing,
         "all": group.gathered(lambda: os.getpid()),
+        "large": [sums(made) for made in group.gathered(lambda: large(group.rank))],
     }
 
 
@@ -134,6 +150,7 @@ def test_all_processes_have_what_one_alone_has(devices: int) -> None:
     )  # fmt: skip
     assert len(set(several.pop("all"))) == devices
     del alone["all"]
+    alone["large"] = [sums(large(rank)) for rank in range(devices)]
     assert several == alone
     assert told == [("working", 1, 2)]
 
