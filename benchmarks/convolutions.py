@@ -3,9 +3,9 @@
     python benchmarks/convolutions.py [MODEL.onnx ...] [--seconds 2] [--targets cpu-int8,cpu-int4,qdq-int8]
 
 Without models: the shipped classifiers, a YOLO-like network with random weights, and the PP-OCR models of the package
-``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else smooth noise of the shape of the inputs; a
-quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that. Times are medians of runs in
-turn, on one thread, over those of the float model.
+``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else pictures of digits in the shape of the
+input; a quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that. Times are medians of
+runs in turn, on one thread, over those of the float model.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 
 import qcompile as qc
 from qcompile.checks.latency import interleaved
 
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"
-PLACES = {"height": 64, "width": 320}
+PLACES = (64, 320)
 IMAGES = 64
 
 
@@ -34,10 +35,13 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the runs of each model")
     parser.add_argument("--targets", default="cpu-int8,cpu-int4,qdq-int8")
+    parser.add_argument(
+        "--places", type=int, nargs=2, default=PLACES, help="height and width, where a model leaves them free"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for path in options.models or shipped(Path(folder)):
-            table(path, Path(folder) / path.stem, options.targets.split(","), options.seconds)
+            table(path, Path(folder) / path.stem, options)
 
 
 def shipped(folder: Path) -> list[Path]:
@@ -90,34 +94,50 @@ def yolo_like(path: Path) -> Path:
     return path
 
 
-def images_of(model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
-    """Inputs of a model: digits for one that reads them, else noise that is smooth along places."""
-    (value,) = model.graph.input
+def images_of(model: onnx.ModelProto, places: tuple[int, int] = PLACES) -> list[dict[str, np.ndarray]]:
+    """Inputs of a model of images: digits for one that reads them, else pictures in its layout."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    (value,) = [value for value in model.graph.input if value.name not in constants]
     dims = [dim.dim_value or 0 for dim in value.type.tensor_type.shape.dim]
+    with np.load(ZOO / "classifier_calibration.npz") as digits:
+        shapes = digits["x"]
     if dims[1:] == [1, 16, 16]:
-        with np.load(ZOO / "classifier_calibration.npz") as digits:
-            return [{value.name: digits["x"][i : i + 4]} for i in range(0, 4 * IMAGES, 4)]
-    rng, found = np.random.default_rng(0), []
-    sizes = [dims[0] or 1, dims[1] or 3, dims[2] or PLACES["height"], dims[3] or PLACES["width"]]
-    for _ in range(IMAGES):
-        coarse = rng.standard_normal((*sizes[:2], -(-sizes[2] // 8), -(-sizes[3] // 8)))
-        smooth = coarse.repeat(8, 2).repeat(8, 3)[:, :, : sizes[2], : sizes[3]]
-        found.append({value.name: (smooth + 0.2 * rng.standard_normal(sizes)).clip(-2, 2).astype(np.float32)})
-    return found
+        return [{value.name: shapes[i : i + 4]} for i in range(0, 4 * IMAGES, 4)]
+    last = dims[-1] in (1, 3) and dims[1] not in (1, 3)
+    batch, channels, height, width = [dims[0], dims[3], *dims[1:3]] if last else dims
+    size = channels or 3, height or places[0], width or places[1]
+    rng = np.random.default_rng(0)
+    found = [np.stack([picture(rng, size, shapes) for _ in range(max(batch, 1))]) for _ in range(IMAGES)]
+    return [{value.name: image.transpose(0, 2, 3, 1) if last else image} for image in found]
 
 
-def table(path: Path, folder: Path, targets: list[str], seconds: float) -> None:
+def picture(rng: np.random.Generator, size: tuple[int, int, int], shapes: np.ndarray) -> np.ndarray:
+    """A row of dark digits on bright, slightly noisy ground, as text is normalized: ``[channels, height, width]``."""
+    channels, height, width = size
+    coarse = rng.standard_normal((channels, -(-height // 8), -(-width // 8)))
+    image = 1.5 + 0.15 * coarse.repeat(8, 1).repeat(8, 2)[:, :height, :width] + 0.05 * rng.standard_normal(size)
+    factor = max(height // 32, 1)
+    side = 16 * factor
+    top = int(rng.integers(0, max(height - side, 0) + 1))
+    for left in range(int(rng.integers(side)), width - side + 1, side * 3 // 4):
+        place = image[:, top : top + side, left : left + side]
+        drawn = shapes[rng.integers(len(shapes)), 0].repeat(factor, 0).repeat(factor, 1)
+        place -= 1.5 * (drawn + 1)[: place.shape[1], : place.shape[2]]
+    return image.astype(np.float32)
+
+
+def table(path: Path, folder: Path, options: argparse.Namespace) -> None:
     """Print the rows of one model."""
     folder.mkdir()
-    inputs = images_of(onnx.load(path))
+    inputs = images_of(onnx.load(path), options.places)
     learned, held_out = inputs[: IMAGES * 3 // 4], inputs[IMAGES * 3 // 4 :]
     plain = session(path)
     want = [plain.run(None, given) for given in held_out]
-    rows = dict(quantized(path, folder, learned, targets))
+    rows = dict(quantized(path, folder, learned, options.targets.split(",")))
     sessions = {name: session(file) for name, file in rows.items()}
     errors = {name: error(want, [own.run(None, given) for given in held_out]) for name, own in sessions.items()}
     runs: list[Callable[[], Any]] = [lambda own=own: own.run(None, inputs[0]) for own in (plain, *sessions.values())]
-    times, _ = interleaved(runs, seconds * len(runs))
+    times, _ = interleaved(runs, options.seconds * len(runs))
     print(f"\n{path.name}: {path.stat().st_size:,} bytes, {times[0] * 1e3:.2f} ms a run\n")
     print("| quantized by | size | error | latency |\n|---|---|---|---|")
     for (name, file), own in zip(rows.items(), times[1:], strict=True):
@@ -142,6 +162,8 @@ def quantized(
     prepared = folder / "prepared.onnx"
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(prepared)
+    if model.opset_import[0].version < 13:  # scales of channels need it
+        model = onnx.version_converter.convert_version(model, 13)
     del model.graph.value_info[:]  # its dynamic quantizer turns weights of Gemm, and then contradicts their old shapes
     onnx.save(model, prepared)
     dynamic = folder / "dynamic.onnx"

@@ -269,9 +269,12 @@ class Interpreter:
         """
         from onnx.reference import ReferenceEvaluator
 
+        from qcompile.run.reference_operators import OPERATORS
+
         check_names(inputs, self.inputs)
         try:
-            values: Any = ReferenceEvaluator(ir.to_proto(self._model)).run(self.outputs, dict(inputs))
+            evaluator = ReferenceEvaluator(ir.to_proto(self._model), new_ops=OPERATORS)
+            values: Any = evaluator.run(self.outputs, dict(inputs))
         except Exception as error:  # operators are Python functions that raise whatever comes up
             raise InputError(f"neither onnxruntime nor ONNX's evaluator runs the graph: {first_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))

@@ -113,9 +113,21 @@ def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, par
 
 
 def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:
+    model = _said_once(model)
     constants = [value.const_value for value in model.graph.initializers.values()]
     if sum(tensor.nbytes for tensor in constants if tensor is not None) <= INLINE_BYTES:
         ir.save(ir.external_data.load_to_model(model), folder / FILE)
         return (FILE,)
     ir.save(model, folder / FILE, external_data=DATA)
     return (FILE, DATA)
+
+
+def _said_once(model: ir.Model) -> ir.Model:
+    """A copy in which constants have no shapes and types but those of their contents, so that files hold these once."""
+    model = model.clone()
+    for graph in model.graphs():
+        shown = {*graph.inputs, *graph.outputs}
+        for value in graph.initializers.values():
+            if value not in shown:
+                value.shape = value.type = None
+    return model

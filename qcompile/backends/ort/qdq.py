@@ -99,13 +99,13 @@ def _weight(emit: Emitter, site: Linear | Convolution, codes: np.ndarray, scales
 def _decoded(emit: Emitter, site: Linear | Convolution, parts: Parts, axis: int, of: ir.Value) -> ir.Value:
     """Codes of a constant, read back.
 
-    Zero points are not shared: where onnxruntime is asked for exact sums on x86 without VNNI, it makes unsigned codes
-    of each weight, and replaces its zero points.
+    Zero points of a weight are not shared: where onnxruntime is asked for exact sums on x86 without VNNI, it makes
+    unsigned codes of each weight, and replaces its zero points. Those of a bias are zero unsaid.
     """
-    codes, scales = emit.weights(site.weight, parts)
+    operands = emit.weights(site.weight, parts)
     stored, steps = map(np.asarray, parts.values())
-    zeros = np.zeros(steps.shape, stored.dtype)
-    operands = (codes, scales, emit.apart(f"{of.name}.zero_point", zeros))
+    if stored.dtype == np.int8:
+        operands.append(emit.apart(f"{of.name}.zero_point", np.zeros(steps.shape, np.int8)))
     return emit.op(site.node, "DequantizeLinear", *operands, axis=axis, hint=f"{of.name}/decoded")
 
 

@@ -119,7 +119,7 @@ def test_the_file_holds_the_plans(parse, tmp_path, model):
         np.testing.assert_array_equal(matrix, own.weight.dequantize().numpy())
         if len(node.input) > 2:
             bias = made[node.input[2]]
-            steps, step, _ = (constants[name] for name in bias.input)
+            steps, step = (constants[name] for name in bias.input)
             assert steps.dtype == np.int32
             np.testing.assert_allclose(step, scale * scales, rtol=1e-6)
 
