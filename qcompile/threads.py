@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
-__all__ = ["alone", "threads"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["alone", "by_part", "threads"]
+
+#: Operations, about, from which threads gain more than they take to begin: some milliseconds.
+LONG = 1 << 22
 
 #: How long a thread keeps Python's lock while others wait: with the usual 5 ms, an export takes a tenth longer.
 SWITCH_SECONDS = 0.0002
@@ -44,3 +52,18 @@ def alone() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(own)
+
+
+def by_part(work: Callable[[Tensor], tuple[Tensor, ...]], stack: Tensor) -> tuple[Tensor, ...]:
+    """What is found for each matrix of a stack ``[count, n, n]`` of the CPU, some by each thread if it takes long.
+
+    LAPACK goes through a stack one by one, and gives its threads the rows of one, which are too few.
+    """
+    import torch
+
+    count = min(len(stack), os.cpu_count() or 1)
+    if count == 1 or stack.is_cuda or stack.numel() * stack.shape[-1] < LONG:
+        return work(stack)
+    with threads(count) as several:
+        parts = list(several.map(work, stack.tensor_split(count)))
+    return tuple(torch.cat(found) for found in zip(*parts, strict=True))

@@ -20,18 +20,42 @@ if TYPE_CHECKING:
     from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Compensation"]
+__all__ = ["Compensation", "LastMoment"]
 
 #: What GPTQ adds to the diagonal, of its mean.
 DAMPING = 0.01
 
 
+class LastMoment:
+    """The shrunk moments of inputs on a device, of which the one that was asked for last is kept: they are large."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._last: tuple[Statistics, torch.Tensor] | None = None
+
+    def of(self, statistics: Statistics) -> torch.Tensor:
+        """Float32 ``[in, in]``, not to be written to."""
+        if self._last is None or self._last[0] is not statistics:
+            self._last = None  # before the next one takes its place
+            moment = moment_on(statistics.second_moment, self._device, torch.float32)
+            rho, mean = shrinkage(moment, statistics.effective), float(moment.diagonal().mean())
+            moment = moment.mul_(1 - rho)
+            moment.diagonal().add_(rho * mean)
+            self._last = statistics, moment
+        return self._last[1]
+
+
 @dataclass(frozen=True, eq=False)
 class Compensation:
-    """The part of errors that is left where all sites that read one input learn from it."""
+    """The part of errors that is left where all sites that read one input learn from it.
+
+    Args:
+        statistics: of the input.
+        moments: of this and other inputs.
+    """
 
     statistics: Statistics
-    device: str = "cpu"
+    moments: LastMoment = field(default_factory=LastMoment)
     _known: dict[int, tuple[Any, torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def remaining(self, lost: torch.Tensor, transform: Transform | None) -> float:
@@ -53,10 +77,7 @@ class Compensation:
         return pivots, energies
 
     def _made(self, transform: Transform | None) -> tuple[torch.Tensor, torch.Tensor]:
-        moment = moment_on(self.statistics.second_moment, self.device, torch.float32)
-        rho, mean = shrinkage(moment, self.statistics.effective), float(moment.diagonal().mean())
-        moment = moment.mul_(1 - rho)
-        moment.diagonal().add_(rho * mean)
+        moment = self.moments.of(self.statistics)
         if transform is not None:
             moment = transform.apply(transform.apply(moment, 0), 1)
         energies = moment.diagonal().clone()

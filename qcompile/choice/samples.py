@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qcompile.choice.compensation import Compensation
+from qcompile.choice.compensation import Compensation, LastMoment
 from qcompile.formats import fake_quantize_rows, range_within
 from qcompile.statistics.collected import spread
 from qcompile.transforms.widened import Widened
@@ -57,17 +57,17 @@ class Samples:
     learned: Compensation | None
 
     @staticmethod
-    def of(statistics: Statistics, *, learns: bool, device: str = "cpu") -> Samples:
+    def of(statistics: Statistics, learned: LastMoment | None = None, device: str = "cpu") -> Samples:
         """A few rows, evenly spread, on a device.
 
         Args:
-            learns: whether weights will be rounded by GPTQ on these statistics.
+            learned: has the moments, if weights will be rounded by GPTQ on these statistics.
         """
         import torch
 
         rows = spread(torch.from_numpy(statistics.sample), ROWS).to(device)
-        learned = Compensation(statistics, device) if learns else None
-        return Samples(rows, HeldOut.of(statistics, device), learned)
+        compensation = None if learned is None else Compensation(statistics, learned)
+        return Samples(rows, HeldOut.of(statistics, device), compensation)
 
     @cached_property
     def thin(self) -> Samples:

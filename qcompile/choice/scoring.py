@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from qcompile.analysis.spaces import Site
+    from qcompile.choice.compensation import LastMoment
     from qcompile.formats import Format
     from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
@@ -277,18 +278,18 @@ class Probes:
 
 def probes_of(
     group: Siblings, statistics: Statistics | None = None, curvatures: Mapping[str, Curvature] | None = None, *,
-    learns: bool = False, device: str = "cpu",
+    learned: LastMoment | None = None, device: str = "cpu",
 ) -> Probes:  # fmt: skip
     """Probes of siblings.
 
     Args:
         statistics: of the value that they read; the identity without.
         curvatures: what errors cost, by site name; without them all alike.
-        learns: whether weights will be rounded by GPTQ on these statistics.
+        learned: has the moments, if weights will be rounded by GPTQ on these statistics.
         device: where predictions are computed.
     """
     known = curvatures or {}
-    samples = None if statistics is None else Samples.of(statistics, learns=learns, device=device)
+    samples = None if statistics is None else Samples.of(statistics, learned, device)
     loud = None if statistics is None or not len(statistics.second_moment) else statistics.second_moment.diagonal()
     items = (probe(site, samples, known.get(site.name, EVEN), device, loud) for site in group.sites)
     if group.patches is None:

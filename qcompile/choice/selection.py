@@ -15,6 +15,7 @@ from qcompile.analysis.edges import edge_sites
 from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment
+from qcompile.choice.compensation import LastMoment
 from qcompile.choice.costs import cost_of
 from qcompile.choice.decision import Posed
 from qcompile.choice.export_options import Options
@@ -127,9 +128,9 @@ def choose(
         return site.name in edges and site.name not in wishes.schemes
 
     inner = [group for group in groups if several or not _settled(group, plain_edge)]
-    learns = method_of(options.method).walks and bool(data.held_out)
+    learned = LastMoment(options.device) if method_of(options.method).walks and data.held_out else None
     probes = {
-        group: probes_of(group, statistics.get(group.name), costs, learns=learns, device=options.device)
+        group: probes_of(group, statistics.get(group.name), costs, learned=learned, device=options.device)
         for group in inner
     }
     few = not (data.random or data.held_out)

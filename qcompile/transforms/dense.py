@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
+from qcompile.threads import by_part
 from qcompile.transforms.fields import StepTransform, as_tensor, freeze, join
 from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step
@@ -42,7 +43,7 @@ def _classify_monomial(matrices: torch.Tensor, identity: torch.Tensor) -> Freedo
 
 def _inverse(matrices: torch.Tensor) -> torch.Tensor:
     """The inverse with one step of Newton's iteration, which wins back what elimination lost."""
-    inverse, info = torch.linalg.inv_ex(matrices)
+    inverse, info = by_part(torch.linalg.inv_ex, matrices) if matrices.ndim == 3 else torch.linalg.inv_ex(matrices)
     if info.any() or not torch.isfinite(inverse).all():
         raise InputError("a transform must be invertible, and this matrix is singular")
     refined = inverse + inverse @ (torch.eye(matrices.shape[-1], dtype=matrices.dtype) - matrices @ inverse)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from qcompile.errors import InputError
+from qcompile.threads import by_part
 from qcompile.transforms.composite import Compose, Kronecker
 from qcompile.transforms.dense import BlockDense, Dense
 from qcompile.transforms.hadamard import Hadamard
@@ -119,7 +120,7 @@ def wush_of_moments(
         blocks, grams = blocks.to(device), grams.to(device)
     lower = _cholesky(blocks, damping)
     gram = lower.mT @ _damped(grams, damping) @ lower
-    squares, u = torch.linalg.eigh(gram)  # S² and U without the R-sized V
+    squares, u = by_part(torch.linalg.eigh, gram)  # S² and U without the R-sized V
     u = u * torch.sign(torch.sign(u.sum(1, keepdim=True)) + 0.5)
     root = squares.clamp_min(torch.finfo(torch.float64).tiny).pow(0.25)
     left = _hadamard(b).to(u.device) @ (root[:, :, None] * u.mT)

@@ -148,7 +148,7 @@ def test_errors_that_are_felt_predict_the_divergence(name: str) -> None:
         for transform in (None, Hadamard(group.width, 0)):
             (site,) = group.sites
             measured = trial.divergences({site.name: scheme}, {group.name: transform}).mean()
-            samples = Samples.of(statistics[group.name], learns=False)
+            samples = Samples.of(statistics[group.name])
             felt = site_loss(probe(site, samples, found[site.name]), scheme, transform)
             assert felt == pytest.approx(measured, rel=0.35)
 

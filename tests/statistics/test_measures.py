@@ -62,7 +62,7 @@ def test_what_matters_more_costs_more(parse, how: str) -> None:
     losses = {}
     for site in sites:
         own = statistics.get(site.input.name) if site.input is not None else None
-        samples = None if own is None else Samples.of(own, learns=False)
+        samples = None if own is None else Samples.of(own)
         losses[site.weight.name] = site_loss(probe(site, samples, found[site.name]), scheme)
     assert losses["loud"] > 20 * losses["quiet"]
     assert sum(losses.values()) < 1
