@@ -20,7 +20,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qcompile.analysis.siblings import Siblings, siblings_of
-from qcompile.choice.scoring import probe, probes_of, site_error, site_loss
+from qcompile.choice.probe import probe
+from qcompile.choice.scoring import probes_of, site_error, site_loss
 from qcompile.choice.trial import Trial
 from qcompile.preparation import prepare
 from qcompile.run.data import hold_out, load_data

@@ -20,6 +20,7 @@ from qcompile.artifact.weight_entries import unsited
 from qcompile.checks.fake_quantized import rounded_for
 from qcompile.checks.plain_rounding import Plain, better_plain, output_errors, plain_error, rounded_plainly
 from qcompile.choice import selection
+from qcompile.choice.branches import Apart, alone, scheme_of
 from qcompile.choice.contest import contest
 from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.placement import Placement
@@ -38,7 +39,7 @@ from qcompile.preparation import prepare
 from qcompile.quantizing import quantize, round_sites
 from qcompile.rounding.methods import Gptq, Rtn, method_of
 from qcompile.run.data import hold_out, load_data
-from qcompile.splitting import branch_digests, split_sites
+from qcompile.splitting import branch_digests, split_sites, store_in_half
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
 from qcompile.targets.eligible import quantizable, said_of_weights
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
@@ -116,7 +117,7 @@ def _request(options: Options, progress: Progress | None = None) -> Request:
     target = get_target(options.target).in_form(options.form)
     if options.tvm_target is not None:
         target = target.on_machine(options.tvm_target)
-    schemes = [target.scheme(name) for name in options.formats or [target.default]]
+    schemes = [scheme_of(target, name) for name in options.formats or [target.default]]
     rotates = options.transforms != "none"
     return Request(options, target, schemes, backend(target.backends[0]), Effort(progress), rotates_caches=rotates)
 
@@ -135,7 +136,13 @@ def _capture(model: Any, request: Request, **capture_options: Any) -> Captured:
 def _prepare(captured: Captured, request: Request) -> Prepared:
     """Prepare the graph, and compute parts of weights apart where that was asked for."""
     prepared = _whole(captured, request)
-    return split_sites(prepared, request) if request.options.split else prepared
+    return split_sites(prepared, request) if _splits(request) else prepared
+
+
+def _splits(request: Request) -> bool:
+    """Whether anything is to be computed apart: as splits, or as branches of schemes."""
+    named = (*request.options.formats, *request.options.format_for.values())
+    return bool(request.options.split) or any(isinstance(scheme_of(request.target, own), Apart) for own in named)
 
 
 def _whole(captured: Captured, request: Request) -> Prepared:
@@ -160,7 +167,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
         raise InputError(none + said_of_weights([*state.declined, *unsited(prepared.weights)]))
     work = request.work.about(lambda: _computed_from(prepared, options))
     choice = selection.choose(
-        analysis, sites, request.target, request.schemes, options, prepared.seen.data, wishes, state.decline,
+        analysis, sites, request.target, alone(request.schemes), options, prepared.seen.data, wishes, state.decline,
         request.progress, work,
     )  # fmt: skip
     _ = analysis.spaces  # by names of values that are there still
@@ -183,7 +190,8 @@ def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
     source = prepared.source
     graphs = [source.sha256, fingerprint(source.model), fingerprint(prepared.model)]
     tied = [site.name for site in prepared.analysis.sites if site.stored is not site.weight]
-    split = [*options.split, *options.formats, *branch_digests(prepared)] if options.split else []
+    beside = branch_digests(prepared)
+    split = [*options.split, *options.formats, *beside] if options.split or beside else []
     return [*graphs, tied, list(options.keep), prepared.seen.data.digest(), options.device, split]
 
 
@@ -234,6 +242,7 @@ def _lower(quantized: Quantized, folder: Path) -> Written:
     """Write the files of the target's own backend; of several processes the first does."""
     request, model = quantized.chosen.request, quantized.rotated.model
     target = request.target
+    store_in_half(model)
     for node in model.graph.all_nodes():
         for mark in (KEPT, SPLIT):
             node.metadata_props.pop(mark, None)  # what was wished is the manifest's to say

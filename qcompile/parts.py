@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qcompile.artifact.artifact import Artifact
 from qcompile.artifact.folder import folder_of_first
 from qcompile.artifact.top import write_top
+from qcompile.choice.branches import scheme_of
 from qcompile.choice.export_options import Options, check_options
 from qcompile.compiler import export
 from qcompile.errors import InputError
@@ -82,7 +83,7 @@ def _check(model: Any, names: tuple[str, ...], options: Options, capture_options
     """Refuse what cannot be meant for several graphs, before any work."""
     Work(options.work, options.group)
     target = get_target(options.target)
-    check_options(options, target, [target.scheme(name) for name in options.formats or [target.default]])
+    check_options(options, target, [scheme_of(target, name) for name in options.formats or [target.default]])
     said = [f"--{name.replace('_', '-')}" for name in OF_ONE_GRAPH if getattr(options, name)]
     said += [f"--budget {unit}" for unit in options.budget if unit != "bits"]
     said += [name for name in OF_ONE_CAPTURE if capture_options.get(name) is not None]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.edges import edge_sites
@@ -11,11 +15,12 @@ from qcompile.analysis.inventory import take_inventory
 from qcompile.analysis.named_sites import fitting
 from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Site
-from qcompile.choice.branches import Apart, with_branches
+from qcompile.choice.branches import Apart, alone, scheme_of, with_branches
 from qcompile.choice.selection import choose
 from qcompile.choice.splits import SPLIT, Auto, Branch, Columns, beside, split_of
 from qcompile.choice.wishes import wishes_of
-from qcompile.ir.required import constant, operand
+from qcompile.ir.graph import add_initializer, append_node
+from qcompile.ir.required import constant, name_of, operand
 from qcompile.ir.sums import inseparable
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.split_branches import SplitBranches
@@ -24,8 +29,10 @@ from qcompile.passes.split_features import SplitFeatures
 from qcompile.stages import Prepared, Request
 from qcompile.statistics.calibration import collect
 from qcompile.targets.eligible import quantizable
+from qcompile.targets.plans import plan_of
+from qcompile.targets.scheme import Scheme
 
-__all__ = ["branch_digests", "split_sites"]
+__all__ = ["branch_digests", "split_sites", "store_in_half"]
 
 
 def split_sites(prepared: Prepared, request: Request) -> Prepared:
@@ -34,7 +41,9 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
     for word in options.split:
         how = split_of(word)
         if isinstance(how, Auto):
-            prepared = _where_it_pays(prepared, request, how)
+            finest = request.target.scheme(how.format) if how.format else max(request.schemes, key=_bits)
+            schemes = with_branches(request.schemes, how.ranks, finest)
+            prepared = _where_it_pays(prepared, request, schemes, f"branches: {how}")
             continue
         if not isinstance(how, Branch) and data.random:
             reason = "there is no calibration data, and what is loud on random inputs is so on no others"
@@ -48,11 +57,17 @@ def split_sites(prepared: Prepared, request: Request) -> Prepared:
         if isinstance(how, Columns):
             run_pass(SplitColumns(groups, known, how), state)
         elif isinstance(how, Branch):
-            run_pass(SplitBranches(groups, known, request.schemes[0], how, options.device), state)
+            run_pass(SplitBranches(groups, known, alone(request.schemes)[0], how, options.device), state)
         else:
             run_pass(SplitFeatures(groups, known, how), state)
         prepared = _analyzed(prepared)
+    if any(isinstance(scheme, Apart) for scheme in (*request.schemes, *_wished(request).values())):
+        prepared = _where_it_pays(prepared, request, request.schemes, "branches that formats name")
     return prepared
+
+
+def _wished(request: Request) -> dict[str, Scheme]:
+    return {pattern: scheme_of(request.target, word) for pattern, word in request.options.format_for.items()}
 
 
 def _analyzed(prepared: Prepared) -> Prepared:
@@ -60,7 +75,11 @@ def _analyzed(prepared: Prepared) -> Prepared:
     return replace(prepared, analysis=analysis, weights=take_inventory(prepared.source.model, analysis))
 
 
-def _where_it_pays(prepared: Prepared, request: Request, how: Auto) -> Prepared:
+def _bits(scheme: Scheme) -> float:
+    return scheme.bits
+
+
+def _where_it_pays(prepared: Prepared, request: Request, schemes: Sequence[Scheme], what: str) -> Prepared:
     """Put branches beside the sites for which the decision about formats, transforms and branches takes one.
 
     It is made again on the graph that has them: what it leaves alone there is said then.
@@ -75,15 +94,15 @@ def _where_it_pays(prepared: Prepared, request: Request, how: Auto) -> Prepared:
     ]  # others may name parts to come
     wishes = wishes_of(analysis.sites, target, excluded, *wished)
     sites = [site for site in quantizable(analysis, target)[0] if site.name not in wishes.left_out]
-    finest = target.scheme(how.format) if how.format else max(request.schemes, key=lambda scheme: scheme.bits)
-    schemes = with_branches(request.schemes, how.ranks, finest)
+    if len(schemes) == 1 and not options.budget:  # there is nothing to decide, whatever the basis
+        options = replace(options, transforms="none", transform_for={})
     choice = choose(
         analysis, sites, target, schemes, options, prepared.seen.data, replace(wishes, separable=separable),
         lambda *_: None, request.progress,
     )  # fmt: skip
     taken = {name: scheme for name, scheme in choice.schemes.items() if isinstance(scheme, Apart)}
     if not taken:
-        state.decline("*", f"branches: {how}", "within these budgets no site loses less with one")
+        state.decline("*", what, "within these budgets no site loses less with one")
     for scheme in dict.fromkeys(taken.values()):
         named = [replace(own, sites=[s for s in own.sites if taken.get(s.name) == scheme]) for own in groups]
         run_pass(SplitBranches(named, choice.statistics, scheme.alone, scheme.branch, options.device), state)
@@ -94,6 +113,22 @@ def branch_digests(prepared: Prepared) -> list[str]:
     """Digests of branches, which depend on formats, statistics and decisions, in the order of the graph."""
     thin = (constant(operand(node, 1)).numpy() for node in prepared.model.graph if beside(node))
     return [hashlib.sha256(array.tobytes()).hexdigest() for array in thin]
+
+
+def store_in_half(model: ir.Model) -> None:
+    """Store float32 weights of branches in float16, of which they are read back; those that reach beyond it stay."""
+    for node in [node for node in model.graph.all_nodes() if beside(node) and plan_of(node) is None]:
+        weight = operand(node, 1)
+        if weight.const_value is None or weight.dtype != ir.DataType.FLOAT:
+            continue
+        whole = constant(weight).numpy()
+        if np.abs(whole).max(initial=0) > np.finfo(np.float16).max:
+            continue
+        half = add_initializer(model, f"{weight.name}_half", whole.astype(np.float16))
+        cast = append_node(node, "Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{weight.name}_read", like=weight)
+        node.replace_input_with(1, cast.outputs[0])
+        del model.graph.initializers[name_of(weight)]
+        weight.type = half.type  # the analysis has it still, and so knows how it is stored
 
 
 def _separable(site: Site) -> bool:

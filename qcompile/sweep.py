@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from qcompile.choice.branches import scheme_of
 from qcompile.choice.export_options import Options, check_options
 from qcompile.choice.front import Point, bounds_of, front
 from qcompile.choice.kinds import FREE
@@ -53,7 +54,7 @@ def sweep(
     if len(formats) < 2:
         raise InputError(f"there is one format to choose, {formats[0]}: a sweep takes several, --formats a,b")
     loosest = replace(options, formats=formats, budget={unit: high for unit, (_, high) in ranges.items()})
-    check_options(loosest, target, [target.scheme(name) for name in formats])
+    check_options(loosest, target, [scheme_of(target, name) for name in formats])
     run = partial(_points, model, list(bounds_of(ranges, points)), **capture_options)
     return on_devices(run, replace(loosest, budget={}), devices, progress)
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcompile.choice.splits import Branch
+from qcompile.errors import InputError
 from qcompile.targets.scheme import FLOAT, Scheme
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
     from qcompile.analysis.spaces import Site
-    from qcompile.formats.scalar import Scalar
-    from qcompile.transforms import Transform
+    from qcompile.targets.target import Target
 
-__all__ = ["Apart", "Beside", "branch_of", "rank_in", "size_of", "with_branches", "within"]
+__all__ = ["Apart", "alone", "rank_in", "scheme_of", "size_of", "with_branches", "within"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,9 @@ class Apart(Scheme):
 
     @property
     def name(self) -> str:
-        """Such as ``"int4-g32 + branch{rank=16}"``."""
+        """Such as ``"int4-g32+r16"``, as ``scheme_of`` reads it, or ``"int4-g32 + branch{rank=16,rounds=1}"``."""
+        if self.branch == Branch(rank=self.branch.rank):
+            return f"{self.alone.name}+r{self.branch.rank}"
         return f"{self.alone.name} + {self.branch}"
 
     @property
@@ -43,55 +42,29 @@ class Apart(Scheme):
         return Scheme(self.weight, self.activation)
 
 
-@dataclass(frozen=True, eq=False)
-class Beside:
-    """A branch: ``left [out, rank]`` and ``right [rank, in]``.
+def scheme_of(target: Target, text: str) -> Scheme:
+    """The scheme that a name means on a target: ``int4+r32`` is its ``int4`` with a branch of that rank beside it.
 
-    Args:
-        few: the rows of ``left`` that a prediction looks at.
-        scheme: of both.
+    Raises:
+        TargetError: if the target cannot run it.
+        InputError: if there is no such format, or it is none to have a branch.
     """
+    base, plus, rank = text.rpartition("+r")
+    if not plus:
+        return target.scheme(text)
+    alone = target.scheme(base)
+    if not rank.isdecimal() or int(rank) < 1:
+        raise InputError(f"'{text}': the rank of a branch is a whole number above 0, such as {base}+r32")
+    if alone.weight is None:
+        raise InputError(f"'{text}': a weight that stays float has no use for a branch beside it")
+    if target.modules:
+        raise InputError(f"target '{target.name}' writes modules as they are: '{text}' would add products to them")
+    return Apart(alone.weight, alone.activation, Branch(rank=int(rank)))
 
-    left: torch.Tensor
-    right: torch.Tensor
-    few: torch.Tensor
-    scheme: Scheme
 
-    @staticmethod
-    def of(weight: torch.Tensor, energy: np.ndarray | None, apart: Apart) -> Beside:
-        """The branch that a scheme takes out of a weight ``[out, in]``."""
-        left, right = branch_of(weight, energy, apart.branch, apart.weight)
-        return Beside(left, right, left, apart.beside)
-
-    def spread(self, count: int) -> Beside:
-        """With as many of the rows to look at, evenly spread."""
-        from qcompile.statistics.collected import spread
-
-        return replace(self, few=spread(self.few, count))
-
-    def whole(self, rest: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, from what the branch left of them."""
-        return rest + self.few @ self.right
-
-    def exact(self, rows: torch.Tensor, transform: Transform | None) -> torch.Tensor:
-        """The output of the branch on rows in the basis of a transform: ``[rows, few]``."""
-        return rows @ self._turned(transform).T @ self.few.T
-
-    def off(self, rows: torch.Tensor, transform: Transform | None, *, few: bool = True) -> torch.Tensor:
-        """The error of that output, or of the whole one, with the branch in its formats."""
-        from qcompile.formats import fake_quantize, fake_quantize_rows
-
-        weight, activation, right = self.scheme.weight, self.scheme.activation, self._turned(transform)
-        left = self.few if few else self.left
-        if weight is None:
-            return rows.new_zeros(())
-        seen = rows if activation is None else fake_quantize_rows(rows, activation)
-        middle = seen @ fake_quantize(right, weight).T
-        middle = middle if activation is None else fake_quantize_rows(middle, activation)
-        return middle @ fake_quantize(left, weight).T - rows @ right.T @ left.T
-
-    def _turned(self, transform: Transform | None) -> torch.Tensor:
-        return self.right if transform is None else transform.dual().apply(self.right, -1)
+def alone(schemes: Iterable[Scheme]) -> list[Scheme]:
+    """The schemes without branches, each once."""
+    return list(dict.fromkeys(own.alone if isinstance(own, Apart) else own for own in schemes))
 
 
 def with_branches(schemes: Sequence[Scheme], ranks: Sequence[int], beside: Scheme) -> list[Scheme]:
@@ -113,31 +86,6 @@ def rank_in(shape: Sequence[int], how: Branch) -> int:
 
 
 def size_of(shape: Sequence[int], how: Branch) -> int:
-    """The numbers that a branch beside a weight of that shape has."""
-    return rank_in(shape, how) * sum(shape)
-
-
-def branch_of(
-    weight: torch.Tensor, energy: np.ndarray | None, how: Branch, fmt: Scalar | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The branch of a weight ``[out, in]``: ``left [out, rank]`` and ``right [rank, in]``.
-
-    Args:
-        energy: of each feature that it reads; without it all count alike.
-        fmt: what the rest is rounded to, as far as that is known.
-    """
-    import torch
-
-    from qcompile.formats import fake_quantize
-    from qcompile.transforms import svd_lowrank
-
-    loud = torch.ones(weight.shape[1], device=weight.device)
-    if energy is not None:
-        known = torch.from_numpy(energy.copy()).float().to(weight.device)
-        loud = (known / known.mean().clamp_min(1e-30)).clamp_min(1e-6) ** (how.smooth / 2)
-
-    def rounded(rest: torch.Tensor) -> torch.Tensor:
-        return rest if fmt is None else fake_quantize(rest / loud, fmt) * loud
-
-    found = svd_lowrank(weight * loud, rank_in(weight.shape, how), rounded, how.rounds, of_error=how.error)
-    return found.left, found.right / loud
+    """The numbers that a branch beside a weight of that shape has, at most: one of the input has a third matrix."""
+    third = max(shape) if how.format == FLOAT.name and how.of in ("best", "input") else 0
+    return rank_in(shape, how) * (sum(shape) + third)

@@ -7,11 +7,15 @@ from collections.abc import Collection, Sequence
 from qcompile.analysis.matrices import layout_of
 from qcompile.analysis.spaces import Site
 from qcompile.choice.branches import Apart, rank_in, size_of
+from qcompile.choice.splits import beside
 from qcompile.ir.required import constant
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
-__all__ = ["cost_of"]
+__all__ = ["HALF", "cost_of"]
+
+#: Bits of a number of a branch that stays float.
+HALF = 16
 
 
 def cost_of(pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: Target) -> dict[str, float]:
@@ -32,23 +36,35 @@ def _bit_operations(scheme: Scheme) -> float:
 
 
 def _bits(site: Site, scheme: Scheme) -> float:
-    beside = size_of(site.shape, scheme.branch) * scheme.beside.bits if isinstance(scheme, Apart) else 0
-    return constant(site.weight).size * scheme.bits + beside
+    apart = size_of(site.shape, scheme.branch) * _code(scheme.beside, HALF) if isinstance(scheme, Apart) else 0
+    return constant(site.weight).size * _code(scheme, _float_bits(site)) + apart
 
 
 def _products(site: Site, scheme: Scheme) -> float:
-    beside = size_of(site.shape, scheme.branch) * _bit_operations(scheme.beside) if isinstance(scheme, Apart) else 0
-    return constant(site.weight).size * _bit_operations(scheme) + beside
+    apart = size_of(site.shape, scheme.branch) * _bit_operations(scheme.beside) if isinstance(scheme, Apart) else 0
+    return constant(site.weight).size * _bit_operations(scheme) + apart
 
 
 def _bytes(site: Site, scheme: Scheme) -> float:
     width = layout_of(site).columns
-    stored = constant(site.weight).size * _width(scheme, width)
+    stored = constant(site.weight).size * _width(scheme, width, _float_bits(site))
     if isinstance(scheme, Apart):
         rank, out = rank_in(site.shape, scheme.branch), site.shape[site.axis_out]
-        stored += rank * (width * _width(scheme.beside, width) + out * _width(scheme.beside, rank))
+        rows = (
+            size_of(site.shape, scheme.branch) // max(rank, 1) - out
+        )  # that are read, of ``width`` or all of ``rank``
+        stored += rank * (rows * _width(scheme.beside, width, HALF) + out * _width(scheme.beside, rank, HALF))
     return stored / 8
 
 
-def _width(scheme: Scheme, width: int) -> float:
-    return scheme.weight.bits_per_weight(width) if scheme.weight else 32
+def _float_bits(site: Site) -> int:
+    """The bits of a float weight: those of branches are stored in half."""
+    return HALF if beside(site.node) else 32
+
+
+def _code(scheme: Scheme, in_float: int) -> float:
+    return scheme.bits if scheme.weight else in_float
+
+
+def _width(scheme: Scheme, width: int, in_float: int) -> float:
+    return scheme.weight.bits_per_weight(width) if scheme.weight else in_float

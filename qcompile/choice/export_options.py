@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qcompile.choice.branches import scheme_of
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.splits import Auto, split_of
 from qcompile.errors import InputError, unknown
@@ -120,14 +121,14 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")
     for text in (*options.format_for.values(), *(fmt for word in options.split if (fmt := split_of(word).format))):
-        target.scheme(text)
+        scheme_of(target, text)
     if options.split and target.modules:
         raise InputError(f"target '{target.name}' writes modules as they are: --split would add products to them")
     if not options.budget and any(isinstance(split_of(word), Auto) for word in options.split):
         raise InputError("split 'auto' needs a budget: what is computed apart always stores more")
     if options.calibration is None:
         texts = (*options.format_for.values(), target.edge)
-        for scheme in (*schemes, *map(target.scheme, texts)):
+        for scheme in (*schemes, *(scheme_of(target, text) for text in texts)):
             if scheme.static:
                 raise InputError(_UNCALIBRATED.format(scheme=scheme.name))
     least = min(scheme.bits for scheme in schemes)

@@ -25,7 +25,8 @@ from qcompile.choice.fits import Fit, fit_of_space, seen_as
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.online import Online, first_of
 from qcompile.choice.placement import Placement
-from qcompile.choice.scoring import Probe, site_loss, written_factor
+from qcompile.choice.probe import Probe
+from qcompile.choice.scoring import site_loss, written_factor
 from qcompile.group.group import ALONE, Group
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme

@@ -13,7 +13,8 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.choice.assignment import Assignment, Option, assign
 from qcompile.choice.placement import Placement, total_transform
-from qcompile.choice.scoring import Probe, Probes, site_loss
+from qcompile.choice.probe import Probe
+from qcompile.choice.scoring import Probes, site_loss
 from qcompile.targets.scheme import Scheme
 
 if TYPE_CHECKING:

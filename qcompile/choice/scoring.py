@@ -9,21 +9,21 @@ or better: these errors times gradients at the site's output.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import Siblings
-from qcompile.choice.branches import Apart, Beside
+from qcompile.choice.branch_fits import Fits
+from qcompile.choice.probe import Probe, probe
 from qcompile.choice.samples import Rows, Samples, rounded_by_place
 from qcompile.formats import fake_quantize
 from qcompile.formats.scalar import Scalar
-from qcompile.statistics.collected import spread
 from qcompile.statistics.sensitivity import EVEN, Curvature, Felt
 from qcompile.targets.scheme import Scheme
 from qcompile.threads import alone
@@ -32,87 +32,12 @@ from qcompile.transforms.widened import Widened
 if TYPE_CHECKING:
     import torch
 
-    from qcompile.analysis.spaces import Site
     from qcompile.choice.compensation import LastMoment
     from qcompile.formats import Format
     from qcompile.statistics.collected import Statistics
     from qcompile.transforms import Transform
 
-__all__ = ["Probe", "Probes", "probe", "probes_of", "site_error", "site_loss", "written_factor"]
-
-#: Rows of the weight and of the sample that a prediction looks at; fewer where only the weight counts.
-ROWS = 256
-WEIGHT_ROWS = 32
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A few rows of a site's weight and of its input: what predictions are computed on."""
-
-    weight: torch.Tensor  # [rows, in]
-    samples: Samples | None
-    curvature: Curvature = EVEN
-    read: Callable[[], torch.Tensor] | None = None  # the whole weight, where errors are felt
-    shares: torch.Tensor | None = None  # [rows] of a table: how much each adds to the loss, per energy of a mean row
-    loud: np.ndarray | None = None  # the energy of each feature that it reads
-    beside: Beside | None = None  # a branch that was taken out of the weight
-    taps: int = 1  # places that a row of the input covers
-    widened: Widened = Widened()  # makes of a transform of the value that of a row
-    known: dict[tuple[str, int, bool], tuple[Any, float]] = field(default_factory=dict, repr=False)  # by ``_predicted``
-    parts: dict[str, Probe] = field(default_factory=dict, repr=False)  # by ``under``
-
-    @cached_property
-    def thin(self) -> Probe:
-        """A probe of few of the rows; it weighs errors by their size alone."""
-        few = None if self.samples is None else self.samples.thin
-        blunt = replace(self.curvature, felt=None, shares=None)
-        beside = None if self.beside is None else self.beside.spread(WEIGHT_ROWS)
-        return Probe(
-            spread(self.weight, WEIGHT_ROWS).contiguous(), few, curvature=blunt, beside=beside, taps=self.taps,
-            widened=self.widened,
-        )  # fmt: skip
-
-    def rows_in(self, transform: Transform | None) -> Rows:
-        """Rows of the input in the basis of a transform of the value."""
-        return Rows(transform, self.widened, self.taps)
-
-    def under(self, scheme: Scheme) -> Probe:
-        """The probe of what a scheme rounds: the weight, or the rest that a branch leaves."""
-        if not isinstance(scheme, Apart) or self.read is None:
-            return self
-        if scheme.name not in self.parts:
-            whole = self.read()
-            beside = Beside.of(whole, self.loud, scheme)
-            rest = whole - beside.left @ beside.right
-            count = len(self.weight)
-            self.parts[scheme.name] = replace(
-                self, weight=spread(rest, count).contiguous(), read=lambda: rest, known={}, parts={},
-                beside=beside.spread(count),
-            )  # fmt: skip
-        return self.parts[scheme.name]
-
-
-def probe(
-    site: Site, samples: Samples | None, curvature: Curvature = EVEN, device: str = "cpu",
-    loud: np.ndarray | None = None,
-) -> Probe:  # fmt: skip
-    """Rows spread evenly over the weight's outputs, and those of the input; of a table those whose errors cost most."""
-    import torch
-
-    if curvature.shares is not None:
-        shares = torch.from_numpy(curvature.shares).to(device)
-        most = shares.topk(min(ROWS, len(shares)))
-        table = weight_matrix(site, device=device)
-        costs = most.values / most.values.sum().clamp_min(1e-30) / table.square().sum(1).mean().clamp_min(1e-30)
-        return Probe(table[most.indices], None, curvature=curvature, shares=costs)
-    weight = weight_matrix(site, WEIGHT_ROWS if samples is None else ROWS, device).contiguous()
-    read = partial(weight_matrix, site, device=device)
-    if samples is None:
-        return Probe(weight, None, curvature, read)
-    if curvature.felt is not None:
-        felt = Felt(curvature.felt.rows.to(device), curvature.felt.gradients.to(device))
-        curvature = replace(curvature, felt=felt)
-    return Probe(weight, samples, curvature, read, loud=loud)
+__all__ = ["Probes", "probes_of", "site_error", "site_loss", "written_factor"]
 
 
 def site_error(item: Probe, scheme: Scheme, transform: Transform | None = None) -> float:
@@ -197,6 +122,7 @@ def _energies(
     weight = item.weight if transform is None else transform.dual().apply(item.weight, -1)
     rounded = fake_quantize(weight, fmt)
     exact = rows @ weight.T
+    energy = exact.square().sum(1) if item.beside is None else item.beside.energy(rows, exact, transform)
     left = _remaining(item, rounded - weight, transform)
     if left == 1 and (seen is rows or curvature.weight == curvature.input):
         lost = curvature.weight * (seen @ rounded.T - exact).square().sum(1)
@@ -206,8 +132,7 @@ def _energies(
             lost = lost + curvature.input * ((seen - rows) @ weight.T).square().sum(1)
     if item.beside is not None:
         lost = lost + curvature.weight * item.beside.off(rows, transform).square().sum(1)
-        exact = exact + item.beside.exact(rows, transform)
-    return lost, exact.square().sum(1)
+    return lost, energy
 
 
 def _remaining(item: Probe, change: torch.Tensor, transform: Transform | None) -> float:
@@ -218,12 +143,13 @@ def _remaining(item: Probe, change: torch.Tensor, transform: Transform | None) -
 
 def _held_out_losses(item: Probe, scheme: Scheme, rows: Rows) -> np.ndarray:
     """``site_loss`` on the sequences that were held out, each one's share: ``[sequences]``."""
+    item = item.under(scheme)
     held_out = None if item.samples is None else item.samples.held_out
     if scheme.weight is None or held_out is None:
         return np.zeros(0 if held_out is None else len(held_out.lengths))
     learned = None if item.samples is None else item.samples.rows
     read = rows.of(held_out.rows, scheme.activation, learned)
-    lost, energy = _energies(item.under(scheme), read, scheme.weight, rows.transform, item.curvature)
+    lost, energy = _energies(item, read, scheme.weight, rows.transform, item.curvature)
     shares = (lost / energy.sum().clamp_min(1e-30)).split(list(held_out.lengths))
     return np.array([float(share.sum()) for share in shares])
 
@@ -290,8 +216,8 @@ def probes_of(
     """
     known = curvatures or {}
     samples = None if statistics is None else Samples.of(statistics, learned, device)
-    loud = None if statistics is None or not len(statistics.second_moment) else statistics.second_moment.diagonal()
-    items = (probe(site, samples, known.get(site.name, EVEN), device, loud) for site in group.sites)
+    fits = Fits([partial(weight_matrix, site, device=device) for site in group.sites], statistics)
+    items = (probe(site, samples, known.get(site.name, EVEN), device, fits, i) for i, site in enumerate(group.sites))
     if group.patches is None:
         return Probes(tuple(items))
     widened = Widened(0 if group.grouped else group.taps)  # of groups the moment is that of none in particular

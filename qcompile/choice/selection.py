@@ -22,8 +22,9 @@ from qcompile.choice.export_options import Options
 from qcompile.choice.kinds import FITTED, FREE
 from qcompile.choice.online import STAYING
 from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.probe import probe
 from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
-from qcompile.choice.scoring import Probes, probe, probes_of, site_error, site_loss
+from qcompile.choice.scoring import Probes, probes_of, site_error, site_loss
 from qcompile.choice.splits import beside
 from qcompile.choice.transforms import pose_choice
 from qcompile.choice.wishes import Wishes
@@ -144,8 +145,7 @@ def choose(
     if few and options.transforms in ("auto", *FITTED):
         decline("*", FITTED_TRANSFORM, data.too_few)
     elif data.random and statistics and options.transforms == "auto":
-        reason = "there is no calibration data, and what fits random inputs fits no others"
-        decline("*", FITTED_TRANSFORM, reason)
+        decline("*", FITTED_TRANSFORM, "there is no calibration data, and what fits random inputs fits no others")
     with alone():  # thousands of small steps, which no team makes faster; large ones go to a GPU where there is one
         choices(schemes if several else [first])
     if not several:

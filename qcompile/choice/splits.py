@@ -22,6 +22,9 @@ __all__ = ["SPLIT", "SPLITS", "Auto", "Branch", "Columns", "Flatten", "Split", "
 #: In the metadata of an operator that stands beside a site, the split that put it there.
 SPLIT = "qcompile.split"
 
+#: What a branch may be of.
+WAYS = ("best", "weight", "error", "input")
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -46,20 +49,22 @@ class Columns:
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of low rank: the leading directions of the weight, each feature weighted by how loud it is.
+    """A branch of low rank: leading directions that stay in high precision.
 
     Args:
         rank: of the branch, at most a quarter of the smaller side of a weight.
         rounds: times that it is made for what the rounded rest lacks; the best counts.
         smooth: the power of a feature's loudness that it counts with; 0 looks at the weight alone.
-        error: whether it begins with what rounding loses instead of with the weight.
-        format: of the branch.
+        of: the ``weight``, each feature weighted by how loud it is; the ``error``, which begins with what rounding
+            loses; the ``input``, whose directions are taken off it before it is rounded; or the ``best`` of these, by
+            errors on sequences held out.
+        format: of the branch; one that is not float is none of the input.
     """
 
     rank: int = 32
     rounds: int = 4
     smooth: float = 0.5
-    error: bool = False
+    of: str = "best"
     format: str = "float"
     name: ClassVar[str] = "branch"
     suffix: ClassVar[str] = ".branch"
@@ -166,6 +171,8 @@ def split_of(text: str) -> Split:
         raise InputError("split 'flatten' needs times above 0, and at least 2 pieces at most")
     if isinstance(made, Branch) and (made.rank < 1 or made.rounds < 1):
         raise InputError("split 'branch' needs a rank and rounds of at least 1")
+    if isinstance(made, Branch) and made.of not in WAYS:
+        raise InputError(unknown("way 'of' of a branch", made.of, WAYS))
     if isinstance(made, Auto) and not 1 <= made.least <= made.most:
         raise InputError("split 'auto' needs a least rank of at least 1, and at most the most")
     return made

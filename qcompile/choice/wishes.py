@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qcompile.analysis.named_sites import sites_of
 from qcompile.analysis.patches import is_convolution
 from qcompile.analysis.spaces import KEPT, Site
-from qcompile.choice.branches import within
+from qcompile.choice.branches import scheme_of, within
 from qcompile.choice.splits import SPLIT, split_of
 from qcompile.errors import InputError
 from qcompile.targets.eligible import WEIGHT
@@ -114,7 +114,9 @@ def wishes_of(
     schemes |= _last(format_for, sites, "--format-for", said)
     kinds = _last(transform_for, sites, "--transform-for", said)
     weights = {site.name for site in sites if target.convolutions == "weights" and is_convolution(site.node)}
-    return Wishes(left_out, {name: target.scheme(text) for name, text in schemes.items()}, kinds, weights, said=said)
+    return Wishes(
+        left_out, {name: scheme_of(target, text) for name, text in schemes.items()}, kinds, weights, said=said
+    )
 
 
 def _last(

@@ -161,7 +161,7 @@ def test_a_branch_of_the_error_leaves_the_codes_and_takes_the_leading_part(parse
     groups = siblings_of(found.analysis.sites)
     site = groups[0].sites[0]
     whole = torch.from_numpy(constant(site.weight).numpy().T.copy())
-    how = Branch(rank=5, rounds=1, smooth=0.0, error=True)
+    how = Branch(rank=5, rounds=1, smooth=0.0, of="error")
     SplitBranches(groups, {}, Scheme.parse("int8-channel"), how).apply(found.state)
     rest = torch.from_numpy(constant(site.node.inputs[1]).numpy().T.copy())
     error, branch = whole - fake_quantize(whole, fmt), whole - rest

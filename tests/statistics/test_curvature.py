@@ -13,8 +13,9 @@ import torch
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis
+from qcompile.choice.probe import probe
 from qcompile.choice.samples import Samples
-from qcompile.choice.scoring import probe, site_loss
+from qcompile.choice.scoring import site_loss
 from qcompile.choice.trial import Trial
 from qcompile.formats import get_format
 from qcompile.run.data import Data

@@ -14,8 +14,9 @@ import qcompile as qc
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
+from qcompile.choice.probe import probe
 from qcompile.choice.samples import Samples
-from qcompile.choice.scoring import probe, site_loss
+from qcompile.choice.scoring import site_loss
 from qcompile.errors import InputError
 from qcompile.formats import fake_quantize, get_format
 from qcompile.run.data import Data
