@@ -125,8 +125,9 @@ class Fits:
         if self.known is None or whole is None:
             return None
         if apart.name not in self._samples:
-            left, device = _without(self.known, self.of(apart)[0]), str(whole.rows.device)
-            self._samples[apart.name] = Samples.of(left, learns=whole.learned is not None, device=device)
+            left = _without(self.known, self.of(apart)[0])
+            learned = None if whole.learned is None else whole.learned.moments
+            self._samples[apart.name] = Samples.of(left, learned, str(whole.rows.device))
         return self._samples[apart.name]
 
 
