@@ -55,7 +55,7 @@ def alone() -> Iterator[None]:
 
 
 def by_part(work: Callable[[Tensor], tuple[Tensor, ...]], stack: Tensor) -> tuple[Tensor, ...]:
-    """What is found for each matrix of a stack ``[count, n, n]`` of the CPU, some by each thread if it takes long.
+    """Results for each matrix of a stack ``[count, n, n]`` of the CPU, some by each thread if it takes long.
 
     LAPACK goes through a stack one by one, and gives its threads the rows of one, which are too few.
     """

@@ -24,6 +24,7 @@ from qcompile.ir.required import name_of
 from qcompile.notes import FLOAT_ON_ENGINE, Decline
 from qcompile.run.compare import float_tensors, relative_l2
 from qcompile.run.data import Data
+from qcompile.run.kept_outputs import KeptOutputs
 from qcompile.run.sequences import tensors
 from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss
 
@@ -133,12 +134,26 @@ class FloatModel:
         """Something of each batch, the outputs of the source and those of a quantized model."""
 
         def taken(batches: Batches) -> Iterator[T]:
-            with self._running() as reference:
-                for batch, *outputs in zip(batches, reference(batches), run(batches), strict=True):
-                    want, have = ({k: v.to(self.device) for k, v in self.named(made).items()} for made in outputs)
-                    yield take(batch, want, have)
+            for batch, *outputs in zip(batches, self._wanted(batches), map(self.named, run(batches)), strict=True):
+                want, have = ({name: value.to(self.device) for name, value in own.items()} for own in outputs)
+                yield take(batch, want, have)
 
         return self.group.spread(data.batches, taken)
+
+    def _wanted(self, batches: Batches) -> Iterator[Tensors]:
+        """The source's outputs for each batch, which are computed once."""
+        if all(id(batch) in self._kept for batch in batches):
+            yield from (self._kept.of(batch) for batch in batches)
+            return
+        with self._running() as reference:
+            for batch, outputs in zip(batches, reference(batches), strict=True):
+                want = self.named(outputs)
+                self._kept.keep(batch, want)
+                yield want
+
+    @cached_property
+    def _kept(self) -> KeptOutputs:
+        return KeptOutputs()
 
     @contextmanager
     def _running(self) -> Iterator[Outputs]:

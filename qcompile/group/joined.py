@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qcompile.errors import InputError, LostError
 from qcompile.group.faults import Fault, is_told, told
 from qcompile.group.group import ALONE, Group
-from qcompile.group.words import parted
+from qcompile.group.parting import parted
 
 if TYPE_CHECKING:
     from torch import Tensor

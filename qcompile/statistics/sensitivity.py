@@ -6,7 +6,7 @@ By the linearity theorem (HIGGS, arXiv:2411.17525) the change of the metric is `
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,9 @@ class Curvature:
 
 #: Of sites whose errors count alike.
 EVEN = Curvature(1.0, 1.0, 1.0)
+
+#: Numbers that are taken at a time where rows are many.
+ROW_NUMBERS = 1 << 24
 
 #: Relative squared error of the noise: that of a good 4-bit format.
 NOISE = 0.01
@@ -199,13 +202,28 @@ def _energy(x: torch.Tensor) -> float:
 
 
 def _kl(reference: torch.Tensor, moved: torch.Tensor) -> float:
+    return float(_by_rows(_kl_of_rows, reference.flatten(0, -2), moved.flatten(0, -2)).mean())
+
+
+def _kl_of_rows(reference: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
     p, q = reference.float().log_softmax(-1), moved.float().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _by_rows(work: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+    """What is found for each row of tensors ``[rows, …]``, of some at a time: logits are large, and copies of them."""
+    import torch
+
+    some = max(1, ROW_NUMBERS // max(rows[0].shape[-1], 1))
+    return torch.cat([work(*parts) for parts in zip(*(own.split(some) for own in rows), strict=True)])
 
 
 def next_token_loss(logits: torch.Tensor, tokens: np.ndarray) -> float:
     """Mean cross-entropy in nats of next tokens: logits ``[batch, length, vocabulary]``, ids ``[batch, length]``."""
     import torch
 
+    def lost(rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(rows.float(), target[:, 0], reduction="none")
+
     target = torch.from_numpy(np.ascontiguousarray(tokens)).long()[:, 1:].to(logits.device)
-    return float(torch.nn.functional.cross_entropy(logits.float()[:, :-1].flatten(0, 1), target.flatten()))
+    return float(_by_rows(lost, logits[:, :-1].flatten(0, 1), target.reshape(-1, 1)).mean())
