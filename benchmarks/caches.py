@@ -1,11 +1,12 @@
 """Caches in few bits: nats above float, and tokens a second at long contexts, of a decoder that takes its cache.
 
-    python benchmarks/caches.py MODEL.onnx --calibration C.npz --evaluation E.npz [--formats int8-token,uint2-g32]
+    python benchmarks/caches.py MODEL.onnx --calibration C.npz --evaluation E.npz [--formats int8-token uint2-g32]
     python benchmarks/caches.py MODEL.onnx --calibration C.npz --contexts 2048,8192,32768
 
 The weights stay float, so that caches alone make the difference. The first form measures the loss of each row of the
-evaluation data in one pass, with keys and values plain and rotated; the second times one token behind a cache of
-random content on one thread, one after the other, and prints the bytes of the caches that each step reads and writes.
+evaluation data in one pass, with keys and values as they are and in a chosen basis; the second times one token behind
+a cache of random content on one thread, one after the other, and prints the bytes of the caches that each step reads
+and writes.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ from qcompile.choice.cache_choice import choose_caches
 from qcompile.formats.cache_format import parse_cache_format
 from qcompile.ir.cache_pairs import cache_pairs
 from qcompile.preparation import prepare
-from qcompile.run.data import Data, load_data
+from qcompile.run.data import Data, hold_out, load_data
 from qcompile.run.session import Session
 from qcompile.targets.cache_plans import CachePlan, drop_cache_plans, with_float_caches
+
+#: What is compared by default.
+FORMATS = [
+    "int8-token", "int4-token", "uint4-token", "uint4-g32", "uint5+3-g32,uint4-g32", "uint2-g32", "int8-channel",
+    "int4-channel",
+]  # fmt: skip
 
 #: Runs of each graph at each context; the median counts.
 RUNS = 5
@@ -39,15 +46,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True, help="rows of tokens")
     parser.add_argument("--evaluation", help="rows to measure the loss on")
-    parser.add_argument(
-        "--formats", default="int8-token,int4-token,int4-g32,uint4-g32,uint2-g32,int8-channel,int4-channel"
-    )
+    parser.add_argument("--formats", nargs="+", default=FORMATS, help="with commas, those that each cache may have")
     parser.add_argument("--contexts", default="", help="lengths of the cache to time one token at")
     arguments = parser.parse_args()
     model = prepare(arguments.model).model
-    data = load_data(arguments.calibration, model)
+    data = hold_out(load_data(arguments.calibration, model), model)
     if arguments.evaluation:
-        losses(model, data, load_data(arguments.evaluation, model), arguments.formats.split(","))
+        losses(model, data, load_data(arguments.evaluation, model), arguments.formats)
     for context in filter(None, arguments.contexts.split(",")):
         times(model, data, int(context))
 
@@ -55,7 +60,9 @@ def main() -> None:
 def packed(model: ir.Model, data: Data, word: str, rotates: bool, fuses: bool) -> tuple[Session, list[CachePlan]]:
     """The graph with packed caches."""
     clone = model.clone()
-    plans = choose_caches(clone, parse_cache_format(word), data, print_declined, rotates=rotates, fuses=fuses)
+    plans = choose_caches(
+        clone, [parse_cache_format(w) for w in word.split(",")], data, print_declined, rotates=rotates, fuses=fuses
+    )
     lower_caches(clone)
     drop_cache_plans(clone)
     TopologicalSortPass()(clone)
@@ -74,11 +81,11 @@ def saved(model: ir.Model) -> Path:
 
 
 def losses(model: ir.Model, data: Data, rows: Data, words: list[str]) -> None:
-    """Print the loss above float of each format, with keys as they are and rotated."""
+    """Print the loss above float of each format, in the basis of the model and in one that is chosen."""
     tokens, logits = "input_ids", model.graph.outputs[0].name
     session = Session(saved(model), threads=1)
     want = [session.run(batch)[logits] for batch in rows.batches]
-    print("| cache | bytes of a token | keys and values | nats above float | divergence | rotated |")
+    print("| cache | bytes of a token | basis | nats above float | divergence | caches in another |")
     print("|---|---|---|---|---|---|")
     for word in words:
         for rotates in (False, True):
@@ -89,8 +96,8 @@ def losses(model: ir.Model, data: Data, rows: Data, words: list[str]) -> None:
             more = np.array([prompt.losses[1] - prompt.losses[0] for prompt in found.prompts])
             divergence = float(np.mean([prompt.divergence.mean() for prompt in found.prompts]))
             error = f" ± {more.std(ddof=1) / len(more) ** 0.5:.4f}" if len(more) > 1 else ""
-            turned, size = sum(plan.rotation is not None for plan in plans), sum(p.bytes_per_token for p in plans)
-            keys = "rotated where it helps" if rotates else "plain"
+            turned, size = sum(plan.basis is not None for plan in plans), sum(p.bytes_per_token for p in plans)
+            keys = "chosen" if rotates else "the model's"
             print(f"| {word} | {size} | {keys} | {more.mean():+.4f}{error} | {divergence:.5f} | {turned} |", flush=True)
 
 

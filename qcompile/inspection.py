@@ -29,7 +29,7 @@ from qcompile.ir.required import name_of
 from qcompile.run.data import load_data
 from qcompile.run.reading import Reading
 from qcompile.stages import float_model
-from qcompile.targets.cache_plans import CachePlan, with_float_caches
+from qcompile.targets.cache_plans import cache_plans_in, with_float_caches
 from qcompile.targets.eligible import quantizable
 
 if TYPE_CHECKING:
@@ -203,8 +203,7 @@ def verify(
     )
     data = load_data(inputs, prepared.model, option="--evaluation", reading=reading)
     observed = observe_source(prepared.source, data)
-    plans = [CachePlan.from_entry(entry) for entry in artifact.manifest.get("caches", [])]
-    run = with_float_caches(artifact.load(), plans)
+    run = with_float_caches(artifact.load(), cache_plans_in(artifact.manifest, artifact.folder))
     return float_model(replace(prepared, observed=observed), "cpu").measure(each(run), observed.data)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from qcompile.checks.equivalence import begin_equivalence, settle
 from qcompile.checks.sites import sites_to_check
 from qcompile.choice.cache_choice import choose_caches
+from qcompile.choice.export_options import CACHE_BUDGET
 from qcompile.choice.placement import total_transform
 from qcompile.ir.graph import node_name
 from qcompile.passes.pipeline import run_pass
@@ -43,9 +44,11 @@ def quantize(rotated: Rotated) -> Quantized:
         equal = settle(prepared.source, prepared.model, prepared.seen, equal)
     plans = {node_name(node): found for node, found in planned(prepared.model)}
     request, decline = chosen.request, prepared.state.decline
+    options = request.options
     caches = choose_caches(
-        prepared.model, request.target.cache_format(request.options.cache_format), prepared.seen.data, decline,
-        rotates=request.rotates_caches, fuses=request.target.fused_caches,
+        prepared.model, request.target.cache_formats(options.cache_words), prepared.seen.data, decline,
+        rotates=request.rotates_caches, fuses=request.target.fused_caches, budget=options.budget.get(CACHE_BUDGET),
+        costs={name: curvature.input for name, curvature in chosen.choice.curvatures.items()},
     )  # fmt: skip
     return Quantized(replace(rotated, equivalence=equal), plans, checks, caches)
 

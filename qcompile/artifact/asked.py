@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.choice.export_options import UNITS
+from qcompile.choice.export_options import CACHE_BUDGET, UNITS
 from qcompile.recipes.recipe import read_recipe
 from qcompile.run.compare import number
 from qcompile.run.sources import DataLike
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qcompile.choice.assignment import Assignment
     from qcompile.choice.export_options import Options
+    from qcompile.targets.cache_plans import CachePlan
 
 __all__ = ["asked_entries", "budget_entry", "options_entry"]
 
@@ -64,9 +67,13 @@ def _said_of(data: DataLike | None) -> str | None:
     return None if data is None else str(data) if isinstance(data, str | Path) else "given in Python"
 
 
-def budget_entry(options: Options, assignment: Assignment | None) -> dict[str, dict[str, Any]]:
+def budget_entry(
+    options: Options, assignment: Assignment | None, caches: Sequence[CachePlan]
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """By unit, the bound, the number that it bounds as it came out, and what is counted."""
-    spent = {} if assignment is None else assignment.cost
+    spent = {} if assignment is None else dict(assignment.cost)
+    if caches:
+        spent[CACHE_BUDGET] = float(sum(plan.bytes_per_token for plan in caches))
     found = sorted((unit, bound) for unit, bound in options.budget.items() if unit in spent)
     return {
         unit: {"bound": number(bound), "spent": number(spent[unit]), "counts": UNITS[unit]} for unit, bound in found

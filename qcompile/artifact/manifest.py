@@ -86,7 +86,7 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
         "assignment": assignment_entry(chosen),
         "contest": contest_entry(chosen),
         "learned": learned_entries(facts.learned),
-        "budget": budget_entry(facts.options, chosen.assignment),
+        "budget": budget_entry(facts.options, chosen.assignment, facts.caches),
         "bytes": {"source": facts.source.bytes, "artifact": bytes_in(facts.folder, lowered)},
         "runtimes": {name: dict(entry) for name, entry in facts.runtimes.items()},
         "bits_per_weight": number(bits_per_weight(facts.analysis, facts.plans, facts.lowered)),
@@ -100,10 +100,14 @@ def build_manifest(facts: Facts) -> dict[str, Any]:
 
 
 def _cache(plan: CachePlan) -> dict[str, Any]:
-    """A cache, with what its bytes were and its errors."""
+    """A cache, with what its bytes were, its errors, and what they are predicted to cost."""
+    numbers_held = plan.heads * plan.features
+    delta = None if plan.alpha is None or plan.error is None else plan.alpha * plan.error
     return plan.to_entry() | {
-        "float_bytes_per_token": 4 * plan.heads * plan.features,
-        "error": number(plan.error), "candidates": numbers(plan.errors or {}),
+        "bits": number(8 * plan.bytes_per_token / numbers_held), "float_bytes_per_token": 4 * numbers_held,
+        "error": number(plan.error), "candidates": numbers(plan.errors or {}), 
+        "formats": {name: number(error) for name, error in (plan.formats or {}).items()},
+        "alpha": number(plan.alpha), "predicted_delta": number(delta),
     }  # fmt: skip
 
 

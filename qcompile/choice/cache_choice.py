@@ -1,239 +1,164 @@
-"""Chooses how caches are stored: scales and a rotation, by the error of what attention makes of them.
-
-Keys are rotated behind their rotary embedding, and queries with them, where that is predicted to help: once a token
-(QuaRot, arXiv:2404.00456; per token and head, arXiv:2604.19157). Values are likewise, and the output of attention back.
-"""
+"""Chooses how caches are stored: each in one of some formats, within a budget of bytes for each token."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.cache_sites import QUANTIZING, CacheSite, cache_sites
+from qcompile.choice.assignment import Option, assign
+from qcompile.choice.cache_candidates import best_cache_plan
+from qcompile.choice.cache_samples import MASKED, AttentionSample, attention_samples, cache_batches
+from qcompile.choice.export_options import CACHE_BUDGET
 from qcompile.errors import InputError
 from qcompile.formats.cache_format import CacheFormat
-from qcompile.ir.required import name_of, optional
+from qcompile.ir.graph import node_name
 from qcompile.notes import Decline
 from qcompile.run.data import Data
-from qcompile.run.session import Session
-from qcompile.targets.cache_plans import CachePlan, give_cache_plan, rotation_of
-from qcompile.transforms import has_hadamard
+from qcompile.targets.cache_plans import CachePlan, cache_plan_of, give_cache_plan
 
 __all__ = ["FUSING", "choose_caches"]
 
 #: Using an operator that computes attention on packed caches, by the words in which it is declined.
 FUSING = "computing attention on packed codes"
 
-#: Positions of the data on which candidates are compared.
-_POSITIONS = 2048
+#: What is not done where there is too little data, by the words in which it is declined.
+_FITTING = "fitting a basis to the cache"
 
-#: Parts of the largest magnitude that static scales reach, of which the one with the least squared error is taken.
-_REACHES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-
-#: An online rotation must lower the error to this part.
-_WORTH = 0.9
-
-#: Scores below this are masked.
-_MASKED = -1e4
-
-
-@dataclass
-class _Seen:
-    """One batch: queries ``[batch, heads, length, features]``, keys, values, and what is added to the scores."""
-
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    bias: np.ndarray
-    scale: float
-
-    def attend(self, key: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """The output of attention."""
-        shared = self.query.shape[1] // key.shape[1]
-        key, value = (np.repeat(x, shared, 1) for x in (key, value))
-        scores = self.query @ key.swapaxes(-1, -2) * np.float32(self.scale) + self.bias
-        scores -= scores.max(-1, keepdims=True)
-        weights = np.exp(scores)
-        return (weights / weights.sum(-1, keepdims=True)) @ value
+#: Operators between attention and what reads its output.
+_CARRIES = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def choose_caches(
-    model: ir.Model, fmt: CacheFormat | None, data: Data, decline: Decline, *, rotates: bool, fuses: bool
+    model: ir.Model, formats: Sequence[CacheFormat], data: Data, decline: Decline, *, rotates: bool, fuses: bool,
+    budget: float | None = None, costs: Mapping[str, float] | None = None,
 ) -> list[CachePlan]:  # fmt: skip
     """Plan each cache of a graph; the operators that append to them get the plans.
 
+    Each takes the format of which attention's output errs least. Under a budget the sum of these errors is least, each
+    weighed by what it costs.
+
     Args:
         model: the float graph in its final basis.
-        fmt: the format of all caches; ``None`` leaves them as they are.
+        formats: those that a cache may have; none leaves them as they are.
         data: to learn static scales from, and to compare candidates on.
         decline: called for what is left alone.
-        rotates: whether keys and values may be rotated.
+        rotates: whether keys and values may change basis.
         fuses: whether the target has an operator that computes attention on packed caches.
+        budget: bytes that one more token may take in all of them.
+        costs: of a relative squared error of their inputs, by name of site; attention whose output goes elsewhere costs
+            as much as all others in the mean.
 
     Raises:
-        InputError: if the graph has no cache, or scales are static and there is no data.
+        InputError: if the graph has no cache, or scales are static and there is no data, or no formats meet the budget.
     """
-    if fmt is None:
+    if not formats:
         return []
+    for fmt in formats:
+        if fmt.static and data.random:
+            reason = f"cache format '{fmt.name}' has static scales, which need calibration data: take int8-token"
+            raise InputError(reason)
     sites, left = cache_sites(model)
     for found in left:
         decline(found.site, found.what, found.reason)
-    sites = [site for site in sites if _fits(site, fmt, decline)]
-    if not sites:
+    fitting = {site: own for site in sites if (own := _fitting(site, formats, decline))}
+    if not fitting:
         why = f": {left[0].reason}" if left else ""
         raise InputError(f"the graph has no cache that can be quantized{why}")
-    if fmt.static and data.random:
-        raise InputError(f"cache format '{fmt.name}' has static scales, which need calibration data: take int8-token")
-    session = Session(model, list(dict.fromkeys(name for site in sites for name in _taps(site))), optimize=False)
-    batches = [session.run(batch) for batch in _sample(data)]
-    readers = {site.reader: {s.role: s for s in sites if s.reader is site.reader} for site in sites}
-    plans: dict[str, CachePlan] = {}
-    for node, roles in readers.items():
-        seen = list(_seen(node, roles, batches))
-        reason = _not_fused(node, roles, fmt, seen) if fuses else None
-        if reason is not None:
-            decline(", ".join(site.name for site in roles.values()), FUSING, reason)
-        form = "fused" if fuses and reason is None else "standard"
+    learned = cache_batches(model, fitting, data.batches)
+    judged = cache_batches(model, fitting, data.held_out) if data.held_out else learned
+    if rotates and not data.held_out:
+        decline("*", _FITTING, data.too_few)
+    plans: dict[str, list[CachePlan]] = {}
+    seen: dict[ir.Node, list[AttentionSample]] = {}
+    for node in dict.fromkeys(site.reader for site in fitting):
+        roles = {site.role: site for site in fitting if site.reader is node}
+        seen[node] = attention_samples(node, roles, judged)
+        fits = attention_samples(node, roles, learned) if data.held_out else []
         for site in roles.values():
-            plans[site.name] = replace(_plan(site, fmt, batches, seen, rotates), form=form)
-            give_cache_plan(site.pair.node, plans[site.name])
-    return [plans[site.name] for site in sites]
+            ways = [best_cache_plan(site, fmt, learned, fits, seen[node], rotates=rotates) for fmt in fitting[site]]
+            plans[site.name] = [replace(plan, alpha=_cost(node, costs or {})) for plan in ways]
+    chosen = dict(zip(fitting, _assigned([plans[site.name] for site in fitting], budget), strict=True))
+    for node, samples in seen.items():
+        _plan_attention(
+            node, {site: plan for site, plan in chosen.items() if site.reader is node}, samples, decline, fuses
+        )
+    return [plan for site in fitting if (plan := cache_plan_of(site.pair.node)) is not None]
 
 
-def _fits(site: CacheSite, fmt: CacheFormat, decline: Decline) -> bool:
-    reason = fmt.fits(site.features)
+def _fitting(site: CacheSite, formats: Sequence[CacheFormat], decline: Decline) -> list[CacheFormat]:
+    """The formats in which a cache can be stored."""
+    reasons = [fmt.fits(site.features) for fmt in formats]
+    if all(reasons):
+        decline(site.name, QUANTIZING, str(reasons[0]))
+    return [fmt for fmt, reason in zip(formats, reasons, strict=True) if reason is None]
+
+
+def _assigned(ways: Sequence[Sequence[CachePlan]], budget: float | None) -> list[CachePlan]:
+    """One plan for each cache; each plan knows what the formats that it was chosen from would err."""
+    known = [plan.alpha for own in ways for plan in own if plan.alpha is not None]
+    mean = math.fsum(known) / len(known) if known else 1.0
+    options = [
+        [
+            Option(
+                plan.format.name, (plan.error or 0.0) * (mean if plan.alpha is None else plan.alpha),
+                {CACHE_BUDGET: plan.bytes_per_token},
+            )
+            for plan in own
+        ]
+        for own in ways
+    ]  # fmt: skip
+    found = assign(options, {} if budget is None else {CACHE_BUDGET: budget})
+    return [
+        replace(own[index], formats={plan.format.name: plan.error for plan in own})
+        for own, index in zip(ways, found.choice, strict=True)
+    ]
+
+
+def _cost(node: ir.Node, costs: Mapping[str, float]) -> float | None:
+    """What errors of an attention's output cost the sites that read it; ``None`` if that is not known."""
+    found = [costs[name] for name in map(node_name, _reading(node.outputs[0])) if name in costs]
+    return math.fsum(found) if found else None
+
+
+def _reading(value: ir.Value) -> Iterator[ir.Node]:
+    for node, _ in value.uses():
+        if node.domain or node.op_type in _CARRIES:  # of other domains are transforms
+            yield from _reading(node.outputs[0])
+        else:
+            yield node
+
+
+def _plan_attention(
+    node: ir.Node, own: Mapping[CacheSite, CachePlan], samples: Sequence[AttentionSample], decline: Decline, fuses: bool
+) -> None:  # fmt: skip
+    """Give the caches of one attention their plans, with the form in which it computes."""
+    reason = _not_fused(node, {site.role: plan for site, plan in own.items()}, samples) if fuses else None
     if reason is not None:
-        decline(site.name, QUANTIZING, reason)
-    return reason is None
+        decline(", ".join(site.name for site in own), FUSING, reason)
+    form = "fused" if fuses and reason is None else "standard"
+    for site, plan in own.items():
+        give_cache_plan(site.pair.node, replace(plan, form=form))
 
 
-def _taps(site: CacheSite) -> Iterator[str]:
-    """Values to look at: what is new, and, where attention is one operator, its queries and its mask."""
-    yield name_of(site.new)
-    yield name_of(site.pair.present)
-    if site.reader.op_type == "Attention":
-        for index in (0, 3):
-            value = optional(site.reader, index)
-            if value is not None and value.const_value is None:
-                yield name_of(value)
-
-
-def _sample(data: Data) -> list[Mapping[str, np.ndarray]]:
-    """Batches of some thousand positions."""
-    batches, count = [], 0
-    for batch in data.batches:
-        batches.append(batch)
-        count += max(array.shape[0] * array.shape[1] if array.ndim == 2 else 0 for array in batch.values())
-        if count >= _POSITIONS:
-            break
-    return batches
-
-
-def _seen(
-    node: ir.Node, roles: Mapping[str, CacheSite], batches: Sequence[Mapping[str, np.ndarray]]
-) -> Iterator[_Seen]:  # fmt: skip
-    """The operands of an attention that is one operator and reads two caches."""
-    query, mask = optional(node, 0), optional(node, 3)
-    if node.op_type != "Attention" or len(roles) != 2 or query is None or query.shape is None or len(query.shape) != 4:
-        return
-    for batch in batches:
-        q = batch[name_of(query)]
-        key, value = (batch[name_of(roles[role].pair.present)] for role in ("key", "value"))
-        bias = np.zeros((1, 1, q.shape[2], key.shape[2]), np.float32)
-        if mask is not None:
-            held = mask.const_value.numpy() if mask.const_value is not None else batch[name_of(mask)]
-            bias = np.where(held, 0, np.float32(-1e30)) if held.dtype == bool else held.astype(np.float32)
-        if node.attributes.get_int("is_causal", 0):
-            bias = bias + np.triu(np.full(bias.shape[-2:], np.float32(-1e30)), 1 + key.shape[2] - q.shape[2])
-        yield _Seen(q, key, value, bias, node.attributes.get_float("scale", q.shape[-1] ** -0.5))
-
-
-def _plan(
-    site: CacheSite, fmt: CacheFormat, batches: Sequence[Mapping[str, np.ndarray]], seen: Sequence[_Seen], rotates: bool
-) -> CachePlan:  # fmt: skip
-    """The better of both candidates: as it is, and rotated."""
-    new = [batch[name_of(site.new)] for batch in batches]
-    plain = CachePlan(site.name, name_of(site.pair.present), site.role, site.heads, site.features, fmt)
-    plans = {"none": replace(plain, scale=_scale(fmt, site, new, None))}
-    if rotates and seen and has_hadamard(site.features):
-        turned = rotation_of(site.features)
-        plans["hadamard"] = replace(plain, rotation=turned, scale=_scale(fmt, site, new, turned))
-    if not seen:
-        return plans["none"]
-    errors = {name: _error(plan, seen) for name, plan in plans.items()}
-    best = "hadamard" if errors.get("hadamard", np.inf) < _WORTH * errors["none"] else "none"
-    return replace(plans[best], error=errors[best], errors=errors)
-
-
-def _error(plan: CachePlan, seen: Sequence[_Seen]) -> float:
-    """The relative squared error of the output of attention, if this cache alone is rounded."""
-    wrong = right = 0.0
-    for batch in seen:
-        key, value = batch.key, batch.value
-        want = batch.attend(key, value)
-        held = plan.fake(key if plan.role == "key" else value)
-        have = batch.attend(held, value) if plan.role == "key" else batch.attend(key, held)
-        read = np.any(batch.bias > _MASKED, -1, keepdims=True)  # padding sees nothing
-        wrong += float(np.square((have - want) * read, dtype=np.float64).sum())
-        right += float(np.square(want * read, dtype=np.float64).sum())
-    return wrong / right if right else 0.0
-
-
-def _scale(
-    fmt: CacheFormat, site: CacheSite, new: Sequence[np.ndarray], turned: np.ndarray | None
-) -> np.ndarray | None:  # fmt: skip
-    """Static scales by least squared error; ``None`` for those that come with tokens."""
-    if fmt.static is None:
-        return None
-    rows = np.concatenate([x.swapaxes(1, 2).reshape(-1, site.heads, site.features) for x in new])
-    top = np.abs(rows).max(0)
-    if turned is not None:
-        rows = rows @ turned.T
-        top = np.abs(rows).max(0)
-    elif _turns_halves(site):
-        first, second = np.split(rows, 2, -1)
-        top = np.tile(np.sqrt(np.square(first) + np.square(second)).max(0), (1, 2))  # at any position
-    top = np.maximum(top if fmt.static == "channel" else np.full((1, 1), top.max()), np.float32(1e-8))
-    best, least = top, np.full(top.shape, np.inf)
-    for reach in _REACHES:
-        scale = (top * np.float32(reach) / np.float32(fmt.high)).astype(np.float32)
-        errors = np.square(fmt.fake(rows[:, None], scale[None]).reshape(rows.shape) - rows, dtype=np.float64)
-        error = errors.sum(0) if fmt.static == "channel" else errors.sum().reshape(1, 1)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    best = best.astype(np.float32)
-    return best.reshape(1, site.heads, 1, site.features) if fmt.static == "channel" else best.reshape(1)
-
-
-def _turns_halves(site: CacheSite) -> bool:
-    """Whether keys come from a rotary embedding that turns the first half of a head with the second.
-
-    What a feature reaches then depends on the position, but what a pair reaches does not.
-    """
-    node = site.new.producer()
-    if node is None or node.op_type != "RotaryEmbedding" or node.domain:
-        return False
-    if node.attributes.get_int("interleaved", 0):
-        return False
-    return node.attributes.get_int("rotary_embedding_dim", 0) in (0, site.features)
-
-
-def _not_fused(
-    node: ir.Node, roles: Mapping[str, CacheSite], fmt: CacheFormat, seen: Sequence[_Seen]
-) -> str | None:  # fmt: skip
+def _not_fused(node: ir.Node, own: Mapping[str, CachePlan], seen: Sequence[AttentionSample]) -> str | None:
     """Why attention cannot be computed on packed codes by GroupQueryAttention; ``None`` if it can."""
     if not seen:
-        return "attention is not one operator that reads keys and values of two caches"
-    if not fmt.static or fmt.bits < 4:
-        return f"'{fmt.name}' has no static scales of 4 or 8 bits: take int8-channel or int4-channel"
+        return "attention is not one operator that reads keys and values of two caches, of heads that neighbours share"
+    formats = list(dict.fromkeys(plan.format for plan in own.values()))
+    for fmt in formats:
+        if not fmt.static or fmt.bits < 4:
+            return f"'{fmt.name}' has no static scales of 4 or 8 bits: take int8-channel or int4-channel"
+    if len(formats) > 1:
+        return f"keys and values differ: {' and '.join(fmt.name for fmt in formats)}"
     if node.attributes.get_float("softcap", 0.0) or any(out.uses() for out in node.outputs[1:]):
         return "it caps or returns its scores"
-    for batch in seen:
-        length, total = batch.query.shape[2], batch.key.shape[2]
-        later = np.triu(np.ones((length, total), bool), 1 + total - length)
-        bias = np.broadcast_to(batch.bias, (*batch.bias.shape[:2], length, total))
-        if np.any(bias[..., later] > _MASKED):
+    for sample in seen:
+        later = np.arange(sample.key.shape[2]) > sample.places[:, None]
+        if np.any(np.broadcast_to(sample.bias, (*sample.bias.shape[:2], *later.shape))[..., later] > MASKED):
             return "positions see later ones"
     return None

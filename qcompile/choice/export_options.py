@@ -20,13 +20,17 @@ from qcompile.statistics.measures import check_measure
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
-__all__ = ["UNITS", "Options", "check_options"]
+__all__ = ["CACHE_BUDGET", "UNITS", "Options", "check_options"]
+
+#: The unit of a budget of caches.
+CACHE_BUDGET = "cache"
 
 #: What a budget may bound.
 UNITS = {
     "bits": "mean bits of the codes of sites that are not left out, scales not counted",
     "bytes": "codes and scales of the same sites",
     "latency": "milliseconds to read them once, estimated",
+    CACHE_BUDGET: "bytes that one more token takes in all caches that are quantized",
     "bops": "mean bit operations of a product, of a row of every site: bits of the weight times bits of the input",
 }
 
@@ -62,8 +66,8 @@ class Options:
         split: ways to split weights, as ``splits.split_of`` reads them, in order.
         sensitivity: one of ``measures.MEASURES``, where formats are assigned.
         group: the processes that share the work; no result depends on it.
-        cache_format: how caches are stored, as ``formats.cache_format.parse_cache_format`` reads it; ``float`` for as
-            they are.
+        cache_format: how caches are stored, as ``Target.cache_formats`` reads it; ``float`` for as they are, or for
+            ``auto`` if there is a budget of theirs.
         form: one of the target's forms, such as ``genai``.
         learn: what is learned along gradients, as ``learning.settings.learning_of`` reads it; ``None`` for nothing.
     """
@@ -95,6 +99,16 @@ class Options:
     form: str = "plain"
     learn: str | None = None
 
+    @property
+    def weight_budget(self) -> dict[str, float]:
+        """The budgets of weights; caches share none of them, so that both are decided apart."""
+        return {unit: bound for unit, bound in self.budget.items() if unit != CACHE_BUDGET}
+
+    @property
+    def cache_words(self) -> str:
+        """The formats that caches may have."""
+        return "auto" if CACHE_BUDGET in self.budget and self.cache_format == "float" else self.cache_format
+
 
 def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -> None:
     """Refuse what cannot be done before any work starts.
@@ -112,7 +126,9 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
             raise InputError(unknown(what, word, known))
     if options.device == "cuda" and not _has_cuda():
         raise InputError("torch finds no CUDA device here: use --device cpu")
-    target.cache_format(options.cache_format)
+    target.cache_formats(options.cache_words)
+    if options.cache_words == "auto" and CACHE_BUDGET not in options.budget:
+        raise InputError("cache format 'auto' needs a budget of bytes for each token: --budget cache=…")
     for unit, bound in options.budget.items():
         if unit not in UNITS:
             raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
@@ -124,7 +140,7 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
         scheme_of(target, text)
     if options.split and target.modules:
         raise InputError(f"target '{target.name}' writes modules as they are: --split would add products to them")
-    if not options.budget and any(isinstance(split_of(word), Auto) for word in options.split):
+    if not options.weight_budget and any(isinstance(split_of(word), Auto) for word in options.split):
         raise InputError("split 'auto' needs a budget: what is computed apart always stores more")
     if options.calibration is None:
         texts = (*options.format_for.values(), target.edge)

@@ -113,7 +113,7 @@ def choose(
     edges, beside = _edges(analysis.model, sites)
     groups = siblings_of(sites)
     tables = [site for site in sites if site.input is None]
-    several = len(schemes) > 1 or bool(options.budget)
+    several = len(schemes) > 1 or bool(options.weight_budget)
     statistics = _statistics(
         analysis, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress, work
     )
@@ -207,7 +207,7 @@ def _choices(
     Siblings, and sites that share a weight, have one scheme. Forced transforms do not depend on schemes, but for the
     width of blocks: they are placed for the coarsest, and schemes assigned then.
     """
-    several = len(schemes) > 1 or bool(options.budget)
+    several = len(schemes) > 1 or bool(options.weight_budget)
     ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
     place = partial(
         pose_choice, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
@@ -270,7 +270,7 @@ def _asked(
         [scheme.name for scheme in schemes],
         {group: [[wish(site, s) for site in group.sites] for s in schemes] for group in probes},
         costs, {table: [Scheme(wish(table.site, s).weight) for s in schemes] for table in tables},
-        list(dict.fromkeys(ties)), options.budget,
+        list(dict.fromkeys(ties)), options.weight_budget,
     )  # fmt: skip
 
 

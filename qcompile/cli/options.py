@@ -88,7 +88,9 @@ Target = Annotated[
 ]  # fmt: skip
 Budget = Annotated[
     list[str] | None,
-    typer.Option(help="bits=4.25 (mean of codes, no scales), bytes=80e6, latency=2 (ms), bops=32 (W4A8)."),
+    typer.Option(
+        help="bits=4.25 (mean of codes, no scales), bytes=80e6, latency=2 (ms), bops=32 (W4A8), cache=9600 (per token)."
+    ),
 ]
 Calibration = Annotated[
     Path | None, typer.Option(help="An .npz, .npy, .safetensors or .txt file, a folder of them, or of images.")
@@ -178,7 +180,8 @@ Cache = Annotated[
 CacheFormat = Annotated[
     str,
     typer.Option(
-        metavar="FORMAT", help="Of a decoder's cache: int8, int4, int8-channel, int4-g32, uint2-g32, or float."
+        metavar="FORMATS",
+        help="Of a decoder's caches: int8, int4-channel, uint4-g32, …, several with commas, or float.",
     ),
 ]
 Form = Annotated[str, typer.Option(help="plain, or genai: a folder that onnxruntime-genai runs.")]

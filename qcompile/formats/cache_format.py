@@ -14,12 +14,15 @@ import numpy as np
 
 from qcompile.errors import InputError
 
-__all__ = ["LARGEST_SCALE", "CacheFormat", "parse_cache_format"]
+__all__ = ["AUTO_CACHES", "LARGEST_SCALE", "CacheFormat", "parse_cache_format"]
+
+#: Formats that ``auto`` means: at each size, that of which attention errs least on the language models that were tried.
+AUTO_CACHES = ("int8-token", "uint5+3-g32", "uint4-g32", "uint4-token", "uint2-g32", "uint2-token")
 
 #: The largest scale that float16 holds.
 LARGEST_SCALE = 65504.0
 
-_WORD = re.compile(r"(u?)int([248])-(tensor|channel|token|g(\d+))")
+_WORD = re.compile(r"(u?)int([248]|5\+3)-(tensor|channel|token|g(\d+))")
 
 _GROUPS = (16, 32, 64, 128)
 
@@ -29,11 +32,13 @@ class CacheFormat:
     """A way to store keys or values.
 
     Args:
-        name: as on the command line: ``int8-channel``, ``int4-token``, ``uint2-g32``.
-        bits: of a code: 2, 4 or 8.
+        name: as on the command line: ``int8-channel``, ``int4-token``, ``uint2-g32``, ``uint5+3-g32``.
+        bits: of a code: 2, 4 or 8; the mean of both where halves differ.
         static: whether scales are fixed: ``tensor`` or ``channel``; ``None`` where each token brings its own.
         group: features of a head that share a scale of a token; ``None`` for all.
         offset: whether the smallest value of a group is stored, too, and codes count from there.
+        halves: bits of codes of the first and of the second half of the features, where they differ: a byte holds one
+            of each, the first in its lowest bits. A basis that puts loud features first makes use of it.
     """
 
     name: str
@@ -41,6 +46,7 @@ class CacheFormat:
     static: str | None
     group: int | None = None
     offset: bool = False
+    halves: tuple[int, int] | None = None
 
     @property
     def low(self) -> int:
@@ -49,8 +55,15 @@ class CacheFormat:
 
     @property
     def high(self) -> int:
-        """The highest code."""
+        """The highest code, where halves do not differ."""
         return self.low + 2**self.bits - 1
+
+    def highs(self, features: int) -> np.ndarray:
+        """The highest code of each group, float32 ``[groups]``."""
+        groups = self.groups(features)
+        if self.halves is None:
+            return np.full(groups, self.high, np.float32)
+        return np.repeat(2.0 ** np.array(self.halves) - 1, groups // 2).astype(np.float32)
 
     @property
     def per_byte(self) -> int:
@@ -76,6 +89,8 @@ class CacheFormat:
             return f"{features} features of a head do not fill bytes with codes of {self.bits} bits"
         if self.group is not None and features % self.group:
             return f"{features} features of a head cannot be cut into groups of {self.group}"
+        if self.halves is not None and self.groups(features) % 2:
+            return f"half of {features} features of a head cannot be cut into groups of {self.group}"
         return None
 
     def bytes_per_token(self, heads: int, features: int) -> int:
@@ -93,19 +108,20 @@ class CacheFormat:
         """
         x = np.asarray(x, np.float32)
         if scale is not None:
-            return self._packed(self._codes(x / scale)), None
-        parts = self._parts(x)
+            return self._packed(self._codes(x / scale, np.float32(self.high))), None
+        parts, highs = self._parts(x), self.highs(x.shape[-1])
         if self.offset:
             start, end = parts.min(-1), parts.max(-1)
             stored = _half(start)
-            scales = _half((end - stored) / np.float32(self.high))
+            scales = _half((end - stored) / highs)
             numbers = np.concatenate([scales, stored], -1)
         else:
             stored = None
-            numbers = scales = _half(np.abs(parts).max(-1, initial=0) / np.float32(self.high))
+            numbers = scales = _half(np.abs(parts).max(-1, initial=0) / highs)
         divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
         moved = parts if stored is None else parts - stored[..., None]
-        return self._packed(self._codes(moved / divisor).reshape(x.shape)), numbers.astype(np.float16)
+        codes = self._codes(moved / divisor, highs[:, None])
+        return self._packed(codes.reshape(x.shape)), numbers.astype(np.float16)
 
     def decode(self, codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
         """The float32 that codes and scales stand for; ``scales`` are those of the tokens, or the static ones."""
@@ -130,18 +146,24 @@ class CacheFormat:
         groups = self.groups(x.shape[-1])
         return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
 
-    def _codes(self, y: np.ndarray) -> np.ndarray:
-        return np.clip(np.rint(y), self.low, self.high).astype(np.int32)
+    def _codes(self, y: np.ndarray, highs: np.ndarray | np.float32) -> np.ndarray:
+        return np.clip(np.rint(y), self.low, highs).astype(np.int32)
 
     def _packed(self, codes: np.ndarray) -> np.ndarray:
         if self.per_byte == 1:
             return codes.astype(self.stored)
+        if self.halves is not None:
+            first, second = np.split(codes, 2, -1)
+            return (first | second << self.halves[0]).astype(np.uint8)
         shifted = (codes - self.low).reshape(*codes.shape[:-1], codes.shape[-1] // self.per_byte, self.per_byte)
         return (shifted << (self.bits * np.arange(self.per_byte))).sum(-1).astype(np.uint8)
 
     def _unpacked(self, codes: np.ndarray) -> np.ndarray:
         if self.per_byte == 1:
             return codes.astype(np.int32)
+        if self.halves is not None:
+            first = self.halves[0]
+            return np.concatenate([codes & (2**first - 1), codes >> first], -1).astype(np.int32)
         parts = codes[..., None].astype(np.int32) >> (self.bits * np.arange(self.per_byte))
         return (parts & (2**self.bits - 1)).reshape(*codes.shape[:-1], codes.shape[-1] * self.per_byte) + self.low
 
@@ -161,9 +183,15 @@ def parse_cache_format(word: str, default: str = "token") -> CacheFormat:
     found = _WORD.fullmatch(full)
     group = int(found[4]) if found and found[4] else None
     static = found[3] if found and found[3] in ("tensor", "channel") else None
-    if found is None or (group is not None and group not in _GROUPS) or (static and found[1]):
+    apart = found is not None and "+" in found[2]
+    if (
+        found is None or (group is not None and group not in _GROUPS) or (static and found[1])
+        or (apart and not (found[1] and group))
+    ):  # fmt: skip
         raise InputError(
             f"unknown cache format '{word}'; there are int2, int4 and int8 with -tensor, -channel, -token or -gN (N of "
-            f"{', '.join(map(str, _GROUPS))}), uint2, uint4 and uint8 with -token or -gN, and float"
+            f"{', '.join(map(str, _GROUPS))}), uint2, uint4 and uint8 with -token or -gN, uint5+3 with -gN, and float"
         )
-    return CacheFormat(full, int(found[2]), static, group, offset=bool(found[1]))
+    first, second = map(int, found[2].split("+")) if apart else (int(found[2]),) * 2
+    halves = (first, second) if apart else None
+    return CacheFormat(full, (first + second) // 2, static, group, offset=bool(found[1]), halves=halves)

@@ -6,8 +6,10 @@ artifact's caches can be written and read as floating-point numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,47 @@ import onnx_ir as ir
 
 from qcompile.formats.cache_format import CacheFormat, parse_cache_format
 
-__all__ = ["CachePlan", "cache_plan_of", "caches_planned", "drop_cache_plans", "give_cache_plan", "with_float_caches"]
+__all__ = [
+    "CacheBasis", "CachePlan", "cache_plan_of", "cache_plans_in", "caches_planned", "drop_cache_plans",
+    "give_cache_plan", "hadamard_basis", "with_float_caches", "write_bases",
+]  # fmt: skip
 
 _PLAN = "qcompile.cache"
 
 #: Behind the name of a cache, that of the scales that come with its tokens.
 SCALES = "_scales"
 
+#: In an artifact, the matrices of bases that are fitted to data, by name of the cache's input.
+BASES = "caches.npz"
+
 #: A graph as a function of named inputs.
 _Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheBasis:
+    """The basis in which keys or values are stored.
+
+    Args:
+        kind: the transform's name: ``hadamard`` or ``wush``.
+        matrices: float32 ``[heads, features, features]``, one in front where all heads share it.
+    """
+
+    kind: str
+    matrices: np.ndarray
+
+    @cached_property
+    def inverses(self) -> np.ndarray:
+        """Matrices back, float32, of the same shape: queries of keys are multiplied by them from the right."""
+        return np.ascontiguousarray(np.linalg.inv(self.matrices.astype(np.float64)), np.float32)
+
+    def into(self, x: np.ndarray) -> np.ndarray:
+        """Keys or values ``[batch, heads, length, features]`` in this basis."""
+        return x @ self.matrices.swapaxes(-1, -2)
+
+    def out_of(self, x: np.ndarray) -> np.ndarray:
+        """Keys or values in this basis as the float model has them."""
+        return x @ self.inverses.swapaxes(-1, -2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +70,11 @@ class CachePlan:
         heads, features: sizes of the cache.
         format: how it is stored.
         scale: static scales, float32 ``[1, heads, 1, features]`` or ``[1]``; ``None`` where tokens bring theirs.
-        rotation: the orthogonal matrix, float32, by which queries and keys are multiplied in front; ``None`` for none.
+        basis: in which it is stored, to which queries or the output of attention are brought; ``None`` for its own.
         error: of the output of attention, relative squared, predicted by calibration data; ``None`` if not known.
-        errors: the same by candidate.
+        errors: the same by transform.
+        formats: the same by format, each with its best transform.
+        alpha: what an error of the output of attention costs, per unit; ``None`` if not known.
         form: how attention computes with it: ``standard`` operators, or ``fused``.
     """
 
@@ -49,9 +85,11 @@ class CachePlan:
     features: int
     format: CacheFormat
     scale: np.ndarray | None = None
-    rotation: np.ndarray | None = None
+    basis: CacheBasis | None = None
     error: float | None = None
     errors: Mapping[str, float] | None = None
+    formats: Mapping[str, float | None] | None = None
+    alpha: float | None = None
     form: str = "standard"
 
     @property
@@ -64,52 +102,77 @@ class CachePlan:
         """Bytes that one more token takes."""
         return self.format.bytes_per_token(self.heads, self.features)
 
+    @property
+    def transform(self) -> str:
+        """The kind of its basis."""
+        return "none" if self.basis is None else self.basis.kind
+
     def fake(self, x: np.ndarray) -> np.ndarray:
         """Keys or values as the cache holds them, in the basis of the float model."""
-        turned = x if self.rotation is None else x @ self.rotation.T
-        held = self.format.fake(turned, self.scale)
-        return held if self.rotation is None else held @ self.rotation
+        return self._out_of(self.format.fake(self._into(x), self.scale))
 
     def pack(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """A cache of the float model as inputs of the artifact."""
-        turned = x if self.rotation is None else x @ self.rotation.T
-        codes, scales = self.format.encode(turned, self.scale)
+        codes, scales = self.format.encode(self._into(x), self.scale)
         return {self.past: codes} | ({} if scales is None else {self.scales[0]: scales})
 
     def unpack(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The cache among the outputs of the artifact, in the basis of the float model."""
         numbers = self.scale if self.format.static else outputs[self.scales[1]]
-        held = self.format.decode(outputs[self.present], numbers)
-        return held if self.rotation is None else held @ self.rotation
+        return self._out_of(self.format.decode(outputs[self.present], numbers))
+
+    def _into(self, x: np.ndarray) -> np.ndarray:
+        return x if self.basis is None else self.basis.into(x)
+
+    def _out_of(self, x: np.ndarray) -> np.ndarray:
+        return x if self.basis is None else self.basis.out_of(x)
 
     def to_entry(self) -> dict[str, Any]:
-        """The plan as a manifest holds it."""
+        """The plan as a manifest holds it, without the matrices of a basis that was fitted."""
         return {
             "past": self.past, "present": self.present, "role": self.role, "heads": self.heads,
-            "features": self.features, "format": self.format.name, "form": self.form,
-            "transform": "none" if self.rotation is None else "hadamard",
+            "features": self.features, "format": self.format.name, "form": self.form, "transform": self.transform,
             "bytes_per_token": self.bytes_per_token,
             "scale": None if self.scale is None else [float(x) for x in self.scale.ravel()],
         }  # fmt: skip
 
-    @staticmethod
-    def from_entry(entry: Mapping[str, Any]) -> CachePlan:
-        """The plan that a manifest holds."""
-        fmt, heads, features = parse_cache_format(entry["format"]), entry["heads"], entry["features"]
-        scale = None if entry["scale"] is None else np.array(entry["scale"], np.float32)
-        if scale is not None and scale.size > 1:
-            scale = scale.reshape(1, heads, 1, features)
-        turned = None if entry["transform"] == "none" else rotation_of(features)
-        return CachePlan(
-            entry["past"], entry["present"], entry["role"], heads, features, fmt, scale, turned, form=entry["form"]
-        )  # fmt: skip
+
+def cache_plans_in(manifest: Mapping[str, Any], folder: str | Path) -> list[CachePlan]:
+    """The plans of an artifact's caches."""
+    return [_from_entry(entry, Path(folder)) for entry in manifest.get("caches", ())]
 
 
-def rotation_of(features: int) -> np.ndarray:
-    """The Hadamard matrix by which keys and queries of a head are multiplied, float32."""
+def _from_entry(entry: Mapping[str, Any], folder: Path) -> CachePlan:
+    fmt, heads, features = parse_cache_format(entry["format"]), entry["heads"], entry["features"]
+    scale = None if entry["scale"] is None else np.array(entry["scale"], np.float32)
+    if scale is not None and scale.size > 1:
+        scale = scale.reshape(1, heads, 1, features)
+    basis = None
+    if (kind := entry["transform"]) == "hadamard":
+        basis = hadamard_basis(features)
+    elif kind != "none":
+        with np.load(folder / BASES) as held:
+            basis = CacheBasis(kind, held[entry["past"]])
+    return CachePlan(
+        entry["past"], entry["present"], entry["role"], heads, features, fmt, scale, basis, form=entry["form"]
+    )  # fmt: skip
+
+
+def write_bases(plans: Iterable[CachePlan], folder: Path) -> tuple[str, ...]:
+    """Write the matrices that were fitted into an artifact; the file's name, if there are any."""
+    fitted = {plan.past: plan.basis.matrices for plan in plans if plan.basis and plan.basis.kind != "hadamard"}
+    if not fitted:
+        return ()
+    np.savez(folder / BASES, allow_pickle=False, **fitted)
+    return (BASES,)
+
+
+def hadamard_basis(features: int) -> CacheBasis:
+    """The Hadamard matrix, which all heads share."""
     from qcompile.transforms import hadamard_matrix
 
-    return (np.asarray(hadamard_matrix(features), np.float64) / np.sqrt(features)).astype(np.float32)
+    matrix = np.asarray(hadamard_matrix(features), np.float64) / np.sqrt(features)
+    return CacheBasis("hadamard", matrix[None].astype(np.float32))
 
 
 def give_cache_plan(node: ir.Node, plan: CachePlan) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcompile.errors import TargetError, nearest
-from qcompile.formats.cache_format import CacheFormat, parse_cache_format
+from qcompile.formats.cache_format import AUTO_CACHES, CacheFormat, parse_cache_format
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Target"]
@@ -117,18 +117,22 @@ class Target:
         said = f" (the nearest: {', '.join(near)})" if near else ""
         raise TargetError(f"target '{self.name}' cannot run format '{text}'{said}; it runs {', '.join(self.schemes)}")
 
-    def cache_format(self, word: str) -> CacheFormat | None:
-        """The format of caches that a name means on this target; ``None`` for ``float``.
+    def cache_formats(self, words: str) -> list[CacheFormat]:
+        """The formats of caches that names mean on this target; none for ``float``.
+
+        Args:
+            words: with commas between them; ``auto`` for all that a budget is best met with.
 
         Raises:
             TargetError: if the target leaves caches as they are.
             InputError: if there is no such format.
         """
-        if word == "float":
-            return None
+        if words == "float":
+            return []
         if self.caches is None:
             raise TargetError(f"target '{self.name}' cannot quantize caches: take cpu-int4, cpu-int8 or reference")
-        return parse_cache_format(word, self.caches)
+        names = AUTO_CACHES if words == "auto" else words.split(",")
+        return [parse_cache_format(word.strip(), self.caches) for word in names]
 
     def in_form(self, form: str) -> Target:
         """The target that writes another form of its artifacts.

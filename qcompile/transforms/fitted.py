@@ -108,12 +108,16 @@ def wush(
 
 
 def wush_of_moments(
-    blocks: torch.Tensor, grams: torch.Tensor, damping: float = 1e-4, device: str | torch.device = "cpu"
+    blocks: torch.Tensor, grams: torch.Tensor, damping: float = 1e-4, device: str | torch.device = "cpu", parts: int = 1
 ) -> BlockDense:
     """``wush`` from second moments of the inputs and of the weights' rows, both ``[count, b, b]``.
 
     Args:
+        blocks, grams: the moments.
+        damping: as for ``wush``.
         device: where large blocks compute; of small ones a GPU finds eigenvectors one by one.
+        parts: equal parts of the directions that are flat each for itself, the one where most is lost first: for
+            formats with more bits in front.
     """
     b = blocks.shape[-1]
     if b >= _LARGE:
@@ -123,7 +127,11 @@ def wush_of_moments(
     squares, u = by_part(torch.linalg.eigh, gram)  # S² and U without the R-sized V
     u = u * torch.sign(torch.sign(u.sum(1, keepdim=True)) + 0.5)
     root = squares.clamp_min(torch.finfo(torch.float64).tiny).pow(0.25)
-    left = _hadamard(b).to(u.device) @ (root[:, :, None] * u.mT)
+    apart = root[:, :, None] * u.mT
+    mixed = _hadamard(b // parts).to(u.device)
+    if parts > 1:
+        apart, mixed = apart.flip(1), torch.block_diag(*[mixed] * parts)
+    left = mixed @ apart
     return BlockDense(torch.linalg.solve_triangular(lower, left, upper=False, left=False))
 
 

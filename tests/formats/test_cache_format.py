@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from qcompile.errors import InputError
 from qcompile.formats.cache_format import parse_cache_format
 
 WORDS = [
-    "int8-token", "int4-token", "int2-token", "uint8-token", "uint4-token", "uint2-token", "int4-g16", "uint2-g32"
+    "int8-token", "int4-token", "int2-token", "uint8-token", "uint4-token", "uint2-token", "int4-g16", "uint2-g32",
+    "uint5+3-g16", "uint5+3-g32",
 ]  # fmt: skip
 X = np.random.default_rng(0).standard_normal((2, 3, 5, 64)).astype(np.float32)
 
@@ -23,7 +26,8 @@ def test_values_are_the_nearest_levels_of_their_group(word: str) -> None:
     parts = X.reshape(held.shape)
     own = numbers.astype(np.float64).reshape(-1, numbers.shape[-1])
     scale, start = (own[:, : fmt.groups(64)], own[:, fmt.groups(64) :] if fmt.offset else 0 * own)
-    levels = np.arange(fmt.low, fmt.high + 1)
+    highs = fmt.highs(64)[:, None]
+    levels = np.minimum(np.arange(fmt.low, highs.max() + 1), highs)
     grid = scale[..., None] * levels + start[..., None]
     nearest = np.abs(parts[..., None] - grid[:, :, None]).min(-1)
     np.testing.assert_allclose(np.abs(held - parts), nearest, atol=1e-6)
@@ -45,10 +49,16 @@ def test_bytes() -> None:
     codes, _ = parse_cache_format("int8-tensor").encode(np.array([[[[0.5, 1.5, 300.0, -300.0]]]]), np.float32([1]))
     assert codes.dtype == np.int8
     assert codes.tolist() == [[[[0, 2, 127, -128]]]]
+    x = np.float32([*range(0, 30, 2), 31, *(i % 8 for i in range(16))])  # levels of 5 bits, then of 3
+    codes, scales = parse_cache_format("uint5+3-g16").encode(x[None, None, None])
+    assert scales is not None
+    assert scales.tolist() == [[[[1, 1, 0, 0]]]]
+    assert codes[0, 0, 0].tolist() == [*(2 * i + 32 * (i % 8) for i in range(15)), 31 + 32 * 7]
 
 
 @pytest.mark.parametrize(
-    "word, size", [("int8-channel", 64), ("int4-channel", 32), ("int4-token", 34), ("uint2-g16", 32)]
+    "word, size",
+    [("int8-channel", 64), ("int4-channel", 32), ("int4-token", 34), ("uint2-g16", 32), ("uint5+3-g32", 40)],
 )
 def test_bytes_of_a_token(word: str, size: int) -> None:
     fmt = parse_cache_format(word)
@@ -65,9 +75,10 @@ def test_a_group_of_zeros() -> None:
 def test_words() -> None:
     assert parse_cache_format("int4", "channel").name == "int4-channel"
     assert parse_cache_format("uint4", "channel").name == "uint4-token"
-    for word in ("int3", "int4-g24", "uint4-channel", "fp8", ""):
-        with pytest.raises(InputError, match=f"unknown cache format '{word}'"):
+    for word in ("int3", "int4-g24", "uint4-channel", "int5+3-g32", "uint5+3-token", "fp8", ""):
+        with pytest.raises(InputError, match=re.escape(f"unknown cache format '{word}'")):
             parse_cache_format(word)
     assert "do not fill bytes" in str(parse_cache_format("int2-token").fits(6))
     assert "groups of 32" in str(parse_cache_format("int4-g32").fits(48))
+    assert "half of 32 features" in str(parse_cache_format("uint5+3-g32").fits(32))
     assert parse_cache_format("int4-g32").fits(64) is None

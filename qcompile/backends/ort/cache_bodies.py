@@ -19,7 +19,7 @@ def quantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
         return body.function(
             _name("Quantize", fmt, features), _packed(body, body.Div(x, body.input("s")), fmt, features)
         )
-    parts, high = body.Reshape(x, _parts(body, fmt, features)), body.constant(float(fmt.high))
+    parts, high = body.Reshape(x, _parts(body, fmt, features)), body.constant(_high(fmt.highs(features)))
     if fmt.offset:
         start = _half(body, body.reduce("ReduceMin", parts))
         from_start = body.to(start, ir.DataType.FLOAT)
@@ -52,8 +52,13 @@ def dequantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
     return body.function(name, body.Reshape(parts, body.vector(0, 0, 0, features)))
 
 
+def _high(highs: np.ndarray) -> np.ndarray:
+    """The highest code, of each group where they differ."""
+    return highs if np.ptp(highs) else highs[0]
+
+
 def _name(what: str, fmt: CacheFormat, features: int) -> str:
-    return f"{what}Cache_{fmt.name.replace('-', '_')}_{features}"
+    return f"{what}Cache_{fmt.name.replace('-', '_').replace('+', '_')}_{features}"
 
 
 def _parts(body: Body, fmt: CacheFormat, features: int) -> ir.Value:
@@ -68,6 +73,8 @@ def _half(body: Body, x: ir.Value) -> ir.Value:
 
 
 def _packed(body: Body, y: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
+    if fmt.halves is not None:
+        return _packed_halves(body, y, fmt.halves, features)
     codes = body.Clip(body.Round(y), body.constant(float(fmt.low)), body.constant(float(fmt.high)))
     if fmt.per_byte == 1:
         return body.to(codes, ir.DataType.from_numpy(fmt.stored))
@@ -77,10 +84,25 @@ def _packed(body: Body, y: ir.Value, fmt: CacheFormat, features: int) -> ir.Valu
     return body.to(body.reduce("ReduceSum", body.Mul(apart, places)), ir.DataType.UINT8)
 
 
+def _packed_halves(body: Body, y: ir.Value, bits: tuple[int, int], features: int) -> ir.Value:
+    """A code of the first half and one of the second in each byte."""
+    ends, last = [body.vector(place) for place in (0, features // 2, features)], body.vector(-1)
+    first, second = (
+        body.Clip(body.Round(body.Slice(y, start, end, last)), body.constant(0.0), body.constant(2.0**own - 1))
+        for start, end, own in zip(ends, ends[1:], bits, strict=False)
+    )
+    return body.to(body.Add(first, body.Mul(second, body.constant(2.0 ** bits[0]))), ir.DataType.UINT8)
+
+
 def _unpacked(body: Body, codes: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
     """Codes as numbers; of packed ones, a table has those of each byte."""
     if fmt.per_byte == 1:
         return body.to(codes, ir.DataType.FLOAT)
+    if fmt.halves is not None:
+        split = 2 ** fmt.halves[0]
+        tables = [body.constant(part.astype(np.float64)) for part in (np.arange(256) % split, np.arange(256) // split)]
+        byte = body.to(codes, ir.DataType.INT32)
+        return body.Concat(*(body.Gather(table, byte, axis=0) for table in tables), axis=-1)
     places = np.arange(256)[:, None] >> (fmt.bits * np.arange(fmt.per_byte))
     table = body.constant((places & (2**fmt.bits - 1)) + fmt.low)
     found = body.Gather(table, body.to(codes, ir.DataType.INT32), axis=0)

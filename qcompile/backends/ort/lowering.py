@@ -20,6 +20,7 @@ from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import node_name
+from qcompile.targets.cache_plans import write_bases
 from qcompile.targets.plans import Plan, planned, ranged
 from qcompile.targets.registry import Lowered
 from qcompile.targets.split_stacks import Unrolled, splittable, unroll
@@ -66,9 +67,9 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
             packed.append(once.get(key) or once.setdefault(key, beside.submit(kernel.pack, plan.weight)))
         work = zip(sites, chosen, packed, strict=True)
         said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
-    lower_caches(model)
+    caches = lower_caches(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
-    files = _save(model, folder)
+    files = (*_save(model, folder), *write_bases(caches, folder))
     if target.form == GENAI:
         files = (*files, write_genai(model, folder, target.options.get("along", ())))
     return Lowered(files, unrolled.joined(said))

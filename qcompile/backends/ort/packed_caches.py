@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qcompile.analysis.cache_sites import CacheSite, cache_sites
 from qcompile.backends.ort.cache_bodies import dequantizing, quantizing
 from qcompile.ir.functions import DOMAIN, add_function, opset
-from qcompile.ir.graph import add_initializer, append_node, drop_unused, ensure_initializer
+from qcompile.ir.graph import add_initializer, append_node, drop_unused, ensure_initializer, static
 from qcompile.ir.required import name_of, operand, optional
 from qcompile.run.session import CONTRIB
 from qcompile.targets.cache_plans import CachePlan, caches_planned
@@ -30,11 +30,11 @@ _SCALES = ir.TensorType(ir.DataType.FLOAT16)
 _TURN = {"perm": [0, 2, 1, 3]}
 
 
-def lower_caches(model: ir.Model) -> None:
-    """Rewrite each planned cache in place."""
+def lower_caches(model: ir.Model) -> list[CachePlan]:
+    """Rewrite each planned cache in place, and return the plans."""
     plans = {plan.past: plan for _, plan in caches_planned(model)}
     if not plans:
-        return
+        return []
     by_reader: dict[ir.Node, list[_Cache]] = defaultdict(list)
     for site in cache_sites(model)[0]:
         if site.name in plans:
@@ -42,13 +42,14 @@ def lower_caches(model: ir.Model) -> None:
     fusing = _Fusing(model)
     for reader, caches in by_reader.items():
         for cache in caches:
-            cache.rotate_reader()
+            cache.turn_reader()
         if all(cache.plan.form == "fused" for cache in caches):
             fusing.fuse(reader, {cache.site.role: cache for cache in caches})
         else:
             for cache in caches:
                 cache.decode()
     drop_unused(model)
+    return list(plans.values())
 
 
 class _Cache:
@@ -60,33 +61,47 @@ class _Cache:
         self.name, self.width = site.name, site.features // plan.format.per_byte
         self.type = ir.TensorType(ir.DataType.from_numpy(plan.format.stored))
 
-    def rotate_reader(self) -> None:
+    def turn_reader(self) -> None:
         """Let queries be in the basis of the keys that are stored, or bring the output back from that of the values."""
-        reader, rotation = self.site.reader, self.plan.rotation
-        if rotation is None:
+        reader, basis = self.site.reader, self.plan.basis
+        if basis is None:
             return
+        made = operand(reader, 0) if self.site.role == "key" else reader.outputs[0]
+        heads = static((operand(reader, 0).shape or ir.Shape([None] * 4))[1])
         if self.site.role == "key":
-            turned = self._rotated(reader, operand(reader, 0), f"{self.name}/query")
-            reader.replace_input_with(0, turned)
+            matrix = self._matrix(reader, "back", basis.inverses, heads)
+            reader.replace_input_with(0, self._turned(reader, made, matrix, f"{self.name}/query"))
             return
-        made, name = reader.outputs[0], f"{self.name}/mixed"
-        matrix = ensure_initializer(self.model, f"caches/rotation_back_{len(rotation)}", rotation)
-        back = append_node(reader, "MatMul", [made, matrix], name=f"{name}/back", like=made, after=True)
+        matrix = self._matrix(reader, "back_turned", basis.inverses.swapaxes(-1, -2), heads)
+        back = append_node(reader, "MatMul", [made, matrix], name=f"{self.name}/back", like=made, after=True)
         for node, index in list(made.uses()):
             if node is not back:
                 node.replace_input_with(index, back.outputs[0])
 
     def new(self) -> ir.Value:
         """The keys or values that are appended, in the basis in which they are stored."""
-        if self.plan.rotation is None:
+        if self.plan.basis is None:
             return self.site.new
-        return self._rotated(self.node, self.site.new, f"{self.name}/new")
+        matrix = self._matrix(self.node, "basis", self.plan.basis.matrices.swapaxes(-1, -2), self.site.heads)
+        return self._turned(self.node, self.site.new, matrix, f"{self.name}/new")
 
-    def _rotated(self, before: ir.Node, value: ir.Value, name: str) -> ir.Value:
-        assert self.plan.rotation is not None
-        content = np.ascontiguousarray(self.plan.rotation.T)
-        matrix = ensure_initializer(self.model, f"caches/rotation_{len(content)}", content)
-        return append_node(before, "MatMul", [value, matrix], name=f"{name}/rotated", like=value).outputs[0]
+    def _turned(self, before: ir.Node, value: ir.Value, matrix: ir.Value, name: str) -> ir.Value:
+        return append_node(before, "MatMul", [value, matrix], name=f"{name}/turned", like=value).outputs[0]
+
+    def _matrix(self, before: ir.Node, what: str, matrices: np.ndarray, heads: int | None) -> ir.Value:
+        """Matrices for so many heads, of which neighbours share one; they are stored once."""
+        count, size, _ = matrices.shape
+        if count == 1:  # follows from its size
+            return ensure_initializer(self.model, f"caches/{what}_{size}", np.ascontiguousarray(matrices[0]))
+        name = f"{self.name}/{what}"
+        assert heads is not None, "nothing is fitted where the graph does not say how many heads there are"
+        if count == heads:
+            return add_initializer(self.model, name, np.ascontiguousarray(matrices))
+        held = add_initializer(self.model, name, np.ascontiguousarray(matrices[:, None]))
+        shapes = [np.array(shape) for shape in ((count, heads // count, size, size), (heads, size, size))]
+        wide, flat = (ensure_initializer(self.model, "caches/" + "x".join(map(str, s)), s) for s in shapes)
+        copied = append_node(before, "Expand", [held, wide], name=f"{name}/copies").outputs[0]
+        return append_node(before, "Reshape", [copied, flat], name=f"{name}/heads").outputs[0]
 
     def scale(self) -> ir.Value:
         """The static scales."""

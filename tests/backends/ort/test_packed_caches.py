@@ -14,7 +14,7 @@ from commands import refused
 
 import qcompile as qc
 from qcompile.run.session import Session
-from qcompile.targets.cache_plans import CachePlan
+from qcompile.targets.cache_plans import CachePlan, cache_plans_in
 
 KEY, VALUE = "past_key", "past_value"
 
@@ -30,7 +30,7 @@ def export(folder: Path, target: str, word: str, attention: str = "one", loud: f
 
 
 def plans_of(artifact: Any) -> dict[str, CachePlan]:
-    return {entry["past"]: CachePlan.from_entry(entry) for entry in artifact.manifest["caches"]}
+    return {plan.past: plan for plan in cache_plans_in(artifact.manifest, artifact.folder)}
 
 
 def steps(length: int = 11) -> list[slice]:
@@ -92,7 +92,7 @@ CASES = [
     ("reference", "int8", "one"), ("reference", "int4-g16", "spelled"), ("reference", "uint2-token", "one"),
     ("reference", "int4-channel", "spelled"), ("cpu-int4", "int8", "one"), ("cpu-int4", "int4", "one"),
     ("cpu-int4", "int4-tensor", "one"), ("cpu-int4", "int4-token", "one"), ("cpu-int8", "int8-tensor", "one"),
-    ("cpu-int8", "int4", "spelled"),
+    ("cpu-int8", "int4", "spelled"), ("cpu-int4", "int4-token,uint4-g16", "one"),
 ]  # fmt: skip
 
 
@@ -122,8 +122,9 @@ def test_token_by_token(target: str, word: str, attention: str, tmp_path: Path) 
 def test_loud_keys_and_values_are_rotated(word: str, tmp_path: Path) -> None:
     artifact, path = export(tmp_path, "cpu-int4", word, loud=12.0)
     key, value = artifact.manifest["caches"]
-    assert (key["transform"], value["transform"]) == ("hadamard", "hadamard")
+    assert "none" not in {key["transform"], value["transform"]}
     assert key["candidates"]["hadamard"] < 0.5 * key["candidates"]["none"]
+    assert key["candidates"]["wush"] < key["candidates"]["none"]
     plans, ids = plans_of(artifact), prompts(2, 11, seed=6)["input_ids"]
     want, _ = by_definition(path, plans, ids)
     have, _ = by_artifact(artifact, plans, ids)
@@ -134,6 +135,53 @@ def test_loud_keys_and_values_are_rotated(word: str, tmp_path: Path) -> None:
     assert {entry["transform"] for entry in plain.manifest["caches"]} == {"none"}
     ours, theirs = (made.manifest["quantization"]["divergence"] for made in (artifact, plain))
     assert ours < 0.7 * theirs
+
+
+def test_bases_are_fitted_to_queries_and_keys_and_judged_on_others(tmp_path: Path) -> None:
+    """The artifact writes and reads its caches in them; with few rows there are none."""
+    artifact, path = export(tmp_path, "reference", "uint4-g16", loud=12.0)
+    plans, ids = plans_of(artifact), prompts(2, 11, seed=6)["input_ids"]
+    assert plans[KEY].transform == "wush"
+    assert "caches.npz" in artifact.manifest["files"]
+    x = np.random.default_rng(0).standard_normal((1, HEADS, 4, FEATURES)).astype(np.float32)
+    basis = plans[KEY].basis
+    assert basis is not None
+    np.testing.assert_allclose(basis.out_of(basis.into(x)), x, atol=1e-4)
+    want, _ = by_definition(path, plans, ids)
+    have, _ = by_artifact(artifact, plans, ids)
+    for a, b in zip(want, have, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02 * float(np.abs(np.concatenate(want, 1)).max()))
+    few = qc.export(
+        path, "reference", folder=tmp_path / "few", calibration=prompts(3, 24), cache_format="uint4-g16", method="rtn"
+    )
+    assert {entry["transform"] for entry in few.manifest["caches"]} <= {"none", "hadamard"}
+    assert "fitting a basis to the cache" in {entry["what"] for entry in few.manifest["declined"]}
+
+
+@pytest.mark.parametrize("budget, formats", [(72, ["int8-token"] * 2), (71, ["int8-token", "uint4-token"])])
+def test_a_budget_of_bytes_for_each_token(budget: int, formats: list[str], tmp_path: Path) -> None:
+    artifact, _ = export(tmp_path, "cpu-int4", "float", budget={"cache": budget})
+    entries = artifact.manifest["caches"]
+    assert sorted(entry["format"] for entry in entries) == formats
+    spent = artifact.manifest["budget"]["cache"]
+    assert spent["spent"] == sum(entry["bytes_per_token"] for entry in entries) <= spent["bound"] == budget
+    for entry in entries:
+        assert entry["formats"][entry["format"]] == entry["error"]
+        assert entry["formats"]["uint2-token"] > entry["formats"]["uint4-token"] > entry["formats"]["int8-token"]
+        assert entry["bits"] == 8 * entry["bytes_per_token"] / (HEADS * FEATURES)
+
+
+def test_caches_and_weights_have_budgets_at_once(tmp_path: Path) -> None:
+    path = cached_decoder(tmp_path / "model.onnx")
+    artifact = qc.export(
+        path, "cpu-int4", folder=tmp_path / "artifact", calibration=prompts(16, 24), formats=["int4", "int8"],
+        method="rtn", budget={"bits": 6, "cache": 50},
+    )  # fmt: skip
+    assert set(artifact.manifest["budget"]) == {"bits", "cache"}
+    assert artifact.manifest["bits_per_weight"] < 8
+    for entry in artifact.manifest["caches"]:
+        assert entry["alpha"] > 0
+        assert entry["predicted_delta"] == pytest.approx(entry["alpha"] * entry["error"], rel=1e-3)
 
 
 def test_the_manifest_and_the_tools(tmp_path: Path) -> None:
@@ -177,6 +225,9 @@ def test_mistakes(tmp_path: Path) -> None:
 
     assert "static scales" in said("--target", "cpu-int4", "--cache-format", "int8")
     assert "unknown cache format" in said("--target", "cpu-int4", "--cache-format", "int5")
+    assert "needs a budget" in said("--target", "cpu-int4", "--cache-format", "auto")
+    assert "cache=1" in said("--target", "cpu-int4", "--budget", "cache=1")
+    assert "cannot quantize caches" in said("--target", "tvm-cpu", "--budget", "cache=100")
     assert "cannot quantize caches" in said("--target", "blackwell-fp4", "--cache-format", "int8")
     from running_sums import plain, save
 

@@ -1,0 +1,145 @@
+"""Samples of what attention reads and makes on calibration data, by which ways to store its caches are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.analysis.cache_sites import CacheSite
+from qcompile.ir.graph import static
+from qcompile.ir.required import name_of, optional
+from qcompile.run.session import Session
+
+__all__ = ["MASKED", "AttentionSample", "attention_samples", "cache_batches"]
+
+#: Positions of the data that are looked at.
+_POSITIONS = 4096
+
+#: Queries of a batch on which attention is computed, spread over its positions.
+_QUERIES = 256
+
+#: Scores below this are masked.
+MASKED = -1e4
+
+#: The relative L2 distance to the graph's own output that another order of sums explains.
+_SAME = 1e-3
+
+
+@dataclass(eq=False)
+class AttentionSample:
+    """One batch.
+
+    Args:
+        query: some of the queries ``[batch, heads, queries, features]``.
+        key, value: all of them, ``[batch, heads, length, features]``.
+        bias: what is added to the scores, ``[.., queries, length]``.
+        scale: the factor of scores.
+        places: of the queries among the keys, int64 ``[queries]``.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    bias: np.ndarray
+    scale: float
+    places: np.ndarray
+
+    def attend(self, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """The output of attention; neighbouring queries share a head of keys and values."""
+        shared = self.query.shape[1] // key.shape[1]
+        key, value = (np.repeat(x, shared, 1) for x in (key, value))
+        scores = self.query @ key.swapaxes(-1, -2) * np.float32(self.scale) + self.bias
+        scores -= scores.max(-1, keepdims=True)
+        weights = np.exp(scores)
+        return (weights / weights.sum(-1, keepdims=True)) @ value
+
+    @cached_property
+    def output(self) -> np.ndarray:
+        """The output of attention in floating point."""
+        return self.attend(self.key, self.value)
+
+    @cached_property
+    def reads(self) -> np.ndarray:
+        """Whether a position reads any; padding does not."""
+        return np.any(self.bias > MASKED, -1, keepdims=True)
+
+    def query_moments(self, heads: int) -> np.ndarray:
+        """Sums of ``q qᵀ`` over the queries of each head of keys, float64 ``[heads, features, features]``."""
+        kept = np.where(self.reads, self.query, 0).swapaxes(0, 1).astype(np.float64)
+        rows = kept.reshape(heads, -1, kept.shape[-1])
+        return rows.swapaxes(-1, -2) @ rows
+
+
+def cache_batches(
+    model: ir.Model, sites: Iterable[CacheSite], batches: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
+    """Values of caches and their attention on some thousand positions of the data, by name."""
+    names = list(dict.fromkeys(name for site in sites for name in _taps(site)))
+    session = Session(model, names, optimize=False)
+    return [{name: made[name] for name in names} for made in map(session.run, _some(batches))]
+
+
+def _taps(site: CacheSite) -> Iterator[str]:
+    """Values to look at: what is new, and, where attention is one operator, all that it reads and makes."""
+    yield name_of(site.new)
+    yield name_of(site.pair.present)
+    if site.reader.op_type == "Attention":
+        yield name_of(site.reader.outputs[0])
+        for index in (0, 3):
+            value = optional(site.reader, index)
+            if value is not None and value.const_value is None:
+                yield name_of(value)
+
+
+def _some(batches: Sequence[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+    count = 0
+    for batch in batches:
+        yield batch
+        count += max(array.shape[0] * array.shape[1] if array.ndim == 2 else 0 for array in batch.values())
+        if count >= _POSITIONS:
+            break
+
+
+def attention_samples(
+    node: ir.Node, sites: Mapping[str, CacheSite], batches: Sequence[Mapping[str, np.ndarray]]
+) -> list[AttentionSample]:  # fmt: skip
+    """The operands of an attention that is one operator and reads two caches, by batch; none if it is not.
+
+    None either if it makes something else of them than ``AttentionSample.attend``.
+    """
+    query = optional(node, 0)
+    if node.op_type != "Attention" or len(sites) != 2 or query is None or query.shape is None:
+        return []
+    if len(query.shape) != 4 or static(query.shape[1]) is None:
+        return []
+    found = []
+    for batch in batches:
+        q = batch[name_of(query)]
+        key, value = (batch[name_of(sites[role].pair.present)] for role in ("key", "value"))
+        some = np.unique(np.linspace(0, q.shape[2] - 1, min(q.shape[2], _QUERIES)).astype(np.int64))
+        places = some + key.shape[2] - q.shape[2]
+        bias = _bias(node, batch, q.shape[2], key.shape[2])[..., some, :]
+        factor = node.attributes.get_float("scale", q.shape[-1] ** -0.5)
+        sample = AttentionSample(q[:, :, some], key, value, bias, factor, places)
+        want, have = (x * sample.reads for x in (batch[name_of(node.outputs[0])][:, :, some], sample.output))
+        if np.linalg.norm(have - want) > _SAME * np.linalg.norm(want):
+            return []
+        found.append(sample)
+    return found
+
+
+def _bias(node: ir.Node, batch: Mapping[str, np.ndarray], length: int, total: int) -> np.ndarray:
+    """The numbers that an attention adds to its scores."""
+    mask = optional(node, 3)
+    bias = np.zeros((1, 1, length, total), np.float32)
+    if mask is not None:
+        held = mask.const_value.numpy() if mask.const_value is not None else batch[name_of(mask)]
+        given = np.where(held, 0, np.float32(-1e30)) if held.dtype == bool else held.astype(np.float32)
+        bias = np.broadcast_to(given, np.broadcast_shapes(given.shape, bias.shape))
+    if node.attributes.get_int("is_causal", 0):
+        bias = bias + np.triu(np.full((length, total), np.float32(-1e30)), 1 + total - length)
+    return bias
