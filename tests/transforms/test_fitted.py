@@ -11,7 +11,7 @@ from qcompile.errors import InputError
 from qcompile.formats import fake_quantize, get_format
 from qcompile.rounding.gptq import output_error
 from qcompile.transforms import Transform, duquant_block, klt_hadamard, svd_lowrank, wush
-from qcompile.transforms.fitted import diagonal_blocks
+from qcompile.transforms.fitted import diagonal_blocks, wush_of_moments
 
 
 def moments(n: int, seed: int, samples: int | None = None) -> torch.Tensor:
@@ -59,6 +59,21 @@ def test_wush_makes_both_moments_equal_and_flat(size: int, count: int, seed: int
         scale = a.diagonal().mean()
         assert (a - w).abs().max() < 1e-8 * scale
         assert (a.diagonal() / scale - 1).abs().max() < 1e-8
+
+
+def test_wush_in_parts_is_flat_in_each_and_loses_most_in_the_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 64, 16, generator=generator, dtype=torch.float64) * torch.logspace(0, 2, 16) for _ in "xy")
+    a, b = x.mT @ x, y.mT @ y
+    t = wush_of_moments(a, b, damping=1e-12, parts=2).matrices
+    made, met = t @ a @ t.mT, torch.linalg.inv(t).mT @ b @ torch.linalg.inv(t)
+    torch.testing.assert_close(made, met, rtol=1e-6, atol=1e-6 * float(made.abs().max()))
+    diagonal = made.diagonal(dim1=-2, dim2=-1)
+    first, second = diagonal[:, :8], diagonal[:, 8:]
+    torch.testing.assert_close(first, first[:, :1].expand_as(first), rtol=1e-6, atol=0)
+    assert (first[:, 0] > 10 * second[:, 0]).all()
+    scale = float(made.abs().max())
+    assert made[:, :8, 8:].abs().max() < 1e-9 * scale
 
 
 def test_wush_beats_no_transform_where_channels_are_loud() -> None:
