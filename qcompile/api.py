@@ -61,6 +61,8 @@ def export(
     cache_format: str = "float",
     form: str = "plain",
     learn: str | None = None,
+    profile: str | Path = "shipped",
+    shape: Mapping[str, int] | None = None,
     seed: int = 0,
     device: str = "cpu",
     devices: int = 1,
@@ -109,6 +111,9 @@ def export(
         form: ``plain``, or another form that the target writes: ``genai`` for onnxruntime-genai.
         learn: what is learned along gradients of the whole model: ``transforms``, ``codes`` or ``all``, with options as
             in ``transforms,codes{steps=400}``; ``minutes=5`` is ``all{minutes=5}``, by default nothing.
+        profile: what computing costs, where times are predicted: ``shipped`` with the target, the same on all machines;
+            of this ``machine``, once ``qcompile profile`` has measured it; ``none``; or the file of a profile.
+        shape: sizes of open dimensions of the inputs by name, at which times are predicted; else those of the data.
         seed: of everything random.
         device: where torch computes, ``cpu`` or ``cuda``.
         devices: how many processes of this machine share the work, each on a GPU of its own or on its part of the
@@ -153,6 +158,7 @@ def export(
     options = Options(
         target=target, calibration=calibration, evaluation=evaluation, seed=seed, device=device, tvm_target=tvm_target,
         latency=latency, effort=effort, cache_format=cache_format, form=form, exclude=_several(exclude),
+        profile=str(profile), shape=dict(shape or {}),
         keep=_several(keep),
         transform_for=dict(transform_for or {}), reading=Reading(tokenizer, window, preprocessing),
         memory=parse_memory(memory or {}),

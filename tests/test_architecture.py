@@ -27,7 +27,7 @@ FLOORS = {
     "passes": 8, "backends": 8, "recipes": 8,
     "choice": 7,
     "rounding": 6, "learning": 6,
-    "statistics": 5,
+    "statistics": 5, "prices": 5,
     "targets": 4,
     "analysis": 3, "run": 3,
     "operators": 2,
@@ -39,7 +39,7 @@ FLOORS = {
 #: Modules beside the rooms: the driver is the pipeline in order, the command line's entry stands beside it.
 ROOMS = {"__main__": "cli"} | dict.fromkeys(
     ("api", "comparison", "compiler", "inspection", "measuring", "members", "opt", "parts", "preparation",
-     "quantizing", "splitting", "stages", "sweep", "teaching"),
+     "profiling", "quantizing", "splitting", "stages", "sweep", "teaching"),
     "driver",
 )  # fmt: skip
 
@@ -62,8 +62,8 @@ SHIPPED = (BACKENDS / "gpu" / "kernels", BACKENDS / "gpu" / "runtime", PACKAGE /
 
 #: What this project depends on: no module may take such a name.
 DEPENDENCIES = {"compressed_tensors", "filelock", "gguf", "jinja2", "ml_dtypes", "networkx", "numpy", "onnx", "onnx_ir",
-                "onnxruntime", "onnxscript", "rich", "safetensors", "scipy", "torch", "transformers", "triton", "tvm",
-                "typer"}  # fmt: skip
+                "onnxruntime", "onnxscript", "platformdirs", "rich", "safetensors", "scipy", "torch", "transformers",
+                "triton", "tvm", "typer"}  # fmt: skip
 
 
 #: Names that several modules have, by the reason. Whatever is the same thing may be called the same.

@@ -38,6 +38,8 @@ def options_entry(options: Options) -> dict[str, Any]:
         "cache_format": options.cache_format,
         "form": options.form,
         "learn": options.learn,
+        "profile": options.profile,
+        "shape": dict(options.shape),
         "calibration": _said_of(options.calibration),
         "evaluation": _said_of(options.evaluation),
         "device": options.device,

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from qcompile.analysis.spaces import Analysis, Site, Space
     from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.plain_rounding import Plain
+    from qcompile.choice.export_options import Options
     from qcompile.choice.placement import Placement
     from qcompile.choice.selection import Choice
+    from qcompile.choice.timing import Timing
     from qcompile.learning.taught import Taught
     from qcompile.notes import Declined
     from qcompile.statistics.ranges import Calibrated
@@ -165,6 +167,23 @@ def online_entries(siblings: Iterable[Siblings], placement: Placement) -> list[d
         {"value": name, "kind": transform_name(transform), "size": transform.size, "cost_fraction": number(cost)}
         for name, transform, cost in found
     ]
+
+
+def timing_entry(timing: Timing | None, options: Options) -> dict[str, Any] | None:
+    """The time of one run as it was predicted, and by what; ``None`` for a target whose times nobody measured."""
+    if timing is None:
+        return None
+    profile, ms = timing.clock.profile, {name: number(1e3 * time) for name, time in timing.transforms.items()}
+    return {
+        "predicted_ms": number(1e3 * timing.whole),
+        "products_ms": number(1e3 * timing.products),
+        "float_products_ms": number(1e3 * timing.float_products),
+        "online_transforms_ms": ms,
+        "rest_ms": number(1e3 * timing.clock.rest),
+        "inputs": {name: list(shape) for name, shape in timing.clock.shapes.items()},
+        "profile": {"asked": options.profile, "machine": dict(profile.machine), "sha256": profile.digest},
+        "loss_per_ms": None if timing.rate is None else number(timing.rate / 1e3),
+    }  # fmt: skip
 
 
 def decision_entries(placement: Placement) -> list[dict[str, Any]]:

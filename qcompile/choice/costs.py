@@ -9,6 +9,7 @@ from qcompile.analysis.spaces import Site
 from qcompile.choice.branches import Apart, rank_in, size_of
 from qcompile.choice.splits import beside
 from qcompile.ir.required import constant
+from qcompile.prices.graph_clock import GraphClock
 from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
@@ -18,16 +19,23 @@ __all__ = ["HALF", "cost_of"]
 HALF = 16
 
 
-def cost_of(pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: Target) -> dict[str, float]:
-    """The cost of sites in each budget, of which ``own`` have a weight that none before them has.
+def cost_of(
+    pairs: Sequence[tuple[Site, Scheme]], own: Collection[str], target: Target, clock: GraphClock | None = None
+) -> dict[str, float]:  # fmt: skip
+    """The cost of sites that read one value in each budget, of which ``own`` have a weight that none before them has.
 
     A weight is stored once and read by every site; an embedding table is looked up, which takes no time to speak of.
+
+    Args:
+        clock: tells the time; without it is that in which the target reads the bytes.
     """
     bits = sum(_bits(site, scheme) for site, scheme in pairs if site.name in own)
     stored = sum(_bytes(site, scheme) for site, scheme in pairs if site.name in own)
     read = sum(_bytes(site, scheme) for site, scheme in pairs if site.input is not None)
     products = sum(_products(site, scheme) for site, scheme in pairs if site.input is not None)
-    return {"bits": bits, "bytes": stored, "latency": 1e3 * read / (target.bandwidth or 1.0), "bops": products}
+    reading = [(site, scheme) for site, scheme in pairs if site.input is not None]
+    seconds = read / (target.bandwidth or 1.0) if clock is None else clock.products(reading)
+    return {"bits": bits, "bytes": stored, "latency": 1e3 * seconds, "bops": products}
 
 
 def _bit_operations(scheme: Scheme) -> float:

@@ -9,20 +9,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qcompile.analysis.axes import AxisNode
-from qcompile.analysis.boundaries import Boundary, boundaries, sides_of
-from qcompile.analysis.folding import axis_transform
+from qcompile.analysis.boundaries import boundaries
 from qcompile.analysis.siblings import Siblings, shared_table
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.assignment import Option
-from qcompile.choice.candidates import LEAST_GAIN
 from qcompile.choice.contenders import OnlineChoice
-from qcompile.choice.joint import Decision, Joint, Unit, Wall
+from qcompile.choice.joint import Decision, Joint, Unit
 from qcompile.choice.labels import WISH, Labels
 from qcompile.choice.online import Online
 from qcompile.choice.placement import Placement, Worth, total_transform
 from qcompile.choice.question import Asked, Decided, Table, rows_transform
 from qcompile.choice.scoring import site_loss
 from qcompile.choice.solving import decide
+from qcompile.choice.walls import Walls
 from qcompile.group.group import ALONE, Group
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def pose(
     at = {item: number for number, members in enumerate(graph.members) for item in members}
     ties = [(at[a], at[b]) for a, b in asked.ties if at[a] != at[b]]
     own = [item.losses for item in labels.values()]
-    return Posed(graph, Joint(own, units, [wall for _, wall in graph.walls()], asked.budgets, ties))
+    return Posed(graph, Joint(own, units, [wall for _, wall in graph.walls.found()], asked.budgets, ties))
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ class Posed:
     def spent(self, decided: Decided) -> dict[str, float]:
         """The cost in every unit, budget or not."""
         costs, chosen = self.graph.asked.costs, decided.schemes.items()
-        return {unit: math.fsum(costs[item][index][unit] for item, index in chosen) for unit in self.graph.units}
+        spent = {unit: math.fsum(costs[item][index][unit] for item, index in chosen) for unit in self.graph.units}
+        return spent | decided.assignment.cost  # where transforms count as well
 
     def loss(self, decided: Decided, placement: Placement) -> float:
         """The predicted growth of the metric, without the price of what stays in the graph."""
@@ -103,6 +103,7 @@ class _Graph:
         self.analysis, self.asked, self.online, self.labels, self.partners = analysis, asked, online, labels, partners
         self.nodes = list(labels)
         self.number = {node: number for number, node in enumerate(self.nodes)}
+        self.walls = Walls(analysis, online, labels, self.number)
         led: dict[Siblings, list[Siblings | Table]] = {}
         for group in asked.schemes:
             led.setdefault(partners.get(group) or group, []).append(group)
@@ -116,7 +117,7 @@ class _Graph:
         for own in itertools.product(*(range(len(self.labels[node].transforms)) for node in nodes)):
             chosen = self._chosen(dict(zip(nodes, own, strict=True)))
             options[own] = [
-                Option(name, self._loss(members, chosen, index), self._cost(members, index))
+                Option(name, *self._loss_and_cost(members, chosen, index))
                 for index, name in enumerate(self.asked.names)
             ]
         return Unit(tuple(self.number[node] for node in nodes), options)
@@ -151,16 +152,26 @@ class _Graph:
         transform = total_transform(self.analysis, item, placement)
         return self.online.probes[item].error(self.asked.schemes[item][index], transform)
 
-    def _loss(self, members: Sequence[Siblings | Table], chosen: Mapping[AxisNode, Transform], index: int) -> float:
+    def _loss_and_cost(
+        self, members: Sequence[Siblings | Table], chosen: Mapping[AxisNode, Transform], index: int
+    ) -> tuple[float, dict[str, float]]:  # fmt: skip
         first, *others = members
+        cost = self._cost(members, index)
         if isinstance(first, Table):
-            return self._of_table(first, chosen, index)
-        choice = self.online.best(first, chosen, self.asked.schemes[first][index])
+            return self._of_table(first, chosen, index), cost
+        choice = self.best(first, chosen, index)
         total = choice.cost + self._mixed(first, chosen)
         for group in others:
             assert isinstance(group, Siblings)  # tables stand alone
             total += self._follows(group, choice, chosen, index)
-        return total
+        if choice.transform is not None and "latency" in cost:
+            groups = [group for group in members if isinstance(group, Siblings)]
+            cost["latency"] += 1e3 * math.fsum(self.online.price.seconds(own, choice.transform) for own in groups)
+        return total, cost
+
+    def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform], index: int) -> OnlineChoice:
+        """The transform in front of a group in a scheme that competes."""
+        return self.online.best(group, chosen, self.asked.schemes[group][index], bare=index in self.asked.bare)
 
     def _of_table(self, table: Table, chosen: Mapping[AxisNode, Transform], index: int) -> float:
         turned = rows_transform(self.analysis, table.site, chosen)
@@ -189,43 +200,6 @@ class _Graph:
             return 0.5 / (len(self.asked.schemes) + 1)
         return 1.0 + 2.0 * sum(a != b for a, b in itertools.pairwise(changed)) if not all(changed) else 0.0
 
-    # -- boundaries ----------------------------------------------------------------------------------------------------
-
-    def walls(self) -> list[tuple[Boundary, Wall]]:
-        """Where two spaces meet that may have bases that differ, at the price of an online transform."""
-        found = []
-        for wall in boundaries(self.analysis):
-            for before, after in sides_of(self.analysis, wall):
-                sides = [self.number.get(node) if node is not None else None for node in (before, after)]
-                if sides[0] is not None or sides[1] is not None:
-                    alike = frozenset() if None in sides else self._alike(before, after)
-                    found.append((wall, Wall(sides[0], sides[1], self._price(wall), alike)))
-        return found
-
-    def _alike(self, before: AxisNode | None, after: AxisNode | None) -> frozenset[tuple[int, int]]:
-        """The pairs of labels that are one transform."""
-        if before is None or after is None:
-            return frozenset()
-        one, other = ([*self.labels[node].transforms.values()] for node in (before, after))
-        return frozenset((i, j) for i, a in enumerate(one) for j, b in enumerate(other) if a is b)
-
-    def _of_sides(self, wall: Boundary) -> list[AxisNode]:
-        leaves = [leaf.node for side in (wall.before, wall.after) for leaf in self.analysis.axes.leaves(side)]
-        return [node for node in leaves if node in self.labels]
-
-    def _fraction(self, wall: Boundary) -> float:
-        """The arithmetic of an online transform at a boundary, relative to that of the sites of its spaces."""
-        nodes = self._of_sides(wall)
-        work = sum(group.flops for node in nodes for group in self.labels[node].readers)
-        made = [t for node in nodes for t in self.labels[node].transforms.values() if t is not None]
-        return max((transform.flops for transform in made), default=0) / work if work else 0.0
-
-    def _price(self, wall: Boundary) -> float:
-        if self.online.forced:
-            return 1.0
-        lost = sum(self.labels[node].error for node in set(self._of_sides(wall)))
-        return (self.online.price * self._fraction(wall) + LEAST_GAIN) * lost
-
     # -- the solution --------------------------------------------------------------------------------------------------
 
     def settle(self, found: Decision, placement: Placement) -> None:
@@ -238,17 +212,16 @@ class _Graph:
                 if isinstance(first, Table):
                     yield None
                     continue
-                schemes = self.asked.schemes[first][self.asked.names.index(option.name)]
-                yield self.online.best(first, placement.offline, schemes)
+                yield self.best(first, placement.offline, self.asked.names.index(option.name))
 
         pairs = list(zip(self.members, found.options, strict=True))  # each process has measured its own already
         for members, choice in zip(self.members, self._shared.spread(pairs, best), strict=True):
             if choice is not None:
                 self._place(members, choice, placement)
         for wall in boundaries(self.analysis):
-            between = _between(self.analysis, wall, placement.offline)
+            between = self.walls.between(wall, placement.offline)
             if between is not None:
-                placement.boundaries[wall.name] = between, self._fraction(wall)
+                placement.boundaries[wall.name] = between, self.walls.fraction(wall)
 
     def tell(self, problem: Joint, found: Decision, placement: Placement) -> None:
         """Say what the label of each space was worth with all else as it is, and the scheme of each unit."""
@@ -284,13 +257,3 @@ class _Graph:
             placement.behind[first.name] = choice.behind
         if choice.transform is not None:
             placement.online.update((item.name, choice.transform) for item in members if isinstance(item, Siblings))
-
-
-def _between(analysis: Analysis, wall: Boundary, offline: Mapping[AxisNode, Transform]) -> Transform | None:
-    """The transform from the basis before a boundary to the one behind it, ``None`` if they are the same."""
-    from qcompile.transforms import Compose
-
-    before, after = (axis_transform(analysis.axes, side, offline) for side in (wall.before, wall.after))
-    if before is None or before is after:
-        return None if before is after else after
-    return before.inverse() if after is None else Compose((before.inverse(), after))

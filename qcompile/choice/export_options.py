@@ -12,6 +12,7 @@ from qcompile.choice.splits import Auto, split_of
 from qcompile.errors import InputError, unknown
 from qcompile.group.group import ALONE, Group
 from qcompile.learning.settings import learning_of
+from qcompile.prices.profile_files import SHIPPED, profile_of
 from qcompile.rounding.methods import method_of
 from qcompile.run.memory_budget import Memory
 from qcompile.run.reading import Reading
@@ -29,7 +30,7 @@ CACHE_BUDGET = "cache"
 UNITS = {
     "bits": "mean bits of the codes of sites that are not left out, scales not counted",
     "bytes": "codes and scales of the same sites",
-    "latency": "milliseconds to read them once, estimated",
+    "latency": "milliseconds of a run, predicted; without a profile, those in which the weights are read",
     CACHE_BUDGET: "bytes that one more token takes in all caches that are quantized",
     "bops": "mean bit operations of a product, of a row of every site: bits of the weight times bits of the input",
 }
@@ -44,7 +45,7 @@ class Options:
     Args:
         target: name of the target.
         budget: upper bounds by unit: ``bits`` (mean element bits per weight, without scales), ``bytes`` (stored),
-            ``latency`` (milliseconds in which the target reads all weights once, an estimate).
+            ``latency`` (milliseconds of a run, see ``profile`` and ``shape``).
         calibration: data in a form of ``run.sources``; without it random inputs.
         formats: names of the schemes to choose among; the target's default without them.
         transforms: one of ``kinds.KINDS``.
@@ -69,6 +70,9 @@ class Options:
         cache_format: how caches are stored, as ``Target.cache_formats`` reads it; ``float`` for as they are, or for
             ``auto`` if there is a budget of theirs.
         form: one of the target's forms, such as ``genai``.
+        profile: what computing costs: ``shipped`` with the target, of this ``machine``, or the file of a profile.
+        shape: sizes of open dimensions of the inputs, by name, for which times are predicted; by default those of the
+            first batch of the data.
         learn: what is learned along gradients, as ``learning.settings.learning_of`` reads it; ``None`` for nothing.
     """
 
@@ -98,6 +102,8 @@ class Options:
     cache_format: str = "float"
     form: str = "plain"
     learn: str | None = None
+    profile: str = SHIPPED
+    shape: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def weight_budget(self) -> dict[str, float]:
@@ -129,10 +135,11 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     target.cache_formats(options.cache_words)
     if options.cache_words == "auto" and CACHE_BUDGET not in options.budget:
         raise InputError("cache format 'auto' needs a budget of bytes for each token: --budget cache=…")
+    profile_of(target, options.profile)
     for unit, bound in options.budget.items():
         if unit not in UNITS:
             raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
-        if unit == "latency" and target.bandwidth is None:
+        if unit == "latency" and target.bandwidth is None and target.profile is None:
             raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")

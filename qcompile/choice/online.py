@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,11 @@ from qcompile.analysis.axes import AxisNode, Ref
 from qcompile.analysis.folding import axis_transform
 from qcompile.analysis.infinity import infinity
 from qcompile.analysis.scales import norm_before
-from qcompile.analysis.siblings import Siblings, cost_fraction, shared_table
+from qcompile.analysis.siblings import Siblings, shared_table
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import LEAST_GAIN, is_shared, named_candidate, not_worth
 from qcompile.choice.contenders import Contender, OnlineChoice, contenders, diagonals
+from qcompile.choice.exchange import Offer, Price
 from qcompile.choice.fits import Moments
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.placement import joined
@@ -57,7 +58,7 @@ class Online:
     probes: Mapping[Siblings, Probes]
     kind: str
     statistics: Mapping[str, Statistics]
-    price: float
+    price: Price
     seed: int
     barred: set[Siblings]  # groups with a weight that is read in another basis too
     tied: set[Siblings] = field(default_factory=set)  # groups with a weight that others read
@@ -101,17 +102,23 @@ class Online:
             self._offline[key] = axis_transform(self.analysis.axes, ref, chosen)
         return self._offline[key]
 
-    def best(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> OnlineChoice:
-        """The choice for a group under schemes of its sites, where those spaces change basis."""
+    def best(
+        self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes, *, bare: bool = False
+    ) -> OnlineChoice:  # fmt: skip
+        """The choice for a group under schemes of its sites, where those spaces change basis.
+
+        Args:
+            bare: whether nothing may stay in the graph.
+        """
         table = shared_table(group)
         refs = [group.ref] if table is None else [group.ref, self.analysis.refs(table)[1]]
         offline, *others = (self.offline(ref, chosen) for ref in refs)
-        key = group, tuple(scheme.name for scheme in schemes), offline, *others
+        key = group, tuple(scheme.name for scheme in schemes), bare, offline, *others
         if key not in self._known:
             if others and (offline is None or offline is others[0]):  # or they part
-                self._known[key] = self._as_table(group, offline, others[0], schemes)
+                self._known[key] = self._as_table(group, offline, others[0], schemes, bare=bare)
             else:
-                self._known[key] = self._chosen(group, offline, schemes)
+                self._known[key] = self._chosen(group, offline, schemes, bare=bare)
         return self._known[key]
 
     def rank(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> float:
@@ -121,21 +128,24 @@ class Online:
         offline = self.offline(group.ref, chosen)
         return min(self._ranked(group, offline, schemes)[1].values())
 
-    def _chosen(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
+    def _chosen(
+        self, group: Siblings, offline: Transform | None, schemes: Schemes, *, bare: bool
+    ) -> OnlineChoice:  # fmt: skip
         forced = self.kind_of(group) not in (*FREE, "none")
-        return self._forced(group, offline, schemes) if forced else self._by_error(group, offline, schemes)
+        return self._forced(group, offline, schemes) if forced else self._by_error(group, offline, schemes, bare)
 
     def _as_table(
-        self, group: Siblings, offline: Transform | None, transform: Transform | None, schemes: Schemes
+        self, group: Siblings, offline: Transform | None, transform: Transform | None, schemes: Schemes, *, bare: bool
     ) -> OnlineChoice:
         """The transform of a table's rows for the head that shares them, unless it comes to its input offline."""
         forced = self.kind_of(group) not in (*FREE, "none")
-        if transform is offline or transform is None or not (transform.orthogonal and self._able(group)):
+        able = not bare and transform is not None and transform.orthogonal and self._able(group)
+        if transform is offline or transform is None or not able:
             return OnlineChoice(None, 0.0 if forced else self.probes[group].error(schemes, offline))
         if forced:
             return OnlineChoice(transform, 1.0)
         error = self.probes[group].error(schemes, transform)
-        return OnlineChoice(transform, error * (1 + self.price * cost_fraction(group, transform)))
+        return OnlineChoice(transform, error + self.price.of([group], transform, error))
 
     def _able(self, group: Siblings) -> bool:
         return group not in self.barred and able(self.analysis, group)
@@ -174,12 +184,13 @@ class Online:
 
     # -- by error --------------------------------------------------------------------------------------------------
 
-    def _by_error(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
+    def _by_error(self, group: Siblings, offline: Transform | None, schemes: Schemes, bare: bool) -> OnlineChoice:
         probes = self.probes[group]
         base = probes.error(schemes, offline)
         if all(scheme.weight is None for scheme in schemes) or self.kind_of(group) == "none":
             return OnlineChoice(None, base)
-        made = self._screened(group, offline, schemes)
+        found = self._screened(group, offline, schemes)
+        made = {name: item for name, item in found.items() if not (bare and item.transform is not None)}
         errors, costs = {"none": 1.0}, {"none": base}
         for name, item in made.items():
             error = probes.error(schemes, self._after(offline, item))
@@ -220,7 +231,7 @@ class Online:
     def _cost(self, group: Siblings, item: Contender, error: float, base: float) -> float:
         if item.transform is None:
             return error
-        return error * (1 + self.price * cost_fraction(group, item.transform)) + LEAST_GAIN * base
+        return error + self.price.of([group], item.transform, error) + LEAST_GAIN * base
 
     def _screened(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> dict[str, Contender]:
         """The candidates that are worth measuring: the first of each sort, by a few rows."""
@@ -234,16 +245,30 @@ class Online:
         self, group: Siblings, offline: Transform | None, schemes: Schemes
     ) -> tuple[dict[str, Contender], dict[str, float]]:
         """All candidates, and what each costs by a few rows; of ``none`` too."""
+        made, errors = self._screen(group, offline, schemes)
+        base = errors["none"]
+        return made, {"none": base} | {name: self._cost(group, item, errors[name], base) for name, item in made.items()}
+
+    def _screen(
+        self, group: Siblings, offline: Transform | None, schemes: Schemes
+    ) -> tuple[dict[str, Contender], dict[str, float]]:
+        """All candidates, and the error of each by a few rows; of ``none`` too."""
         key = group, tuple(scheme.name for scheme in schemes), offline
-        made, costs = self._screens.get(key, ({}, {}))
-        if not costs:
+        if key not in self._screens:
             made, probes = self._candidates(group, offline, first_of(schemes)), self.probes[group]
-            costs = {"none": probes.screen(schemes, offline)}
+            errors = {"none": probes.screen(schemes, offline)}
             for name, item in made.items():
-                error = probes.screen(schemes, self._after(offline, item))
-                costs[name] = self._cost(group, item, error, costs["none"])
-            self._screens[key] = made, costs
-        return made, costs
+                errors[name] = probes.screen(schemes, self._after(offline, item))
+            self._screens[key] = made, errors
+        return self._screens[key]
+
+    def offer(self, group: Siblings, schemes: Schemes, seconds: Callable[[Siblings, Transform], float]) -> Offer:
+        """All that can stand in front of a group whose value comes as it is, by a few rows, and the seconds of each."""
+        made, errors = self._screen(group, None, schemes)
+        scale = self.probes[group].error(schemes) / max(errors["none"], 1e-30)
+        pairs = ((name, item.transform) for name, item in made.items())
+        others = [(errors[name] * scale, 0.0 if t is None else seconds(group, t)) for name, t in pairs]
+        return Offer(errors["none"] * scale, others)
 
     @staticmethod
     def _first(made: Mapping[str, Contender], costs: Mapping[str, float], *, fitted: bool) -> list[str]:

@@ -56,6 +56,7 @@ class Placement:
         unproven: by name of the value, why they got none of those that were fitted to data.
         behind: by name of the value, a diagonal that the norm which writes it takes over.
         worth: by space or value, what its transform was worth.
+        rate: the loss that a second was worth to online transforms; ``None`` where their times are not known.
         schemes: by value or table, what its scheme was worth, where several competed; others may cost more.
     """
 
@@ -68,6 +69,7 @@ class Placement:
     behind: dict[str, Transform] = field(default_factory=dict)
     worth: dict[str, Worth] = field(default_factory=dict)
     schemes: dict[str, Worth] = field(default_factory=dict)
+    rate: float | None = None
 
     def to_json(self, analysis: Analysis) -> dict[str, Any]:
         """The transforms alone, by space, value and boundary."""

@@ -42,6 +42,7 @@ class Asked:
         tables: embedding tables, with their schemes for each name.
         ties: pairs of groups or tables that read one weight, which has one format.
         budgets: the most that may be spent of each cost.
+        bare: of the names, those under which nothing may stay in the graph: where that counts in a budget.
     """
 
     names: Sequence[str]
@@ -50,6 +51,7 @@ class Asked:
     tables: Mapping[Table, Sequence[Scheme]] = field(default_factory=dict)
     ties: Sequence[tuple[Siblings | Table, Siblings | Table]] = ()
     budgets: Mapping[str, float] = field(default_factory=dict)
+    bare: frozenset[int] = frozenset()
 
     def affords(self, index: int) -> bool:
         """Whether one scheme everywhere meets the budgets."""

@@ -14,10 +14,11 @@ import onnx_ir as ir
 from qcompile.analysis.edges import edge_sites
 from qcompile.analysis.siblings import Siblings, routes_of, shared_table, siblings_of
 from qcompile.analysis.spaces import Analysis, Site
+from qcompile.choice.asking import asked_of, of_one
 from qcompile.choice.assignment import Assignment
 from qcompile.choice.compensation import LastMoment
-from qcompile.choice.costs import cost_of
 from qcompile.choice.decision import Posed
+from qcompile.choice.exchange import Share
 from qcompile.choice.export_options import Options
 from qcompile.choice.kinds import FITTED, FREE
 from qcompile.choice.online import STAYING
@@ -25,12 +26,12 @@ from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.probe import probe
 from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.scoring import Probes, probes_of, site_error, site_loss
-from qcompile.choice.splits import beside
+from qcompile.choice.timing import Timing, clock_of, timing_of
 from qcompile.choice.transforms import pose_choice
 from qcompile.choice.wishes import Wishes
 from qcompile.group.group import Group
-from qcompile.ir.required import constant
 from qcompile.notes import FITTED_TRANSFORM
+from qcompile.prices.graph_clock import GraphClock
 from qcompile.rounding.methods import method_of
 from qcompile.run.data import Data
 from qcompile.run.taps import visible
@@ -71,6 +72,7 @@ class Choice:
         wishes: of single sites.
         uniform: schemes by site, by the name of each that meets the budgets alone.
         contest: how it did beside simpler choices, where that was tried.
+        timing: the time that it is predicted to take; ``None`` where nobody measured what computing costs.
         posed: the decision, to be made again under other budgets; ``None`` where transforms were forced.
     """
 
@@ -88,6 +90,7 @@ class Choice:
     wishes: Wishes = field(default_factory=Wishes)
     uniform: Mapping[str, Mapping[str, Scheme]] = field(default_factory=dict)
     contest: Contest | None = None
+    timing: Timing | None = None
     posed: Posed | None = None
 
 
@@ -136,8 +139,9 @@ def choose(
     }
     few = not (data.random or data.held_out)
     chosen = Choice(groups, tables, statistics, Placement({}, {}), costs, wishes=wishes)
+    clock = clock_of(analysis, target, options, data, decline)
     choices = partial(
-        _choices, analysis, probes, target, options, chosen, kinds=wishes.kinds_of(probes),
+        _choices, analysis, probes, target, options, chosen, clock, kinds=wishes.kinds_of(probes),
         statistics={} if few else statistics, fits=not data.random, progress=progress,
     )  # fmt: skip
     if target.online != "any":
@@ -159,6 +163,8 @@ def choose(
                 decline(site.name, f"the format {first.name}", reason)
     probes |= {group: probes_of(group) for group in groups if group not in probes}
     _predict(analysis, probes, chosen, options.latency, options.group)
+    if clock is not None:
+        chosen.timing = timing_of(clock, siblings_of(analysis.sites), chosen.schemes, chosen.placement)
     return chosen
 
 
@@ -199,7 +205,8 @@ def _statistics(
 
 def _choices(
     analysis: Analysis, probes: Mapping[Siblings, Probes], target: Target, options: Options, chosen: Choice,
-    schemes: Sequence[Scheme], *, kinds: Mapping[Siblings, str], statistics: Mapping[str, Statistics], fits: bool,
+    clock: GraphClock | None, schemes: Sequence[Scheme], *, kinds: Mapping[Siblings, str],
+    statistics: Mapping[str, Statistics], fits: bool,
     progress: Progress | None,
 ) -> None:  # fmt: skip
     """Choose the transforms, and with them, where there are several schemes or a budget, that of every unit.
@@ -211,12 +218,19 @@ def _choices(
     ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
     place = partial(
         pose_choice, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
-        price=target.transform_price, seed=options.seed, staying=target.online, progress=progress,
+        price=clock or Share(target.transform_price), seed=options.seed, staying=target.online, progress=progress,
         group=options.group,
     )  # fmt: skip
-    asked = _asked(probes, ordered, target, options, chosen) if several else _of_one(probes, schemes[0], chosen.wishes)
+    if several:
+        every, tables = (
+            siblings_of(analysis.sites),
+            {site: chosen.curvatures.get(site.name, EVEN) for site in chosen.tables},
+        )
+        asked = asked_of(probes, ordered, target, options.weight_budget, chosen.wishes, tables, clock, every)
+    else:
+        asked = of_one(probes, schemes[0], chosen.wishes)
     if several and options.transforms not in (*FREE, "none"):
-        chosen.placement, posed = place(_of_one(probes, ordered[0], chosen.wishes))
+        chosen.placement, posed = place(of_one(probes, ordered[0], chosen.wishes))
         posed.decide(chosen.placement)
         decided = assign_alone(analysis, probes, asked, chosen.placement)
     else:
@@ -224,13 +238,12 @@ def _choices(
         decided = chosen.posed.decide(chosen.placement)
     if not several:
         return
-    chosen.uniform = {
-        scheme.name: _schemes(asked, chosen, scheme) for i, scheme in enumerate(ordered) if asked.affords(i)
-    }
+    afforded = [scheme for i, scheme in enumerate(ordered) if asked.affords(i) and not asked.bare]
+    chosen.uniform = {scheme.name: _schemes(asked, chosen, scheme) for scheme in afforded}
     chosen.assignment = decided.assignment
     for number, (item, index) in enumerate(decided.schemes.items()):
         for site in [item.site] if isinstance(item, Table) else item.sites:
-            scheme = chosen.wishes.scheme(site, ordered[index])
+            scheme = chosen.wishes.scheme(site, ordered[index % len(ordered)])
             chosen.schemes[site.name] = Scheme(scheme.weight) if site.input is None else scheme
             chosen.ties[site.name] = f"t{number}"
 
@@ -239,39 +252,6 @@ def _schemes(asked: Asked, chosen: Choice, scheme: Scheme) -> dict[str, Scheme]:
     """One scheme at every site that has no wish of its own."""
     inputs = {site.name: chosen.wishes.scheme(site, scheme) for group in asked.schemes for site in group.sites}
     return inputs | {site.name: Scheme(chosen.wishes.scheme(site, scheme).weight) for site in chosen.tables}
-
-
-def _of_one(probes: Mapping[Siblings, Probes], scheme: Scheme, wishes: Wishes) -> Asked:
-    """Transforms alone are asked for, for one scheme."""
-    return Asked([scheme.name], {group: [[wishes.shared(group, scheme)] * len(group.sites)] for group in probes})
-
-
-def _asked(
-    probes: Mapping[Siblings, Probes], schemes: Sequence[Scheme], target: Target, options: Options, chosen: Choice
-) -> Asked:  # fmt: skip
-    """Schemes are asked for, with what each costs: a weight is paid by the first that reads it."""
-    wish = chosen.wishes.scheme
-    first: dict[ir.Value, Siblings | Table] = {}
-    ties: list[tuple[Siblings | Table, Siblings | Table]] = []
-    tables = [Table(site, probe(site, None, chosen.curvatures.get(site.name, EVEN))) for site in chosen.tables]
-    costs: dict[Siblings | Table, list[dict[str, float]]] = {}
-    items: list[Siblings | Table] = [*probes, *tables]
-    for item in items:
-        sites = [item.site] if isinstance(item, Table) else item.sites
-        own = {site.name for site in sites if first.setdefault(site.stored, item) is item}
-        ties += [(first[site.stored], item) for site in sites if first[site.stored] is not item]
-        costs[item] = [cost_of([(site, wish(site, s)) for site in sites], own, target) for s in schemes]
-    whole = [site for group in probes for site in group.sites if not beside(site.node)]
-    weights = max(sum({site.stored: constant(site.stored).size for site in [*whole, *chosen.tables]}.values()), 1)
-    products = max(sum(constant(site.weight).size for site in whole), 1)
-    for found in costs.values():  # means are what is bounded
-        found[:] = [{**cost, "bits": cost["bits"] / weights, "bops": cost["bops"] / products} for cost in found]
-    return Asked(
-        [scheme.name for scheme in schemes],
-        {group: [[wish(site, s) for site in group.sites] for s in schemes] for group in probes},
-        costs, {table: [Scheme(wish(table.site, s).weight) for s in schemes] for table in tables},
-        list(dict.fromkeys(ties)), options.weight_budget,
-    )  # fmt: skip
 
 
 def _predict(

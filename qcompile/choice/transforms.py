@@ -7,6 +7,7 @@ charged for their cost, and a norm takes over a scale of its output for nothing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.cuts import components
 from qcompile.choice.decision import Posed, pose
+from qcompile.choice.exchange import Exchange, Share, rate_of
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.labels import labels_of
 from qcompile.choice.online import Online, able
@@ -25,6 +27,7 @@ from qcompile.choice.scoring import Probes
 from qcompile.errors import InputError, unknown
 from qcompile.group.group import ALONE, Group
 from qcompile.notes import Progress
+from qcompile.prices.graph_clock import GraphClock
 from qcompile.statistics.collected import Statistics
 from qcompile.targets.scheme import Scheme
 
@@ -63,8 +66,8 @@ def place(
     """
     asked = Asked([""], {group: [[scheme(group)] * len(group.sites)] for group in probes})
     placement, posed = pose_choice(
-        analysis, probes, asked, kind=kind, kinds=kinds, statistics=statistics, fits=fits, price=price, seed=seed,
-        progress=progress,
+        analysis, probes, asked, kind=kind, kinds=kinds, statistics=statistics, fits=fits, price=Share(price),
+        seed=seed, progress=progress,
     )  # fmt: skip
     posed.decide(placement)
     return placement
@@ -79,7 +82,7 @@ def pose_choice(
     kinds: Mapping[Siblings, str] | None = None,
     statistics: Mapping[str, Statistics] | None = None,
     fits: bool = True,
-    price: float = 1.0,
+    price: Share | GraphClock,
     seed: int = 0,
     staying: str = "any",
     progress: Progress | None = None,
@@ -89,6 +92,7 @@ def pose_choice(
 
     Args:
         asked: the schemes that compete, what they cost, and budgets; see ``place`` for the other parameters.
+        price: of online transforms: by their share of arithmetic, or by their time, at the rate of ``exchange``.
         staying: the transforms that may stay in the graph, in the words of ``Target.online``.
         group: the processes that share the measuring of candidates.
 
@@ -107,10 +111,27 @@ def pose_choice(
     led = Counter(partners.values())
     tied = {own for own in groups if partners[own] is not own or led[own] > 1}
     kinds_of = _with_leaders(kinds or {}, partners)
-    online = Online(analysis, probes, kind, statistics or {}, price, seed, barred, tied, fits, kinds_of, staying)
-    placement = Placement({}, {})
+    first = Share(0.0) if isinstance(price, GraphClock) else price
+    online = Online(analysis, probes, kind, statistics or {}, first, seed, barred, tied, fits, kinds_of, staying)
+    if isinstance(price, GraphClock):
+        online.price = _exchange(online, asked, price)
+    placement = Placement({}, {}, rate=online.price.rate if isinstance(online.price, Exchange) else None)
     labels = labels_of(analysis, groups, online, asked.schemes, placement, group)
     return placement, pose(analysis, asked, online, labels, partners, progress, group)
+
+
+def _exchange(online: Online, asked: Asked, clock: GraphClock) -> Exchange:
+    """What a second is worth where all compute in the first scheme that competes, the coarsest."""
+    schemes = {group: competing[0] for group, competing in asked.schemes.items()}
+    quantized = [group for group, own in schemes.items() if any(scheme.weight is not None for scheme in own)]
+    pairs = {group: list(zip(group.sites, schemes[group], strict=True)) for group in quantized}
+    seconds = math.fsum(clock.products(own) for own in pairs.values())
+    sized = [(math.prod(site.shape), scheme.bits) for own in pairs.values() for site, scheme in own]
+    bits = sum(size * width for size, width in sized) / max(sum(size for size, _ in sized), 1)
+    if "latency" in asked.budgets:  # which says what time is worth
+        return Exchange(clock, 0.0)
+    offers = [online.offer(group, schemes[group], clock.transform) for group in quantized]
+    return Exchange(clock, rate_of(offers, bits, seconds))
 
 
 def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, Siblings | None]:

@@ -17,8 +17,10 @@ import typer
 
 from qcompile.cli import options
 from qcompile.cli.comparing import compare
-from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell
+from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell, whole
 from qcompile.cli.listing import inputs, passes, recipes, targets
+from qcompile.cli.profiling_command import profile
+from qcompile.cli.rotating import rotate
 from qcompile.cli.sweeping import sweep
 from qcompile.errors import VerificationError
 
@@ -72,6 +74,8 @@ def export(
     devices: options.Devices = 1,
     memory: options.Memory = None,
     tvm_target: options.TvmTarget = None,
+    shape: options.Shape = None,
+    prices: options.Prices = "shipped",
     cache: options.Cache = None,
     part: options.Part = None,
     latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
@@ -92,7 +96,7 @@ def export(
     """
     limits = budgets(budget)
     formats_for, transforms_for = pairs(format_for, "FORMAT"), pairs(transform_for, "TRANSFORM")
-    bytes_at = pairs(memory, "BYTES", of="PLACE")
+    bytes_at, sizes = pairs(memory, "BYTES", of="PLACE"), whole(pairs(shape, "SIZE", of="DIMENSION"))
     from qcompile.api import default_folder
     from qcompile.api import export as compile_for
 
@@ -106,7 +110,7 @@ def export(
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,
-            cache=cache, part=part, cache_format=cache_format, form=form,
+            cache=cache, part=part, cache_format=cache_format, form=form, profile=prices, shape=sizes,
         )  # fmt: skip
     from qcompile.cli.summaries import artifact_summary
     from qcompile.cli.tables import artifact_tables
@@ -114,36 +118,7 @@ def export(
     tell(json, artifact_summary(artifact), *artifact_tables(artifact), quiet=quiet)
 
 
-@app.command()
-def rotate(
-    model: options.Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The new .onnx file.")],
-    transforms: Annotated[options.Transforms, typer.Option(help="Which transforms.")] = options.Transforms.hadamard,
-    calibration: Annotated[Path | None, typer.Option(help="Data to check on; random inputs without.")] = None,
-    tokenizer: options.Tokenizer = None,
-    window: options.Window = None,
-    preprocessing: options.Preprocessing = None,
-    seed: options.Seed = 0,
-    json: options.Json = None,
-    verbose: options.Verbose = False,
-    log_file: options.LogFile = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Fold rotations into a model and stop while it still computes the same."""
-    from qcompile.ir.files import refuse_existing, save_model
-
-    refuse_existing(output)
-    from qcompile.api import rotate as turn
-    from qcompile.cli.summaries import rotation_summary
-    from qcompile.cli.tables import rotation_table
-
-    with Progress(quiet) as progress:
-        rotated = turn(
-            model, transforms=transforms.value, calibration=calibration, tokenizer=tokenizer, window=window,
-            preprocessing=preprocessing, seed=seed, progress=progress,
-        )  # fmt: skip
-        save_model(rotated.model, output)
-    tell(json, rotation_summary(rotated, output), rotation_table(rotated, output), quiet=quiet)
+app.command()(rotate)
 
 
 @app.command()
@@ -275,6 +250,7 @@ def verify(
 
 
 app.command()(compare)
+app.command()(profile)
 app.command()(targets)
 app.command()(passes)
 app.command()(recipes)

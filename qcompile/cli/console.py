@@ -213,8 +213,20 @@ def pairs(given: Sequence[str] | None, what: str, of: str = "PATTERN") -> dict[s
     return found
 
 
+def whole(given: Mapping[str, str]) -> dict[str, int]:
+    """Words that are whole numbers.
+
+    Raises:
+        InputError: if one is not.
+    """
+    for name, word in given.items():
+        if not word.isdecimal():
+            raise InputError(f"'{name}={word}' has no whole number behind its equals sign")
+    return {name: int(word) for name, word in given.items()}
+
+
 def _bound(text: str, bound: str) -> float:
-    digits = bound.lower().removesuffix("b")
+    digits = bound.lower().removesuffix("ms").removesuffix("b")
     scale = _UNITS.get(digits[-1:], 1.0)
     try:
         return float(digits if scale == 1.0 else digits[:-1]) * scale

@@ -89,7 +89,8 @@ Target = Annotated[
 Budget = Annotated[
     list[str] | None,
     typer.Option(
-        help="bits=4.25 (mean of codes, no scales), bytes=80e6, latency=2 (ms), bops=32 (W4A8), cache=9600 (per token)."
+        help="bits=4.25 (mean of codes, no scales), bytes=80e6, latency=2ms (of a run), bops=32 (W4A8), "
+        "cache=9600 (per token)."
     ),
 ]
 Calibration = Annotated[
@@ -164,6 +165,19 @@ Learn = Annotated[
         help="Learn along gradients of the whole model: all, 'transforms,codes{steps=400}', or minutes=5 for all.",
     ),
 ]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIMENSION=SIZE", help="Predict times at these sizes of open dimensions: batch=1; else the data's."
+    ),
+]
+Prices = Annotated[
+    str,
+    typer.Option(
+        "--profile", metavar="WORD|FILE",
+        help="What computing costs: shipped, machine (as `qcompile profile` measured it here), none, or a file.",
+    ),
+]  # fmt: skip
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is at the folder.")]
 TvmTarget = Annotated[
     str | None, typer.Option(help="Another machine to compile for: 'llvm -mtriple=aarch64-linux-gnu'.")

@@ -55,11 +55,13 @@ class Session:
         threads: 0 lets onnxruntime choose.
         fold: whether what follows from constants alone is computed while the graph is loaded (onnxruntime lets no
             other thread of Python work meanwhile); without, at every run.
+        traced: how the name of a file begins into which onnxruntime writes what it ran, with weights as they lie and
+            rewrites that are the same on all machines; ``end_trace`` closes it.
     """
 
     def __init__(
         self, model: ir.Model | str | Path, taps: Sequence[str] = (), *, optimize: bool = True, threads: int = 0,
-        fold: bool = True,
+        fold: bool = True, traced: Path | None = None,
     ) -> None:  # fmt: skip
         import onnxruntime as ort
 
@@ -71,6 +73,10 @@ class Session:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.enable_cpu_mem_arena = False  # which is not given back when the session goes
+        if traced is not None:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.enable_profiling, options.profile_file_prefix = True, str(traced)
         self._disabled = CRASHING if fold else [*CRASHING, "ConstantFolding"]
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         content: bytes | str | Path
@@ -104,6 +110,10 @@ class Session:
     def outputs(self) -> list[str]:
         """Names of the results of ``run``, taps included."""
         return [value.name for value in self._session.get_outputs()]
+
+    def end_trace(self) -> str:
+        """End what ``traced`` began; the file that it is in."""
+        return str(self._session.end_profiling())
 
     def _hand_over(self, model: ir.Model, options: ort.SessionOptions, optimize: bool) -> bytes | str:
         """Make a graph of it that onnxruntime takes: with its weights, or, if they are large, beside them.

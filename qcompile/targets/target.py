@@ -35,6 +35,8 @@ class Target:
         runs_here: whether an artifact runs on any machine at a useful speed; otherwise the reference interpreter runs
             for it what the engine cannot.
         emulated: whether its formats are emulated here, so that the time of an artifact says nothing of its hardware.
+        profile: the name of the shipped profile that says what computing costs; ``None`` where none was measured.
+        runs_in: the packages whose versions its times depend on.
         bandwidth: bytes of weights read in a second, an estimate for budgets of latency; ``None`` without one.
         stacks: whether it computes sites whose weight is a stack of matrices, such as batched or looked-up experts:
             ``"none"``, ``"matrices"`` (those that are a product for each matrix, see ``stacks.Experts``), ``"all"``.
@@ -67,6 +69,8 @@ class Target:
     aliases: tuple[str, ...] = ()
     runs_here: bool = True
     emulated: bool = False
+    profile: str | None = None
+    runs_in: tuple[str, ...] = ()
     bandwidth: float | None = None
     stacks: Literal["none", "matrices", "all"] = "none"
     convolutions: Literal["none", "weights", "all"] = "none"

@@ -18,6 +18,7 @@ from qcompile.analysis.spaces import Analysis
 from qcompile.api import rotate
 from qcompile.choice.candidates import LEAST_GAIN, orthogonal_candidates
 from qcompile.choice.cuts import minimum_cut
+from qcompile.choice.exchange import Share
 from qcompile.choice.labels import Labels, _Maker, labels_of
 from qcompile.choice.online import Online
 from qcompile.choice.placement import Placement
@@ -145,7 +146,7 @@ def test_placement_is_the_best_of_all_labellings_and_online_transforms(parse, na
         analysis = prepare(parse(GRAPHS[name][0], opset=23, **spiky)).analysis
         probes = {group: probes_of(group) for group in siblings_of(analysis.sites)}
         placement = place(analysis, probes, lambda _: scheme, price=price)
-        online = Online(analysis, probes, "auto", {}, price, 0, set())
+        online = Online(analysis, probes, "auto", {}, Share(price), 0, set())
         competing = {group: [[scheme] * len(group.sites)] for group in probes}
         found = labels_of(analysis, list(probes), online, competing, Placement({}, {}))
         costs = Costs(analysis, probes, found, scheme, price)

@@ -21,6 +21,9 @@ _MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "
 #: Bytes a second that a desktop processor reads with a few threads.
 _CPU = 2e10
 
+#: The machine whose times price what runs on a CPU, unless others are asked for.
+_PROFILE, _PACKAGES = "epyc-vnni", ("onnxruntime",)
+
 
 def _both(names: tuple[str, ...]) -> tuple[str, ...]:
     """Each format for weights and activations, then for weights alone."""
@@ -36,7 +39,8 @@ TARGETS = (
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
-        bandwidth=_CPU,
+        profile=_PROFILE,
+        runs_in=_PACKAGES,
         stacks="all",
         convolutions="weights",
         bodies=True,
@@ -53,7 +57,8 @@ TARGETS = (
         schemes=("int8-channel/int8-channel",),
         default="int8-channel/int8-channel",
         transform_price=3.0,
-        bandwidth=_CPU,
+        profile=_PROFILE,
+        runs_in=_PACKAGES,
         edge="int8-channel/int8-channel",
         stacks="all",
         convolutions="weights",
