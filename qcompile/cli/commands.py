@@ -19,7 +19,7 @@ from qcompile.cli import options
 from qcompile.cli.comparing import compare
 from qcompile.cli.console import CommandGroup, Progress, budgets, names, pairs, say, tell, whole
 from qcompile.cli.listing import inputs, passes, recipes, targets
-from qcompile.cli.profiling_command import profile
+from qcompile.cli.profiling_command import profile as profile_command
 from qcompile.cli.rotating import rotate
 from qcompile.cli.sweeping import sweep
 from qcompile.errors import VerificationError
@@ -75,7 +75,7 @@ def export(
     memory: options.Memory = None,
     tvm_target: options.TvmTarget = None,
     shape: options.Shape = None,
-    prices: options.Prices = "shipped",
+    profile: options.Profile = "shipped",
     cache: options.Cache = None,
     part: options.Part = None,
     latency: Annotated[bool, typer.Option(help="Time the artifact beside its source, unless --quiet.")] = True,
@@ -110,7 +110,7 @@ def export(
             tvm_target=tvm_target, latency=latency and not quiet, effort=effort, exclude=exclude or (), keep=keep or (),
             format_for=formats_for, transform_for=transforms_for, tokenizer=tokenizer, window=window,
             preprocessing=preprocessing, memory=bytes_at, work=work, overwrite=overwrite, progress=progress,
-            cache=cache, part=part, cache_format=cache_format, form=form, profile=prices, shape=sizes,
+            cache=cache, part=part, cache_format=cache_format, form=form, profile=profile, shape=sizes,
         )  # fmt: skip
     from qcompile.cli.summaries import artifact_summary
     from qcompile.cli.tables import artifact_tables
@@ -250,7 +250,7 @@ def verify(
 
 
 app.command()(compare)
-app.command()(profile)
+app.command("profile")(profile_command)
 app.command()(targets)
 app.command()(passes)
 app.command()(recipes)

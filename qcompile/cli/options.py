@@ -171,10 +171,10 @@ Shape = Annotated[
         metavar="DIMENSION=SIZE", help="Predict times at these sizes of open dimensions: batch=1; else the data's."
     ),
 ]
-Prices = Annotated[
+Profile = Annotated[
     str,
     typer.Option(
-        "--profile", metavar="WORD|FILE",
+        metavar="WORD|FILE",
         help="What computing costs: shipped, machine (as `qcompile profile` measured it here), none, or a file.",
     ),
 ]  # fmt: skip
