@@ -19,6 +19,7 @@ from qcompile.choice.fits import Moments
 from qcompile.choice.kinds import FREE, NAMED
 from qcompile.choice.placement import joined
 from qcompile.choice.scoring import Probes
+from qcompile.choice.staying import STAYING, able
 from qcompile.errors import InputError
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme
@@ -33,15 +34,7 @@ if TYPE_CHECKING:
 
     Schemes = Sequence[Scheme]
 
-__all__ = ["STAYING", "Online", "able", "first_of"]
-
-#: What a target does without, in the words of ``Target.online``.
-STAYING = {
-    "shared": "the target holds one matrix for all blocks of a layer: others do not compete",
-    "none": "the artifact holds no transforms: what folds into weights is all that competes",
-    "asked": "common readers of the artifact leave them out without a word, so that none competes; a kind that is "
-             "asked for by name is written, if it is one matrix for all blocks of a layer",
-}  # fmt: skip
+__all__ = ["Online", "first_of"]
 
 #: Candidates of an input that are measured, of those that a few rows rank first.
 MEASURED = 2
@@ -301,16 +294,3 @@ class Online:
 def first_of(schemes: Schemes) -> Scheme:
     """The scheme whose groups transforms are made for: the first that quantizes."""
     return next((scheme for scheme in schemes if scheme.weight is not None), schemes[0])
-
-
-def able(analysis: Analysis, group: Siblings) -> bool:
-    """Whether there can be an online transform in front of a group: it would spread infinity over all features."""
-    return features_last(analysis, group) and infinity(analysis, group.value, group.ref) is None
-
-
-def features_last(analysis: Analysis, group: Siblings) -> bool:
-    """Whether the features of the value run fastest, which online transforms need: nothing but axes of one follow."""
-    refs = list(analysis.refs(group.value))
-    while len(refs) > 1 and analysis.axes.size(refs[-1]) == 1:
-        refs.pop()
-    return all(site.ref_in is refs[-1] for site in group.sites)

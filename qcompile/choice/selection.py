@@ -21,11 +21,11 @@ from qcompile.choice.decision import Posed
 from qcompile.choice.exchange import Share
 from qcompile.choice.export_options import Options
 from qcompile.choice.kinds import FITTED, FREE
-from qcompile.choice.online import STAYING
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.choice.probe import probe
 from qcompile.choice.question import Asked, Table, assign_alone, rows_transform
 from qcompile.choice.scoring import Probes, probes_of, site_error, site_loss
+from qcompile.choice.staying import STAYING
 from qcompile.choice.timing import Timing, clock_of, timing_of
 from qcompile.choice.transforms import pose_choice
 from qcompile.choice.wishes import Wishes

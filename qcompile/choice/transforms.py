@@ -20,10 +20,11 @@ from qcompile.choice.decision import Posed, pose
 from qcompile.choice.exchange import Exchange, Share, rate_of
 from qcompile.choice.kinds import KINDS
 from qcompile.choice.labels import labels_of
-from qcompile.choice.online import Online, able
+from qcompile.choice.online import Online
 from qcompile.choice.placement import Placement
 from qcompile.choice.question import Asked
 from qcompile.choice.scoring import Probes
+from qcompile.choice.staying import able
 from qcompile.errors import InputError, unknown
 from qcompile.group.group import ALONE, Group
 from qcompile.notes import Progress
