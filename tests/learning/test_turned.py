@@ -9,8 +9,8 @@ from families import load, stored
 
 from qcompile.analysis.siblings import Siblings, siblings_of
 from qcompile.analysis.spaces import Analysis
-from qcompile.choice.staying import able
 from qcompile.choice.placement import Placement
+from qcompile.choice.staying import able
 from qcompile.ir.widen import to_double
 from qcompile.learning.loop import Lesson, Rated
 from qcompile.learning.settings import Schedule
