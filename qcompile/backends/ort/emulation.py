@@ -25,7 +25,8 @@ from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
 __all__ = [
-    "emit_convolution", "emit_linear", "emit_lookup", "emit_stack", "in_range", "takes", "takes_lookup",
+    "emit_convolution", "emit_linear", "emit_lookup", "emit_stack", "in_range", "takes", "takes_decoded",
+    "takes_lookup",
 ]  # fmt: skip
 
 _FLOAT = ir.DataType.FLOAT
@@ -35,6 +36,11 @@ def takes(scheme: Scheme) -> bool:
     """Every scalar weight format; scalar activation formats whose scales stay within a row."""
     fmt = scheme.activation
     return takes_lookup(scheme) and (fmt is None or fmt.static or supported(fmt))
+
+
+def takes_decoded(scheme: Scheme) -> bool:
+    """Every scalar weight format, activations as they are."""
+    return scheme.activation is None and takes_lookup(scheme)
 
 
 def takes_lookup(scheme: Scheme) -> bool:

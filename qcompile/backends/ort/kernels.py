@@ -63,6 +63,13 @@ KERNELS: dict[str, Kernel] = {
         Convolution, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around the convolution"
     ),
     "qdq": Kernel(Linear, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around it"),
+    "decoded": Kernel(
+        Linear,
+        emulation.takes_decoded,
+        packed_parts,
+        emulation.emit_linear,
+        "a float product: weights are decoded when the model is loaded, and save no time and no memory then",
+    ),
     "emulated": Kernel(Linear, emulation.takes, packed_parts, emulation.emit_linear, "standard operators, exact"),
     "stack": Kernel(
         Stack, emulation.takes, packed_parts, emulation.emit_stack, "the operator itself, weights decoded, exact"

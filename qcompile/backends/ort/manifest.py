@@ -30,12 +30,16 @@ def _both(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name}/{name}" for name in names) + names
 
 
+def _integers(widths: tuple[int, ...], groups: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f"{kind}{bits}-g{group}" for bits in widths for kind in ("int", "uint") for group in groups)
+
+
 TARGETS = (
     Target(
         "cpu-int4",
-        "4-bit and 8-bit weights in onnxruntime's MatMulNBits, on any CPU",
+        "weights of 2, 4 and 8 bits in onnxruntime's MatMulNBits, on any CPU; of 3, decoded as the model is loaded",
         ("ort",),
-        schemes=tuple(f"{kind}{bits}-g{group}" for bits in (4, 8) for kind in ("int", "uint") for group in _GROUPS),
+        schemes=_integers((4, 8), _GROUPS) + _integers((2,), (64, 32, 128)) + _integers((3,), (32, 64, 128, 16, 256)),
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
@@ -48,7 +52,11 @@ TARGETS = (
         caches="channel",
         fused_caches=True,
         forms=("plain", "genai"),
-        options={"kernels": ("convolution", "nbits", "nbits-lookup", "stack"), "accuracy_level": 4, "unrolls": True},
+        options={
+            "kernels": ("convolution", "nbits", "nbits-lookup", "stack", "decoded", "lookup"),
+            "accuracy_level": 4,
+            "unrolls": True,
+        },
     ),
     Target(
         "cpu-int8",

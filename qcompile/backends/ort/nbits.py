@@ -1,9 +1,9 @@
 """onnxruntime's own operators for integer weights in blocks: MatMulNBits and GatherBlockQuantized.
 
-What was measured about MatMulNBits (onnxruntime 1.31): four-bit weights are fast at every accuracy level, eight-bit
-weights only at level 4 (float activations are 40 to 70 times slower than a float product), three bits are rejected.
-Level 4 quantizes the activation to int8 in the blocks of the weight, a relative error of 4e-3 to 7e-3; levels 0 and 1
-keep it in float32.
+What was measured about MatMulNBits (onnxruntime 1.31): four-bit weights are fast at every accuracy level, weights of
+eight and two bits only at level 4 (float activations are 40 to 70 times slower than a float product), and two bits only
+in blocks of 32, 64 and 128 (in others level 4 is float, without a word); three bits are rejected. Level 4 quantizes the
+activation to int8 in the blocks of the weight, a relative error of 4e-3 to 7e-3; levels 0 and 1 keep it in float32.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # what both operators compute
 
 
 def takes(scheme: Scheme) -> bool:
-    """Integers of 2, 4 or 8 bits in blocks of a power of two from 16 to 256, activations as they are."""
+    """Integers of 4 or 8 bits in blocks of a power of two from 16 to 256, of 2 in 32 to 128; activations in float."""
     fmt = scheme.weight
     if not isinstance(fmt, Format):
         return False
-    integer = fmt.element.kind is Kind.INTEGER and fmt.bits in (2, 4, 8)
-    return integer and scheme.activation is None and fmt.group in (16, 32, 64, 128, 256)
+    groups = {2: (32, 64, 128), 4: (16, 32, 64, 128, 256), 8: (16, 32, 64, 128, 256)}.get(fmt.bits, ())
+    return fmt.element.kind is Kind.INTEGER and scheme.activation is None and fmt.group in groups
 
 
 def accuracy_level(bits: int, target: Target) -> tuple[int, str]:
     """The accuracy level of a layer, and why."""
     asked = target.options.get("accuracy_level", 4)
-    if bits == 8 and asked != 4:
-        return 4, "eight-bit weights are fast only with int8 activations"
+    if bits in (2, 8) and asked != 4:
+        return 4, "weights of two and of eight bits are fast only with int8 activations"
     if asked == 4 and bits == 4:
         return 4, "int8 activations are fastest, and their error is far below that of 4-bit weights"
     return asked, "the target's level"
@@ -50,7 +50,7 @@ def accuracy_level(bits: int, target: Target) -> tuple[int, str]:
 
 def rounds_input_to(fmt: Format, target: Target) -> str | None:
     """The format of the input of MatMulNBits, whose level 4 rounds each block of it to int8."""
-    return f"int8-g{fmt.group}-fp32" if accuracy_level(fmt.bits, target)[0] == 4 and fmt.bits > 2 else None
+    return f"int8-g{fmt.group}-fp32" if accuracy_level(fmt.bits, target)[0] == 4 else None
 
 
 def pack(weight: Quantized) -> dict[str, np.ndarray]:

@@ -124,8 +124,12 @@ def test_no_rows_give_no_rows(name: str, rng: np.random.Generator, lower: Callab
 
 
 @pytest.mark.parametrize(
-    "name", ["int4-g16", "int4-g32", "int4-g128", "int4-g256", "uint4-g32", "uint4-g64", "int8-g32", "uint8-g64"]
-)
+    "name",
+    [
+        "int4-g16", "int4-g32", "int4-g128", "int4-g256", "uint4-g32", "uint4-g64", "int8-g32", "uint8-g64",
+        "int2-g32", "int2-g128", "uint2-g32", "uint2-g64",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("size", [256, 200])
 def test_matmulnbits(name: str, size: int, rng: np.random.Generator, lower: Callable) -> None:
     model, weight = linear(rng, size)
@@ -136,6 +140,35 @@ def test_matmulnbits(name: str, size: int, rng: np.random.Generator, lower: Call
     assert (node.name, node.outputs[0].name) == ("site", "y")
     assert said.sites["site"]["accuracy_level"] == node.attributes["accuracy_level"].value == 4
     assert ROUNDING < error(run({"x": x})["y"], product(x, plan)) < LEVEL_4
+
+
+@pytest.mark.parametrize("name", ["int3-g32", "uint3-g16", "uint3-g128"])
+@pytest.mark.parametrize("size", [256, 200])
+def test_what_no_operator_multiplies_is_decoded(
+    name: str, size: int, rng: np.random.Generator, lower: Callable
+) -> None:
+    """Codes stay packed in the file; the manifest says that they are decoded as it is loaded."""
+    model, weight = linear(rng, size)
+    plan = plan_site(model, "site", weight, name)
+    x = rng.standard_normal((1, 3, size)).astype(np.float32)
+    run, said, graph = lower(model, "cpu-int4")
+    assert error(run({"x": x})["y"], product(x, plan)) < ROUNDING
+    assert "decoded when the model is loaded" in said.sites["site"]["kernel"]
+    assert "MatMulNBits" not in {node.op_type for node in graph.graph}
+    codes = next(v for v in graph.graph.initializers.values() if v.name.endswith(".codes"))
+    assert codes.const_value.nbytes <= 40 * (-(-size // 128) * 128) * 3 / 8
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "uint2-g64", "int8-g16"])
+def test_the_input_is_rounded_to_what_is_said(name: str, rng: np.random.Generator, lower: Callable) -> None:
+    from qcompile.formats import FORMATS, fake_quantize_rows
+
+    model, weight = linear(rng, 256)
+    plan = plan_site(model, "site", weight, name)
+    x = rng.standard_normal((6, 256)).astype(np.float32)
+    run, said, _ = lower(model, "cpu-int4")
+    read = fake_quantize_rows(torch.from_numpy(x), FORMATS[said.sites["site"]["rounds_input_to"]]).numpy()
+    assert error(run({"x": x[None]})["y"][0], product(read, plan)) < 1e-4  # ties of a scale's last place
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -248,6 +281,7 @@ def tied(rng: np.random.Generator, size: int = 96) -> tuple[ir.Model, np.ndarray
     "target, scheme",
     [
         ("cpu-int4", "int4-g32"), ("cpu-int4", "uint4-g32"), ("cpu-int4", "int8-g32"), ("cpu-int4", "uint8-g16"),
+        ("cpu-int4", "uint2-g32"), ("cpu-int4", "int3-g32"), ("cpu-int4", "uint3-g32"),
         ("cpu-int8", "int8-channel"), ("blackwell-fp4", "nvfp4"), ("blackwell-fp4", "fp8-e4m3-channel"),
         ("blackwell-mxfp4", "mxfp8-e4m3"), ("reference", "int3-g32"), ("reference", "uint5-g32"),
     ],
@@ -269,7 +303,7 @@ def test_tied_tables_are_exact_and_stored_once(
         codes = [
             v
             for v in graph.graph.initializers.values()
-            if v.dtype == ir.DataType.UINT8 and v.const_value.size >= 50 * 32
+            if v.dtype == ir.DataType.UINT8 and v.const_value.size >= 50 * 24
         ]
         assert len(codes) == 1
 
