@@ -41,7 +41,7 @@ from qcompile.rounding.methods import Gptq, Rtn, method_of
 from qcompile.run.data import hold_out, load_data
 from qcompile.splitting import branch_digests, split_sites, store_in_half
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
-from qcompile.targets.eligible import quantizable, said_of_weights
+from qcompile.targets.eligible import quantizable, refuse_operators, said_of_weights
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
 from qcompile.teaching import with_learned_codes, with_learned_transforms
 from qcompile.work import Work
@@ -148,7 +148,7 @@ def _splits(request: Request) -> bool:
 def _whole(captured: Captured, request: Request) -> Prepared:
     """Prepare the graph as the target wants it."""
     target = request.target
-    return prepare(captured, request.progress, ties=target.ties, modules=target.modules)
+    return prepare(captured, request.progress, ties=target.ties, modules=target.modules, parts=target.online != "none")
 
 
 def _choose(prepared: Prepared, request: Request) -> Chosen:
@@ -157,6 +157,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     held_out = None
     if options.evaluation is not None:
         held_out = load_data(options.evaluation, prepared.model, option="--evaluation", reading=options.reading)
+    refuse_operators(prepared.model, request.target)
     sites, declined = quantizable(analysis, request.target)
     state.declined += declined
     wishes = wishes_of(analysis.sites, request.target, options.exclude, options.format_for, options.transform_for)
@@ -206,7 +207,9 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if not free or (method == Rtn() and chosen.choice.placement.plain):
         return with_learned_codes(quantize(_rotate(chosen)))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
-    plain = errors(rounded_plainly(prepared.model, chosen.choice, chosen.choice.schemes, options.device, data))
+    everywhere, schemes = request.target.static == "all", chosen.choice.schemes
+    rounded = rounded_plainly(prepared.model, chosen.choice, schemes, options.device, data, everywhere=everywhere)
+    plain = errors(rounded)
     request.tell("measuring plain rounding")
     chosen = replace(chosen, plain=chosen.plain or Plain.of(plain))
     quantized = with_learned_codes(quantize(_rotate(chosen)))

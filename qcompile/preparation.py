@@ -21,7 +21,13 @@ __all__ = ["prepare"]
 
 
 def prepare(
-    model: Any, progress: Progress | None = None, *, ties: bool = False, modules: bool = False, **capture_options: Any
+    model: Any,
+    progress: Progress | None = None,
+    *,
+    ties: bool = False,
+    modules: bool = False,
+    parts: bool = True,
+    **capture_options: Any,
 ) -> Prepared:
     """Bring a graph into the form on which choices are made; it stays the same function.
 
@@ -30,25 +36,27 @@ def prepare(
             them meanwhile.
         ties: whether a head is to share an embedding table that is equal to its weight.
         modules: whether every operator is to stay with the module that it came from.
+        parts: whether spaces may be parted by transforms that stay in the graph.
     """
     captured = model if isinstance(model, Captured) else Captured(begin_capture(model, **capture_options))
     if captured.data is None:
-        return _prepared(captured, progress, ties, modules)
+        return _prepared(captured, progress, ties, modules, parts)
     with threads(1) as beside:
         observing = beside.submit(begin_source(captured.source, captured.data, captured.seed, captured.device))
-        prepared = _prepared(captured, progress, ties, modules)
+        prepared = _prepared(captured, progress, ties, modules, parts)
     if progress is not None:
         progress("running the source", 1, 1)
     return replace(prepared, observed=observing.result())
 
 
-def _prepared(captured: Captured, progress: Progress | None, ties: bool, modules: bool) -> Prepared:
+def _prepared(captured: Captured, progress: Progress | None, ties: bool, modules: bool, parts: bool) -> Prepared:
     source = captured.source
     state = State(source.model.clone(), [*source.declined])
     if source.widened:
         reason = "onnxruntime has no such operators on a CPU: the graph computes in float32, its inputs and outputs too"
         state.decline("*", "computing in bfloat16", reason)
-    preparation(captured.keep, ties=ties, modules=modules).apply(state, [] if progress is None else [Telling(progress)])
+    passes = preparation(captured.keep, ties=ties, modules=modules, parts=parts)
+    passes.apply(state, [] if progress is None else [Telling(progress)])
     source.check()
     state_outputs(state.model, source.model)
     analysis = analyze(state.model)

@@ -55,7 +55,7 @@ class Plain:
 
 
 def rounded_plainly(
-    model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str, data: Data
+    model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str, data: Data, *, everywhere: bool = False
 ) -> ir.Model:
     """A copy of a float graph whose sites are planned with weights rounded to nearest, on a device.
 
@@ -63,9 +63,10 @@ def rounded_plainly(
 
     Args:
         data: what teaches the ranges of static formats.
+        everywhere: whether all values have one.
     """
     groups = [(siblings, None) for siblings in choice.siblings]
-    rounding = Quantize(groups, choice.tables, schemes, {}, "rtn", device, data)
+    rounding = Quantize(groups, choice.tables, schemes, {}, "rtn", device, data, everywhere=everywhere)
     run_pass(rounding, State(model))
     rounded = model.clone()
     drop_plans(model)
@@ -95,7 +96,8 @@ def plain_error(
     """
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    rounded = rounded_plainly(model, choice, own, yardstick.device, calibration)
+    everywhere = target.static == "all"
+    rounded = rounded_plainly(model, choice, own, yardstick.device, calibration, everywhere=everywhere)
     found = _measured(yardstick, rounded, target, lambda own, run: own.measure(run, data))
     return Plain(found.rel_l2, found.divergence, found.loss.get("quantized"))
 

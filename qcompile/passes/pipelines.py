@@ -72,15 +72,17 @@ KEEP_MODULES = Pipeline(
 )
 
 
-def preparation(keep: Sequence[str] = (), *, ties: bool = False, modules: bool = False) -> Pipeline:
+def preparation(keep: Sequence[str] = (), *, ties: bool = False, modules: bool = False, parts: bool = True) -> Pipeline:
     """``PREPARE`` where sites that those patterns mean stay as they are: marked once they have names, before folds.
 
     Args:
         ties: for a target that stores tables and heads alike; behind all folds, to see what they made of heads.
         modules: for a target that writes parameters back to their modules.
+        parts: whether spaces may be parted, for a target with operators for transforms.
     """
     marks = [KeepSites(pattern) for pattern in keep]
     if modules:
         first, *others = KEEP_MODULES.passes
         return Pipeline((first, *marks, *others), KEEP_MODULES.name)
-    return Pipeline((CANONICALIZE, *marks, *PREPARE.passes[1:], *([TieHeads()] if ties else [])), PREPARE.name)
+    folds = [one for one in PREPARE.passes[1:] if parts or one.name != InsertBoundaries.name]
+    return Pipeline((CANONICALIZE, *marks, *folds, *([TieHeads()] if ties else [])), PREPARE.name)

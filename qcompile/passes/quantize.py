@@ -62,6 +62,7 @@ class Quantize:
         work: about this graph, its transforms and this data.
         group: the processes that share batches and sites.
         shares: whether siblings of one format share its tensor scale, for runtimes that compute them as one product.
+        everywhere: whether all values get static ranges, not those alone that sites read and convolutions hand on.
     """
 
     groups: Sequence[tuple[Siblings, Transform | None]]
@@ -76,6 +77,7 @@ class Quantize:
     work: Work = Work()
     group: Group = ALONE
     shares: bool = False
+    everywhere: bool = False
     name: ClassVar[str] = "quantize"
 
     def __post_init__(self) -> None:
@@ -120,7 +122,7 @@ class Quantize:
         """Give results their ranges, and return those of inputs by site; ``ranges`` in the notes has how."""
         found = learn_site_ranges(
             state.model, [group for group, _ in self.groups], self.schemes, self.data, state.decline,
-            device=self.device, memory=self.memory, progress=self.progress,
+            everywhere=self.everywhere, device=self.device, memory=self.memory, progress=self.progress,
         )  # fmt: skip
         if found.sites:
             state.notes["ranges"] = found.sites

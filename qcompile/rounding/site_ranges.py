@@ -10,7 +10,7 @@ from functools import partial
 import onnx_ir as ir
 
 from qcompile.analysis.forms import Lookup, read_site
-from qcompile.analysis.joins import joined_values
+from qcompile.analysis.joins import all_values, joined_values
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.patches import is_convolution
 from qcompile.analysis.siblings import Siblings
@@ -55,7 +55,7 @@ class _Read:
 
 def learn_site_ranges(
     model: ir.Model, groups: Sequence[Siblings], schemes: Mapping[str, Scheme], data: Data | None, decline: Decline,
-    *, device: str = "cpu", memory: Memory | None = None, progress: Progress | None = None,
+    *, everywhere: bool = False, device: str = "cpu", memory: Memory | None = None, progress: Progress | None = None,
 ) -> Ranges:  # fmt: skip
     """Learn a range for each value that sites read in a static format, and for those that convolutions hand on.
 
@@ -67,13 +67,18 @@ def learn_site_ranges(
         schemes: by site name.
         data: to learn from; without it there are no ranges.
         decline: told of sites that get none, which keep their weights.
+        everywhere: whether all values get one, in the format of the first site, for runtimes without floats.
     """
     reads = _reads(groups, schemes, decline)
     if not reads or data is None:
         return Ranges()
     writers = {read.site.node: read.format for read in reads if is_convolution(read.site.node)}
-    joined = joined_values(model, writers, {read.site.node for read in reads})
-    formats = _formats(joined, writers)
+    if everywhere:
+        joined = all_values(model)
+        formats = dict.fromkeys(joined.values(), reads[0].format)
+    else:
+        joined = joined_values(model, writers, {read.site.node for read in reads})
+        formats = _formats(joined, writers)
     inputs: dict[tuple[ir.Value, Format], list[_Read]] = defaultdict(list)
     for read in reads:
         like = joined.get(read.value)

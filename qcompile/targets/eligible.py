@@ -15,10 +15,12 @@ from qcompile.analysis.spaces import Analysis, Site
 from qcompile.analysis.stacks import experts_of, is_stack
 from qcompile.errors import TargetError
 from qcompile.ir.blueprint import blueprint_of
+from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import is_float, label
 from qcompile.notes import Declined
 from qcompile.targets.target import Target
 
-__all__ = ["WEIGHT", "quantizable", "said_of_weights"]
+__all__ = ["WEIGHT", "quantizable", "refuse_operators", "said_of_weights"]
 
 #: The thing that is not done to a site that is left alone.
 WEIGHT = "quantizing its weight"
@@ -49,6 +51,24 @@ def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[
             reason = f"another site reads '{site.input.name}' along another axis"
             declined.append(Declined(site.name, WEIGHT, reason))
     return [site for site in chosen if site.input is None or id(site) in grouped], declined
+
+
+def refuse_operators(model: ir.Model, target: Target) -> None:
+    """Refuse a graph with operators that a target has no form of.
+
+    Raises:
+        TargetError: naming some.
+    """
+    if target.operators is None:
+        return
+    found: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        computes = any(value is not None and is_float(value) for value in (*node.inputs, *node.outputs))
+        if computes and node.domain != DOMAIN and (node.domain or node.op_type not in target.operators):
+            found.setdefault(node.op_type, label(node))
+    if found:
+        names = ", ".join(list(found.values())[:SHOWN])
+        raise TargetError(f"target '{target.name}' computes in integers alone, and has no integer form of {names}")
 
 
 def said_of_weights(declined: Iterable[Declined]) -> str:

@@ -50,6 +50,9 @@ class Target:
             scale.
         online: the transforms that may stay in the graph: any; those with one matrix for all blocks (``"shared"``);
             these only where a user names a kind (``"asked"``): common readers of the artifact leave them out; none.
+        static: which values have static ranges where a scheme has one: those that sites read and convolutions hand on
+            (``"sites"``), or all.
+        operators: the operators that it computes of quantized values, where it has no floats to compute others in.
         caches: the scales of caches where only their bits are asked for, ``token`` or ``channel``; ``None`` for a
             target that leaves caches as they are.
         fused_caches: whether it has an operator that computes attention on packed caches.
@@ -78,6 +81,8 @@ class Target:
     ties: bool = False
     modules: bool = False
     online: Literal["any", "shared", "asked", "none"] = "any"
+    static: Literal["sites", "all"] = "sites"
+    operators: frozenset[str] | None = None
     caches: str | None = None
     fused_caches: bool = False
     forms: tuple[str, ...] = ("plain",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.analysis.joins import joined_values
+from qcompile.analysis.joins import all_values, joined_values
 from qcompile.ir.graph import node_name
 
 
@@ -49,3 +49,15 @@ def test_an_activation_that_another_reads_beside_is_not_taken_over(parse):
     )
     sites = {node_name(node) for node in model.graph if node.op_type == "Conv"}
     assert joined(model, sites) == {"a": "a", "y": "y"}
+
+
+def test_where_all_is_integer_sums_with_constants_and_functions_of_one_value_wait_to_be_rounded(parse):
+    model = parse(
+        """g (float[n,4,2,2] x) => (float[n,4,1,1] y)
+        <float[4,4,1,1] w, float[4,4,1,1] v, float[4,1,1] c, float[4,1,1] p, float one = {1.0}>
+        { a = Conv(x, w)\n b = Add(a, c)\n r = PRelu(b, p)\n e = Exp(r)\n f = Add(e, one)\n h = Mul(r, f)
+        s = Softmax(h)\n t = Transpose(s)\n d = Conv(t, v)\n y = Conv(d, v) }"""
+    )
+    assert {value.name: like.name for value, like in all_values(model).items()} == {
+        "r": "r", "h": "h", "s": "s", "t": "s", "d": "d",
+    }  # fmt: skip

@@ -44,14 +44,15 @@ class Emitter:
         self, before: ir.Node, op: str, *inputs: ir.Value | None, domain: str = "", hint: str = "", **attributes: Any
     ) -> ir.Value:
         """The first output of a new node placed before another, with a name made from ``hint``."""
-        name = self._unique(hint or f"{before.name}/{op}")
+        name = self.unique(hint or f"{before.name}/{op}")
         return append_node(before, op, inputs, attributes, name=name, domain=domain).outputs[0]
 
     def call(self, before: ir.Node, function: str, *inputs: ir.Value, hint: str = "", **attributes: Any) -> ir.Value:
         """The output of a new call of one of our functions."""
         return self.op(before, function, *inputs, domain=DOMAIN, hint=hint, **attributes)
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """The name, or with a number behind it where it is taken."""
         number, wanted = 0, name
         while name in self._names or name in self.model.graph.initializers:
             number += 1
@@ -78,14 +79,14 @@ class Emitter:
         for value, known in alike:
             if np.array_equal(known, content):
                 return value
-        tensor.name = self._unique(name)
+        tensor.name = self.unique(name)
         alike.append((add_initializer(self.model, tensor.name, tensor), content))
         return alike[-1][0]
 
     def apart(self, name: str, tensor: np.ndarray) -> ir.Value:
         """An initializer that nothing else reads, though there be others of equal content."""
         self.stored += tensor.nbytes
-        return add_initializer(self.model, self._unique(name), ir.Tensor(tensor))
+        return add_initializer(self.model, self.unique(name), ir.Tensor(tensor))
 
     def weights(self, weight: ir.Value, parts: Parts) -> list[ir.Value]:
         """Initializers for the parts of a packed weight, named after it; what they take is added to ``stored``."""
@@ -116,12 +117,12 @@ class Emitter:
     def anchor(self, node: ir.Node) -> ir.Node:
         """A node right behind another, through which all reads its first result, to be replaced by what it is to be."""
         value, name = node.outputs[0], name_of(node.outputs[0])
-        made = append_node(node, "Identity", [value], name=self._unique(f"{name}/handed_on"), like=value, after=True)
+        made = append_node(node, "Identity", [value], name=self.unique(f"{name}/handed_on"), like=value, after=True)
         shown = value.is_graph_output()
         ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(0, value)
         if shown:
-            value.name = self._unique(f"{name}/raw")
+            value.name = self.unique(f"{name}/raw")
             made.outputs[0].name = name
         return made
 

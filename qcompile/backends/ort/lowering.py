@@ -15,6 +15,8 @@ from qcompile.analysis.forms import read_site
 from qcompile.backends.ort import emulation, qdq
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.genai import write_genai
+from qcompile.backends.ort.integer_operators import OPERATORS
+from qcompile.backends.ort.integers import rewrite
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.errors import InputError
@@ -68,6 +70,8 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
         work = zip(sites, chosen, packed, strict=True)
         said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
     caches = lower_caches(model)
+    if target.options.get("integers"):
+        rewrite(emitter, OPERATORS)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     files = (*_save(model, folder), *write_bases(caches, folder))
     if target.form == GENAI:

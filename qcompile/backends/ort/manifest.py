@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qcompile.analysis.joins import MOVES, POINTWISE
 from qcompile.targets.target import Target
 
 __all__ = ["EXTRA", "RUNTIME", "TARGETS"]
@@ -23,6 +24,13 @@ _CPU = 2e10
 
 #: The machine whose times price what runs on a CPU, unless others are asked for.
 _PROFILE, _PACKAGES = "epyc-vnni", ("onnxruntime",)
+
+
+#: Operators with an integer form.
+INTEGER = MOVES | POINTWISE | {
+    "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LayerNorm", "LayerNormalization", "LeakyRelu",
+    "MatMul", "PRelu", "Pad", "RMSNorm", "RMSNormalization", "ReduceMean", "Shape", "Softmax", "Split",
+}  # fmt: skip
 
 
 def _both(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,6 +95,20 @@ TARGETS = (
         bandwidth=_CPU,
         convolutions="all",
         options={"kernels": ("qdq-convolution", "qdq", "lookup")},
+    ),
+    Target(
+        "integer",
+        "8-bit codes and 32-bit sums with dyadic scales: no floating-point operator between quantization and output",
+        ("ort",),
+        schemes=("int8-channel/uint8-static",),
+        default="int8-channel/uint8-static",
+        edge="int8-channel/uint8-static",
+        bandwidth=_CPU,
+        convolutions="all",
+        online="none",
+        static="all",
+        operators=INTEGER,
+        options={"kernels": ("qdq-convolution", "qdq"), "integers": True},
     ),
     Target(
         "blackwell-fp4",
