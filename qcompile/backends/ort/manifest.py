@@ -19,6 +19,10 @@ _MXFP8 = ("mxfp8-e4m3/mxfp8-e4m3", "mxfp8-e4m3")
 _NVFP4 = ("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448")
 _MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "mxfp4-mrgptq")
 
+#: Weights that QuantizeLinear pairs hold beside activations of 8 bits, and alone.
+_PAIRS = tuple(f"{weight}/{x}-static" for weight in ("int8-channel", "int4-channel", *(f"int4-g{n}" for n in _GROUPS))
+               for x in ("uint8", "int8")) + ("int4-channel", *(f"int4-g{n}" for n in _GROUPS))  # fmt: skip
+
 #: Bytes a second that a desktop processor reads with a few threads.
 _CPU = 2e10
 
@@ -88,7 +92,7 @@ TARGETS = (
         "qdq-int8",
         "8-bit weights per channel, activations in static ranges, as QuantizeLinear/DequantizeLinear pairs",
         ("ort",),
-        schemes=("int8-channel/uint8-static", "int8-channel/int8-static"),
+        schemes=_PAIRS,
         default="int8-channel/uint8-static",
         edge="int8-channel/uint8-static",
         transform_price=3.0,

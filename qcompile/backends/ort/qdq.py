@@ -6,17 +6,21 @@ integers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from qcompile.analysis.forms import Convolution, Linear
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cast, graph_type
+from qcompile.errors import InputError
 from qcompile.formats import Format, Kind, Quantized, ScaleType
+from qcompile.formats.rounding import decode_element
 from qcompile.formats.static import Range
 from qcompile.ir.required import constant
 from qcompile.targets.plans import Plan
@@ -26,6 +30,9 @@ __all__ = ["emit", "pack", "quantized", "reads", "takes"]
 
 _FLOAT = ir.DataType.FLOAT
 _BIAS = 2**31 - 1
+
+#: The version of the operators from which on pairs take 4-bit codes, and blocks.
+_FOUR_BITS = 21
 
 #: By the name of an element, the type of ONNX that holds its codes.
 _TYPES = {"int8-full": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
@@ -50,32 +57,34 @@ def reads(fmt: Format) -> bool:
 
 
 def takes(scheme: Scheme) -> bool:
-    """Signed eight-bit weights with one scale per output channel, and inputs in a static range."""
+    """Signed weights of eight bits per output channel, or of four bits in groups too, and inputs that a pair holds."""
     weight, activation = scheme.weight, scheme.activation
-    if not isinstance(weight, Format) or activation is None or not reads(activation):
+    if not isinstance(weight, Format) or not (activation is None or reads(activation)) or weight.zero_point:
         return False
-    plain = weight.element.kind is Kind.INTEGER and weight.bits == 8 and weight.element.levels[0] < 0
-    return plain and weight.group is None and weight.scale is ScaleType.FP32
+    signed = weight.element.kind is Kind.INTEGER and weight.bits in (4, 8) and weight.element.levels[0] < 0
+    return signed and (weight.bits == 4 or weight.group is None) and weight.scale is not ScaleType.NONE
 
 
 def pack(weight: Quantized) -> dict[str, np.ndarray]:
-    """Signed bytes ``[out, in]`` and scales ``[out]``."""
-    stored = weight.codes[:, : weight.shape[1]].contiguous().numpy().view(np.int8)
-    return {"weight": stored, "scale": weight.scales.flatten().numpy()}
+    """Signed codes ``[out, in]``, one a byte, and scales ``[out]``, or ``[out, groups]``."""
+    levels = decode_element(weight.codes[:, : weight.shape[1]], weight.format.element).to(torch.int8)
+    scales = weight.scales.float().flatten(0 if weight.format.group is None else 1)
+    return {"weight": levels.numpy(), "scale": scales.numpy()}
 
 
 def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The operator itself, which reads its input, its weight and its bias through DequantizeLinear."""
-    import torch
-
-    node, within = site.node, plan.calibrated
+    node, fmt = site.node, plan.weight.format
+    if fmt.bits == 4 and emit.opset < _FOUR_BITS:
+        raise InputError(f"4-bit weights need operators of version {_FOUR_BITS} in pairs; the graph has {emit.opset}")
     wide = graph_type(site.weight) != _FLOAT
     x = emit.shared(("cast", site.x, _FLOAT), partial(cast, emit, node, site.x, _FLOAT)) if wide else site.x
-    read = quantized(emit, node, x, within)
     codes, scales = np.asarray(parts["weight"]), np.asarray(parts["scale"])
-    weight = site.layout.weight(torch.from_numpy(codes)).contiguous().numpy()
-    decoded = _weight(emit, site, weight, scales)
-    bias = None if site.bias is None else _bias(emit, site, site.bias, within.scale * scales)
+    read, bias = x, site.bias
+    if plan.scheme.activation is not None:
+        read = quantized(emit, node, x, plan.calibrated)
+        bias = None if bias is None else _bias(emit, site, bias, plan.calibrated.scale * scales)
+    decoded = _weight(emit, site, fmt, codes, scales)
     if wide and bias is not None and bias is site.bias:
         bias = cast(emit, node, bias, _FLOAT)
     new = {site.x: read, site.weight: decoded, site.bias: bias}
@@ -84,29 +93,56 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     return (cast(emit, node, y, graph_type(site.weight)) if wide else y), {}
 
 
-def _weight(emit: Emitter, site: Linear | Convolution, codes: np.ndarray, scales: np.ndarray) -> ir.Value:
-    """The decoded weight. Where its channels lie along two axes, one scale stands for all, and a product follows."""
+def _weight(
+    emit: Emitter, site: Linear | Convolution, fmt: Format, codes: np.ndarray, scales: np.ndarray
+) -> ir.Value:  # fmt: skip
+    """The decoded weight: as it lies where a scale is of a channel, or of channels in a row; else as its matrix."""
     layout = site.layout
-    if layout.parts == layout.shape:
-        return _decoded(emit, site, {"weight": codes, "scale": scales}, _channels(codes.shape, site), site.weight)
-    one = {"weight": codes, "scale": np.ones(codes.shape[0], np.float32)}
-    rows, columns = layout.ordered[: layout.rows], layout.ordered[layout.rows :]
-    every = np.broadcast_to(scales.reshape(*rows, *[1] * len(columns)), layout.ordered)
-    spread = np.ascontiguousarray(every.transpose(layout.back).reshape(layout.shape))
-    return emit.op(site.node, "Mul", _decoded(emit, site, one, 0, site.weight), emit.apart("scales", spread))
+    apart = layout.parts == layout.shape
+    if fmt.group is None and apart:
+        stored = _laid(codes, layout.ordered, layout.back)
+        parts: Parts = {"weight": _stored(stored, fmt), "scale": scales}
+        return _decoded(emit, site, parts, _channels(stored.shape, site), site.weight)
+    columns = layout.ordered[layout.rows :]
+    if fmt.group is not None and apart and (len(columns) == 1 or columns[-1] % fmt.group == 0):
+        stored, steps = (_laid(own, (*layout.ordered[:-1], -1), layout.back) for own in (codes, scales))
+        parts = {"weight": _stored(stored, fmt), "scale": steps}
+        return _decoded(emit, site, parts, layout.order[-1], site.weight, block_size=fmt.group)
+    blocks = {} if fmt.group is None else {"block_size": fmt.group}
+    parts = {"weight": _stored(codes, fmt), "scale": scales}
+    matrix = _decoded(emit, site, parts, 1 if blocks else 0, site.weight, **blocks)
+    cut = emit.op(site.node, "Reshape", matrix, _sizes(emit, layout.ordered))
+    turned = emit.op(site.node, "Transpose", cut, perm=layout.back)
+    return emit.op(site.node, "Reshape", turned, _sizes(emit, layout.shape))
 
 
-def _decoded(emit: Emitter, site: Linear | Convolution, parts: Parts, axis: int, of: ir.Value) -> ir.Value:
+def _sizes(emit: Emitter, sizes: Sequence[int]) -> ir.Value:
+    return emit.constant("qcompile.sizes", np.array(sizes, np.int64))
+
+
+def _laid(matrix: np.ndarray, ordered: Sequence[int], back: Sequence[int]) -> np.ndarray:
+    """A matrix as the weight lies, or scales of its groups."""
+    return np.ascontiguousarray(matrix.reshape(ordered).transpose(back))
+
+
+def _stored(codes: np.ndarray, fmt: Format) -> ir.TensorProtocol:
+    """Codes in the type of the format, two of four bits in a byte."""
+    return ir.Tensor(codes) if fmt.bits == 8 else ir.Tensor(codes.astype(ml_dtypes.int4))
+
+
+def _decoded(
+    emit: Emitter, site: Linear | Convolution, parts: Parts, axis: int, of: ir.Value, **blocks: Any
+) -> ir.Value:  # fmt: skip
     """Codes of a constant, read back.
 
     Zero points of a weight are not shared: where onnxruntime is asked for exact sums on x86 without VNNI, it makes
-    unsigned codes of each weight, and replaces its zero points. Those of a bias are zero unsaid.
+    unsigned codes of each weight, and replaces its zero points. Those of biases and of 4-bit codes are zero unsaid.
     """
     operands = emit.weights(site.weight, parts)
-    stored, steps = map(np.asarray, parts.values())
-    if stored.dtype == np.int8:
+    steps = np.asarray([*parts.values()][1])
+    if operands[0].dtype == ir.DataType.INT8:
         operands.append(emit.apart(f"{of.name}.zero_point", np.zeros(steps.shape, np.int8)))
-    return emit.op(site.node, "DequantizeLinear", *operands, axis=axis, hint=f"{of.name}/decoded")
+    return emit.op(site.node, "DequantizeLinear", *operands, axis=axis, hint=f"{of.name}/decoded", **blocks)
 
 
 def _channels(shape: tuple[int, ...], site: Linear | Convolution) -> int:

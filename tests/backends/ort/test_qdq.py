@@ -15,6 +15,7 @@ from onnx import numpy_helper
 import qcompile as qc
 from qcompile.backends.ort.lowering import lower
 from qcompile.compiler import Options, plan
+from qcompile.errors import InputError
 from qcompile.run.session import Session
 from qcompile.targets.plans import planned
 from qcompile.targets.registry import get_target, lowered_to
@@ -122,6 +123,48 @@ def test_the_file_holds_the_plans(parse, tmp_path, model):
             steps, step = (constants[name] for name in bias.input)
             assert steps.dtype == np.int32
             np.testing.assert_allclose(step, scale * scales, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", SHAPES, ids=["mlp", "images", "residual", "kernels", "grouped"])
+@pytest.mark.parametrize("scheme", ["int4-channel/uint8-static", "int4-g16/int8-static", "int4-g32"])
+def test_four_bits_are_what_the_formats_define(parse, tmp_path, model, scheme):
+    x, text = data_of(model), f'<ir_version: 10, opset_import: ["": 21]> {model}'
+    np.savez(tmp_path / "x.npz", x=x)
+    wanted = plan(parse(text), Options("qdq-int8", format_for={"*": scheme}, calibration=tmp_path / "x.npz"))
+    assert {own.weight.format.bits for _, own in planned(wanted)} == {4}
+    with lowered_to(get_target("reference"), wanted.clone()) as reference:
+        want = reference({"x": x})["y"]
+    lower(wanted, get_target("qdq-int8"), tmp_path)
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
+    constants = {tensor.name: tensor for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    codes = [tensor for tensor in constants.values() if tensor.data_type == onnx.TensorProto.INT4]
+    assert codes
+    assert all(len(tensor.raw_data) == -(-np.prod(tensor.dims) // 2) for tensor in codes)
+    exact = Session(parse(text)).run({"x": x})["y"]
+    error = np.linalg.norm(want - exact)
+    assert 1e-2 < error / np.linalg.norm(exact) < 0.4
+    assert np.linalg.norm(as_written(tmp_path / "model.onnx", x) - want) < 0.1 * error
+
+
+def test_four_bits_need_newer_operators(parse, tmp_path):
+    np.savez(tmp_path / "x.npz", x=data_of(MLP))
+    with pytest.raises(InputError, match="version 21"):
+        qc.export(
+            parse(f'<ir_version: 10, opset_import: ["": 20]> {MLP}'), "qdq-int8", tmp_path / "out",
+            calibration=tmp_path / "x.npz", formats=["int4-g32"],
+        )  # fmt: skip
+
+
+def test_what_is_enlarged_and_joined_stays_in_codes(parse, tmp_path):
+    """The way up of detectors and of U-Nets: one range for what a Resize reads and writes, and a Concat in integers."""
+    model = """g (float[n,16,4,4] x) => (float[n,8,8,8] y) <float[16,16,1,1] w, float[16,16,1,1] v, float[8,32,1,1] u,
+        float[4] s = {1.0,1.0,2.0,2.0}> { a = Conv(x, w)\n b = Resize<mode="nearest">(a, , s)\n c = Conv(b, v)
+        d = Concat<axis=1>(b, c)\n y = Conv(d, u) }"""
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).standard_normal((16, 16, 4, 4)).astype(np.float32))
+    qc.export(parse(model), "qdq-int8", tmp_path / "out", calibration=tmp_path / "x.npz", transforms="none")
+    found = optimized(tmp_path / "out" / "model.onnx")
+    assert (found["QLinearConv"], found["QLinearConcat"], found["Resize"]) == (3, 1, 1), found
+    assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (1, 1), found
 
 
 def test_kernels_of_every_kind_are_integer_but_for_those_that_onnxruntime_lacks(parse, tmp_path):
