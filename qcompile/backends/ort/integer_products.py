@@ -19,8 +19,16 @@ _INT32 = ir.DataType.INT32
 
 
 def plain_constant(value: ir.Value | None) -> np.ndarray | None:
-    """A constant in float64; ``None`` for another value."""
-    return None if value is None or value.const_value is None else constant(value).numpy().astype(np.float64)
+    """A constant in float64, such as a bias that a pair holds; ``None`` for another value."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return constant(value).numpy().astype(np.float64)
+    made = value.producer()
+    if made is None or made.op_type != "DequantizeLinear" or operand(made, 0).const_value is None:
+        return None
+    codes, scale = (constant(operand(made, index)).numpy().astype(np.float64) for index in (0, 1))
+    return codes * scale
 
 
 def convolution(work: Integers, node: ir.Node) -> list[AnyNumber]:

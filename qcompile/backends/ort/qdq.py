@@ -22,7 +22,7 @@ from qcompile.errors import InputError
 from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.rounding import decode_element
 from qcompile.formats.static import Range
-from qcompile.ir.required import constant
+from qcompile.ir.required import constant, rank_of
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
@@ -83,7 +83,11 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     read, bias = x, site.bias
     if plan.scheme.activation is not None:
         read = quantized(emit, node, x, plan.calibrated)
-        bias = None if bias is None else _bias(emit, site, bias, plan.calibrated.scale * scales)
+        step = plan.calibrated.scale * scales
+        if bias is None:
+            _round_added(emit, site, step)
+        else:
+            bias = _bias(emit, site, bias, step)
     decoded = _weight(emit, site, fmt, codes, scales)
     if wide and bias is not None and bias is site.bias:
         bias = cast(emit, node, bias, _FLOAT)
@@ -149,6 +153,21 @@ def _channels(shape: tuple[int, ...], site: Linear | Convolution) -> int:
     """The axis of the output channels: of those of the rows of the matrix the one that has a size, or the first."""
     rows = site.layout.order[: site.layout.rows]
     return next((axis for axis in rows if shape[axis] != 1), rows[0])
+
+
+def _round_added(emit: Emitter, site: Linear | Convolution, scale: np.ndarray) -> None:
+    """Read the constant that an Add behind a product of matrices adds through a pair as well.
+
+    onnxruntime makes Gemm of both, and computes it in floats, weights decoded at each run, if its bias is a float.
+    """
+    value, uses = site.node.outputs[0], site.node.outputs[0].uses()
+    if site.node.op_type != "MatMul" or len(uses) != 1 or value.is_graph_output() or rank_of(site.x) != 2:
+        return
+    ((node, index),) = uses
+    bias = node.inputs[1 - index] if node.op_type == "Add" and not node.domain else None
+    if bias is not None and (decoded := _bias(emit, site, bias, scale)) is not bias:
+        node.replace_input_with(1 - index, decoded)
+        emit.drop(bias)
 
 
 def _bias(emit: Emitter, site: Linear | Convolution, bias: ir.Value, scale: np.ndarray) -> ir.Value:

@@ -155,6 +155,16 @@ def test_four_bits_need_newer_operators(parse, tmp_path):
         )  # fmt: skip
 
 
+def test_a_bias_behind_a_product_does_not_make_it_compute_in_floats(parse, tmp_path):
+    """Behind a PRelu nothing quantizes the sum again, and onnxruntime makes a Gemm of product and bias."""
+    model = """g (float[n,32] x) => (float[n,8] y) <float[32,64] w, float[64] b, float[64] p, float[64,8] v, float[8] c>
+        { a = MatMul(x, w)\n s = Add(b, a)\n h = PRelu(s, p)\n m = MatMul(h, v)\n y = Add(m, c) }"""
+    np.savez(tmp_path / "x.npz", x=data_of(MLP))
+    qc.export(parse(model), "qdq-int8", tmp_path / "out", calibration=tmp_path / "x.npz", transforms="none")
+    found = optimized(tmp_path / "out" / "model.onnx")
+    assert (found["QGemm"], found["DequantizeLinear"]) == (2, 0), found
+
+
 def test_what_is_enlarged_and_joined_stays_in_codes(parse, tmp_path):
     """The way up of detectors and of U-Nets: one range for what a Resize reads and writes, and a Concat in integers."""
     model = """g (float[n,16,4,4] x) => (float[n,8,8,8] y) <float[16,16,1,1] w, float[16,16,1,1] v, float[8,32,1,1] u,
