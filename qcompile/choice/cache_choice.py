@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.attentions import cache_attentions
 from qcompile.analysis.cache_sites import QUANTIZING, CacheSite, cache_sites
 from qcompile.choice.assignment import Option, assign
 from qcompile.choice.cache_candidates import best_cache_plan
@@ -69,24 +70,23 @@ def choose_caches(
     if not fitting:
         why = f": {left[0].reason}" if left else ""
         raise InputError(f"the graph has no cache that can be quantized{why}")
-    learned = cache_batches(model, fitting, data.batches)
-    judged = cache_batches(model, fitting, data.held_out) if data.held_out else learned
+    attentions = cache_attentions(fitting)
+    learned = cache_batches(model, attentions, data.batches)
+    judged = cache_batches(model, attentions, data.held_out) if data.held_out else learned
     if rotates and not data.held_out:
         decline("*", _FITTING, data.too_few)
-    plans: dict[str, list[CachePlan]] = {}
-    seen: dict[ir.Node, list[AttentionSample]] = {}
-    for node in dict.fromkeys(site.reader for site in fitting):
-        roles = {site.role: site for site in fitting if site.reader is node}
-        seen[node] = attention_samples(node, roles, judged)
-        fits = attention_samples(node, roles, learned) if data.held_out else []
+    ways: dict[CacheSite, list[CachePlan]] = {}
+    seen = []
+    for attention, roles in attentions:
+        seen.append(attention_samples(attention, roles, judged))
+        fits = attention_samples(attention, roles, learned) if data.held_out else []
         for site in roles.values():
-            ways = [best_cache_plan(site, fmt, learned, fits, seen[node], rotates=rotates) for fmt in fitting[site]]
-            plans[site.name] = [replace(plan, alpha=_cost(node, costs or {})) for plan in ways]
-    chosen = dict(zip(fitting, _assigned([plans[site.name] for site in fitting], budget), strict=True))
-    for node, samples in seen.items():
-        _plan_attention(
-            node, {site: plan for site, plan in chosen.items() if site.reader is node}, samples, decline, fuses
-        )
+            alpha = None if attention is None else _cost(attention.output, costs or {})
+            plans = [best_cache_plan(site, fmt, learned, fits, seen[-1], rotates=rotates) for fmt in fitting[site]]
+            ways[site] = [replace(plan, alpha=alpha) for plan in plans]
+    chosen = dict(zip(ways, _assigned(list(ways.values()), budget), strict=True))
+    for samples, (_, roles) in zip(seen, attentions, strict=True):
+        _plan_attention({site: chosen[site] for site in roles.values()}, samples, decline, fuses)
     return [plan for site in fitting if (plan := cache_plan_of(site.pair.node)) is not None]
 
 
@@ -119,9 +119,9 @@ def _assigned(ways: Sequence[Sequence[CachePlan]], budget: float | None) -> list
     ]
 
 
-def _cost(node: ir.Node, costs: Mapping[str, float]) -> float | None:
-    """What errors of an attention's output cost the sites that read it; ``None`` if that is not known."""
-    found = [costs[name] for name in map(node_name, _reading(node.outputs[0])) if name in costs]
+def _cost(output: ir.Value, costs: Mapping[str, float]) -> float | None:
+    """The cost of errors of an attention's output to the sites that read it; ``None`` if that is not known."""
+    found = [costs[name] for name in map(node_name, _reading(output)) if name in costs]
     return math.fsum(found) if found else None
 
 
@@ -134,10 +134,10 @@ def _reading(value: ir.Value) -> Iterator[ir.Node]:
 
 
 def _plan_attention(
-    node: ir.Node, own: Mapping[CacheSite, CachePlan], samples: Sequence[AttentionSample], decline: Decline, fuses: bool
+    own: Mapping[CacheSite, CachePlan], samples: Sequence[AttentionSample], decline: Decline, fuses: bool
 ) -> None:  # fmt: skip
     """Give the caches of one attention their plans, with the form in which it computes."""
-    reason = _not_fused(node, {site.role: plan for site, plan in own.items()}, samples) if fuses else None
+    reason = _not_fused(list(own.values()), samples) if fuses else None
     if reason is not None:
         decline(", ".join(site.name for site in own), FUSING, reason)
     form = "fused" if fuses and reason is None else "standard"
@@ -145,18 +145,16 @@ def _plan_attention(
         give_cache_plan(site.pair.node, replace(plan, form=form))
 
 
-def _not_fused(node: ir.Node, own: Mapping[str, CachePlan], seen: Sequence[AttentionSample]) -> str | None:
+def _not_fused(own: Sequence[CachePlan], seen: Sequence[AttentionSample]) -> str | None:
     """Why attention cannot be computed on packed codes by GroupQueryAttention; ``None`` if it can."""
     if not seen:
-        return "attention is not one operator that reads keys and values of two caches, of heads that neighbours share"
-    formats = list(dict.fromkeys(plan.format for plan in own.values()))
+        return "it is no attention over keys and values of two caches, whose heads neighbours share"
+    formats = list(dict.fromkeys(plan.format for plan in own))
     for fmt in formats:
         if not fmt.static or fmt.bits < 4:
             return f"'{fmt.name}' has no static scales of 4 or 8 bits: take int8-channel or int4-channel"
     if len(formats) > 1:
         return f"keys and values differ: {' and '.join(fmt.name for fmt in formats)}"
-    if node.attributes.get_float("softcap", 0.0) or any(out.uses() for out in node.outputs[1:]):
-        return "it caps or returns its scores"
     for sample in seen:
         later = np.arange(sample.key.shape[2]) > sample.places[:, None]
         if np.any(np.broadcast_to(sample.bias, (*sample.bias.shape[:2], *later.shape))[..., later] > MASKED):

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.attentions import CacheAttention
 from qcompile.analysis.cache_sites import CacheSite
-from qcompile.ir.graph import static
-from qcompile.ir.required import name_of, optional
+from qcompile.ir.required import name_of
 from qcompile.run.session import Session
 
 __all__ = ["MASKED", "AttentionSample", "attention_samples", "cache_batches"]
@@ -75,22 +75,23 @@ class AttentionSample:
 
 
 def cache_batches(
-    model: ir.Model, sites: Iterable[CacheSite], batches: Sequence[Mapping[str, np.ndarray]]
+    model: ir.Model, attentions: Iterable[tuple[CacheAttention | None, Mapping[str, CacheSite]]],
+    batches: Sequence[Mapping[str, np.ndarray]],
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """Values of caches and their attention on some thousand positions of the data, by name."""
-    names = list(dict.fromkeys(name for site in sites for name in _taps(site)))
+    names = list(dict.fromkeys(name for own in attentions for name in _taps(*own)))
     session = Session(model, names, optimize=False)
     return [{name: made[name] for name in names} for made in map(session.run, _some(batches))]
 
 
-def _taps(site: CacheSite) -> Iterator[str]:
-    """Values to look at: what is new, and, where attention is one operator, all that it reads and makes."""
-    yield name_of(site.new)
-    yield name_of(site.pair.present)
-    if site.reader.op_type == "Attention":
-        yield name_of(site.reader.outputs[0])
-        for index in (0, 3):
-            value = optional(site.reader, index)
+def _taps(attention: CacheAttention | None, sites: Mapping[str, CacheSite]) -> Iterator[str]:
+    """Values to look at: what is new and what is held, and all that attention reads and makes."""
+    for site in sites.values():
+        yield name_of(site.new)
+        yield name_of(site.pair.present)
+    if attention is not None:
+        yield name_of(attention.output)
+        for value in (attention.query, attention.bias):
             if value is not None and value.const_value is None:
                 yield name_of(value)
 
@@ -105,41 +106,36 @@ def _some(batches: Sequence[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, 
 
 
 def attention_samples(
-    node: ir.Node, sites: Mapping[str, CacheSite], batches: Sequence[Mapping[str, np.ndarray]]
+    attention: CacheAttention | None, sites: Mapping[str, CacheSite], batches: Sequence[Mapping[str, np.ndarray]]
 ) -> list[AttentionSample]:  # fmt: skip
-    """The operands of an attention that is one operator and reads two caches, by batch; none if it is not.
+    """The operands of an attention, by batch; none if there is none.
 
     None either if it makes something else of them than ``AttentionSample.attend``.
     """
-    query = optional(node, 0)
-    if node.op_type != "Attention" or len(sites) != 2 or query is None or query.shape is None:
-        return []
-    if len(query.shape) != 4 or static(query.shape[1]) is None:
+    if attention is None or attention.heads is None:
         return []
     found = []
     for batch in batches:
-        q = batch[name_of(query)]
+        q = batch[name_of(attention.query)]
         key, value = (batch[name_of(sites[role].pair.present)] for role in ("key", "value"))
         some = np.unique(np.linspace(0, q.shape[2] - 1, min(q.shape[2], _QUERIES)).astype(np.int64))
         places = some + key.shape[2] - q.shape[2]
-        bias = _bias(node, batch, q.shape[2], key.shape[2])[..., some, :]
-        factor = node.attributes.get_float("scale", q.shape[-1] ** -0.5)
-        sample = AttentionSample(q[:, :, some], key, value, bias, factor, places)
-        want, have = (x * sample.reads for x in (batch[name_of(node.outputs[0])][:, :, some], sample.output))
+        bias = _bias(attention, batch, q.shape[2], key.shape[2])[..., some, :]
+        sample = AttentionSample(q[:, :, some], key, value, bias, attention.scale, places)
+        want, have = (x * sample.reads for x in (batch[name_of(attention.output)][:, :, some], sample.output))
         if np.linalg.norm(have - want) > _SAME * np.linalg.norm(want):
             return []
         found.append(sample)
     return found
 
 
-def _bias(node: ir.Node, batch: Mapping[str, np.ndarray], length: int, total: int) -> np.ndarray:
+def _bias(attention: CacheAttention, batch: Mapping[str, np.ndarray], length: int, total: int) -> np.ndarray:
     """The numbers that an attention adds to its scores."""
-    mask = optional(node, 3)
-    bias = np.zeros((1, 1, length, total), np.float32)
+    bias, mask = np.zeros((1, 1, length, total), np.float32), attention.bias
     if mask is not None:
         held = mask.const_value.numpy() if mask.const_value is not None else batch[name_of(mask)]
         given = np.where(held, 0, np.float32(-1e30)) if held.dtype == bool else held.astype(np.float32)
         bias = np.broadcast_to(given, np.broadcast_shapes(given.shape, bias.shape))
-    if node.attributes.get_int("is_causal", 0):
+    if attention.causal:
         bias = bias + np.triu(np.full((length, total), np.float32(-1e30)), 1 + total - length)
     return bias

@@ -6,17 +6,17 @@ of 4 and 8 bits with static scales itself. What is new is quantized when it is a
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.analysis.attentions import CacheAttention, cache_attentions
 from qcompile.analysis.cache_sites import CacheSite, cache_sites
 from qcompile.backends.ort.cache_bodies import dequantizing, quantizing
 from qcompile.ir.functions import DOMAIN, add_function, opset
 from qcompile.ir.graph import add_initializer, append_node, drop_unused, ensure_initializer, static
-from qcompile.ir.required import name_of, operand, optional
+from qcompile.ir.required import name_of, operand
 from qcompile.run.session import CONTRIB
 from qcompile.targets.cache_plans import CachePlan, caches_planned
 
@@ -35,18 +35,16 @@ def lower_caches(model: ir.Model) -> list[CachePlan]:
     plans = {plan.past: plan for _, plan in caches_planned(model)}
     if not plans:
         return []
-    by_reader: dict[ir.Node, list[_Cache]] = defaultdict(list)
-    for site in cache_sites(model)[0]:
-        if site.name in plans:
-            by_reader[site.reader].append(_Cache(model, site, plans[site.name]))
+    sites = [site for site in cache_sites(model)[0] if site.name in plans]
     fusing = _Fusing(model)
-    for reader, caches in by_reader.items():
-        for cache in caches:
+    for attention, roles in cache_attentions(sites):
+        caches = {role: _Cache(model, site, plans[site.name]) for role, site in roles.items()}
+        for cache in caches.values():
             cache.turn_reader()
-        if all(cache.plan.form == "fused" for cache in caches):
-            fusing.fuse(reader, {cache.site.role: cache for cache in caches})
+        if attention is not None and all(cache.plan.form == "fused" for cache in caches.values()):
+            fusing.fuse(attention, caches)
         else:
-            for cache in caches:
+            for cache in caches.values():
                 cache.decode()
     drop_unused(model)
     return list(plans.values())
@@ -194,12 +192,11 @@ class _Fusing:
         self._lengths: list[ir.Value] = []
         self._biases: dict[ir.Value, ir.Value] = {}
 
-    def fuse(self, reader: ir.Node, caches: dict[str, _Cache]) -> None:
+    def fuse(self, attention: CacheAttention, caches: dict[str, _Cache]) -> None:
         """Let GroupQueryAttention compute an attention with its keys and values."""
         key, value = caches["key"], caches["value"]
-        heads, features = key.site.heads, key.site.features
-        query, mask = operand(reader, 0), optional(reader, 3)
-        queries = (query.shape or ir.Shape([None, None]))[1]
+        reader, mask, queries = value.site.reader, attention.bias, attention.heads
+        query = operand(key.site.reader, 0)  # in the basis of the keys
         fmt, name = key.plan.format, reader.name or "attention"
         packed = [self._flat(reader, v, n) for v, n in
                   ((query, "query"), (key.new(), "key"), (value.new(), "value"))]  # fmt: skip
@@ -208,8 +205,8 @@ class _Fusing:
         bias = None if mask is None else self._bias(reader, mask)
         kind = {"tensor": "PER_TENSOR", "channel": "PER_CHANNEL"}[fmt.static or "tensor"]
         settings: dict[str, Any] = {
-            "num_heads": queries, "kv_num_heads": heads, "k_quant_type": kind, "v_quant_type": kind,
-            "kv_cache_bit_width": fmt.bits, "scale": reader.attributes.get_float("scale", features**-0.5),
+            "num_heads": queries, "kv_num_heads": key.site.heads, "k_quant_type": kind, "v_quant_type": kind,
+            "kv_cache_bit_width": fmt.bits, "scale": attention.scale,
         }  # fmt: skip
         given = [*packed, *pasts, *lengths, None, None, None, bias, None, key.scale(), value.scale()]
         made = append_node(
@@ -223,8 +220,8 @@ class _Fusing:
             self.model, f"caches/heads_{queries}_{value.site.features}", np.array([0, 0, queries, value.site.features])
         )
         apart = append_node(reader, "Reshape", [made.outputs[0], shape], name=f"{name}/heads").outputs[0]
-        turned = append_node(reader, "Transpose", [apart], _TURN, name=f"{name}/turned", like=reader.outputs[0])
-        ir.convenience.replace_all_uses_with(reader.outputs[0], turned.outputs[0])
+        turned = append_node(reader, "Transpose", [apart], _TURN, name=f"{name}/turned", like=attention.output)
+        ir.convenience.replace_all_uses_with(attention.output, turned.outputs[0])
 
     def _flat(self, before: ir.Node, value: ir.Value, what: str) -> ir.Value:
         """``[batch, heads, length, features]`` as ``[batch, length, heads * features]``."""

@@ -101,7 +101,7 @@ def test_token_by_token(target: str, word: str, attention: str, tmp_path: Path) 
     artifact, path = export(tmp_path, target, word, attention)
     plans = plans_of(artifact)
     static = plans[KEY].format.static is not None
-    fused = attention == "one" and target != "reference" and static
+    fused = target != "reference" and static
     assert {plan.form for plan in plans.values()} == {"fused" if fused else "standard"}
     graph = onnx.load(artifact.folder / "model.onnx").graph
     assert ("GroupQueryAttention" in {node.op_type for node in graph.node}) == fused
