@@ -48,7 +48,7 @@ def best_cache_plan(
     """
     new = [batch[name_of(site.new)] for batch in learned]
     plain = CachePlan(site.name, name_of(site.pair.present), site.role, site.heads, site.features, fmt)
-    bases = [None, *(_bases(site, fmt, fits) if rotates and judged else ())]
+    bases = [None, *(_bases(site, fmt, fits) if rotates and judged and not fmt.plain else ())]
     plans = [replace(plain, basis=basis, scale=_scale(fmt, site, new, basis)) for basis in bases]
     if not judged:
         return plans[0]

@@ -70,6 +70,9 @@ def choose_caches(
     if not fitting:
         why = f": {left[0].reason}" if left else ""
         raise InputError(f"the graph has no cache that can be quantized{why}")
+    if fuses and data.random:
+        decline("*", FUSING, "there is no calibration data to see on that no position sees a later one")
+        fuses = False
     attentions = cache_attentions(fitting)
     learned = cache_batches(model, attentions, data.batches)
     judged = cache_batches(model, attentions, data.held_out) if data.held_out else learned
@@ -151,7 +154,7 @@ def _not_fused(own: Sequence[CachePlan], seen: Sequence[AttentionSample]) -> str
         return "it is no attention over keys and values of two caches, whose heads neighbours share"
     formats = list(dict.fromkeys(plan.format for plan in own))
     for fmt in formats:
-        if not fmt.static or fmt.bits < 4:
+        if not fmt.plain and (not fmt.static or fmt.bits < 4):
             return f"'{fmt.name}' has no static scales of 4 or 8 bits: take int8-channel or int4-channel"
     if len(formats) > 1:
         return f"keys and values differ: {' and '.join(fmt.name for fmt in formats)}"

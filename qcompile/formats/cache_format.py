@@ -22,6 +22,8 @@ AUTO_CACHES = ("int8-token", "uint5+3-g32", "uint4-g32", "uint4-token", "uint2-g
 #: The largest scale that float16 holds.
 LARGEST_SCALE = 65504.0
 
+_FLOAT_BITS = 32
+
 _WORD = re.compile(r"(u?)int([248]|5\+3)-(tensor|channel|token|g(\d+))")
 
 _GROUPS = (16, 32, 64, 128)
@@ -33,7 +35,7 @@ class CacheFormat:
 
     Args:
         name: as on the command line: ``int8-channel``, ``int4-token``, ``uint2-g32``, ``uint5+3-g32``.
-        bits: of a code: 2, 4 or 8; the mean of both where halves differ.
+        bits: of a code: 2, 4 or 8; the mean of both where halves differ; 32 for numbers as they are, without scales.
         static: whether scales are fixed: ``tensor`` or ``channel``; ``None`` where each token brings its own.
         group: features of a head that share a scale of a token; ``None`` for all.
         offset: whether the smallest value of a group is stored, too, and codes count from there.
@@ -66,13 +68,20 @@ class CacheFormat:
         return np.repeat(2.0 ** np.array(self.halves) - 1, groups // 2).astype(np.float32)
 
     @property
+    def plain(self) -> bool:
+        """Whether numbers are stored as they are."""
+        return self.bits == _FLOAT_BITS
+
+    @property
     def per_byte(self) -> int:
-        """Codes in a byte."""
-        return 8 // self.bits
+        """Codes in a byte, or 1 where a number takes more."""
+        return max(1, 8 // self.bits)
 
     @property
     def stored(self) -> np.dtype:
         """The type of the codes: bytes, signed where each is a code."""
+        if self.plain:
+            return np.dtype(np.float32)
         return np.dtype(np.int8 if self.bits == 8 and not self.offset else np.uint8)
 
     def groups(self, features: int) -> int:
@@ -81,7 +90,7 @@ class CacheFormat:
 
     def scale_numbers(self, features: int) -> int:
         """Numbers in float16 that a token brings for each head: scales, and behind them what codes count from."""
-        return 0 if self.static else self.groups(features) * (2 if self.offset else 1)
+        return 0 if self.static or self.plain else self.groups(features) * (2 if self.offset else 1)
 
     def fits(self, features: int) -> str | None:
         """Why heads of so many features cannot be stored; ``None`` if they can."""
@@ -95,7 +104,7 @@ class CacheFormat:
 
     def bytes_per_token(self, heads: int, features: int) -> int:
         """Bytes that one more token takes."""
-        return heads * (features // self.per_byte + 2 * self.scale_numbers(features))
+        return heads * (features // self.per_byte * self.stored.itemsize + 2 * self.scale_numbers(features))
 
     # -- the definition ---------------------------------------------------------------------------------------------
 
@@ -107,6 +116,8 @@ class CacheFormat:
             scale: static scales that broadcast to it.
         """
         x = np.asarray(x, np.float32)
+        if self.plain:
+            return x, None
         if scale is not None:
             return self._packed(self._codes(x / scale, np.float32(self.high))), None
         parts, highs = self._parts(x), self.highs(x.shape[-1])
@@ -125,6 +136,8 @@ class CacheFormat:
 
     def decode(self, codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
         """The float32 that codes and scales stand for; ``scales`` are those of the tokens, or the static ones."""
+        if self.plain:
+            return codes
         values = self._unpacked(codes).astype(np.float32)
         if scales is None:
             raise InputError(f"cache format '{self.name}' needs scales")
@@ -179,6 +192,8 @@ def parse_cache_format(word: str, default: str = "token") -> CacheFormat:
     Raises:
         InputError: if there is none of that name.
     """
+    if word == "float32":
+        return CacheFormat(word, _FLOAT_BITS, None)
     full = f"{word}-{default if not word.startswith('u') else 'token'}" if re.fullmatch(r"u?int\d+", word) else word
     found = _WORD.fullmatch(full)
     group = int(found[4]) if found and found[4] else None
@@ -190,7 +205,8 @@ def parse_cache_format(word: str, default: str = "token") -> CacheFormat:
     ):  # fmt: skip
         raise InputError(
             f"unknown cache format '{word}'; there are int2, int4 and int8 with -tensor, -channel, -token or -gN (N of "
-            f"{', '.join(map(str, _GROUPS))}), uint2, uint4 and uint8 with -token or -gN, uint5+3 with -gN, and float"
+            f"{', '.join(map(str, _GROUPS))}), uint2, uint4 and uint8 with -token or -gN, uint5+3 with -gN, float32, "
+            "and float"
         )
     first, second = map(int, found[2].split("+")) if apart else (int(found[2]),) * 2
     halves = (first, second) if apart else None

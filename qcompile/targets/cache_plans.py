@@ -118,7 +118,7 @@ class CachePlan:
 
     def unpack(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The cache among the outputs of the artifact, in the basis of the float model."""
-        numbers = self.scale if self.format.static else outputs[self.scales[1]]
+        numbers = outputs[self.scales[1]] if self.format.scale_numbers(self.features) else self.scale
         return self._out_of(self.format.decode(outputs[self.present], numbers))
 
     def _into(self, x: np.ndarray) -> np.ndarray:

@@ -167,7 +167,7 @@ def _places(model: ir.Model, sites: Iterable[_Site], activation: Rounds) -> Iter
 
 def _cache_places(model: ir.Model) -> Iterable[tuple[str, Place]]:
     """Past and new keys or values, in front of what joins them."""
-    for node, plan in caches_planned(model):
+    for node, plan in ((node, plan) for node, plan in caches_planned(model) if not plan.format.plain):
         for index, value in enumerate(node.inputs):
             if value is not None:
                 name = unique(model, f"{name_of(value)}/held")

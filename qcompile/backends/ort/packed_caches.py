@@ -110,6 +110,8 @@ class _Cache:
     def decode(self) -> None:
         """Quantize what is appended, and decode the whole in front of what reads it."""
         fmt, static = self.plan.format, self.plan.format.static is not None
+        if fmt.plain:
+            return
         own = [self.scale()] if static else []
         version, features = opset(self.model), self.site.features
         encode, decode = quantizing(fmt, features, version), dequantizing(fmt, features, version)
@@ -203,12 +205,14 @@ class _Fusing:
         pasts = [cache.take_codes() for cache in (key, value)]
         lengths = self._lengths_of(reader, pasts[0], query)
         bias = None if mask is None else self._bias(reader, mask)
-        kind = {"tensor": "PER_TENSOR", "channel": "PER_CHANNEL"}[fmt.static or "tensor"]
         settings: dict[str, Any] = {
-            "num_heads": queries, "kv_num_heads": key.site.heads, "k_quant_type": kind, "v_quant_type": kind,
-            "kv_cache_bit_width": fmt.bits, "scale": attention.scale,
+            "num_heads": queries, "kv_num_heads": key.site.heads, "scale": attention.scale
         }  # fmt: skip
-        given = [*packed, *pasts, *lengths, None, None, None, bias, None, key.scale(), value.scale()]
+        given = [*packed, *pasts, *lengths, None, None, None, bias]
+        if fmt.static is not None:
+            kind = {"tensor": "PER_TENSOR", "channel": "PER_CHANNEL"}[fmt.static]
+            settings |= {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": fmt.bits}
+            given += [None, key.scale(), value.scale()]
         made = append_node(
             reader, "GroupQueryAttention", given, settings, name=f"{name}/fused", domain=CONTRIB, outputs=3
         )
