@@ -10,7 +10,7 @@ from typing import Any
 from qcompile.artifact.byte_counts import bytes_in
 from qcompile.artifact.further import lower_further
 from qcompile.artifact.manifest import compile_report
-from qcompile.checks.artifacts import check_read_back, compare_runtimes, implementation_error
+from qcompile.checks.artifacts import compare_runtimes, implementation_error
 from qcompile.checks.fake_quantized import FakeQuantized, departure, measured_on
 from qcompile.checks.latency import Transformed, latency
 from qcompile.checks.plain_rounding import running
@@ -65,8 +65,6 @@ def measure(written: Written) -> Compared | None:
             reason = f"it loses less on the evaluation data, {losses}: is the calibration data like it?"
             prepared.state.decline("*", "doing better than plain rounding", reason)
     runtimes = others.result()
-    if target.modules:
-        check_read_back(runtimes)
     checked = checked or implementation_error(runtimes[runtime_of(target.backends[0])])
     return Compared(written, runtimes, measured, apart, checked)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from qcompile.targets.plans import Plan
     from qcompile.targets.target import Target
 
-__all__ = ["Departure", "FakeQuantized", "departure", "measured_on", "planned_run", "rounded_for"]
+__all__ = ["SPREAD", "Departure", "FakeQuantized", "departure", "measured_on", "planned_run", "rounded_for"]
 
 #: Batches on which what is lowered is compared with the engine.
 SAMPLE = 1
@@ -47,7 +47,7 @@ SAMPLE = 1
 _PLACES = 16
 
 #: What another order of sums does differs from one order to the next, by less than this factor.
-_SPREAD = 2.0
+SPREAD = 2.0
 
 #: A single value on a tie may move a small network by this part of its quantization error, if inputs are rounded.
 _TIES = 0.25
@@ -100,10 +100,14 @@ class FakeQuantized:
         """Let go of the weights; they are read anew if they are needed again."""
         self._stream.engine.weights.clear()
 
-    def moved(self, batches: Batches) -> Iterator[Mapping[str, torch.Tensor]]:
-        """Outputs where whatever sites read is first moved as far as the order of sums moves it in the graph's type."""
+    def moved(self, batches: Batches, step: float | None = None) -> Iterator[Mapping[str, torch.Tensor]]:
+        """Outputs where whatever sites read is first moved, by a part of its row's root mean square.
+
+        Args:
+            step: that part; as far as the order of sums moves it in the graph's type, if nothing is said.
+        """
         drawn = torch.Generator(self._stream.engine.device).manual_seed(0)
-        hooks = {name: _moving(place, drawn, self._hooks.get(name)) for name, place in self._places.items()}
+        hooks = {name: _moving(place, drawn, self._hooks.get(name), step) for name, place in self._places.items()}
         return self._stream.run(batches, lambda _: hooks)
 
 
@@ -137,9 +141,9 @@ def planned_run(model: ir.Model, target: Target, device: str) -> Iterator[Run]:
         yield compute
 
 
-def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None) -> Hook:
+def _moving(place: Place, drawn: torch.Generator, rounded: Hook | None, step: float | None) -> Hook:
     """A hook that adds noise of some last places of the row's values, and then rounds."""
-    epsilon = _PLACES * float(ml_dtypes.finfo(place.dtype.numpy()).eps)
+    epsilon = _PLACES * float(ml_dtypes.finfo(place.dtype.numpy()).eps) if step is None else step
 
     def hook(value: torch.Tensor) -> torch.Tensor | None:
         size = value.square().mean(place.axis, keepdim=True).sqrt()
@@ -203,7 +207,7 @@ def departure(engine: FakeQuantized, lowered: Run, yardstick: FloatModel, data: 
     engine.forget()  # a runtime loads the same weights again
     apart = [relative_l2(want, yardstick.named(lowered(batch))) for want, batch in zip(wanted, sample, strict=True)]
     found = Departure(float(np.mean(apart)), float(np.mean(explained)), len(apart))
-    allowed = max(_SPREAD * found.explained, tolerance(yardstick.source.model), _TIES * error * engine.rounds_inputs)
+    allowed = max(SPREAD * found.explained, tolerance(yardstick.source.model), _TIES * error * engine.rounds_inputs)
     if not found.rel_l2 <= allowed:
         reason = f"what is lowered differs from it by a relative L2 of {found.rel_l2:.2g}, more than the {allowed:.2g} "
         yardstick.decline("*", AS_ON_ENGINE, reason + "that rounding explains: the errors measured may not be its own")

@@ -1,7 +1,9 @@
 """Static formats of activations: one scale, and one zero point, for a whole tensor, which data taught beforehand.
 
 ``x̂ = scale · (saturate(round(x / scale) + zero_point) - zero_point)``, half to even, in float32: ``QuantizeLinear`` and
-``DequantizeLinear`` of ONNX, to the bit.
+``DequantizeLinear`` of ONNX, to the bit. In a format of groups the static scale is the second level, and a power of
+two: then runtimes that multiply by it or divide by its reciprocal, before or after the scales of groups, agree to the
+bit.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ STATIC_FORMATS: dict[str, Format] = {
             source=_QUANTIZE_LINEAR,
         ),
         Format("fp8-e4m3-static", ELEMENTS["e4m3"], None, ScaleType.FP32, static=True, source=_QUANTIZE_LINEAR),
+        Format(
+            "nvfp4-static", ELEMENTS["e2m1"], 16, ScaleType.E4M3, tensor_scale=448.0, static=True,
+            source="compressed-tensors, strategy tensor_group with dynamic local scales",
+        ),
     )
 }  # fmt: skip
 
@@ -46,7 +52,7 @@ class Range:
 
     Args:
         format: a static one.
-        scale: a number of float32.
+        scale: a number of float32; of a format of groups, its second level.
         zero_point: the code of zero; 0 for formats without zero points.
     """
 
@@ -63,6 +69,9 @@ class Range:
     def spanning(fmt: Format, low: float, high: float) -> Range:
         """The range that holds all values between two, and zero; without a zero point it is as wide to both sides."""
         low, high = min(low, 0.0), max(high, 0.0)
+        if fmt.tensor_scale is not None:
+            scale = _scale(max(-low, high), fmt.element.max * fmt.tensor_scale)
+            return Range(fmt, float(np.exp2(np.ceil(np.log2(scale)))))
         if not fmt.zero_point:
             return Range(fmt, _scale(max(-low, high), fmt.element.max))
         steps = len(fmt.element.levels) - 1
@@ -70,11 +79,13 @@ class Range:
         return Range(fmt, scale, int(np.clip(np.round(np.float32(-low) / np.float32(scale)), 0, steps)))
 
     def round(self, x: Tensor) -> Tensor:
-        """The values as the format holds them: float32, in the shape of ``x``."""
+        """The values as the format holds them: float32, in the shape of ``x``; groups lie along its last axis."""
         import torch
 
-        from qcompile.formats.quantizer import round_to
+        from qcompile.formats.quantizer import quantize, round_to
 
+        if self.format.group is not None:
+            return quantize(x.float(), self.format, tensor_scale=self.scale).dequantize()
         scale = torch.tensor(self.scale, dtype=torch.float32, device=x.device)
         zero = torch.tensor(self.zero_point, device=x.device) if self.format.zero_point else None
         return round_to(x.float(), scale, zero, self.format)

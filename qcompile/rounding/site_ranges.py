@@ -110,6 +110,8 @@ def _reads(groups: Sequence[Siblings], schemes: Mapping[str, Scheme], decline: D
             if group.nested or isinstance(form, Lookup):
                 reason = "it stands in the body of another operator, whose values are not calibrated for static scales"
                 decline(site.name, WEIGHT, reason)
+            elif fmt.group is not None and is_convolution(site.node):
+                decline(site.name, WEIGHT, f"groups of {fmt.name} lie along one axis, and a convolution reads several")
             else:
                 found.append(_Read(site, form.x, group, fmt))
     return found

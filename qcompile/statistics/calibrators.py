@@ -100,6 +100,11 @@ CALIBRATORS: Mapping[str, Calibrator] = {
 }
 
 
+#: Those that round single values, which formats of groups do not.
+_SINGLE = ("mse", "entropy")
+
+
 def calibrated(seen: Histogram, fmt: Format) -> dict[str, Range]:
     """The range that each calibrator gives a tensor."""
-    return {name: Range.spanning(fmt, *calibrate(seen, fmt)) for name, calibrate in CALIBRATORS.items()}
+    usable = {name: found for name, found in CALIBRATORS.items() if fmt.group is None or name not in _SINGLE}
+    return {name: Range.spanning(fmt, *calibrate(seen, fmt)) for name, calibrate in usable.items()}

@@ -8,6 +8,8 @@ import pytest
 
 import qcompile as qc
 from qcompile.errors import TargetError
+from qcompile.formats import FORMATS, quantize
+from qcompile.formats.tensor_scale import default_tensor_scale
 
 transformers = pytest.importorskip("transformers", reason="the extra gguf is not installed")
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
@@ -37,9 +39,9 @@ def tokens(rows: int = 24) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # Q4_1: see ``to_gguf``
     ("fmt", "limit"),
-    [("q4_0", 1e-5), ("q5_0", 1e-5), ("q8_0", 1e-5), ("mxfp4-even", 1e-5), ("q4_1", 2e-3)],  # Q4_1: see ``to_gguf``
+    [("q4_0", 1e-5), ("q5_0", 1e-5), ("q8_0", 1e-5), ("mxfp4-even", 1e-5), ("nvfp4", 1e-5), ("q4_1", 2e-3)],
 )
 def test_it_computes_what_was_planned(fmt: str, limit: float, folder: Path, tmp_path: Path) -> None:
     artifact = qc.export(
@@ -54,6 +56,35 @@ def test_it_computes_what_was_planned(fmt: str, limit: float, folder: Path, tmp_
     assert types["blk.1.ffn_down.weight"] == fmt.partition("-")[0].upper()
     assert types["output.weight"] == "Q8_0"
     assert types["blk.0.attn_norm.weight"] == types["token_embd.weight"] == "F32"
+
+
+@pytest.mark.parametrize("fmt", ["q4_0", "q5_0", "q8_0", "mxfp4-even", "nvfp4", "nvfp4-4over6"])
+def test_the_package_gguf_reads_every_bit(fmt: str, folder: Path, tmp_path: Path) -> None:
+    qc.export(folder, "gguf", tmp_path / "out", formats=[fmt], transforms="none", method="rtn", cache=False)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    stored = tensors["blk.1.ffn_down.weight"]
+    read = gguf.quants.dequantize(stored.data, stored.tensor_type)
+    weight = transformers.LlamaForCausalLM.from_pretrained(folder).model.layers[1].mlp.down_proj.weight.detach()
+    if fmt.startswith("nvfp4"):
+        assert stored.tensor_type.name == "NVFP4"
+        scale = tensors["blk.1.ffn_down.scale"].data
+        assert scale.shape == (1,)
+        second = torch.exp2(default_tensor_scale(weight, FORMATS[fmt]).log2().ceil())  # see ``Quantize``
+        assert scale[0] == second
+        read, want = read * scale, quantize(weight, FORMATS[fmt], tensor_scale=second)
+    else:
+        assert not [name for name in tensors if name.endswith(".scale")]
+        want = quantize(weight, FORMATS[fmt])
+    np.testing.assert_array_equal(read, want.dequantize().numpy())
+
+
+def test_blocks_of_nvfp4_hold_four_groups(tmp_path: Path) -> None:
+    module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, "intermediate_size": 96})).eval()
+    with pytest.raises(TargetError, match="96 features, no multiple of 64"):
+        qc.export(
+            module, "gguf", tmp_path / "out", formats=["nvfp4"], transforms="none", method="rtn", cache=False,
+            example_inputs={name: torch.from_numpy(array[:2]) for name, array in tokens().items()},
+        )  # fmt: skip
 
 
 def test_sizes_and_tokens(folder: Path, tmp_path: Path) -> None:

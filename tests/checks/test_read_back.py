@@ -13,3 +13,17 @@ def test_modules_that_compute_something_else_are_refused() -> None:
 
 def test_rounding_and_what_was_not_compared_pass() -> None:
     check_read_back({"a": {"rel_l2_to_reference": 0.004}, "b": {"not_checked": "the extra is missing"}})
+
+
+def test_rounded_inputs_explain_more_and_are_asked_only_where_it_matters() -> None:
+    asked = []
+
+    def explained() -> float:
+        asked.append(True)
+        return 0.1
+
+    check_read_back({"a": {"rel_l2_to_reference": 0.004}}, explained)
+    assert asked == []
+    check_read_back({"a": {"rel_l2_to_reference": 0.18}}, explained)
+    with pytest.raises(TargetError, match="relative L2 0.21"):
+        check_read_back({"a": {"rel_l2_to_reference": 0.21}}, explained)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import InputError
-from qcompile.formats import fake_quantize_rows, get_format
+from qcompile.formats import fake_quantize_rows, get_format, quantize
 from qcompile.formats.static import STATIC_FORMATS, Range, range_within
 from qcompile.run.session import Session
 from qcompile.targets.scheme import Scheme
@@ -18,7 +18,7 @@ from qcompile.targets.scheme import Scheme
 TYPES = {"int8-static": "int8", "uint8-static": "uint8", "fp8-e4m3-static": "float8e4m3fn"}
 
 
-@pytest.mark.parametrize("name", STATIC_FORMATS)
+@pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("span", [(-3.7, 1.2), (0.0, 5.1), (-1e-20, 2e-20), (-9.0, -2.0), (0.0, 0.0)])
 def test_a_range_rounds_as_onnxruntime_does(parse, name, span):
     within = Range.spanning(STATIC_FORMATS[name], *span)
@@ -38,10 +38,26 @@ def test_a_range_rounds_as_onnxruntime_does(parse, name, span):
     np.testing.assert_array_equal(within.round(torch.from_numpy(x)).numpy(), want)
 
 
+@pytest.mark.parametrize("amax", [1e-30, 0.3, 1.0, 2688.0, 3e4, 0.0])
+def test_a_range_of_groups_is_the_power_of_two_that_clips_no_group(amax):
+    fmt = STATIC_FORMATS["nvfp4-static"]
+    within = Range.spanning(fmt, -amax, amax / 2)
+    assert within.scale == 2.0 ** round(np.log2(within.scale))
+    if amax:
+        assert within.scale / 2 < amax / (6 * 448) <= within.scale
+    x = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) * (amax / 4)
+    x[0, 0] = amax
+    read = within.round(x)
+    assert read[0, 0] == pytest.approx(amax, rel=1 / 16)  # a scale of a group has three bits behind the comma
+    assert torch.equal(read, quantize(x, fmt, tensor_scale=within.scale).dequantize())
+    widest = x.abs().view(64, 3, 16).amax(-1, keepdim=True).expand(-1, -1, 16).reshape(64, 48)
+    assert bool(((read - x).abs() <= widest / 5).all())  # half of the widest step, 2 of 6, and what the scale clips
+
+
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
-@given(FLOATS, FLOATS, st.sampled_from(sorted(STATIC_FORMATS)))
+@given(FLOATS, FLOATS, st.sampled_from(sorted(TYPES)))
 def test_a_range_has_a_code_for_zero_and_clips_nothing_within(a, b, name):
     low, high = min(a, b), max(a, b)
     within = Range.spanning(STATIC_FORMATS[name], low, high)

@@ -16,8 +16,10 @@ from qcompile.formats import Format, Quantized
 from qcompile.formats.format import Kind, ScaleType
 from qcompile.formats.layouts import to_block_scaled
 from qcompile.formats.packing import pack_codes
+from qcompile.targets.plans import Plan
+from qcompile.targets.scheme import Scheme
 
-__all__ = ["INTEGERS", "MXFP4", "NVFP4", "layer_tensors", "layout_of", "weight_arguments"]
+__all__ = ["INTEGERS", "MXFP4", "NVFP4", "input_arguments", "layer_tensors", "layout_of", "weight_arguments"]
 
 INTEGERS, NVFP4, MXFP4 = "pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"
 
@@ -56,17 +58,28 @@ def weight_arguments(fmt: Format) -> dict[str, Any]:
     return common
 
 
-def layer_tensors(q: Quantized, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a weight ``[out, in]``, by the last part of their names.
+def input_arguments(scheme: Scheme) -> dict[str, Any] | None:
+    """The ``input_activations`` of a group of layers; ``None`` where inputs stay as they are.
+
+    Scales of groups follow from the values as they come (``dynamic``), below a static second level for NVFP4
+    (``local``).
+    """
+    if scheme.activation is None:
+        return None
+    return {**weight_arguments(scheme.activation), "dynamic": "local" if scheme.static else True}
+
+
+def layer_tensors(plan: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of a weight ``[out, in]`` and of its input, by the last part of their names.
 
     Args:
-        q: quantized along ``in``, in whole groups.
+        plan: its weight is quantized along ``in``, in whole groups.
         dtype: of scales that are stored as floats.
 
     Raises:
         TargetError: if the groups do not fill the weight, or nothing stores the format.
     """
-    fmt = q.format
+    q, fmt = plan.weight, plan.weight.format
     layout, group = layout_of(fmt), fmt.group or 1
     if q.shape[1] % group:
         raise TargetError(
@@ -79,7 +92,8 @@ def layer_tensors(q: Quantized, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     if layout == MXFP4:
         return {"weight_packed": packed.codes, "weight_scale": packed.scales}
     assert packed.tensor_scale is not None
-    return {
+    within = {} if plan.range is None else {"input_global_scale": torch.tensor([1 / plan.range.scale])}
+    return within | {
         "weight_packed": packed.codes,
         "weight_scale": packed.scales.view(torch.float8_e4m3fn),
         "weight_global_scale": packed.tensor_scale.reciprocal().reshape(1),

@@ -10,9 +10,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from qcompile.backends.checkpoint.layers import layer_tensors, layout_of, weight_arguments
+from qcompile.backends.checkpoint.layers import input_arguments, layer_tensors, layout_of, weight_arguments
 from qcompile.errors import TargetError
-from qcompile.formats import Format
 from qcompile.ir.blueprint import Blueprint, blueprint_of
 from qcompile.ir.graph import node_name
 from qcompile.targets.parameters import Parameters, read_parameters, ties
@@ -53,7 +52,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     for name, content in found.floats.items():
         tensors[name] = content.to(dtype) if content.is_floating_point() else content
     for path, plan in found.plans.items():
-        own = layer_tensors(plan.weight, dtype)
+        own = layer_tensors(plan, dtype)
         tensors |= {f"{path}.{name}": tensor for name, tensor in own.items()}
         size = sum(tensor.nbytes for tensor in own.values())
         kernels[node_name(found.nodes[path])] = {"kernel": layout_of(plan.weight.format), "stored_bytes": size}
@@ -78,20 +77,19 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
 
 def _quantization(found: Parameters, blueprint: Blueprint) -> dict[str, Any]:
     """``quantization_config``: groups of layers by format, and the linear layers in none."""
-    formats: dict[str, tuple[Format, list[str]]] = {}
+    alike: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for path, plan in found.plans.items():
-        alike = json.dumps(weight_arguments(plan.weight.format))  # rules by which scales were found are no matter here
-        formats.setdefault(alike, (plan.weight.format, []))[1].append(path)
-    layouts = {layout_of(fmt) for fmt, _ in formats.values()}
-    groups = {}
-    for number, (fmt, paths) in enumerate(formats.values()):
-        groups[f"group_{number}"] = {
-            "targets": ["Linear"] if len(formats) == 1 else paths,
-            "weights": weight_arguments(fmt),
-            "input_activations": None,
+        said = {  # rules by which scales of weights were found are no matter here
+            "weights": weight_arguments(plan.weight.format),
+            "input_activations": input_arguments(plan.scheme),
             "output_activations": None,
-            "format": layout_of(fmt),
+            "format": layout_of(plan.weight.format),
         }
+        alike.setdefault(json.dumps(said), (said, []))[1].append(path)
+    layouts = {said["format"] for said, _ in alike.values()}
+    groups = {}
+    for number, (said, paths) in enumerate(alike.values()):
+        groups[f"group_{number}"] = {"targets": ["Linear"] if len(alike) == 1 else paths, **said}
     ignored = sorted(blueprint.linear - found.plans.keys())
     return {
         "config_groups": groups,

@@ -16,6 +16,11 @@ RUNTIME = "transformers"
 
 _GROUPS = (16, 32, 64, 128)
 
+#: NVFP4 for weights alone, and with inputs below static tensor scales, as FP4 hardware multiplies.
+_NVFP4 = tuple(f"nvfp4{rule}{inputs}" for inputs in ("", "/nvfp4-static") for rule in ("-4over6", "", "-4over6-448"))
+
+_MXFP4 = ("mxfp4-even", "mxfp4", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest")
+
 _checkpoint = partial(
     Target, backends=("checkpoint",), runs_here=False, emulated=True, modules=True, online="asked", transform_price=3.0
 )
@@ -29,23 +34,23 @@ TARGETS = (
     ),
     _checkpoint(
         "checkpoint-nvfp4",
-        "a folder of Hugging Face with NVFP4 weights, as vLLM, SGLang and transformers load it",
-        schemes=("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448"),
+        "a folder of Hugging Face with NVFP4 weights, and inputs if asked, as vLLM, SGLang and transformers load it",
+        schemes=_NVFP4,
         default="nvfp4-4over6",
         plain="nvfp4",
     ),
     _checkpoint(
         "checkpoint-nvfp4-online",
         "the same with online transforms where they pay: vLLM applies them, transformers computes something else",
-        schemes=("nvfp4-4over6", "nvfp4", "nvfp4-4over6-448"),
+        schemes=_NVFP4,
         default="nvfp4-4over6",
         plain="nvfp4",
         online="shared",
     ),
     _checkpoint(
         "checkpoint-mxfp4",
-        "a folder of Hugging Face with MXFP4 weights, as vLLM, SGLang and transformers load it",
-        schemes=("mxfp4-even", "mxfp4", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest"),
+        "a folder of Hugging Face with MXFP4 weights, and inputs if asked, as vLLM, SGLang and transformers load it",
+        schemes=_MXFP4 + tuple(f"{weight}/mxfp4-even" for weight in _MXFP4),
         default="mxfp4-even",
         plain="mxfp4",
     ),

@@ -49,6 +49,7 @@ def load_module(folder: Path) -> Any:
     try:
         with redirect_stderr(io.StringIO()), _quiet():  # both packages draw progress bars
             module = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **_decoded(config)).eval()
+            _round_inputs(module, config, Path(folder))
             _apply_online(module, config, Path(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"transformers cannot load '{folder}': {reason_of(error)}") from error
@@ -85,12 +86,30 @@ def _apply_online(module: Any, config: Mapping[str, Any], folder: Path) -> None:
     groups = config["quantization_config"].get("transform_config", {}).get("config_groups")
     if not groups:
         return
-    import torch
     from compressed_tensors.transform import TransformConfig, apply_transform_config
-    from safetensors import safe_open
 
     apply_transform_config(module, TransformConfig(config_groups=groups))
-    ends = tuple(f".{name}_input.weight" for name in groups)
+    _fill(module, folder, tuple(f".{name}_input.weight" for name in groups))
+
+
+def _round_inputs(module: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """Let layers round their inputs: decoded weights come without that."""
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    said = config["quantization_config"]
+    groups = {name: {**group, "weights": None} for name, group in said["config_groups"].items()}
+    rounding = {name: group for name, group in groups.items() if group["input_activations"]}
+    if rounding:
+        only = {"config_groups": rounding, "ignore": said["ignore"], "format": said["format"]}
+        apply_quantization_config(module, QuantizationConfig(**only))
+        _fill(module, folder, (".input_global_scale",))
+
+
+def _fill(module: Any, folder: Path, ends: tuple[str, ...]) -> None:
+    """Read parameters that transformers does not know from the files, by the ends of their names."""
+    import torch
+    from safetensors import safe_open
+
     own = dict(module.named_parameters(remove_duplicate=False))
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as stored, torch.no_grad():

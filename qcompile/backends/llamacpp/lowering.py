@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompile.backends.llamacpp.metadata import Family, family_of, write_sizes, write_tokenizer
+from qcompile.backends.llamacpp.metadata import Family, family_of, scale_of, write_sizes, write_tokenizer
 from qcompile.errors import TargetError
 from qcompile.formats import Quantized
 from qcompile.formats.layouts import to_gguf
@@ -25,7 +25,10 @@ __all__ = ["lower"]
 FILE = "model.gguf"
 
 #: By the beginning of a format's name, the type of its blocks, and the number of files that mostly hold it.
-TYPES = {"q4_0": ("Q4_0", 2), "q4_1": ("Q4_1", 3), "q5_0": ("Q5_0", 8), "q8_0": ("Q8_0", 7), "mxfp4": ("MXFP4", 38)}
+TYPES = {
+    "q4_0": ("Q4_0", 2), "q4_1": ("Q4_1", 3), "q5_0": ("Q5_0", 8), "q8_0": ("Q8_0", 7), "mxfp4": ("MXFP4", 38),
+    "nvfp4": ("NVFP4", 39),
+}  # fmt: skip
 
 
 def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
@@ -62,7 +65,10 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     said = {}
     for path, plan in found.plans.items():
         blocks, kind = _blocks(plan.weight, f"{path}.weight", blueprint, family)
-        writer.add_tensor(names[f"{path}.weight"], blocks, raw_dtype=gguf.GGMLQuantizationType[kind])
+        name = names[f"{path}.weight"]
+        writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType[kind])
+        if plan.weight.tensor_scale is not None:
+            writer.add_tensor(scale_of(name), plan.weight.tensor_scale.reshape(1).numpy())
         said[node_name(found.nodes[path])] = {"kernel": kind, "stored_bytes": blocks.nbytes}
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -123,13 +129,17 @@ def _type_of(name: str) -> tuple[str, int]:
 
 def _blocks(q: Quantized, name: str, blueprint: Blueprint, family: Family) -> tuple[np.ndarray, str]:
     """The bytes of a weight, row by row, and the type of its blocks."""
-    if q.shape[1] % (q.format.group or 1):
+    import gguf
+
+    kind = _type_of(q.format.name)[0]
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    if q.shape[1] % block:
         raise TargetError(
-            f"GGUF stores whole blocks, and '{name}' has {q.shape[1]} features, no multiple of {q.format.group}: leave "
-            "it out with --exclude"
+            f"GGUF stores whole blocks, and '{name}' has {q.shape[1]} features, no multiple of {block}: leave it out "
+            "with --exclude"
         )
     order = _order(name, q.shape[0], blueprint, family)
     if order is not None:
         zeros = None if q.zero_points is None else q.zero_points[order]
         q = replace(q, codes=q.codes[order], scales=q.scales[order], zero_points=zeros)
-    return to_gguf(q).contiguous().numpy(), _type_of(q.format.name)[0]
+    return to_gguf(q).contiguous().numpy(), kind

@@ -9,7 +9,7 @@ from typing import Any
 
 from qcompile.errors import TargetError, unknown
 
-__all__ = ["FAMILIES", "Family", "family_of", "write_sizes", "write_tokenizer"]
+__all__ = ["FAMILIES", "Family", "family_of", "scale_of", "write_sizes", "write_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"target 'gguf' writes plain rotary positions, not those of rope_type '{scaling['rope_type']}'"
         )
     return FAMILIES[kind]
+
+
+def scale_of(name: str) -> str:
+    """The tensor that holds the second level of a weight, one float32: llama.cpp multiplies products by it."""
+    return name.removesuffix("weight") + "scale"
 
 
 def write_sizes(writer: Any, config: Mapping[str, Any]) -> None:

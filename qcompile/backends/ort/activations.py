@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from qcompile.backends.ort.body import Body
 from qcompile.backends.ort.rounding import round_element
-from qcompile.backends.ort.scales import divisor, effective_scales
+from qcompile.backends.ort.scales import divisor, effective_scales, scales_in_range
 from qcompile.formats import Format
 
 __all__ = ["label", "pad_function", "quantize_function", "static_function"]
@@ -29,20 +31,27 @@ def quantize_function(fmt: Format, opset: int) -> ir.Function:
     """
     body = Body(opset)
     groups = body.Reshape(body.input("x"), body.ints("groups"))
-    out = _quantize(body, groups, fmt)
+    out = _quantize(body, groups, fmt, effective_scales(body, groups, fmt))
     return body.function(f"Quantize{label(fmt)}", body.Reshape(out, body.ints("shape")))
 
 
 def static_function(fmt: Format, opset: int) -> ir.Function:
-    """``x, scale, zero_point -> x̂``: float32 in a static range, as ``qcompile.formats.static.Range.round``."""
+    """``x, scale, zero_point -> x̂``: float32 in a static range, as ``qcompile.formats.static.Range.round``.
+
+    Of a format of groups it is ``x, scale -> x̂``, with the attributes of ``quantize_function``.
+    """
     body = Body(opset)
+    if fmt.group is not None:
+        groups, scale = body.Reshape(body.input("x"), body.ints("groups")), body.input("scale")
+        out = _quantize(body, groups, fmt, scales_in_range(body, groups, fmt, scale))
+        return body.function(f"Quantize{label(fmt)}", body.Reshape(out, body.ints("shape")))
     x, scale, zero = map(body.input, ("x", "scale", "zero_point"))
     rounded = round_element(body, body.Div(x, scale), fmt.element, zero if fmt.zero_point else None)
     return body.function(f"Quantize{label(fmt)}", body.Mul(rounded, scale))
 
 
-def _quantize(body: Body, x: ir.Value, fmt: Format) -> ir.Value:
-    candidates = [_candidate(body, x, scale, zero, fmt) for scale, zero in effective_scales(body, x, fmt)]
+def _quantize(body: Body, x: ir.Value, fmt: Format, scales: Sequence[tuple[ir.Value, ir.Value | None]]) -> ir.Value:
+    candidates = [_candidate(body, x, scale, zero, fmt) for scale, zero in scales]
     if len(candidates) == 1:
         _, rounded, scale = candidates[0]
         return body.Mul(rounded, body.column(scale))

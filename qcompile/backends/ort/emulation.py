@@ -131,15 +131,18 @@ def _quantized(
 ) -> tuple[ir.Value, int]:
     """The quantized input, padded to whole groups, and its width."""
     node, fmt = site.node, plan.scheme.activation
-    if fmt is None or fmt.static:
+    if fmt is None or (fmt.static and fmt.group is None):
         return in_range(emit, node, x, plan.calibrated), size
     group = fmt.group or size
     groups = -(-size // group)
     x = resize(emit, node, x, size, size, groups * group)
-    name, lead = emit.define(quantize_function, fmt), [0] * (site.rank - 1)
+    name, lead = emit.define(static_function if fmt.static else quantize_function, fmt), [0] * (site.rank - 1)
     shapes = {"groups": [*lead, groups, group], "shape": [*lead, groups * group]}
-    hint = f"{x.name}/{fmt.name}"
-    return emit.shared((name, x), lambda: emit.call(node, name, x, hint=hint, **shapes)), groups * group
+    hint, given = f"{x.name}/{fmt.name}", [x]
+    if fmt.static:
+        given.append(emit.constant(f"{x.name}.scale", np.array(plan.calibrated.scale, np.float32)))
+    made = partial(emit.call, node, name, *given, hint=hint, **shapes)
+    return emit.shared((name, x, plan.range), made), groups * group
 
 
 def in_range(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:

@@ -8,7 +8,7 @@ depends on another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from qcompile.backends.ort.body import Body
 from qcompile.backends.ort.rounding import clip, power_of_two_wide, round_float
 from qcompile.formats import Format, Kind, ScaleRule, ScaleType
 
-__all__ = ["divisor", "effective_scales", "supported"]
+__all__ = ["divisor", "effective_scales", "scales_in_range", "supported"]
 
 _TINY = float(np.finfo(np.float32).smallest_subnormal)
 
@@ -33,6 +33,12 @@ def effective_scales(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.
     return _RULES[fmt.rule](body, x, fmt)
 
 
+def scales_in_range(body: Body, x: ir.Value, fmt: Format, second: ir.Value) -> Sequence[tuple[ir.Value, None]]:
+    """The same where the second-level scale is given."""
+    amax = body.reduce("ReduceMax", body.Abs(x))
+    return [(scale, None) for scale in _under(body, amax, fmt, second)]
+
+
 def divisor(body: Body, scale: ir.Value, fmt: Format) -> ir.Value:
     """A divisor that is never zero. For zero the quotient may be anything; it is multiplied by a scale of zero."""
     if fmt.rule is ScaleRule.SIGNED_MAX:  # scales of either sign
@@ -43,15 +49,17 @@ def divisor(body: Body, scale: ir.Value, fmt: Format) -> ir.Value:
 def _absmax(body: Body, x: ir.Value, fmt: Format) -> Sequence[tuple[ir.Value, ir.Value | None]]:
     amax = body.reduce("ReduceMax", body.Abs(x))
     second = None if fmt.tensor_scale is None else _row_scale(body, amax, fmt, fmt.tensor_scale)
-    scales = []
+    return [(scale, None) for scale in _under(body, amax, fmt, second)]
+
+
+def _under(body: Body, amax: ir.Value, fmt: Format, second: ir.Value | None) -> Iterator[ir.Value]:
+    """The effective scale for each target, below a second level if there is one."""
     for target in fmt.targets or (fmt.element.max,):
         scale = body.Div(amax, body.constant(target))
         if second is None:
-            scales.append((_store(body, scale, fmt.scale), None))
+            yield _store(body, scale, fmt.scale)
         else:
-            scale = _store(body, body.Div(scale, second), fmt.scale)
-            scales.append((body.Mul(scale, second), None))
-    return scales
+            yield body.Mul(_store(body, body.Div(scale, second), fmt.scale), second)
 
 
 def _row_scale(body: Body, amax: ir.Value, fmt: Format, largest: float) -> ir.Value:

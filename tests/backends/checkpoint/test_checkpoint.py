@@ -9,6 +9,9 @@ from safetensors import safe_open
 
 import qcompile as qc
 from qcompile.errors import InputError
+from qcompile.formats import fake_quantize_rows
+from qcompile.formats.catalogue import get_activation
+from qcompile.formats.static import Range
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
 pytest.importorskip("compressed_tensors", reason="the extra hf is not installed")
@@ -22,6 +25,9 @@ SIZES = {
 }  # fmt: skip
 
 TARGETS = ("checkpoint-int4", "checkpoint-mxfp4", "checkpoint-nvfp4")
+
+#: By target, the scheme that rounds inputs too.
+WITH_INPUTS = {"checkpoint-mxfp4": "mxfp4-even/mxfp4-even", "checkpoint-nvfp4": "nvfp4-4over6/nvfp4-static"}
 
 #: Largest relative L2 to the planned graph on the engine: float32 rounds sums in another order.
 LIMIT = 1e-5
@@ -77,6 +83,67 @@ def test_it_computes_what_was_planned(target: str, transforms: str, folder: Path
     assert runtime["rel_l2_to_reference"] < LIMIT
 
 
+@pytest.mark.parametrize("target", WITH_INPUTS)
+def test_with_rounded_inputs_it_computes_what_was_planned(target: str, folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for formats in (WITH_INPUTS[target], WITH_INPUTS[target].partition("/")[0]):
+        artifact = qc.export(
+            folder, target, tmp_path / formats.replace("/", "-"), calibration=tokens(), formats=[formats], method="rtn",
+            transforms="none", cache=False,
+        )  # fmt: skip
+        assert artifact.manifest["runtimes"]["transformers"]["rel_l2_to_reference"] < LIMIT
+        found[formats] = artifact.manifest["quantization"]["rel_l2"]
+    both, weights = found.values()
+    assert both > 1.1 * weights  # inputs are rounded indeed
+
+
+@pytest.mark.parametrize("target", WITH_INPUTS)
+def test_inputs_are_rounded_to_the_bit_as_compressed_tensors_rounds_them(
+    target: str, folder: Path, tmp_path: Path
+) -> None:
+    from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+
+    from qcompile.backends.checkpoint.runner import load_module
+
+    artifact = qc.export(
+        folder, target, tmp_path / "out", calibration=tokens(), formats=[WITH_INPUTS[target]], method="rtn", cache=False
+    )
+    layer = load_module(artifact.folder).model.layers[1].mlp.down_proj
+    (site,) = (one for one in artifact.manifest["sites"] if one.get("module") == "model.layers.1.mlp.down_proj")
+    activation = get_activation(site["activation"])
+    if "range" in site:
+        activation = Range(activation, site["range"]["scale"])
+        assert float(layer.input_global_scale) == 1 / activation.scale
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 128, generator=draw) * torch.logspace(-9, 2, 400)[:, None]
+    x[0] = 0
+    levels = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0]).repeat(16)  # ties, below a scale of one
+    x[1:9] = levels * torch.exp2(torch.arange(-4.0, 4.0))[:, None]
+    theirs = forward_quantize(layer, x, "input", layer.quantization_scheme.input_activations)
+    torch.testing.assert_close(theirs, fake_quantize_rows(x, activation), rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), torch.nn.functional.linear(theirs, layer.weight), rtol=0, atol=0)
+
+
+def test_transformers_alone_rounds_inputs_too(folder: Path, tmp_path: Path) -> None:
+    """Its own way keeps weights packed, and decodes FP4 to bfloat16, in which ours are exact, at the first call."""
+    artifact = qc.export(
+        folder, "checkpoint-nvfp4", tmp_path / "out", calibration=tokens(), formats=["nvfp4/nvfp4-static"],
+        method="rtn", cache=False,
+    )  # fmt: skip
+    given = tokens(rows=3)
+    inputs = {name: torch.from_numpy(array) for name, array in given.items()}
+    module = transformers.AutoModelForCausalLM.from_pretrained(artifact.folder, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="dtype"):
+        module(**inputs)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data = layer.weight.data.float()
+    with torch.no_grad():
+        logits = module(**inputs).logits.numpy()
+    np.testing.assert_allclose(logits, artifact.run(given)["logits"], rtol=1e-5, atol=1e-5)
+
+
 def test_transformers_alone_reads_it(folder: Path, tmp_path: Path) -> None:
     artifact = qc.export(folder, "checkpoint-int4", tmp_path / "out", calibration=tokens(), cache=False)
     given = tokens(rows=3)
@@ -103,11 +170,14 @@ def test_folded_norms_are_ones_and_the_head_is_untied(folder: Path, tmp_path: Pa
 
 
 def test_siblings_share_their_global_scale(folder: Path, tmp_path: Path) -> None:
-    qc.export(folder, "checkpoint-nvfp4", tmp_path / "out", transforms="none", method="rtn", cache=False)
+    qc.export(
+        folder, "checkpoint-nvfp4", tmp_path / "out", calibration=tokens(), formats=["nvfp4/nvfp4"], transforms="none",
+        method="rtn", cache=False,
+    )  # fmt: skip
     found = stored(tmp_path / "out")
     for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
-        scales = {float(found[f"model.layers.0.{name}.weight_global_scale"]) for name in names}
-        assert len(scales) == 1
+        for kind in ("weight", "input"):
+            assert len({float(found[f"model.layers.0.{name}.{kind}_global_scale"]) for name in names}) == 1
     others = {float(tensor) for name, tensor in found.items() if name.endswith("global_scale")}
     assert len(others) > 1
 
@@ -117,8 +187,12 @@ def test_the_layout_is_llmcompressors(ours: str, tmp_path: Path) -> None:
     theirs = LAYOUTS[ours]
     module = made("llama", hidden_size=128, intermediate_size=256, num_hidden_layers=1).bfloat16()
     module.save_pretrained(tmp_path / "source")
-    kind = {"nvfp4": "nvfp4", "mxfp4": "mxfp4"}.get(ours, "int4")
-    qc.export(tmp_path / "source", f"checkpoint-{kind}", tmp_path / "out", formats=[ours], method="rtn", cache=False)
+    kind = next((kind for kind in ("nvfp4", "mxfp4") if ours.startswith(kind)), "int4")
+    given = tokens() if "/" in ours else None
+    qc.export(
+        tmp_path / "source", f"checkpoint-{kind}", tmp_path / "out", formats=[ours], calibration=given, method="rtn",
+        cache=False,
+    )  # fmt: skip
     found = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in stored(tmp_path / "out").items()}
     assert found == theirs["tensors"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
@@ -127,7 +201,10 @@ def test_the_layout_is_llmcompressors(ours: str, tmp_path: Path) -> None:
         assert config[key] == theirs["config"][key]
     (group,), (other,) = config["config_groups"].values(), theirs["config"]["config_groups"].values()
     assert group["targets"] == other["targets"]
-    assert group["input_activations"] == other["input_activations"]
+    if "/" in ours:
+        assert group["input_activations"].items() <= other["input_activations"].items()
+    else:
+        assert group["input_activations"] == other["input_activations"]
     assert group["weights"].items() <= {"scale_dtype": None, **other["weights"]}.items()
 
 

@@ -59,12 +59,22 @@ def loss(logits: np.ndarray, ids: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["checkpoint-int4", "checkpoint-nvfp4", "checkpoint-mxfp4", "gguf"])
-def test_it_loses_what_the_planned_graph_loses(target: str, smollm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "scheme"),
+    [
+        ("checkpoint-int4", "int4"), ("checkpoint-nvfp4", "nvfp4-4over6"), ("checkpoint-mxfp4", "mxfp4-even"),
+        ("checkpoint-nvfp4", "nvfp4/nvfp4"), ("checkpoint-mxfp4", "mxfp4/mxfp4"), ("gguf", "q4_0"), ("gguf", "nvfp4"),
+    ],
+)  # fmt: skip
+def test_it_loses_what_the_planned_graph_loses(target: str, scheme: str, smollm2: Path, tmp_path: Path) -> None:
     ids = windows(smollm2)
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    artifact = qc.export(smollm2, target, tmp_path / "out", method="rtn", evaluation=given, cache=False)
+    calibration = {name: array[:2] for name, array in given.items()} if "/" in scheme else None  # for static scales
+    artifact = qc.export(
+        smollm2, target, tmp_path / "out", formats=[scheme], transforms="none", method="rtn", calibration=calibration,
+        evaluation=given, cache=False,
+    )  # fmt: skip
     found = artifact.manifest["quantization"]["loss"]
     planned, read = found["quantized"], loss(artifact.run(given)["logits"], ids)
-    print(f"{target}: float {found['float']:.5f}, planned {planned:.5f}, read back {read:.5f}")
+    print(f"{target} {scheme}: float {found['float']:.5f}, planned {planned:.5f}, read back {read:.5f}")
     assert abs(read - planned) < LIMIT

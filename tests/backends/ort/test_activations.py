@@ -8,9 +8,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from qcompile.backends.ort.activations import quantize_function
+from qcompile.backends.ort.activations import quantize_function, static_function
 from qcompile.backends.ort.manifest import TARGETS
 from qcompile.formats import FORMATS, Format, fake_quantize, get_format, quantize
+from qcompile.formats.static import STATIC_FORMATS, Range
 from qcompile.ir.functions import DOMAIN
 from qcompile.targets.scheme import Scheme
 
@@ -26,20 +27,21 @@ OTHERS = [
 WIDTH = 256
 
 
-def emulate(fmt: Format, x: np.ndarray, opset: int = 18) -> np.ndarray:
-    """Run the function alone."""
+def emulate(fmt: Format, x: np.ndarray, opset: int = 18, scale: float | None = None) -> np.ndarray:
+    """Run the function alone; that of a static format with its scale."""
     groups = [0, x.shape[-1] // (fmt.group or x.shape[-1]), fmt.group or x.shape[-1]]
-    function = quantize_function(fmt, opset)
+    function = quantize_function(fmt, opset) if scale is None else static_function(fmt, opset)
     value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", x.shape[-1]]))
     attributes = ir.convenience.convert_attributes({"groups": groups, "shape": [0, x.shape[-1]]})
-    node = ir.Node(DOMAIN, function.name, [value], attributes)
+    given = [] if scale is None else [ir.Value(name="s", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))]
+    node = ir.Node(DOMAIN, function.name, [value, *given], attributes)
     node.outputs[0].name, node.outputs[0].type = "y", value.type
-    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": opset, DOMAIN: 1}, name="g")
+    graph = ir.Graph([value, *given], node.outputs, nodes=[node], opset_imports={"": opset, DOMAIN: 1}, name="g")
     model = ir.Model(graph, ir_version=9, functions=[function])
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
+    return session.run(None, {"x": x} | ({} if scale is None else {"s": np.array(scale, np.float32)}))[0]
 
 
 def oracle(fmt: Format, x: np.ndarray) -> np.ndarray:
@@ -97,6 +99,13 @@ def test_equals_the_oracle_to_the_bit(name: str) -> None:
     fmt = get_format(name)
     x = samples(fmt)
     assert len(mismatches(fmt, x, emulate(fmt, x))) == 0
+
+
+@pytest.mark.parametrize("amax", [1e-3, 1.0, 500.0])
+def test_groups_in_a_static_range_equal_the_oracle_to_the_bit(amax: float) -> None:
+    fmt = STATIC_FORMATS["nvfp4-static"]
+    within, x = Range.spanning(fmt, -amax, amax), samples(fmt)
+    np.testing.assert_array_equal(emulate(fmt, x, scale=within.scale), within.round(torch.from_numpy(x)).numpy())
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21, 23])
