@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from qcompile.formats import Scales, search_scales
 from qcompile.rounding.defaults import LEAST_DAMPING, SHIFT
 from qcompile.rounding.gptq import Factor, GPTQResult, factorize, gptq
 from qcompile.statistics.collected import Statistics
@@ -94,11 +95,14 @@ class InputMoments:
 
     def learn(
         self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None, shift: float = SHIFT,
-        damping: float = LEAST_DAMPING,
+        damping: float = LEAST_DAMPING, lean: float = 0.0,
     ) -> GPTQResult:  # fmt: skip
         """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given."""
         goal, factor = self.goal(weight, shift, damping), self.factor(damping)
-        return gptq(goal, factor, fmt, scales="search", tensor_scale=tensor_scale)
+        scales: Literal["search"] | Scales = "search"
+        if lean:
+            scales = search_scales(goal, fmt, weight=factor.importance(lean), tensor_scale=tensor_scale)
+        return gptq(goal, factor, fmt, scales=scales, tensor_scale=tensor_scale)
 
     def errors(self, weight: torch.Tensor, rounded: Quantized) -> np.ndarray:
         """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` of each sequence that was held out, relative to all of them: ``[sequences]``."""

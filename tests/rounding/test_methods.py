@@ -13,7 +13,7 @@ import torch
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
 from qcompile.errors import InputError
-from qcompile.formats import fake_quantize, get_format, quantize
+from qcompile.formats import Quantized, Scales, fake_quantize, get_format, quantize
 from qcompile.formats.registry import SCALAR_FORMATS
 from qcompile.formats.tensor_scale import default_tensor_scale
 from qcompile.preparation import prepare
@@ -224,10 +224,34 @@ def test_the_sequences_that_chose_a_damping_do_not_judge_it() -> None:
     assert held_out[Gptq(tune=True).judges] == [1, 3, 5, 7]
 
     class Seen:
-        def learn(self, weight, fmt, tensor_scale, shift, damping):
+        def learn(self, weight, fmt, tensor_scale, shift, damping, lean):
             return SimpleNamespace(quantized=damping)
 
         def errors(self, weight, damping):
             return np.array([damping, 1 / damping] * 4)  # the least is best where it is chosen
 
     assert Gptq(damping=1.0, tune=True).learned(torch.zeros(1, 1), get_format("int4-g32"), Seen()) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["int3-g64", "uint2-g64", "int4-channel"])
+def test_lean_scales_spare_what_costs_most(name: str, sites: list[Site]) -> None:
+    """Scales have the least error weighed by the inverse diagonal of the factor; a power of 0 weighs all alike."""
+    from qcompile.formats.search import total_error
+
+    fmt = get_format(name)
+    for weight, moments in sites:
+        factor = moments.factor()
+        importance = factor.importance(4.0)
+        pivots = torch.empty(len(factor.order), dtype=torch.float64)
+        pivots[factor.order] = factor.upper.diagonal().double()
+        torch.testing.assert_close(importance, (pivots**-4 / (pivots**-4).mean()).float())
+        assert torch.equal(factor.importance(0.0), torch.ones(len(pivots)))
+        lean, usual = (Gptq(shift=0.0, lean=power).learned(weight, fmt, moments) for power in (4.0, 0.0))
+        lost = [total_error(weight, fmt, -1, _scales_of(q), importance) for q in (lean, usual)]
+        assert lost[0] <= lost[1] * (1 + 1e-6)
+        plain = quantize(weight, fmt).dequantize()
+        assert output_error(weight, lean.dequantize(), moments.moment) < output_error(weight, plain, moments.moment)
+
+
+def _scales_of(q: Quantized) -> Scales:
+    return Scales(q.scales, q.zero_points, q.tensor_scale)
