@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,15 @@ def test_one_closed_form_for_all_blocks() -> None:
     after, weighed = t @ blocks.mean(0) @ t.mT, dual @ grams.mean(0) @ dual.mT
     torch.testing.assert_close(after, weighed, rtol=0, atol=2e-3 * float(after.diagonal().mean()))
     torch.testing.assert_close(after.diagonal(), after.diagonal().mean().expand(32), rtol=2e-3, atol=0)
+
+
+def test_spread_weights_have_the_error_of_the_grid(weights: list[torch.Tensor]) -> None:
+    """higgs: behind Hadamard matrices, the relative error of every weight is that of the grid on normal values, 2 %."""
+    fmt = scheme_of("higgs").weight
+    known = json.loads((ZOO.parent.parent / "tests" / "data" / "values.json").read_text())
+    expected = known["lloyd_max_gauss"]["n16"]["value"]
+    lost = whole = 0.0
+    for weight in weights:
+        turned = Hadamard(weight.shape[1], 0).apply(weight, -1)
+        lost, whole = lost + float(squares(turned, fmt).sum()), whole + float(turned.square().sum())
+    assert lost / whole == pytest.approx(expected, rel=0.02)
