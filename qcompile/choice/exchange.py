@@ -4,7 +4,8 @@ A bit more in every code divides errors by four (``t²`` is a square: 6.02 dB) a
 the ``b``-th part. A graph whose sites lose ``L`` in a time ``T`` could therefore lose ``ln(4) · b · L / T`` less for
 each second more: that is the rate of exchange. A transform that gains less for its seconds is dearer than bits are, and
 is left out. ``L`` is what is left once the transforms that pay are there, so that one loud site does not price those of
-all others: the rate falls from that of plain rounding until what it pays for changes nothing any more.
+all others: the rate falls from that of plain rounding until what it pays for changes nothing any more. A bit takes its
+part of the bytes as well, so that matrices of a transform's own count by these where they are more.
 """
 
 from __future__ import annotations
@@ -62,18 +63,29 @@ class Exchange:
     Args:
         clock: tells the seconds.
         rate: loss per second.
+        per_byte: seconds that a byte stored counts as, because a bit takes its part of both.
     """
 
     clock: GraphClock
     rate: float
+    per_byte: float = 0.0
 
     def of(self, groups: Sequence[Siblings], transform: Transform, error: float) -> float:
         """As ``Price`` has it."""
-        return self.rate * self.seconds(groups[0], transform)
+        return self.rate * self.worth(groups[0], transform)
+
+    def worth(self, group: Siblings, transform: Transform) -> float:
+        """The seconds, or those that its bytes count as where these are more."""
+        return max(self.seconds(group, transform), self.per_byte * _own_bytes(transform))
 
     def seconds(self, group: Siblings, transform: Transform) -> float:
         """As the clock has it."""
         return self.clock.transform(group, transform)
+
+
+def _own_bytes(transform: Transform) -> float:
+    """Bytes of the matrices of single blocks: others are stored once for all sites of a graph."""
+    return sum(4.0 * matrix.numel() for _, _, matrix in transform.factors() if matrix.ndim == 3)
 
 
 @dataclass(frozen=True)

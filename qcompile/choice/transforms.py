@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -131,8 +132,10 @@ def _exchange(online: Online, asked: Asked, clock: GraphClock) -> Exchange:
     bits = sum(size * width for size, width in sized) / max(sum(size for size, _ in sized), 1)
     if "latency" in asked.budgets:  # which says what time is worth
         return Exchange(clock, 0.0)
-    offers = [online.offer(group, schemes[group], clock.transform) for group in quantized]
-    return Exchange(clock, rate_of(offers, bits, seconds))
+    stored = sum(size * width for size, width in sized) / 8
+    free = Exchange(clock, 0.0, seconds / max(stored, 1))
+    offers = [online.offer(group, schemes[group], free.worth) for group in quantized]
+    return replace(free, rate=rate_of(offers, bits, seconds))
 
 
 def _sharing(analysis: Analysis, groups: Sequence[Siblings]) -> dict[Siblings, Siblings | None]:

@@ -6,19 +6,25 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from commands import done, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
 import qcompile as qc
-from qcompile.choice.exchange import Offer, rate_of
+from qcompile.analysis.siblings import Siblings
+from qcompile.choice.exchange import Exchange, Offer, rate_of
 from qcompile.errors import InputError
+from qcompile.prices.graph_clock import GraphClock
 from qcompile.prices.profile_files import profile_of, save_profile
 from qcompile.targets.registry import get_target
+from qcompile.transforms import BlockDense, Hadamard
 
 TEXT = """g (float[batch,length,256] x) => (float[batch,length,256] y) <float[256,512] a, float[512,256] b> {
     h = MatMul(x, a)
@@ -70,6 +76,14 @@ def test_a_loud_site_does_not_price_the_others() -> None:
     assert rate < rate_of([loud], bits=4, seconds=1.0) * 4
     assert [loud.taken(rate), quiet.taken(rate)] == [0.5, 0.5]
     assert quiet.taken(rate_of([Offer(100.0, []), quiet], bits=4, seconds=1.0)) == 1.0
+
+
+def test_matrices_of_a_transform_s_own_count_by_their_bytes() -> None:
+    blocks = BlockDense(torch.eye(16, dtype=torch.float64).repeat(4, 1, 1))
+    clock = cast(GraphClock, SimpleNamespace(transform=lambda group, transform: 1e-6))
+    price, groups = Exchange(clock, rate=2.0, per_byte=1e-6), cast("list[Siblings]", [None])
+    assert price.of(groups, blocks, 1.0) == pytest.approx(2.0 * 4 * 16 * 16 * 4e-6)
+    assert price.of(groups, Hadamard(64, 0), 1.0) == pytest.approx(2e-6)  # one for all sites
 
 
 @given(OFFERS, st.floats(0.1, 10))
