@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompile.errors import InputError
@@ -26,6 +27,18 @@ def test_kernels_of_bodies_are_there_for_every_step(parse) -> None:
             d = Tanh(c) }> (s, x) }""")
     steps = trace(model, {"x": np.ones((5, 4), np.float32), "s": np.ones(4, np.float32)})
     assert [step.op for step in steps].count("Tanh") == 5
+
+
+def test_large_weights_are_not_read(parse) -> None:
+    def never() -> ir.Tensor:
+        raise AssertionError("read")
+
+    model = parse("g (float[n,256] x) => (float[n,256] y) <float[256,256] a> { y = MatMul(x, a) }")
+    weight = model.graph.initializers["a"]
+    weight.const_value = ir.LazyTensor(never, dtype=ir.DataType.FLOAT, shape=ir.Shape([256, 256]), name="a")
+    (step,) = trace(model, {"x": np.ones((3, 256), np.float32)})
+    assert step.outputs == ((3, 256),)
+    assert weight.const_value.shape == (256, 256)  # the graph stays as it is
 
 
 def test_inputs_take_other_sizes_along_open_dimensions(parse) -> None:
