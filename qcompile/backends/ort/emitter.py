@@ -71,6 +71,10 @@ class Emitter:
             self._made[key] = make()
         return self._made[key]
 
+    def made(self, key: tuple[Any, ...]) -> ir.Value | None:
+        """A value that sites share, if one has made it."""
+        return self._made.get((self.graph, *key))
+
     def constant(self, name: str, tensor: ir.TensorProtocol | np.ndarray) -> ir.Value:
         """An initializer. One of equal content is used again: tied weights are stored once."""
         tensor = ir.Tensor(tensor) if isinstance(tensor, np.ndarray) else tensor

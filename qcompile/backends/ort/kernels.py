@@ -57,7 +57,10 @@ KERNELS: dict[str, Kernel] = {
     ),
     "nbits-lookup": Kernel(Lookup, nbits.takes, nbits.pack, nbits.emit_lookup, "com.microsoft.GatherBlockQuantized"),
     "integer": Kernel(
-        Linear, integer.takes, integer.pack, integer.emit, "MatMulInteger, activations quantized per token"
+        Linear, integer.takes, integer.pack, integer.emit, "MatMulIntegerToFloat, activations quantized per token"
+    ),
+    "integer-lookup": Kernel(
+        Lookup, integer.takes_lookup, integer.pack_table, integer.emit_lookup, "rows of bytes, times their scales"
     ),
     "qdq-convolution": Kernel(
         Convolution, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around the convolution"

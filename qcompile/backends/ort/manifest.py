@@ -83,10 +83,11 @@ TARGETS = (
         stacks="all",
         convolutions="weights",
         bodies=True,
+        ties=True,
         caches="channel",
         fused_caches=True,
         forms=("plain", "genai"),
-        options={"kernels": ("convolution", "integer", "lookup", "stack"), "unrolls": True},
+        options={"kernels": ("convolution", "integer", "integer-lookup", "stack"), "unrolls": True},
     ),
     Target(
         "qdq-int8",
@@ -98,7 +99,7 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=_CPU,
         convolutions="all",
-        options={"kernels": ("qdq-convolution", "qdq", "lookup")},
+        options={"kernels": ("qdq-convolution", "qdq", "integer-lookup")},
     ),
     Target(
         "integer",
