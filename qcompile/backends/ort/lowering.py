@@ -19,6 +19,7 @@ from qcompile.backends.ort.integer_operators import OPERATORS
 from qcompile.backends.ort.integers import rewrite
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.backends.ort.packed_caches import lower_caches
+from qcompile.backends.ort.spelling import drop_notes, share_vectors, spell
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import node_name
@@ -72,6 +73,10 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     caches = lower_caches(model)
     if target.options.get("integers"):
         rewrite(emitter, OPERATORS)
+    if not target.emulated:
+        spell(emitter, model)
+    share_vectors(model)
+    drop_notes(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     files = (*_save(model, folder), *write_bases(caches, folder))
     if target.form == GENAI:

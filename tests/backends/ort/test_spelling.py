@@ -1,0 +1,154 @@
+"""Artifacts as onnxruntime optimizes them: they lose no fusion that it makes of their sources, and few bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from blocks import Attention
+from decoders import Decoder
+from encoders import PostNormEncoder
+
+import qcompile as qc
+
+ZOO = Path(__file__).parents[3] / "examples" / "zoo"
+NORMS = ("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization",
+         "SkipSimplifiedLayerNormalization")  # fmt: skip
+FUSED = ("Attention", "MultiHeadAttention", "RotaryEmbedding", "Gelu", "BiasGelu", "FastGelu", "QuickGelu", "FusedConv")
+
+
+def optimized(path: Path, folder: Path) -> onnx.GraphProto:
+    """The graph that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx").graph
+
+
+def fusions(graph: onnx.GraphProto) -> Counter[str]:
+    """Fused operators by kind; a norm is one whether a sum is fused with it or stands in front of it."""
+    kinds = Counter(node.op_type for node in graph.node)
+    found = Counter({kind: kinds[kind] for kind in FUSED})
+    found["norms"] = sum(kinds[kind] for kind in NORMS)
+    found["products of activations"] = sum(_multiplies(graph, node) for node in graph.node)
+    return found
+
+
+def _multiplies(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    constants = {tensor.name for tensor in graph.initializer}
+    return node.op_type == "FusedMatMul" and constants.isdisjoint(node.input)
+
+
+def small(name: str, folder: Path) -> Path:
+    """A network of the shape of BERT or of Llama, in operators that know no norm over a root of squares."""
+    module = {"encoder": PostNormEncoder, "decoder": lambda: Decoder(lambda: Attention(rope=True))}[name]()
+    path = folder / f"{name}.onnx"
+    ids = (torch.zeros(2, 8, dtype=torch.int64),)
+    torch.onnx.export(module.eval(), ids, dynamo=True, opset_version=18, verbose=False).save(path, external_data=False)
+    return path
+
+
+@pytest.mark.parametrize("target", ["cpu-int8", "cpu-int4"])
+@pytest.mark.parametrize("name", ["language_model", "mamba", "dit", "encoder", "decoder"])
+def test_no_fusion_of_the_source_is_lost(name: str, target: str, tmp_path: Path) -> None:
+    source = ZOO / f"{name}.onnx" if (ZOO / f"{name}.onnx").is_file() else small(name, tmp_path)
+    qc.export(source, target, tmp_path / "artifact", transforms="none", method="rtn")
+    want = fusions(optimized(source, tmp_path))
+    have = fusions(optimized(tmp_path / "artifact" / "model.onnx", tmp_path))
+    assert have["norms"] >= 4
+    assert not {kind: (want[kind], have[kind]) for kind in want if have[kind] < want[kind]}
+
+
+SPELLED = """
+<ir_version: 8, opset_import: ["" : 14]>
+g (float[n, 32] x) => (float[n, 32] y)
+<float[32, 32] w, float[32] scale, float[32] shift, float two = {2.0}, float epsilon = {1e-5}>
+{
+  product = MatMul(x, w)
+  sum = Add(product, x)
+  mean = ReduceMean <axes = [-1]> (sum)
+  centered = Sub(sum, mean)
+  squares = Pow(centered, two)
+  variance = ReduceMean <axes = [-1]> (squares)
+  positive = Add(variance, epsilon)
+  root = Sqrt(positive)
+  normed = Div(centered, root)
+  scaled = Mul(normed, scale)
+  y = Add(scaled, shift)
+}
+"""
+
+
+def test_old_graphs_have_norms_and_sums_apart(tmp_path: Path) -> None:
+    """Before version 17 the standard has no norm; the sum in front of it is no ``Add``, with which it would be slow."""
+    rng, model = np.random.default_rng(0), onnx.parser.parse_model(SPELLED)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w", (32, 32)), ("scale", (32,)), ("shift", (32,)))
+    )
+    onnx.save(model, tmp_path / "old.onnx")
+    artifact = qc.export(tmp_path / "old.onnx", "cpu-int8", tmp_path / "artifact", transforms="none")
+    kinds = Counter(node.op_type for node in optimized(tmp_path / "artifact" / "model.onnx", tmp_path).node)
+    assert kinds["LayerNormalization"] == kinds["Sum"] == 1
+    assert not kinds["SkipLayerNormalization"]
+    assert not kinds["Sqrt"]
+    x = {"x": rng.standard_normal((5, 32)).astype(np.float32)}
+    want = onnxruntime.InferenceSession(tmp_path / "old.onnx").run(None, x)[0]
+    assert np.linalg.norm(artifact.run(x)["y"] - want) < 0.02 * np.linalg.norm(want)
+
+
+def test_files_keep_no_traces_of_exporters(tmp_path: Path) -> None:
+    source = small("encoder", tmp_path)
+    assert b"stack_trace" in source.read_bytes()
+    qc.export(source, "cpu-int8", tmp_path / "artifact", transforms="none", method="rtn")
+    written = (tmp_path / "artifact" / "model.onnx").read_bytes()
+    assert b"stack_trace" not in written
+    assert b"name_scopes" in written
+
+
+def test_a_layer_that_runs_twice_is_stored_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 32), torch.nn.Tanh())
+    module = torch.nn.Sequential(layer, layer, layer).eval()
+    program = torch.onnx.export(module, (torch.randn(4, 32),), dynamo=True, opset_version=18, verbose=False)
+    program.save(tmp_path / "twice.onnx", external_data=False)
+    qc.export(tmp_path / "twice.onnx", "cpu-int8", tmp_path / "artifact", transforms="none", method="rtn")
+    stored = onnx.load(tmp_path / "artifact" / "model.onnx").graph.initializer
+    contents = [tensor.raw_data for tensor in stored if tensor.dims]
+    assert sum(len(content) == 32 * 32 for content in contents) == 1
+    assert len(contents) == len(set(contents))
+
+
+def test_a_tied_head_takes_no_bytes(tmp_path: Path) -> None:
+    """Its weight is the table, turned when the model is loaded."""
+    torch.manual_seed(0)
+    module = TiedPair().eval()
+    ids = torch.arange(24).reshape(2, 12)
+    torch.onnx.export(module, (ids,), dynamo=True, verbose=False).save(tmp_path / "tied.onnx", external_data=False)
+    artifact = qc.export(tmp_path / "tied.onnx", "cpu-int8", tmp_path / "artifact", transforms="none", method="rtn")
+    graph = onnx.load(tmp_path / "artifact" / "model.onnx").graph
+    assert (
+        sum(np.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8) == 4096
+    )
+    (have,), want = artifact.run({graph.input[0].name: ids.numpy()}).values(), module(ids).detach().numpy()
+    assert np.linalg.norm(have - want) < 0.02 * np.linalg.norm(want)
+    assert not any(
+        node.op_type == "Transpose" for node in optimized(tmp_path / "artifact" / "model.onnx", tmp_path).node
+    )
+
+
+class TiedPair(torch.nn.Module):
+    """A table and a head that is the table again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(128, 32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        return torch.tanh(x) @ self.table.weight.T
