@@ -122,6 +122,16 @@ def test_a_layer_that_runs_twice_is_stored_once(tmp_path: Path) -> None:
     contents = [tensor.raw_data for tensor in stored if tensor.dims]
     assert sum(len(content) == 32 * 32 for content in contents) == 1
     assert len(contents) == len(set(contents))
+    x = {"input": np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)}
+    plain, exact = (_runs(tmp_path / "artifact" / "model.onnx", x, mode) for mode in ("0", "1"))
+    np.testing.assert_array_equal(plain, exact)
+
+
+def _runs(path: Path, x: dict[str, np.ndarray], exact: str) -> np.ndarray:
+    """The result as the runner loads a graph where products of bytes are added up in 16 bits, or elsewhere."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", exact)
+    return onnxruntime.InferenceSession(path, options).run(None, x)[0]
 
 
 def test_a_tied_head_takes_no_bytes(tmp_path: Path) -> None:
