@@ -30,7 +30,7 @@ from graph_models import albert, graph_network, transformers_model
 import qcompile as qc
 from qcompile.checks.latency import interleaved
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "examples" / "zoo"
 LENGTH, SEQUENCES = 128, 48
 MEASURES = ("size", "error")
@@ -94,7 +94,7 @@ def case_of(path: Path, tokenizer: Path) -> Case:
     values = onnx.load(path, load_external_data=False).graph.input
     family = "classifier" if path.stem in ("resnet", "mobilenet") else path.stem
     shipped = ZOO / f"{ {'mamba': 'language_model'}.get(family, family) }_calibration.npz"
-    if path.parent == ZOO and shipped.is_file():
+    if path.resolve().parent == ZOO and shipped.is_file():
         with np.load(shipped) as arrays:
             whole = {value.name: arrays[value.name] for value in values}
     else:
