@@ -183,7 +183,7 @@ def test_the_wheel_runs_the_first_command(installed: Path, tmp_path: Path, small
 
 
 def test_extras(project: dict) -> None:
-    extras = {"tvm", "triton", "hf", "gguf", "text", "images", "docs", "genai", "dev"}
+    extras = {"tvm", "triton", "hf", "gguf", "text", "images", "docs", "genai", "qonnx", "dev"}
     assert set(project["project"]["optional-dependencies"]) == extras
 
 

@@ -136,6 +136,10 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     if options.cache_words == "auto" and CACHE_BUDGET not in options.budget:
         raise InputError("cache format 'auto' needs a budget of bytes for each token: --budget cache=…")
     profile_of(target, options.profile)
+    for scheme in schemes if target.form in target.constant_forms else ():
+        if scheme.activation is not None and not scheme.static:
+            named = f"'{scheme.activation.name}' has those of each row as it comes"
+            raise InputError(f"form '{target.form}' holds constant scales, and {named}: take one such as int8-static")
     for unit, bound in options.budget.items():
         if unit not in UNITS:
             raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")

@@ -198,7 +198,12 @@ CacheFormat = Annotated[
         help="Of a decoder's caches: int8, int4-channel, uint4-g32, …, several with commas, or float.",
     ),
 ]
-Form = Annotated[str, typer.Option(help="plain, or genai: a folder that onnxruntime-genai runs.")]
+Form = Annotated[
+    str,
+    typer.Option(
+        help="plain; genai, a folder that onnxruntime-genai runs; or qonnx, a file of QONNX beside the graph."
+    ),
+]
 Part = Annotated[
     str | None,
     typer.Option(help="One graph of an encoder-decoder's folder: encoder, decoder, decoder_with_past; else all three."),

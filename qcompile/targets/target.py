@@ -58,6 +58,7 @@ class Target:
         fused_caches: whether it has an operator that computes attention on packed caches.
         forms: the forms in which its artifacts can be written, the usual first.
         form: the one of these that was asked for.
+        constant_forms: those that hold no scales but constants: inputs have static ranges in them, or stay as they are.
         options: constants that the backend's lowering reads.
     """
 
@@ -87,6 +88,7 @@ class Target:
     fused_caches: bool = False
     forms: tuple[str, ...] = ("plain",)
     form: str = "plain"
+    constant_forms: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

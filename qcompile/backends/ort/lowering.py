@@ -19,6 +19,7 @@ from qcompile.backends.ort.integer_operators import OPERATORS
 from qcompile.backends.ort.integers import rewrite
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.backends.ort.packed_caches import lower_caches
+from qcompile.backends.ort.qonnx import write_qonnx
 from qcompile.backends.ort.spelling import drop_notes, share_vectors, spell
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
@@ -32,8 +33,8 @@ from qcompile.threads import threads
 
 __all__ = ["lower", "rounds_input_to"]
 
-#: The form for onnxruntime-genai, among a target's forms.
-GENAI = "genai"
+#: The forms for onnxruntime-genai and for readers of QONNX, among a target's forms.
+GENAI, QONNX = "genai", "qonnx"
 
 FILE, DATA = "model.onnx", "model.onnx.data"
 
@@ -57,6 +58,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     """
     kernels = target.options["kernels"]
     _check(model, kernels)
+    along = (write_qonnx(model, folder),) if target.form == QONNX else ()
     unrolled = unroll(model, routed=True) if target.options.get("unrolls") else Unrolled({})
     sites = planned(model)
     chosen = [choose(node, plan, kernels) for node, plan in sites]
@@ -78,7 +80,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     share_vectors(model)
     drop_notes(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
-    files = (*_save(model, folder), *write_bases(caches, folder))
+    files = (*_save(model, folder), *along, *write_bases(caches, folder))
     if target.form == GENAI:
         files = (*files, write_genai(model, folder, target.options.get("along", ())))
     return Lowered(files, unrolled.joined(said))

@@ -99,6 +99,8 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=_CPU,
         convolutions="all",
+        forms=("plain", "qonnx"),
+        constant_forms=("qonnx",),
         options={"kernels": ("qdq-convolution", "qdq", "integer-lookup")},
     ),
     Target(
@@ -155,6 +157,8 @@ TARGETS = (
         emulated=True,
         ties=True,
         caches="token",
+        forms=("plain", "qonnx"),
+        constant_forms=("qonnx",),
         options={"kernels": ("emulated", "stack", "lookup", "convolution")},
     ),
 )
