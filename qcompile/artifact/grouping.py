@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +22,8 @@ def grouped(
     """The path of groups of each operator, the outermost first; empty for one that stands alone.
 
     Operators whose module is not known stand between such whose is: what reads from the module before belongs to it,
-    the rest to the one behind, down to the first part in which the two paths differ. Groups of one operator are none.
+    the rest to the one behind, down to the first part in which the two paths differ. A module that is called again and
+    again, as where layers share their weights, has a group for each call. Groups of one operator are none.
 
     Args:
         modules: paths such as ``layers.0.mlp``, in the order of the graph.
@@ -30,7 +31,8 @@ def grouped(
         reads: for each operator, those whose outputs it reads.
     """
     paths = [module.split(".") if module else None for module in modules]
-    found = _by_structure(kinds) if all(path is None for path in paths) else _by_module(paths, reads)
+    alone = all(path is None for path in paths)
+    found = _by_structure(kinds) if alone else _by_calls(_by_module(paths, reads), kinds)
     sizes = Counter(tuple(path[:end]) for path in found for end in range(1, len(path) + 1))
     return _cut([[part for end, part in enumerate(path, 1) if sizes[tuple(path[:end])] > 1] for path in found])
 
@@ -61,6 +63,28 @@ def _by_module(paths: Sequence[list[str] | None], reads: Sequence[Sequence[int]]
         inner = a if after else b
         found.append(inner[: shared + 1] if shared and len(inner) > shared + 1 else inner[:shared])
     return found
+
+
+def _by_calls(paths: list[list[str]], kinds: Sequence[str]) -> list[list[str]]:
+    """The same paths, with a part behind that of each module that consists of equal pieces, so that it was called."""
+    members: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, path in enumerate(paths):
+        for end in range(1, len(path) + 1):
+            members[tuple(path[:end])].append(i)
+    made, parted = [list(path) for path in paths], set[int]()
+    inner = {tuple(inside): group for group, inside in sorted(members.items(), key=lambda pair: len(pair[0]))}
+    for group in sorted(inner.values(), key=len):  # of groups in groups that hold the same, the innermost
+        inside = members[group]
+        found = None if parted.intersection(inside) else repeats(
+            [".".join([*paths[i][len(group) :], kinds[i]]) for i in inside]
+        )  # fmt: skip
+        if found is None or len(inside) - found[1] * found[2] >= found[1]:  # a piece of it that repeats is no call
+            continue
+        start, period, count = found
+        for place, i in enumerate(inside[start : start + period * count]):
+            made[i].insert(len(group), f"call {place // period + 1}")
+        parted.update(inside)
+    return made
 
 
 def _known(paths: Sequence[list[str] | None]) -> list[list[str] | None]:

@@ -21,6 +21,19 @@ def test_operators_without_a_module_belong_where_they_stand() -> None:
     ]  # fmt: skip
 
 
+def test_a_module_that_is_called_again_has_a_group_for_each_call() -> None:
+    """Layers that share their weights have one path; what repeats within a layer is no call of it."""
+    layer = [("q", "MatMul"), ("k", "MatMul"), ("", "Softmax"), ("o", "MatMul"), ("", "Add")]
+    modules = [".".join(["e", "layer", *([part] if part else [])]) for part, _ in layer] * 3
+    kinds = [kind for _, kind in layer] * 3
+    paths = joined(grouped(modules, kinds, [[]] * 15))
+    assert paths == [f"e/layer/call {number}" for number in (1, 2, 3) for _ in layer]
+    turned = ["Mul", "Neg", "Concat", "Add"]  # of queries, then of keys
+    attention = ["a.q", "a.k", *["a"] * 8, "a.v", "a.o", "b"]
+    paths = joined(grouped(attention, ["MatMul", "MatMul", *turned, *turned, *["MatMul"] * 3], [[]] * 13))
+    assert paths == ["a"] * 12 + [""]
+
+
 def test_groups_of_one_operator_are_none() -> None:
     assert joined(grouped(["a.x", "a.x", "a.y", "b"], ["M"] * 4, [[]] * 4)) == ["a/x", "a/x", "a", ""]
 

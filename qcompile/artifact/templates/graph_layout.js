@@ -1,5 +1,5 @@
 // A graph with groups of operators that open and close, and the places of what is visible: layers by longest path.
-const COLUMN = 200, ROW = 64, WIDTH = 168, HEIGHT = 38, SLACK = 12, SMOOTH = 41, ROOM = 48;
+const COLUMN = 200, ROW = 64, WIDTH = 168, HEIGHT = 38, SLACK = 12, SMOOTH = 41, ROOM = 48, LABEL = 18;
 
 class Graph {
   constructor(drawn) {
@@ -87,7 +87,28 @@ class Graph {
   straighten() {
     const centers = this.layers.map(row => mean(row.filter(item => !item.aux).map(item => item.x), 0)), half = SMOOTH >> 1;
     const drift = centers.map((_, i) => mean(Array.from({ length: SMOOTH }, (_, j) => centers[Math.min(Math.max(i + j - half, 0), centers.length - 1)]), 0));
-    this.layers.forEach((row, i) => row.forEach(item => { item.px = (item.x - drift[i]) * COLUMN; item.py = i * ROW; }));
+    const labels = this.labels();
+    let y = -ROW;
+    this.heights = labels.map(room => y += ROW + room);
+    this.layers.forEach((row, i) => { y = this.heights[i]; row.forEach(item => { item.px = (item.x - drift[i]) * COLUMN; item.py = y; }); });
+  }
+  // The last layer that is not below a height, at least the first.
+  layerAbove(y) {
+    let low = 0, high = this.heights.length - 1;
+    while (low < high) { const middle = low + high + 1 >> 1; if (this.heights[middle] <= y) low = middle; else high = middle - 1; }
+    return low;
+  }
+  // Open groups around an item, whose labels are shown.
+  around(item) {
+    const above = item.group ? item.nodes[0].above.slice(0, item.nodes[0].above.indexOf(item.group)) : item.node.above;
+    return above.filter(group => !group.single);
+  }
+  // Room above each layer for the labels of the groups that begin there, one below the other.
+  labels() {
+    const first = new Map(), begin = this.layers.map(() => 0);
+    for (const item of this.visible) for (const group of this.around(item)) first.set(group, Math.min(first.get(group) ?? Infinity, item.layer));
+    for (const item of this.visible) begin[item.layer] = Math.max(begin[item.layer], this.around(item).filter(group => first.get(group) === item.layer).length);
+    return begin.map(count => count ? LABEL * count - 4 : 0);
   }
   extent(items) {
     let x0 = Infinity, x1 = -Infinity, y0 = Infinity, y1 = -Infinity;
@@ -97,11 +118,17 @@ class Graph {
   // Groups that are open, with the area of what they show.
   areas() {
     const found = new Map();
-    for (const item of this.visible) {
-      const above = item.group ? item.nodes[0].above.slice(0, item.nodes[0].above.indexOf(item.group)) : item.node.above;
-      for (const group of above) if (!group.single) (found.get(group) ?? found.set(group, []).get(group)).push(item);
+    for (const item of this.visible) for (const group of this.around(item)) (found.get(group) ?? found.set(group, []).get(group)).push(item);
+    const made = [...found].map(([group, items]) => ({ group, ...this.extent(items), deep: group.key.split("/").length, lift: 0 }));
+    const areas = new Map(made.map(area => [area.group, area]));
+    for (const area of [...made].sort((a, b) => b.deep - a.deep)) {
+      let up = area.group.up;
+      while (up && up.single) up = up.up;
+      const around = areas.get(up);
+      if (around && around.y0 === area.y0) around.lift = Math.max(around.lift, area.lift + 1);
     }
-    return [...found].map(([group, items]) => ({ group, ...this.extent(items), deep: group.key.split("/").length }));
+    for (const area of made) area.y0 -= LABEL * area.lift;
+    return made;
   }
   reveal(node) {
     const closed = node.above.filter(group => !group.open);

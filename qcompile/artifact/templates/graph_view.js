@@ -50,7 +50,7 @@ class View {
     this.theme = Object.fromEntries(["ink", "dim", "card", "accent", "line", "mark"].map(name => [name, ink(`--${name}`)]));
     for (const part of this.graph.areas()) this.paintArea(pen, part);
     for (const link of this.graph.links) this.paintLink(pen, link);
-    const { layers } = this.graph, first = Math.max(0, Math.floor((this.seen.y0 - HEIGHT) / ROW)), last = Math.min(layers.length - 1, Math.ceil((this.seen.y1 + HEIGHT) / ROW));
+    const { layers } = this.graph, first = this.graph.layerAbove(this.seen.y0 - HEIGHT), last = this.graph.layerAbove(this.seen.y1 + HEIGHT);
     for (let layer = first; layer <= last; layer++)
       for (const item of layers[layer]) if (item.px > this.seen.x0 - WIDTH && item.px < this.seen.x1 + WIDTH) this.paintItem(pen, item);
   }
@@ -107,7 +107,7 @@ class View {
     return { x: this.x + (event.clientX - area.left - area.width / 2) / this.zoom, y: this.y + (event.clientY - area.top - area.height / 2) / this.zoom };
   }
   itemAt({ x, y }) {
-    return (this.graph.layers[Math.round(y / ROW)] || []).find(item => Math.abs(item.px - x) <= WIDTH / 2 && Math.abs(item.py - y) <= HEIGHT / 2);
+    return (this.graph.layers[this.graph.layerAbove(y + HEIGHT / 2)] || []).find(item => Math.abs(item.px - x) <= WIDTH / 2 && Math.abs(item.py - y) <= HEIGHT / 2);
   }
   areaAt({ x, y }) {
     const hit = ({ x0, y0, deep, group }) => { const left = x0 + WIDTH / 2 - 14 + 4 * deep, top = y0 + ROW / 2 - 22 + 3 * deep; return x > left && x < left + 24 + 7 * group.label.length && y > top - 2 && y < top + 17; };

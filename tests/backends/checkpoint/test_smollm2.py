@@ -71,8 +71,8 @@ def test_it_loses_what_the_planned_graph_loses(target: str, scheme: str, smollm2
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     calibration = {name: array[:2] for name, array in given.items()} if "/" in scheme else None  # for static scales
     artifact = qc.export(
-        smollm2, target, tmp_path / "out", formats=[scheme], transforms="none", method="rtn", calibration=calibration,
-        evaluation=given, cache=False,
+        smollm2, target, tmp_path / "out", formats=[scheme], transforms="none" if calibration else "auto", method="rtn",
+        calibration=calibration, evaluation=given, cache=False,
     )  # fmt: skip
     found = artifact.manifest["quantization"]["loss"]
     planned, read = found["quantized"], loss(artifact.run(given)["logits"], ids)
