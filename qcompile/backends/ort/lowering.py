@@ -15,8 +15,8 @@ from qcompile.analysis.forms import read_site
 from qcompile.backends.ort import emulation, qdq
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.genai import write_genai
-from qcompile.backends.ort.integer_operators import OPERATORS
-from qcompile.backends.ort.integers import rewrite
+from qcompile.backends.ort.integer_only.integer_graph import rewrite
+from qcompile.backends.ort.integer_only.integer_operators import OPERATORS
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.backends.ort.qonnx import write_qonnx

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto
 
 import qcompile as qc
-from qcompile.backends.ort.integer_operators import OPERATORS
+from qcompile.backends.ort.integer_only.integer_operators import OPERATORS
+from qcompile.backends.ort.integer_only.numbers import dyadic
 from qcompile.backends.ort.manifest import INTEGER
-from qcompile.backends.ort.numbers import dyadic
 from qcompile.errors import TargetError
 from qcompile.run.session import Session
 

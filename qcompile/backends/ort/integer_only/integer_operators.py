@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.joins import MOVES, POINTWISE
-from qcompile.backends.ort.integer_attention import norm, shiftmax
-from qcompile.backends.ort.integer_products import convolution, multiplied, plain_constant, pooled, product
-from qcompile.backends.ort.integers import AnyNumber, Integers, Operator
-from qcompile.backends.ort.numbers import Joined, Number, Table, Term, table_of
+from qcompile.backends.ort.integer_only.integer_attention import norm, shiftmax
+from qcompile.backends.ort.integer_only.integer_graph import AnyNumber, Integers, Operator
+from qcompile.backends.ort.integer_only.integer_products import convolution, multiplied, plain_constant, pooled, product
+from qcompile.backends.ort.integer_only.numbers import Joined, Number, Table, Term, table_of
 from qcompile.errors import TargetError
 from qcompile.ir.graph import append_node, label
 from qcompile.ir.required import constant, name_of, operand, optional, rank_of, shape_of

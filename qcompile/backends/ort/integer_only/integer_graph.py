@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.backends.ort.numbers import Joined, Number, Table, Term, quantize
+from qcompile.backends.ort.integer_only.numbers import Joined, Number, Table, Term, quantize
 from qcompile.errors import TargetError
 from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import drop_unused, label

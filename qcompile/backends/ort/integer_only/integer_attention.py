@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.backends.ort.integers import AnyNumber, Integers
-from qcompile.backends.ort.numbers import Number, Term
+from qcompile.backends.ort.integer_only.integer_graph import AnyNumber, Integers
+from qcompile.backends.ort.integer_only.numbers import Number, Term
 from qcompile.errors import TargetError
 from qcompile.ir.graph import label
 from qcompile.ir.required import constant, operand, rank_of, shape_of

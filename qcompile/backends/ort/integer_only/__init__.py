@@ -1,0 +1,1 @@
+"""The integer-only form of a graph: between quantization and dequantization no floating-point operator stands."""
