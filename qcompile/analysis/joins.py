@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from qcompile.ir.graph import is_float
 from qcompile.ir.required import operand
+from qcompile.operators.sorts import MOVES, POINTWISE
 
-__all__ = ["MOVES", "POINTWISE", "all_values", "joined_values"]
+__all__ = ["all_values", "joined_values"]
 
 #: Operators that a range takes over: its ends clip as they do.
 ACTIVATIONS = frozenset({"Relu", "Clip"})
@@ -23,19 +24,6 @@ SLOPES = frozenset({"LeakyRelu", "PRelu"})
 
 #: Operators that make new values, in integers if all that they read is.
 JOINS = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool"})
-
-#: Operators whose results are values that they read.
-MOVES = frozenset({
-    "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Resize", "Slice",
-    "SpaceToDepth", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
-
-#: Operators that are functions of each element, where all else that they read is a single number.
-POINTWISE = frozenset({
-    "Abs", "Add", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid",
-    "HardSwish", "Log", "Max", "Min", "Mish", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid",
-    "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Swish", "Tanh", "ThresholdedRelu",
-})  # fmt: skip
 
 #: Operators whose results may be handed out as they are: sums of products.
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})

@@ -143,7 +143,7 @@ def check_options(options: Options, target: Target, schemes: Sequence[Scheme]) -
     for unit, bound in options.budget.items():
         if unit not in UNITS:
             raise InputError(f"unknown budget '{unit}'; there are {', '.join(f'{u}= ({m})' for u, m in UNITS.items())}")
-        if unit == "latency" and target.bandwidth is None and target.profile is None:
+        if unit == "latency" and target.bandwidth is None:
             raise InputError(f"target '{target.name}' has no estimate of time: give a budget of bits or bytes")
         if bound <= 0:
             raise InputError(f"a budget of {unit}={bound:g} leaves nothing")

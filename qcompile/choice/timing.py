@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from qcompile.ir.tensors import EAGER_BYTES, total_bytes
 from qcompile.prices.graph_clock import GraphClock
 from qcompile.prices.profile_files import profile_of
@@ -61,6 +63,11 @@ def clock_of(
     profile = profile_of(target, options.profile)
     inputs = in_sizes(data.batches[0], analysis.model, options.shape)
     if profile is None:
+        return None
+    if not all(isinstance(array, np.ndarray) for array in inputs.values()):
+        decline(
+            "*", "predicting its time", "its inputs are sequences: transforms are priced by their share of arithmetic"
+        )
         return None
     if total_bytes(analysis.model) >= EAGER_BYTES:
         said = "it is too large to be run at once: online transforms are priced by their share of arithmetic"

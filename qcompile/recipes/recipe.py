@@ -68,7 +68,7 @@ class Recipe:
                 target.scheme(text)
             except (TargetError, InputError) as error:
                 raise TargetError(f"recipe '{self.name}', part '{part}': {error}; {option} gives another") from error
-        if "latency" in stay.get("budget", {}) and target.bandwidth is None and target.profile is None:
+        if "latency" in stay.get("budget", {}) and target.bandwidth is None:
             reason = f"target '{target.name}' has no estimate of time; --budget gives another"
             raise TargetError(f"recipe '{self.name}', part 'assign': {reason}")
         return {**stay, **given, **({"format_for": {**by_kind, **wishes}} if by_kind else {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -53,5 +54,7 @@ class KeptOutputs:
 
 
 def _read(path: str, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
     raw = torch.from_numpy(np.fromfile(path, np.uint8))  # not mapped: its pages would count as memory of the process
     return raw.view(dtype).view(shape)

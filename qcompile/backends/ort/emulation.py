@@ -18,7 +18,7 @@ from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, transpose, wrap
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
-from qcompile.formats import Format
+from qcompile.formats import Format, Kind
 from qcompile.formats.static import Range
 from qcompile.ir.required import operands
 from qcompile.targets.plans import Plan
@@ -39,8 +39,9 @@ def takes(scheme: Scheme) -> bool:
 
 
 def takes_decoded(scheme: Scheme) -> bool:
-    """Every scalar weight format, activations as they are."""
-    return scheme.activation is None and takes_lookup(scheme)
+    """Integers, activations as they are."""
+    fmt = scheme.weight
+    return scheme.activation is None and isinstance(fmt, Format) and fmt.element.kind is Kind.INTEGER
 
 
 def takes_lookup(scheme: Scheme) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.analysis.joins import MOVES, POINTWISE
+from qcompile.operators.sorts import MOVES, POINTWISE
 from qcompile.targets.target import Target
 
 __all__ = ["EXTRA", "RUNTIME", "TARGETS"]
@@ -55,6 +55,7 @@ TARGETS = (
         default="int4-g32",
         edge="int8-g32",
         transform_price=3.0,
+        bandwidth=_CPU,
         profile=_PROFILE,
         runs_in=_PACKAGES,
         stacks="all",
@@ -77,6 +78,7 @@ TARGETS = (
         schemes=("int8-channel/int8-channel",),
         default="int8-channel/int8-channel",
         transform_price=3.0,
+        bandwidth=_CPU,
         profile=_PROFILE,
         runs_in=_PACKAGES,
         edge="int8-channel/int8-channel",

@@ -86,12 +86,12 @@ class _Writer:
                 f"QONNX has no operator for the weight of '{node_name(node)}' in {plan.weight.format.name}"
             )
         within = plan.activation
-        if isinstance(within, Format):
+        if isinstance(within, Format) and not isinstance(site, Lookup):
             raise TargetError(
                 f"QONNX holds constant scales: '{node_name(node)}' computes those of {within.name} as it runs"
             )
         new: dict[ir.Value, ir.Value] = {site.weight: self._weight(node, site.weight, site.layout, plan.weight)}
-        if within is not None and not isinstance(site, Lookup) and self._ranges.get(site.x) != within:
+        if isinstance(within, Range) and not isinstance(site, Lookup) and self._ranges.get(site.x) != within:
             key = site.x, within
             if key not in self._inputs:
                 name = f"{site.x.name}/{within.format.name}"

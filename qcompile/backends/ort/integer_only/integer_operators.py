@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.analysis.joins import MOVES, POINTWISE
 from qcompile.backends.ort.integer_only.integer_attention import norm, shiftmax
 from qcompile.backends.ort.integer_only.integer_graph import AnyNumber, Integers, Operator
 from qcompile.backends.ort.integer_only.integer_products import convolution, multiplied, plain_constant, pooled, product
@@ -16,6 +15,7 @@ from qcompile.backends.ort.integer_only.numbers import Joined, Number, Table, Te
 from qcompile.errors import TargetError
 from qcompile.ir.graph import append_node, label
 from qcompile.ir.required import constant, name_of, operand, optional, rank_of, shape_of
+from qcompile.operators.sorts import MOVES, POINTWISE
 from qcompile.run.session import evaluate
 
 __all__ = ["OPERATORS"]
