@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qcompile.errors import InputError, InternalError, LostError, QCompileError
 from qcompile.group.faults import Fault
-from qcompile.group.joined import invited, join
+from qcompile.group.joined import invited, join, leave
 from qcompile.run.memory_budget import SHARE, Memory, free_host_bytes
 
 if TYPE_CHECKING:
@@ -243,6 +243,7 @@ def _member(sent: bytes, environment: dict[str, str], scratch: str, end: Connect
         work, given = pickle.loads(sent)
         found = work(*given, tell if rank == 0 else None)
         end.send(("done", found if rank == 0 else None))
+        leave()
     except Exception as error:
         with suppress(OSError):
             end.send(("failed", Fault.of(error, rank), traceback.format_exc()))

@@ -20,7 +20,7 @@ from qcompile.group.parting import parted
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Joined", "invited", "join"]
+__all__ = ["Joined", "invited", "join", "leave"]
 
 #: How long processes wait for each other: as long as one computes. Of one that died all hear at once.
 PATIENCE = timedelta(days=7)
@@ -168,6 +168,14 @@ def join(device: str) -> Group:
         InputError: if there are fewer GPUs than processes on a machine, or they do not find each other.
     """
     return _joined(device) if invited() else ALONE
+
+
+def leave() -> None:
+    """Part from the others for good, when all is done: a thread that still listens ends the process with a signal."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @cache
