@@ -58,9 +58,8 @@ def _bytes(site: Site, scheme: Scheme) -> float:
     stored = constant(site.weight).size * _width(scheme, width, _float_bits(site))
     if isinstance(scheme, Apart):
         rank, out = rank_in(site.shape, scheme.branch), site.shape[site.axis_out]
-        rows = (
-            size_of(site.shape, scheme.branch) // max(rank, 1) - out
-        )  # that are read, of ``width`` or all of ``rank``
+        # By rank: the inputs of the first factor, and the longer side of a third one, if there is any.
+        rows = size_of(site.shape, scheme.branch) // max(rank, 1) - out
         stored += rank * (rows * _width(scheme.beside, width, HALF) + out * _width(scheme.beside, rank, HALF))
     return stored / 8
 

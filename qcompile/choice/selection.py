@@ -222,10 +222,8 @@ def _choices(
         group=options.group,
     )  # fmt: skip
     if several:
-        every, tables = (
-            siblings_of(analysis.sites),
-            {site: chosen.curvatures.get(site.name, EVEN) for site in chosen.tables},
-        )
+        every = siblings_of(analysis.sites)
+        tables = {site: chosen.curvatures.get(site.name, EVEN) for site in chosen.tables}
         asked = asked_of(probes, ordered, target, options.weight_budget, chosen.wishes, tables, clock, every)
     else:
         asked = of_one(probes, schemes[0], chosen.wishes)

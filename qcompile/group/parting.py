@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +35,9 @@ class Words:
 
         return [torch.empty(shape, dtype=dtype) for dtype, shape in self.tensors]
 
-    def whole(self, tensors: list[Tensor]) -> Any:
+    def whole(self, tensors: Sequence[Tensor]) -> Any:
         """The object with its tensors."""
-        reader = pickle.Unpickler(io.BytesIO(self.pickled))
-        reader.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
-        return reader.load()
+        return _Joining(io.BytesIO(self.pickled), tensors).load()
 
 
 class _Parting(pickle.Pickler):
@@ -56,6 +55,18 @@ class _Parting(pickle.Pickler):
             return None
         self.tensors.append(obj.detach().contiguous())
         return len(self.tensors) - 1
+
+
+class _Joining(pickle.Unpickler):
+    """Puts them back."""
+
+    def __init__(self, file: io.BytesIO, tensors: Sequence[Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, pid: int) -> Tensor:
+        """The tensor of a number."""
+        return self._tensors[pid]
 
 
 def parted(whole: Any) -> tuple[Words, list[Tensor]]:

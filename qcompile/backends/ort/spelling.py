@@ -25,6 +25,9 @@ _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization")
 #: Norms that graphs call functions of ours for, because their version of the standard has none: onnxruntime has.
 _OURS = {"RMSNorm": "SimplifiedLayerNormalization", "LayerNorm": "LayerNormalization"}
 
+#: Types of floats that numpy knows, and that both ``Add`` and ``Sum`` add.
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
 #: What exporters note beside operators and values; paths of modules are shown with an artifact.
 _NOTES = ("pkg.", "namespace")
 
@@ -50,12 +53,8 @@ def _name_norm(emitter: Emitter, node: ir.Node) -> None:
 def _keep_apart(norm: ir.Node) -> None:
     """Let the sum that a norm reads be no ``Add``."""
     added = operands(norm)[0].producer()
-    if added is not None and (added.domain, added.op_type) == ("", "Add") and operands(norm)[0].dtype in _SUMMED:
+    if added is not None and (added.domain, added.op_type) == ("", "Add") and operands(norm)[0].dtype in _FLOATS:
         added.op_type = "Sum"
-
-
-#: Types of floats that numpy knows and both operators add.
-_SUMMED = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 def share_vectors(model: ir.Model) -> None:
@@ -63,7 +62,7 @@ def share_vectors(model: ir.Model) -> None:
     known: dict[tuple[object, ...], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or value.dtype not in _SUMMED or len(tensor.shape) > 1 or value.is_graph_output():
+        if tensor is None or value.dtype not in _FLOATS or len(tensor.shape) > 1 or value.is_graph_output():
             continue
         first = known.setdefault((value.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if first is not value and not value.is_graph_input():
