@@ -138,6 +138,7 @@ def named_candidate(
         klt_hadamard,
         kronecker,
         kronecker_factors,
+        matched,
         smoothing,
         zigzag,
     )
@@ -159,9 +160,11 @@ def named_candidate(
         return list(made.values())[-1] if made else None
     if kind == "wush-shared":
         return _shared_wush(fit, block) if block > 1 and has_hadamard(block) else None
-    if kind == "klt":
+    if kind in ("klt", "matched"):
         width = size if offline and has_hadamard(size) else _largest_block(block, size)
-        return klt_hadamard(fit.blocks(width), width) if width > 1 else None
+        if width < 2:
+            return None
+        return matched(fit.blocks(width)) if kind == "matched" else klt_hadamard(fit.blocks(width), width)
     if kind == "kronecker":
         general = Freedom.GENERAL in freedom
         factors = kronecker_factors(size)

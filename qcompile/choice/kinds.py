@@ -34,6 +34,8 @@ NAMED: dict[str, Kind] = {
     "regular": Kind("regular Hadamard matrices, which keep constant vectors", Freedom.ORTHOGONAL_ONES),
     "dct": Kind("the discrete cosine transform", Freedom.ORTHOGONAL),
     "haar": Kind("the Haar wavelet transform", Freedom.ORTHOGONAL),
+    "matched": Kind("the transform of signals that fits the second moment best, then Hadamard", Freedom.ORTHOGONAL,
+                    fitted=True),
     "klt": Kind("eigenvectors of the second moment, then Hadamard", Freedom.ORTHOGONAL, fitted=True),
     "duquant": Kind("rotations in blocks that spread peaks, a zigzag permutation, rotations", Freedom.ORTHOGONAL,
                     fitted=True),

@@ -31,6 +31,7 @@ class Transforms(StrEnum):
     regular = "regular"
     dct = "dct"
     haar = "haar"
+    matched = "matched"
     klt = "klt"
     duquant = "duquant"
     duquant_pp = "duquant-pp"
@@ -150,7 +151,10 @@ Recipe = Annotated[
 ]  # fmt: skip
 Sensitivity = Annotated[
     str | None,
-    typer.Option(metavar="WORD", help="What errors cost where formats are assigned: errors, traces, noise or even."),
+    typer.Option(
+        metavar="WORD",
+        help="What errors cost where formats are assigned: errors, traces, eigenvalues, noise or even.",
+    ),
 ]
 Split = Annotated[
     list[str] | None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qcompile.transforms.monomial import by_magnitude, duquant, smoothing, zigzag
     from qcompile.transforms.orders.orders import hadamard_matrix, hadamard_orders, has_hadamard
     from qcompile.transforms.serialize import from_json
-    from qcompile.transforms.signal import Signal
+    from qcompile.transforms.signal import Signal, matched
     from qcompile.transforms.transform import Transform
 
 #: The module of each name.
@@ -49,6 +49,7 @@ _LAZY = {
     "klt_hadamard": "fitted",
     "kronecker": "fitted",
     "kronecker_factors": "fitted",
+    "matched": "signal",
     "random_hadamard": "hadamard",
     "smoothing": "monomial",
     "svd_lowrank": "lowrank",
@@ -83,6 +84,7 @@ __all__ = [
     "klt_hadamard",
     "kronecker",
     "kronecker_factors",
+    "matched",
     "random_hadamard",
     "smoothing",
     "svd_lowrank",

@@ -21,8 +21,8 @@ from qcompile.errors import InputError
 from qcompile.formats import fake_quantize, get_format
 from qcompile.run.data import Data
 from qcompile.statistics.calibration import collect
-from qcompile.statistics.measures import MEASURES, measured
-from qcompile.statistics.sensitivity import sensitivities
+from qcompile.statistics.measures import MEASURES, largest_share, measured
+from qcompile.statistics.sensitivity import Felt, sensitivities
 from qcompile.targets.scheme import Scheme
 
 #: Logits over a table that an input indexes; ``loud`` matters to them a hundred times as much as ``quiet``.
@@ -56,7 +56,7 @@ def of(parse, how: str) -> tuple[dict, dict, list]:
     return found, statistics, analysis.sites
 
 
-@pytest.mark.parametrize("how", ["errors", "traces", "noise"])
+@pytest.mark.parametrize("how", ["errors", "traces", "eigenvalues", "noise"])
 def test_what_matters_more_costs_more(parse, how: str) -> None:
     found, statistics, sites = of(parse, how)
     scheme = Scheme.parse("int4-g32")
@@ -83,6 +83,15 @@ def test_traces_are_weighed_by_the_size_of_the_error(parse) -> None:
     relative = error * float(h.square().sum() / 32 / (h @ own["u"]).square().sum())
     hawq = 0.5 * float(trace) / own["u"].numel() * error
     assert found[site.name].weight * relative == pytest.approx(hawq, rel=0.1)
+
+
+def test_eigenvalues_of_a_quadratic_loss_are_exact() -> None:
+    """HAWQ: of ``½ ‖x Wᵀ‖²``, whose second derivatives are one second moment of the input for each output."""
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1, 1, 0.5, 0.1])
+    outputs = torch.eye(4)
+    felt = Felt(x.repeat_interleave(4, 0), outputs.repeat(7, 1))
+    eigenvalues = torch.linalg.eigvalsh(x.T @ x)
+    assert largest_share(felt) == pytest.approx(float(eigenvalues[-1] / (4 * eigenvalues.sum())), rel=1e-5)
 
 
 def test_noise_is_that_of_the_linearity_theorem(parse) -> None:

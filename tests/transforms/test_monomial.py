@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from qcompile.errors import InputError
 from qcompile.transforms import (
+    Hadamard,
     Signal,
     by_magnitude,
     duquant,
@@ -14,10 +16,12 @@ from qcompile.transforms import (
     from_json,
     kronecker,
     kronecker_factors,
+    matched,
     smoothing,
     zigzag,
 )
 from qcompile.transforms.fitted import wush, wush_of_moments
+from qcompile.transforms.signal import leakage
 
 
 def moment(size: int, seed: int = 0) -> torch.Tensor:
@@ -78,17 +82,37 @@ def test_wush_needs_moments_alone():
     torch.testing.assert_close(wush_of_moments(blocks, grams).matrix(), wush(moment(16), weight, 8).matrix())
 
 
-@pytest.mark.parametrize("form", ["dct", "haar"])
-@pytest.mark.parametrize("size", [1, 2, 12, 64])
+@pytest.mark.parametrize("form", ["dct", "haar", "dft"])
+@pytest.mark.parametrize("size", [1, 2, 7, 12, 64])
 def test_signals_keep_lengths_and_gather_what_is_smooth(form, size):
     made = Signal(size, form)
     torch.testing.assert_close(made.matrix() @ made.matrix().T, torch.eye(size, dtype=torch.float64))
     torch.testing.assert_close(made.inverse().apply(made.apply(moment(size)[0])), moment(size)[0])
     assert from_json(made.transpose().to_json()).matrix().equal(made.matrix().T)
     means = made.apply(torch.ones(size, dtype=torch.float64))
-    assert int((means.abs() > 1e-9).sum()) == (1 if form == "dct" else size // (size & -size))
+    assert int((means.abs() > 1e-9).sum()) == (size // (size & -size) if form == "haar" else 1)
 
 
 def test_another_signal_is_refused():
-    with pytest.raises(InputError, match="neither 'dct' nor 'haar'"):
-        Signal(8, "dft")
+    with pytest.raises(InputError, match="none of dct, haar, dft"):
+        Signal(8, "sine")
+
+
+def test_moments_are_matched_by_the_transform_of_their_group():
+    """Cosines for what changes slowly, Walsh functions for invariance under XOR, Fourier's under symmetric shifts."""
+    size, rng = 32, np.random.default_rng(0)
+    i = np.arange(size)
+    walks = 0.995 ** np.abs(i[:, None] - i)
+    values = rng.uniform(-1, 1, size)
+    xor = values[i[:, None] ^ i] + 8 * np.eye(size)
+    even = values[np.minimum(i, size - i)]
+    shifts = even[(i[:, None] - i) % size] + 8 * np.eye(size)
+    for moments, wanted, most in ((walks, "dct", 0.1), (xor, None, 1e-12), (shifts, "dft", 1e-12)):
+        found = matched(torch.from_numpy(moments)[None])
+        first = found.parts[0]
+        assert isinstance(first, Hadamard) if wanted is None else first.form == wanted
+        assert leakage(torch.from_numpy(moments)[None], first) < most
+        assert found.orthogonal
+    one, two = (matched(torch.from_numpy(np.stack([xor] * count))).matrix() for count in (1, 2))
+    torch.testing.assert_close(two, torch.block_diag(one, one))
+    assert matched(torch.eye(7, dtype=torch.float64)[None]) is None
