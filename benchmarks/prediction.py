@@ -3,8 +3,10 @@
     python benchmarks/prediction.py MODEL.onnx --calibration C.npz [--evaluation E.npz] [--device cuda]
 
 Coefficients and errors come from the calibration data, divergences from the engine on other data, by fake quantization
-with each weight rounded to nearest. An assignment draws a few schemes, and for every group of sites one of them, with
-or without a Hadamard transform. It prints the rank correlation, how far the logarithms of predicted and measured
+with each weight rounded to nearest. An assignment draws which share of its groups of sites has weights of 8 bits, and
+inputs of 8 bits, and which share is turned by Hadamard matrices; every group then draws a scheme: so assignments are of
+3.5 to 8 bits, from W3A16 to W8A8. Others follow, in which some of the inputs have 4 bits, too. It prints the rank
+correlation, how far the logarithms of predicted and measured
 scatter, the line through them, and up to which divergence predictions are proportional to what is measured. With
 ``--sites`` it prints what each group consists of: what errors of weight and input cost (α, of the site where it is
 most), the relative error t² that the scheme makes there, and both divergences.
@@ -20,6 +22,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qcompile.analysis.siblings import Siblings, siblings_of
+from qcompile.choice.correction import Correction
 from qcompile.choice.probe import probe
 from qcompile.choice.scoring import probes_of, site_error, site_loss
 from qcompile.choice.trial import Trial
@@ -32,10 +35,15 @@ from qcompile.targets.eligible import quantizable
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms import Hadamard, Transform, has_hadamard
 
-SCHEMES = (
-    "int4-g32", "int8-g32", "int4-g32/int4-g32", "int8-channel/int8-channel", "int4-g32/int8-channel", "mxfp4/mxfp4",
-    "mxfp4", "nvfp4/nvfp4",
-)  # fmt: skip
+#: Formats of weights, of few bits and of eight, and of inputs that go with each.
+FEW, EIGHT = ("int3-g32", "int4-g32", "mxfp4", "nvfp4"), ("int8-g32", "int8-channel")
+INPUTS = "int8-channel"
+
+#: Schemes whose inputs have four bits.
+FOUR = ("int4-g32/int4-g32", "mxfp4/mxfp4", "nvfp4/nvfp4")
+
+#: Assignments of one scheme everywhere, by which predictions are corrected.
+UNIFORM = ("int8-channel/int8-channel", "int4-g32", "int3-g32/int8-channel")
 
 #: How far from one factor predictions may be and count as proportional.
 REGIME = 1.25
@@ -47,7 +55,7 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", help="by default the calibration data")
     parser.add_argument("--assignments", type=int, default=60)
-    parser.add_argument("--batches", type=int, default=8, help="of the evaluation data, evenly spread")
+    parser.add_argument("--batches", type=int, default=16, help="of the evaluation data, evenly spread")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sites", action="store_true", help="print each group of sites")
     args = parser.parse_args()
@@ -60,13 +68,18 @@ def main() -> None:
         if args.sites:
             bench.tell(scheme, pairs)
         show(f"one group in {scheme}", pairs)
-    rng = np.random.default_rng(0)
-    start = perf_counter()
-    pairs = [bench.mixed(rng) for _ in range(args.assignments)]
-    show(f"{args.assignments} mixed assignments", pairs)
-    most = max(measured for _, measured in pairs)
-    print(f"within a quarter of the fitted factor up to a divergence of {linear(pairs):.3g}, of {most:.3g} at most")
-    print(f"{(perf_counter() - start) / args.assignments:.2f} s an assignment")
+    uniform = [bench.uniform(name) for name in UNIFORM]
+    correction = Correction.fitted(uniform)
+    assert correction is not None
+    print(f"fitted to {', '.join(UNIFORM)} everywhere: {correction.factor:.3g} · predicted ^ {correction.slope:.3g}")
+    for name, four in (("mixed assignments", 0.0), ("with inputs of 4 bits", 0.5)):
+        rng, start = np.random.default_rng(0), perf_counter()
+        pairs = [bench.mixed(rng, four) for _ in range(args.assignments)]
+        show(f"{args.assignments} {name}", pairs)
+        show("corrected", [(correction.of(predicted), measured) for predicted, measured in pairs])
+        most = max(measured for _, measured in pairs)
+        print(f"within a quarter of the fitted factor up to a divergence of {linear(pairs):.3g}, of {most:.3g} at most")
+        print(f"{(perf_counter() - start) / args.assignments:.2f} s an assignment", flush=True)
 
 
 def show(name: str, pairs: list[tuple[float, float]]) -> None:
@@ -113,6 +126,15 @@ class Bench:
         schemes = {site.name: scheme for site in group.sites}
         return self.probes[group].error(scheme), float(self.trial.divergences(schemes, {}).mean())
 
+    def uniform(self, name: str) -> tuple[float, float]:
+        """Predicted and measured divergence with one scheme everywhere."""
+        scheme = Scheme.parse(name)
+        schemes = {site.name: scheme for group in self.groups for site in group.sites}
+        schemes |= {site.name: Scheme(scheme.weight) for site in self.tables}
+        predicted = sum(probes.error(scheme) for probes in self.probes.values())
+        predicted += sum(site_loss(item, Scheme(scheme.weight)) for item in self.table_probes.values())
+        return predicted, float(self.trial.divergences(schemes, {}).mean())
+
     def tell(self, name: str, pairs: list[tuple[float, float]]) -> None:
         """Print what the predictions of each group consist of."""
         scheme = Scheme.parse(name)
@@ -123,19 +145,30 @@ class Bench:
             print(f"{group.name[-27:]:28}{costs.weight:10.2e}{costs.input:10.2e}", end="")
             print(f"{error:10.2e}{predicted:11.2e}{measured:10.2e}")
 
-    def mixed(self, rng: np.random.Generator) -> tuple[float, float]:
-        """Predicted and measured divergence of a random assignment."""
-        pool, share = rng.choice(SCHEMES, rng.integers(1, 4), replace=False), rng.choice([0.0, 0.5, 1.0])
+    def mixed(self, rng: np.random.Generator, four: float) -> tuple[float, float]:
+        """Predicted and measured divergence of a random assignment.
+
+        Args:
+            four: the most that may be the share of groups whose weights and inputs have four bits.
+        """
+        eight, inputs, turned, four = rng.random(), rng.random(), rng.random(), four * rng.random()
+
+        def drawn() -> Scheme:
+            if rng.random() < four:
+                return Scheme.parse(rng.choice(FOUR))
+            weight = rng.choice(EIGHT if rng.random() < eight else FEW)
+            return Scheme.parse(f"{weight}/{INPUTS}" if rng.random() < inputs else str(weight))
+
         schemes: dict[str, Scheme] = {}
         transforms: dict[str, Transform | None] = {}
         predicted = 0.0
         for group in self.groups:
-            scheme, turned = Scheme.parse(rng.choice(pool)), has_hadamard(group.width) and rng.random() < share
-            transforms[group.name] = transform(group) if turned else None
+            scheme, other = drawn(), has_hadamard(group.width) and rng.random() < turned
+            transforms[group.name] = transform(group) if other else None
             schemes |= {site.name: scheme for site in group.sites}
             predicted += self.probes[group].error(scheme, transforms[group.name])
         for site in self.tables:
-            schemes[site.name] = Scheme(Scheme.parse(rng.choice(pool)).weight)
+            schemes[site.name] = Scheme(drawn().weight)
             predicted += site_loss(self.table_probes[site.name], schemes[site.name])
         return predicted, float(self.trial.divergences(schemes, transforms).mean())
 

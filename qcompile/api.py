@@ -104,7 +104,7 @@ def export(
         method: ``gptq``, by default, ``comq``, ``search`` or ``rtn``; with options as in ``gptq{shift=1}``.
         split: ways to compute parts of weights apart, such as ``columns{count=64,format=int8}`` for those that read
             loud features, and ``branch{rank=32}`` for leading directions; in order.
-        sensitivity: what errors cost where formats are assigned: ``errors``, by default, ``traces``,
+        sensitivity: what errors cost where formats or transforms are chosen: ``errors``, by default, ``traces``,
             ``eigenvalues``, ``noise`` or ``even``; ``statistics.measures`` explains them.
         cache_format: how the caches of a decoder are stored: ``int8``, ``int4``, or with scales of a kind, such as
             ``int8-channel`` (static) and ``int4-g32`` (with each token); ``float``, by default, leaves them alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qcompile.analysis.siblings import cost_fraction
@@ -246,7 +247,8 @@ def contest_entry(chosen: Choice) -> dict[str, Any] | None:
     found = chosen.contest
     return {
         "kept": found.kept, "sequences": found.sequences, "divergences": numbers(found.divergences),
-        "apart": numbers(found.apart),
+        "apart": numbers(found.apart), "predicted": numbers(found.predicted),
+        "correction": None if found.correction is None else asdict(found.correction),
     }  # fmt: skip
 
 

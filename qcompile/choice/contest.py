@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from qcompile.analysis.spaces import Analysis
+from qcompile.choice.correction import Correction
+from qcompile.choice.decision import Posed
 from qcompile.choice.placement import Placement, total_transform
+from qcompile.choice.question import rows_transform
+from qcompile.choice.scoring import site_loss
 from qcompile.choice.selection import Choice
 from qcompile.choice.trial import Contest, Trial
 from qcompile.errors import QCompileError
@@ -62,7 +67,10 @@ def contest(
             kept = name
             break
     apart = {name: _apart(found, errors[kept]) for name, found in errors.items() if name != kept}
-    outcome = Contest({name: float(found.mean()) for name, found in errors.items()}, apart, kept, len(ours))
+    means = {name: float(found.mean()) for name, found in errors.items()}
+    predicted = {} if choice.posed is None else _predicted(choice, choice.posed, options)
+    correction = Correction.fitted([(predicted[name], means[name]) for name in predicted])
+    outcome = Contest(means, apart, kept, len(ours), predicted, correction)
     if kept != CHOSEN:
         said = f"on {len(ours)} sequences that nothing was fitted on, '{kept}' diverges less: "
         decline("*", CONTEST, said + f"{errors[kept].mean():.3g} < {ours.mean():.3g}")
@@ -85,6 +93,25 @@ def _options(choice: Choice) -> dict[str, tuple[Mapping[str, Scheme], Placement]
     for name, schemes in choice.uniform.items():
         if schemes != choice.schemes:
             found[f"{name} everywhere"] = (schemes, choice.placement)
+    return found
+
+
+def _predicted(
+    choice: Choice, posed: Posed, options: Mapping[str, tuple[Mapping[str, Scheme], Placement]]
+) -> dict[str, float]:
+    """The divergences that were predicted, by name, with weights rounded to nearest as they are when it is tried."""
+    asked = posed.graph.asked
+    probes = {item: posed.graph.online.probes[item].nearest for item in asked.schemes if not item.nested}
+    found = {}
+    for name, (schemes, placement) in options.items():
+        transforms = {item: total_transform(posed.graph.analysis, item, placement) for item in probes}
+        losses = [
+            own.error([schemes[site.name] for site in item.sites], transforms[item]) for item, own in probes.items()
+        ]
+        for table in asked.tables:
+            turned = rows_transform(posed.graph.analysis, table.site, placement.offline)
+            losses.append(site_loss(table.probe, schemes[table.site.name], turned))
+        found[name] = math.fsum(losses)
     return found
 
 

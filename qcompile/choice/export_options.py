@@ -65,7 +65,7 @@ class Options:
         work: a folder for what another export may need again; no result depends on it.
         recipe: the name or the file of the recipe that some of the others come from.
         split: ways to split weights, as ``splits.split_of`` reads them, in order.
-        sensitivity: one of ``measures.MEASURES``, where formats are assigned.
+        sensitivity: one of ``measures.MEASURES``, where formats are assigned, or transforms chosen by data.
         group: the processes that share the work; no result depends on it.
         cache_format: how caches are stored, as ``Target.cache_formats`` reads it; ``float`` for as they are, or for
             ``auto`` if there is a budget of theirs.

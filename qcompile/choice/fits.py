@@ -17,6 +17,7 @@ from qcompile.transforms.fitted import diagonal_blocks
 if TYPE_CHECKING:
     from qcompile.analysis.siblings import Siblings
     from qcompile.statistics.collected import Statistics
+    from qcompile.statistics.sensitivity import Felt
     from qcompile.transforms import Transform
 
 __all__ = ["Fit", "Moments", "fit_of_group", "fit_of_space", "seen_as"]
@@ -31,7 +32,8 @@ class Fit:
 
     Args:
         moment: of the inputs, float64 ``[n, n]``.
-        gram: of the rows of the weights that read them, float64 ``[n, n]``.
+        gram: of the rows of the weights that read them, float64 ``[n, n]``: by how much errors cost at each row's
+            output, where that is known.
         effective: the independent rows that ``moment`` is worth; see ``SecondMoment``.
     """
 
@@ -68,10 +70,12 @@ class Moments:
     Args:
         statistics: by value name; a group without has no moments.
         devices: where each group's are computed.
+        felt: of each group, gradients at the outputs of its sites, where all are known.
     """
 
     statistics: Mapping[str, Statistics]
     devices: Mapping[Siblings, str]
+    felt: Mapping[Siblings, Sequence[Felt]] = field(default_factory=dict)
     _known: dict[Siblings, Fit] = field(default_factory=dict)
     _wide: tuple[Siblings, Fit] | None = None  # of wide inputs one alone, and of other bases too: they are large
     _last: tuple[Siblings, Transform, Fit] | None = None
@@ -90,7 +94,7 @@ class Moments:
     def _plain(self, group: Siblings, own: Statistics) -> Fit:
         if self._wide is not None and self._wide[0] is group:
             return self._wide[1]
-        found = self._known.get(group) or fit_of_group(group, own, self.devices[group])
+        found = self._known.get(group) or fit_of_group(group, own, self.devices[group], self.felt.get(group, ()))
         if group.width <= KEPT_WIDTH:
             self._known[group] = found
         else:
@@ -98,16 +102,31 @@ class Moments:
         return found
 
 
-def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu") -> Fit:
-    """The moments of the value that siblings read, on a device; of no rows the moment is the identity."""
+def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu", felt: Sequence[Felt] = ()) -> Fit:
+    """The moments of the value that siblings read, on a device; of no rows the moment is the identity.
+
+    Args:
+        felt: gradients at the outputs of the sites, if known. An error ``δx`` of the input costs ``(g · W δx)²``, and
+            one of the weight, whose entries err by themselves, the diagonal of the gradients' second moment; the rows
+            of ``W`` count by the mean of both, and have the energy that they have without.
+    """
     gram, rows = torch.zeros(group.width, group.width, device=device), 0
-    for site in group.sites:
+    costly = torch.zeros_like(gram)
+    for i, site in enumerate(group.sites):
         weight = weight_matrix(site, device=device).reshape(-1, group.width)  # of patches, tap by tap
         gram, rows = gram.addmm_(weight.T, weight), rows + len(weight)
+        if felt:
+            gradients = felt[i].gradients.to(device)
+            back = (gradients @ weight.reshape(gradients.shape[1], -1)).reshape(-1, group.width)
+            alone = gradients.square().sum(0).repeat_interleave(len(weight) // gradients.shape[1])
+            costly = costly.addmm_(back.T, back).addmm_(weight.T * alone, weight)
     moment = moment_on(own.second_moment, device, torch.float64)
     if group.taps > 1:
         moment = diagonal_blocks(moment, group.width).mean(0)
-    return Fit(moment, gram.double() / rows, own.effective)
+    gram, costly = gram.double() / rows, costly.double()
+    if (size := costly.trace()) > 0:
+        gram = costly * (gram.trace() / size)
+    return Fit(moment, gram, own.effective)
 
 
 def fit_of_space(

@@ -65,7 +65,9 @@ class Online:
     _joined: dict[tuple[Transform | None, ...], Transform | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.moments = Moments(self.statistics, {group: own.device for group, own in self.probes.items()})
+        devices = {group: own.device for group, own in self.probes.items()}
+        felt = {group: own.felt for group, own in self.probes.items() if self.kind_of(group) == "auto"}
+        self.moments = Moments(self.statistics, devices, felt)
 
     @property
     def forced(self) -> bool:

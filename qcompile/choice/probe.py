@@ -57,6 +57,12 @@ class Probe:
             widened=self.widened,
         )  # fmt: skip
 
+    @property
+    def nearest(self) -> Probe:
+        """A probe that makes up for no error of rounding."""
+        samples = None if self.samples is None else replace(self.samples, learned=None)
+        return replace(self, samples=samples, known={}, parts={})
+
     def rows_in(self, transform: Transform | None) -> Rows:
         """Rows of the input in the basis of a transform of the value."""
         return Rows(transform, self.widened, self.taps)

@@ -98,7 +98,7 @@ def _felt(
         change = rounded_by_place(rows, activation, item.taps) - rows
         part = _part(change, rows) if whole else 0.0
         off, shrunk = (change - part * rows) @ weight.T, shrunk + part
-        lost += float((felt.gradients * off).sum(1).square().sum())
+        lost += item.curvature.agreement * float((felt.gradients * off).sum(1).square().sum())
     if item.beside is not None:
         lost += float((felt.gradients * item.beside.off(rows, transform, few=False)).sum(1).square().sum())
     return max(lost + item.curvature.shrink * shrunk**2, 0.0)
@@ -178,6 +178,17 @@ class Probes:
     def device(self) -> str:
         """Where predictions are computed."""
         return self.items[0].weight.device.type
+
+    @property
+    def nearest(self) -> Probes:
+        """The same for weights that are rounded to nearest, whatever becomes of them otherwise."""
+        return Probes(tuple(item.nearest for item in self.items))
+
+    @property
+    def felt(self) -> tuple[Felt, ...]:
+        """By what errors of each site are weighed; nothing where that is not known of all."""
+        found = tuple(item.curvature.felt for item in self.items if item.curvature.felt is not None)
+        return found if len(found) == len(self.items) else ()
 
     def error(self, schemes: Scheme | Sequence[Scheme], transform: Transform | None = None) -> float:
         """The predicted growth of the metric, of all sites, with their input in the basis of ``transform``."""

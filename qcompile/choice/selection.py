@@ -121,7 +121,7 @@ def choose(
         analysis, groups, [*schemes, *wishes.schemes.values()], options, data, decline, progress, work
     )
     costs: dict[str, Curvature] = {}
-    if several:
+    if several or (options.transforms == "auto" and statistics and not data.random):
         costs = measured(
             options.sensitivity, analysis.model, sites, statistics, data, decline, seed=options.seed,
             device=options.device, progress=progress, work=work, group=options.group,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from qcompile.analysis.matrices import as_weight, weight_matrix
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Site
+from qcompile.choice.correction import Correction
 from qcompile.formats import fake_quantize
 from qcompile.group.group import ALONE, Group
 from qcompile.ir.graph import node_name
@@ -40,12 +41,17 @@ class Contest:
         apart: how much more than what was kept each diverges, in units of the error of that difference.
         kept: the name of the choice that was kept.
         sequences: on how many it was tried.
+        predicted: the divergences that were predicted for weights rounded to nearest, by name; empty where the choice
+            was not made by predictions.
+        correction: what brings predictions to what was measured.
     """
 
     divergences: Mapping[str, float]
     apart: Mapping[str, float]
     kept: str
     sequences: int
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    correction: Correction | None = None
 
 
 class Trial:

@@ -153,7 +153,7 @@ Sensitivity = Annotated[
     str | None,
     typer.Option(
         metavar="WORD",
-        help="What errors cost where formats are assigned: errors, traces, eigenvalues, noise or even.",
+        help="What errors cost where formats or transforms are chosen: errors, traces, eigenvalues, noise or even.",
     ),
 ]
 Split = Annotated[

@@ -5,8 +5,9 @@ the divergence of logits the form is ``E[(g · δz)²]`` with ``g`` the gradient
 drawn from the model's own distribution (Martens, New insights and perspectives on the natural gradient method,
 arXiv:1412.1193); for the relative squared error of other outputs, with ``g`` that of a random projection. Errors of the
 weight act alike on all rows of a window, so that their effects add up before they are squared; errors of the input are
-independent. Neither holds for the part of an error that is a multiple of what it is an error of, which clipping leaves:
-it acts alike on all rows, columns and siblings, and is weighed as a whole.
+independent from row to row, but the same for all sites that read it, through which they add up. Neither holds for the
+part of an error that is a multiple of what it is an error of, which clipping leaves: it acts alike on all rows, columns
+and siblings, and is weighed as a whole.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from qcompile.run.stream import Stream
 from qcompile.statistics.kept_statistics import kept_curvatures
 from qcompile.statistics.noise import noise_curvatures
 from qcompile.statistics.sensitivity import Curvature, logit_outputs
-from qcompile.statistics.site_sums import DRAWS, Place, Sums, place_of
+from qcompile.statistics.site_sums import DRAWS, Place, Sent, Sums, place_of
 from qcompile.work import Work
 
 if TYPE_CHECKING:
@@ -152,14 +153,18 @@ def _collect(
         for place in here:
             place.see(seen[place.x], units)
         for draw in draws:
-            siblings: dict[tuple[str, int], list[tuple[Place, np.ndarray]]] = defaultdict(list)
+            siblings: dict[tuple[str, torch.Size, int], list[tuple[Place, Sent]]] = defaultdict(list)
             for place in (place for place in here if place.y in draw):
-                gains = place.add(seen[place.x], draw[place.y], count * DRAWS)
-                siblings[place.x, len(gains)].append((place, gains))
+                sent = place.add(seen[place.x], draw[place.y], count * DRAWS)
+                if sent is not None:
+                    siblings[place.x, sent.back.shape, len(sent.gains)].append((place, sent))
             for found in siblings.values():
-                total = np.sum([gains for _, gains in found], axis=0)
-                for place, gains in found:
-                    place.sums.add("shrunk", float(gains @ total))
+                every = Sent.joined([sent for _, sent in found])
+                joined, separate = every.through, sum(sent.through for _, sent in found)
+                for place, sent in found:
+                    place.sums.add("shrunk", float(sent.gains @ every.gains))
+                    place.sums.add("joined", joined)
+                    place.sums.add("separate", separate)
 
 
 def _score(outputs: Mapping[str, torch.Tensor], logits: bool, seeds: Iterator[int]) -> torch.Tensor:

@@ -139,7 +139,8 @@ def _tuples(value: Any) -> Any:
 def _of_curvatures(measured: tuple[Mapping[str, Curvature], Sequence[Declined]]) -> Kept:
     arrays, numbers = {}, {}
     for name, own in measured[0].items():
-        numbers[name] = [float(own.weight), float(own.input), float(own.coherence), float(own.shrink)]
+        coefficients = own.weight, own.input, own.coherence, own.shrink, own.agreement
+        numbers[name] = list(map(float, coefficients))
         if own.shares is not None:
             arrays[f"{name} shares"] = own.shares
         if own.felt is not None:
@@ -155,8 +156,7 @@ def _curvatures(kept: Kept) -> tuple[dict[str, Curvature], list[Declined]]:
         felt = None
         if f"{name} rows" in kept.arrays:
             felt = Felt(*(torch.from_numpy(kept.arrays[f"{name} {what}"]) for what in ("rows", "gradients")))
-        weight, of_input, coherence, shrink = numbers
-        found[name] = Curvature(
-            weight, of_input, coherence, shrink=shrink, shares=kept.arrays.get(f"{name} shares"), felt=felt
-        )
+        weight, of_input, coherence, shrink, agreement = numbers
+        shares = kept.arrays.get(f"{name} shares")
+        found[name] = Curvature(weight, of_input, coherence, shrink, shares, felt, agreement)
     return found, [Declined(*entry) for entry in kept.facts["declined"]]

@@ -50,11 +50,13 @@ class Curvature:
     Args:
         weight: for errors of the weight, which are the same in every row; of an embedding table relative to its own
             energy.
-        input: for errors of the input, which are independent; 0 for an embedding table.
+        input: for errors of the input, which are independent, and the same for all sites that read it; 0 for an
+            embedding table.
         coherence: how alike errors of the weight act on the rows of a window: 1 if rows were independent.
         felt: by what an error is weighed where it is known, instead of by its size alone.
         shrink: for errors that make the output smaller by a part of itself, per square of that part. Formats that clip
             do so: such errors act alike on all rows and columns, and on all sites that read the input.
+        agreement: how alike errors of the input act through all sites that read it: 1 if through each by itself.
         shares: of an embedding table, how ``weight`` is shared out among its rows, ``[rows]``: most are seldom read.
     """
 
@@ -64,6 +66,7 @@ class Curvature:
     shrink: float = 0.0
     shares: np.ndarray | None = field(default=None, compare=False)
     felt: Felt | None = field(default=None, compare=False)
+    agreement: float = 1.0
 
 
 #: Of sites whose errors count alike.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from qcompile.statistics.sensitivity import Curvature, Felt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DRAWS", "Place", "Sums", "place_of"]
+__all__ = ["DRAWS", "Place", "Sent", "Sums", "place_of"]
 
 #: Draws of the output's distribution for each batch. More batches teach more than more draws of one.
 DRAWS = 1
@@ -37,8 +38,10 @@ class Sums:
 
     Args:
         addends: by the name of the sum: ``seen`` Σ‖x‖², ``energy`` Σ‖xWᵀ‖², ``together`` Σ over windows of ‖Σ g xᵀ‖²,
-            ``apart`` Σ‖g‖²‖x‖², ``through`` Σ‖Wᵀg‖²‖x‖²/d, ``units``: tokens, or batches where the metric is relative,
-            ``shrunk`` Σ over windows of Σ g·z, times the same of all sites that read the input.
+            ``apart`` Σ‖g‖²‖x‖², ``through`` Σ‖Wᵀg‖²‖x‖²/d, ``joined`` the same with Wᵀg of all
+            sites that read the input added up, ``separate`` the sum of their ``through``, ``units``: tokens, or batches
+            where the metric is relative, ``shrunk`` Σ over windows of Σ g·z, times the same of all sites that read the
+            input.
         by_row: of a table, ``together`` by row, ``[rows]`` for each draw.
         felt: inputs and gradients of some rows.
     """
@@ -61,6 +64,34 @@ class Sums:
     def of(self, name: str) -> float:
         """A sum, of addends as they came: ``sum`` would add otherwise in later versions of Python."""
         return functools.reduce(operator.add, self.addends[name], 0.0)
+
+
+@dataclass
+class Sent:
+    """One draw's gradients as a site sends them back to its input.
+
+    Args:
+        gains: ``Σ g·z`` of each window, ``[windows]``.
+        back: ``Wᵀg``, ``[rows, in]``.
+        sizes: ``‖x‖²/d``, ``[rows]``.
+    """
+
+    gains: np.ndarray
+    back: torch.Tensor
+    sizes: torch.Tensor
+
+    @property
+    def through(self) -> float:
+        """``Σ‖Wᵀg‖²‖x‖²/d``."""
+        return float((self.back.square().sum(1) * self.sizes).sum())
+
+    @staticmethod
+    def joined(several: Sequence[Sent]) -> Sent:
+        """All that sites which read one input send back to it."""
+        gains, back = several[0].gains, several[0].back
+        for sent in several[1:]:
+            gains, back = gains + sent.gains, back + sent.back
+        return Sent(gains, back, several[0].sizes)
 
 
 @dataclass
@@ -90,8 +121,8 @@ class Place:
             self.sums.add("seen", float(rows.square().sum()))
             self.sums.add("energy", float((rows @ weight.T).square().sum()))
 
-    def add(self, x: torch.Tensor, g: torch.Tensor, count: int) -> np.ndarray:
-        """Add the gradient at the output for one draw of ``count``; the result is ``Σ g·z`` of each window."""
+    def add(self, x: torch.Tensor, g: torch.Tensor, count: int) -> Sent | None:
+        """Add the gradient at the output for one draw of ``count``; of a table nothing is sent on."""
         import torch
 
         if isinstance(self.form, Lookup):
@@ -101,19 +132,22 @@ class Place:
             self.sums.by_row.append(sums.square().sum(1).cpu())
             self.sums.add("together", float(sums.square().sum()))
             self.sums.add("apart", float(g.square().sum()))
-            return np.zeros(0)
+            return None
         weight = self.weight
         pairs = [*zip(rows_read(self.form, x), rows_written(self.form, g), strict=True)]
         self._draw(torch.cat([rows for rows, _ in pairs]), torch.cat([grads for _, grads in pairs]), FELT_ROWS // count)
-        gains = []
+        gains, sent, sizes = [], [], []
         for rows, grads in pairs:
-            size = rows.square().sum(1)
+            size = rows.square().sum(1) / rows.shape[1]
             self.sums.add("together", _together(grads, rows))
-            self.sums.add("apart", float((grads.square().sum(1) * size).sum()))
+            self.sums.add("apart", float((grads.square().sum(1) * size).sum()) * rows.shape[1])
             back = grads @ weight
-            self.sums.add("through", float((back.square().sum(1) * size).sum()) / rows.shape[1])
             gains.append(float((back * rows).sum()))
-        return np.array(gains)
+            sent.append(back)
+            sizes.append(size)
+        found = Sent(np.array(gains), torch.cat(sent), torch.cat(sizes))
+        self.sums.add("through", found.through)
+        return found
 
     def _draw(self, rows: torch.Tensor, grads: torch.Tensor, count: int) -> None:
         """Keep some rows, each as often as its part of ``Σ‖g‖²‖x‖²``, and lighter for it."""
@@ -146,9 +180,11 @@ class Place:
         by_input = float(weight.square().sum()) * seen / width / energy
         inputs, grads = ([pair[i] for pair in self.sums.felt] for i in (0, 1))
         felt = Felt(torch.cat(inputs), torch.cat(grads) * (0.5 / count) ** 0.5) if inputs else None
+        separate = self.sums.of("separate")
+        agreement = self.sums.of("joined") / separate if separate > 0 else 1.0
         return Curvature(
-            0.5 * together / count / by_weight, 0.5 * self.sums.of("through") / count / by_input,
-            together / max(apart, 1e-30), 0.5 * self.sums.of("shrunk") / count, felt=felt,
+            0.5 * together / count / by_weight, 0.5 * self.sums.of("through") / count / by_input * agreement,
+            together / max(apart, 1e-30), 0.5 * self.sums.of("shrunk") / count, felt=felt, agreement=agreement,
         )  # fmt: skip
 
 

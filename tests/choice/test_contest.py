@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import qcompile as qc
+from qcompile.choice.correction import Correction
 from qcompile.choice.trial import Trial
 from qcompile.errors import TargetError
 
@@ -40,6 +41,11 @@ def test_the_outcome_is_in_the_manifest(parse, tmp_path):
     assert found["divergences"]["chosen"] < found["divergences"]["int4-g32 everywhere"]
     assert found["apart"]["int4-g32 everywhere"] > 2
     assert found["sequences"] == 8
+    assert found["predicted"].keys() == found["divergences"].keys()
+    for name, predicted in found["predicted"].items():
+        assert predicted == pytest.approx(found["divergences"][name], rel=0.6)
+    assert found["correction"]["points"] == len(found["predicted"])
+    assert found["correction"]["slope"] == pytest.approx(1, abs=0.3)
     assert said(manifest) == []
 
 
@@ -79,3 +85,16 @@ def test_a_trial_that_fails_takes_no_export_with_it(parse, tmp_path, monkeypatch
     manifest = qc.export(parse(GRAPH), "reference", tmp_path / "out", calibration=rows(40), **OPTIONS).manifest
     assert manifest["contest"] is None
     assert said(manifest) == ["torch has no such operator"]
+
+
+def test_a_correction_is_the_line_through_what_was_measured():
+    """Few points that are near each other say little of the slope, and nothing where all are the same."""
+    far = Correction.fitted([(1e-6 * 10**i, 2 * (1e-6 * 10**i) ** 1.2) for i in range(6)])
+    assert far.slope == pytest.approx(1.2, abs=0.005)
+    assert far.of(1e-3) == pytest.approx(2 * 1e-3**1.2, rel=0.02)
+    one = Correction.fitted([(0.1, 0.15)])
+    assert (one.factor, one.slope, one.points) == (pytest.approx(1.5), 1, 1)
+    near = Correction.fitted([(0.1, 0.1), (0.11, 0.15)])
+    assert abs(near.slope - 1) < 0.05
+    assert Correction.fitted([(0.0, 0.1)]) is None
+    assert near.of(0.0) == 0

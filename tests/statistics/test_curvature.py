@@ -68,6 +68,21 @@ def test_of_logits() -> None:
     assert found.input == pytest.approx(float(by_input), rel=0.1)
 
 
+@pytest.mark.parametrize(("second", "agreement"), [(1.0, 2.0), (-0.5, 0.2), (None, 1.0)])
+def test_errors_of_an_input_act_through_all_that_read_it(second: float | None, agreement: float) -> None:
+    """One output adds up two sites that are multiples of each other; another keeps those apart that are not."""
+    rng = np.random.default_rng(4)
+    a = rng.standard_normal((6, 8))
+    b = a * second if second is not None else np.zeros((6, 8))
+    if second is None:
+        a[:, 4:], b[:, 4:] = 0, rng.standard_normal((6, 4))
+    analysis = analyzed("[one] h = MatMul(x, a) [two] g = MatMul(x, b) y = Add(h, g)", {"a": a, "b": b})
+    batches = [{"x": rng.standard_normal((32, 12, 6), np.float32)} for _ in range(4)]
+    found = measured(analysis, batches, set())
+    within = 0.1 if second is None else 1e-4
+    assert found["one"].agreement == found["two"].agreement == pytest.approx(agreement, abs=within)
+
+
 def test_errors_that_act_alike_add_up() -> None:
     """The output sums over all rows: where they are equal, the effect of the weight grows with their number."""
     analysis = analyzed(
