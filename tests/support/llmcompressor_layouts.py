@@ -14,18 +14,29 @@ LLAMA = {
 }  # fmt: skip
 
 #: Schemes of llmcompressor by what a checkpoint of ours is made for.
-SCHEMES = {"int4-g128": "W4A16", "uint4-g128": "W4A16_ASYM", "nvfp4": "NVFP4A16", "mxfp4": "MXFP4A16"}
+SCHEMES = {
+    "int4-g128": "W4A16", "uint4-g128": "W4A16_ASYM", "nvfp4": "NVFP4A16", "mxfp4": "MXFP4A16",
+    "mxfp4-even/mxfp4-even": "MXFP4", "nvfp4/nvfp4-static": "NVFP4",
+}  # fmt: skip
+
+#: Schemes whose second level of inputs follows from data.
+CALIBRATED = {"NVFP4"}
 
 OUT = Path(__file__).parent / "llmcompressor_layouts.json"
 
 
 def main() -> None:
     import torch
+    from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from safetensors import safe_open
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    tokens = Dataset.from_dict({"input_ids": [[*range(32)]] * 4, "attention_mask": [[1] * 32] * 4})
+    words = Tokenizer(models.WordLevel({str(word): word for word in range(32)}, unk_token="0"))
+    reader = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0")  # data is refused without one
     found = {}
     for ours, scheme in SCHEMES.items():
         torch.manual_seed(0)
@@ -33,7 +44,8 @@ def main() -> None:
             LlamaForCausalLM(LlamaConfig(**LLAMA)).bfloat16().save_pretrained(Path(folder) / "source")
             module = LlamaForCausalLM.from_pretrained(Path(folder) / "source", dtype=torch.bfloat16)
             recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
-            oneshot(model=module, recipe=recipe, tokenizer=None, processor=None)
+            data = {"dataset": tokens, "num_calibration_samples": len(tokens)} if scheme in CALIBRATED else {}
+            oneshot(model=module, recipe=recipe, processor=reader, **data)
             module.save_pretrained(folder, save_compressed=True)
             with safe_open(Path(folder) / "model.safetensors", "pt") as stored:
                 tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
