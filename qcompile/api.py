@@ -108,7 +108,8 @@ def export(
             ``eigenvalues``, ``noise`` or ``even``; ``statistics.measures`` explains them.
         cache_format: how the caches of a decoder are stored: ``int8``, ``int4``, or with scales of a kind, such as
             ``int8-channel`` (static) and ``int4-g32`` (with each token); ``float``, by default, leaves them alone.
-        form: ``plain``, or another form that the target writes: ``genai`` for onnxruntime-genai, ``qonnx`` for QONNX.
+        form: ``plain``, or another form that the target writes: ``genai`` for onnxruntime-genai, ``qonnx`` for QONNX,
+            ``tensorrt`` for TensorRT.
         learn: what is learned along gradients of the whole model: ``transforms``, ``codes`` or ``all``, with options as
             in ``transforms,codes{steps=400}``; ``minutes=5`` is ``all{minutes=5}``, by default nothing.
         profile: what computing costs, where times are predicted: ``shipped`` with the target, the same on all machines;

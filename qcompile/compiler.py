@@ -41,7 +41,7 @@ from qcompile.rounding.methods import Gptq, Rtn, method_of
 from qcompile.run.data import hold_out, load_data
 from qcompile.splitting import branch_digests, split_sites, store_in_half
 from qcompile.stages import Captured, Chosen, Compared, Prepared, Quantized, Request, Rotated, Written, float_model
-from qcompile.targets.eligible import quantizable, refuse_operators, said_of_weights
+from qcompile.targets.eligible import quantizable, refuse_operators, refuse_versions, said_of_weights
 from qcompile.targets.registry import REFERENCE, backend, get_target, lowered_to
 from qcompile.teaching import with_learned_codes, with_learned_transforms
 from qcompile.work import Work
@@ -157,10 +157,11 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     held_out = None
     if options.evaluation is not None:
         held_out = load_data(options.evaluation, prepared.model, option="--evaluation", reading=options.reading)
-    refuse_operators(prepared.model, request.target)
+    refuse_operators(analysis, request.target)
     sites, declined = quantizable(analysis, request.target)
     state.declined += declined
     wishes = wishes_of(analysis.sites, request.target, options.exclude, options.format_for, options.transform_for)
+    refuse_versions(prepared.model, request.target, (*request.schemes, *wishes.schemes.values()))
     sites = wishes.allowed(sites, state.decline)
     wishes.decline_inputs(sites, request.schemes, state.decline)
     if not sites:

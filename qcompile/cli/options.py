@@ -205,7 +205,7 @@ CacheFormat = Annotated[
 Form = Annotated[
     str,
     typer.Option(
-        help="plain; genai, a folder that onnxruntime-genai runs; or qonnx, a file of QONNX beside the graph."
+        help="plain; genai, a folder that onnxruntime-genai runs; qonnx or tensorrt, a file for these beside the graph."
     ),
 ]
 Part = Annotated[

@@ -13,14 +13,15 @@ from qcompile.analysis.patches import is_convolution, windowed
 from qcompile.analysis.siblings import siblings_of
 from qcompile.analysis.spaces import Analysis, Site
 from qcompile.analysis.stacks import experts_of, is_stack
-from qcompile.errors import TargetError
+from qcompile.errors import InputError, TargetError
 from qcompile.ir.blueprint import blueprint_of
-from qcompile.ir.functions import DOMAIN
+from qcompile.ir.functions import DOMAIN, opset
 from qcompile.ir.graph import is_float, label
 from qcompile.notes import Declined
+from qcompile.targets.scheme import Scheme
 from qcompile.targets.target import Target
 
-__all__ = ["WEIGHT", "quantizable", "refuse_operators", "said_of_weights"]
+__all__ = ["WEIGHT", "quantizable", "refuse_operators", "refuse_versions", "said_of_weights"]
 
 #: The thing that is not done to a site that is left alone.
 WEIGHT = "quantizing its weight"
@@ -53,8 +54,8 @@ def quantizable(analysis: Analysis, target: Target | None = None) -> tuple[list[
     return [site for site in chosen if site.input is None or id(site) in grouped], declined
 
 
-def refuse_operators(model: ir.Model, target: Target) -> None:
-    """Refuse a graph with operators that a target has no form of.
+def refuse_operators(analysis: Analysis, target: Target) -> None:
+    """Refuse a graph with operators that a target has no form of, embedding tables among them.
 
     Raises:
         TargetError: naming some.
@@ -62,13 +63,30 @@ def refuse_operators(model: ir.Model, target: Target) -> None:
     if target.operators is None:
         return
     found: dict[str, str] = {}
-    for node in model.graph.all_nodes():
+    tables = set() if target.tables else {site.node for site in analysis.sites if site.input is None}
+    for node in analysis.model.graph.all_nodes():
         computes = any(value is not None and is_float(value) for value in (*node.inputs, *node.outputs))
-        if computes and node.domain != DOMAIN and (node.domain or node.op_type not in target.operators):
-            found.setdefault(node.op_type, label(node))
+        lacks = node.domain != DOMAIN and (node.domain or node.op_type not in target.operators)
+        if computes and (lacks or node in tables):
+            found.setdefault(node.op_type, f"the embedding {label(node)}" if node in tables else label(node))
     if found:
         names = ", ".join(list(found.values())[:SHOWN])
         raise TargetError(f"target '{target.name}' computes in integers alone, and has no integer form of {names}")
+
+
+def refuse_versions(model: ir.Model, target: Target, schemes: Iterable[Scheme]) -> None:
+    """Refuse a graph whose operators are too old for schemes.
+
+    Raises:
+        InputError: naming one, and the version that it needs.
+    """
+    for scheme in schemes:
+        needed = target.version_for(scheme)
+        if opset(model) < needed:
+            raise InputError(
+                f"'{scheme.name}' needs operators of version {needed} on target '{target.name}': the graph has "
+                f"{opset(model)}, so export it to {needed} or convert it with onnx.version_converter"
+            )
 
 
 def said_of_weights(declined: Iterable[Declined]) -> str:
@@ -91,6 +109,8 @@ def _beyond(analysis: Analysis, site: Site, target: Target) -> str | None:
     blueprint = blueprint_of(analysis.model) if target.modules else None
     if blueprint is not None and (site.input is None or site.module not in blueprint.linear):
         return f"target '{target.name}' packs weights of torch.nn.Linear alone"
+    if site.input is None and not target.tables:
+        return f"target '{target.name}' looks up rows of float tables alone"
     if site.nested and not target.bodies:
         return f"it stands in the body of another operator, where target '{target.name}' computes with float weights"
     if windowed(site.node) and target.convolutions == "none":

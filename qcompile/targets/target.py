@@ -59,6 +59,10 @@ class Target:
         forms: the forms in which its artifacts can be written, the usual first.
         form: the one of these that was asked for.
         constant_forms: those that hold no scales but constants: inputs have static ranges in them, or stay as they are.
+        in_forms: by form, the fields above that differ in it.
+        tables: whether it computes embedding tables.
+        refusals: why it cannot run schemes that one may look for, by the beginning of their names.
+        oldest: the version of the standard operators that schemes need, by the beginning of their names.
         options: constants that the backend's lowering reads.
     """
 
@@ -89,6 +93,10 @@ class Target:
     forms: tuple[str, ...] = ("plain",)
     form: str = "plain"
     constant_forms: tuple[str, ...] = ()
+    in_forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tables: bool = True
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    oldest: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,7 +134,15 @@ class Target:
             return Scheme.parse(text)
         near = nearest(text, self.schemes)
         said = f" (the nearest: {', '.join(near)})" if near else ""
-        raise TargetError(f"target '{self.name}' cannot run format '{text}'{said}; it runs {', '.join(self.schemes)}")
+        why = next((f": {why}" for start, why in self.refusals.items() if text.startswith(start)), said)
+        within = "" if self.form == "plain" else f" in form '{self.form}'"
+        raise TargetError(
+            f"target '{self.name}'{within} cannot run format '{text}'{why}; it runs {', '.join(self.schemes)}"
+        )
+
+    def version_for(self, scheme: Scheme) -> int:
+        """The version of the standard operators that a scheme needs in its artifacts; 0 where any will do."""
+        return max((version for start, version in self.oldest.items() if scheme.name.startswith(start)), default=0)
 
     def cache_formats(self, words: str) -> list[CacheFormat]:
         """The formats of caches that names mean on this target; none for ``float``.
@@ -153,7 +169,7 @@ class Target:
         """
         if form not in self.forms:
             raise TargetError(f"target '{self.name}' has no form '{form}': it writes {', '.join(self.forms)}")
-        return replace(self, form=form)
+        return replace(self, form=form, **self.in_forms.get(form, {}))
 
     def beside(self, along: Sequence[Path]) -> Target:
         """The target for an artifact that takes those files along, which forms may read settings from."""

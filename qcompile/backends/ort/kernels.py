@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Convolution, Form, Linear, Lookup, Stack, read_convolution, read_site
 from qcompile.analysis.patches import is_convolution
-from qcompile.backends.ort import emulation, integer, nbits, qdq
+from qcompile.backends.ort import emulation, integer, nbits, qdq, tensorrt
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.weights import packed_parts
 from qcompile.errors import TargetError
@@ -66,6 +66,16 @@ KERNELS: dict[str, Kernel] = {
         Convolution, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around the convolution"
     ),
     "qdq": Kernel(Linear, qdq.takes, qdq.pack, qdq.emit, "QuantizeLinear and DequantizeLinear around it"),
+    "tensorrt-fp4": Kernel(
+        Linear, tensorrt.takes_fp4, tensorrt.pack_fp4, tensorrt.emit_fp4, "TRT_FP4DynamicQuantize and DequantizeLinear"
+    ),
+    "tensorrt-mxfp8": Kernel(
+        Linear,
+        tensorrt.takes_mxfp8,
+        tensorrt.pack_mxfp8,
+        tensorrt.emit_mxfp8,
+        "TRT_MXFP8DynamicQuantize and TRT_MXFP8DequantizeLinear",
+    ),
     "decoded": Kernel(
         Linear,
         emulation.takes_decoded,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.analysis.forms import read_site
-from qcompile.backends.ort import emulation, qdq
+from qcompile.backends.ort import emulation, qdq, tensorrt
 from qcompile.backends.ort.emitter import Emitter, Parts
 from qcompile.backends.ort.genai import write_genai
 from qcompile.backends.ort.integer_only.integer_graph import rewrite
@@ -59,19 +60,11 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     kernels = target.options["kernels"]
     _check(model, kernels)
     along = (write_qonnx(model, folder),) if target.form == QONNX else ()
+    if target.form == qdq.TENSORRT:
+        along = (_write_tensorrt(model.clone(), target, folder),)
     unrolled = unroll(model, routed=True) if target.options.get("unrolls") else Unrolled({})
-    sites = planned(model)
-    chosen = [choose(node, plan, kernels) for node, plan in sites]
-    emitter = Emitter(model, target)
-    _round_results(emitter, model, kernels)
-    with threads(os.cpu_count() or 1) as beside:
-        once: dict[Hashable, Future[Parts]] = {}  # sites that share a weight share what is packed of it
-        packed = []
-        for (_, plan), kernel in zip(sites, chosen, strict=True):
-            key = (kernel.pack, id(plan.weight))
-            packed.append(once.get(key) or once.setdefault(key, beside.submit(kernel.pack, plan.weight)))
-        work = zip(sites, chosen, packed, strict=True)
-        said = {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
+    emitter = Emitter(model, replace(target, form="plain"))
+    said = _lower_sites(emitter, kernels)
     caches = lower_caches(model)
     if target.options.get("integers"):
         rewrite(emitter, OPERATORS)
@@ -84,6 +77,28 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     if target.form == GENAI:
         files = (*files, write_genai(model, folder, target.options.get("along", ())))
     return Lowered(files, unrolled.joined(said))
+
+
+def _write_tensorrt(model: ir.Model, target: Target, folder: Path) -> str:
+    """Write the planned graph as TensorRT reads it; return the name of the file."""
+    _lower_sites(Emitter(model, target), target.options["tensorrt"])
+    drop_notes(model)
+    return tensorrt.write(model, folder)
+
+
+def _lower_sites(emitter: Emitter, kernels: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
+    """Rewrite each planned site by the first of the kernels that takes it; what is to be said of each."""
+    sites = planned(emitter.model)
+    chosen = [choose(node, plan, kernels) for node, plan in sites]
+    _round_results(emitter, emitter.model, kernels)
+    with threads(os.cpu_count() or 1) as beside:
+        once: dict[Hashable, Future[Parts]] = {}  # sites that share a weight share what is packed of it
+        packed = []
+        for (_, plan), kernel in zip(sites, chosen, strict=True):
+            key = (kernel.pack, id(plan.weight))
+            packed.append(once.get(key) or once.setdefault(key, beside.submit(kernel.pack, plan.weight)))
+        work = zip(sites, chosen, packed, strict=True)
+        return {node_name(n): _lower_site(emitter, n, plan, kernel, parts) for (n, plan), kernel, parts in work}
 
 
 def rounds_input_to(node: ir.Node, plan: Plan, target: Target) -> str | None:

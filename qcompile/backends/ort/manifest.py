@@ -23,6 +23,12 @@ _MXFP4 = ("mxfp4", "mxfp4-even", "mxfp4-rceil", "mxfp4-ceil", "mxfp4-nearest", "
 _PAIRS = tuple(f"{weight}/{x}-static" for weight in ("int8-channel", "int4-channel", *(f"int4-g{n}" for n in _GROUPS))
                for x in ("uint8", "int8")) + ("int4-channel", *(f"int4-g{n}" for n in _GROUPS))  # fmt: skip
 
+#: Schemes of 8 bits as TensorRT reads them: zero is code 0, and scales of inputs are constants.
+_TRT_INT8, _TRT_FP8 = "int8-channel/int8-static", "fp8-e4m3-channel/fp8-e4m3-static"
+
+#: Those whose scales TensorRT computes for blocks of inputs, MXFP8 by its rule, which rounds scales up.
+_TRT_BLOCKS = tuple(f"{weight}/nvfp4-static" for weight in _NVFP4) + ("mxfp8-e4m3-rceil/mxfp8-e4m3-rceil",)
+
 #: Bytes a second that a desktop processor reads with a few threads.
 _CPU = 2e10
 
@@ -45,6 +51,8 @@ def _both(names: tuple[str, ...]) -> tuple[str, ...]:
 def _integers(widths: tuple[int, ...], groups: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"{kind}{bits}-g{group}" for bits in widths for kind in ("int", "uint") for group in groups)
 
+
+_PAIR_KERNELS = ("qdq-convolution", "qdq", "integer-lookup")
 
 TARGETS = (
     Target(
@@ -101,9 +109,22 @@ TARGETS = (
         transform_price=3.0,
         bandwidth=_CPU,
         convolutions="all",
-        forms=("plain", "qonnx"),
+        oldest={"int4": 21},
+        forms=("plain", "qonnx", "tensorrt"),
         constant_forms=("qonnx",),
-        options={"kernels": ("qdq-convolution", "qdq", "integer-lookup")},
+        in_forms={
+            "tensorrt": {
+                "schemes": (_TRT_INT8,),
+                "default": _TRT_INT8,
+                "edge": _TRT_INT8,
+                "tables": False,
+                "refusals": {
+                    "int8-channel/uint8": "TensorRT's integers have no zero point but 0",
+                    "int4": "TensorRT has no product of 4-bit weights and 8-bit inputs",
+                },
+            }
+        },
+        options={"kernels": _PAIR_KERNELS, "tensorrt": _PAIR_KERNELS[:2]},
     ),
     Target(
         "integer",
@@ -116,6 +137,7 @@ TARGETS = (
         convolutions="all",
         online="none",
         static="all",
+        tables=False,
         operators=INTEGER,
         options={"kernels": ("qdq-convolution", "qdq"), "integers": True},
     ),
@@ -131,7 +153,26 @@ TARGETS = (
         stacks="matrices",
         bodies=True,
         emulated=True,
-        options={"kernels": ("emulated", "stack", "lookup")},
+        forms=("plain", "tensorrt"),
+        in_forms={
+            "tensorrt": {
+                "backends": ("ort",),
+                "schemes": (*_TRT_BLOCKS, _TRT_FP8),
+                "default": _TRT_BLOCKS[0],
+                "plain": "nvfp4/nvfp4-static",
+                "edge": _TRT_FP8,
+                "stacks": "none",
+                "bodies": False,
+                "tables": False,
+                "oldest": {"nvfp4": 23, "mxfp8": 19, "fp8": 19},
+                "refusals": {
+                    "nvfp4": "TensorRT computes NVFP4 weights in float32, without a word, if inputs are not NVFP4",
+                    "fp8": "inputs in FP8 have a static range in TensorRT",
+                    "mxfp8": "TensorRT rounds scales of MXFP8 up",
+                },
+            }
+        },
+        options={"kernels": ("emulated", "stack", "lookup"), "tensorrt": ("tensorrt-fp4", "tensorrt-mxfp8", "qdq")},
     ),
     Target(
         "blackwell-mxfp4",

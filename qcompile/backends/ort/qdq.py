@@ -13,7 +13,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from qcompile.analysis.forms import Convolution, Linear
 from qcompile.backends.ort.emitter import Emitter, Parts
@@ -26,7 +25,10 @@ from qcompile.ir.required import constant, rank_of
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["emit", "pack", "quantized", "reads", "takes"]
+__all__ = ["TENSORRT", "emit", "pack", "quantized", "reads", "takes"]
+
+#: The form for TensorRT, among a target's forms.
+TENSORRT = "tensorrt"
 
 _FLOAT = ir.DataType.FLOAT
 _BIAS = 2**31 - 1
@@ -35,7 +37,7 @@ _BIAS = 2**31 - 1
 _FOUR_BITS = 21
 
 #: By the name of an element, the type of ONNX that holds its codes.
-_TYPES = {"int8-full": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
+_TYPES = {"int8-full": ir.DataType.INT8, "uint8": ir.DataType.UINT8, "e4m3": ir.DataType.FLOAT8E4M3FN}
 
 
 def quantized(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
@@ -52,24 +54,30 @@ def _pair(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
 
 
 def reads(fmt: Format) -> bool:
-    """Whether a pair can hold an activation in a format: a static one of eight-bit integers."""
+    """Whether a pair can hold an activation in a format: a static one of eight bits."""
     return fmt.static and fmt.element.name in _TYPES
 
 
 def takes(scheme: Scheme) -> bool:
-    """Signed weights of eight bits per output channel, or of four bits in groups too, and inputs that a pair holds."""
+    """Signed weights of eight bits per output channel, or of four bits in groups too, and inputs that a pair holds.
+
+    FP8 beside FP8 alone.
+    """
     weight, activation = scheme.weight, scheme.activation
     if not isinstance(weight, Format) or not (activation is None or reads(activation)) or weight.zero_point:
         return False
+    if Kind.FLOAT in (weight.element.kind, activation and activation.element.kind):
+        return activation is not None and weight.element is activation.element and weight.group is None
     signed = weight.element.kind is Kind.INTEGER and weight.bits in (4, 8) and weight.element.levels[0] < 0
     return signed and (weight.bits == 4 or weight.group is None) and weight.scale is not ScaleType.NONE
 
 
 def pack(weight: Quantized) -> dict[str, np.ndarray]:
     """Signed codes ``[out, in]``, one a byte, and scales ``[out]``, or ``[out, groups]``."""
-    levels = decode_element(weight.codes[:, : weight.shape[1]], weight.format.element).to(torch.int8)
+    levels = decode_element(weight.codes[:, : weight.shape[1]], weight.format.element).numpy()
     scales = weight.scales.float().flatten(0 if weight.format.group is None else 1)
-    return {"weight": levels.numpy(), "scale": scales.numpy()}
+    floats = weight.format.element.kind is Kind.FLOAT
+    return {"weight": levels.astype(ml_dtypes.float8_e4m3fn if floats else np.int8), "scale": scales.numpy()}
 
 
 def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
@@ -84,10 +92,8 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     if plan.scheme.activation is not None:
         read = quantized(emit, node, x, plan.calibrated)
         step = plan.calibrated.scale * scales
-        if bias is None:
-            _round_added(emit, site, step)
-        else:
-            bias = _bias(emit, site, bias, step)
+        if emit.target.form != TENSORRT:  # which reads biases as floats
+            bias = _rounded_bias(emit, site, step)
     decoded = _weight(emit, site, fmt, codes, scales)
     if wide and bias is not None and bias is site.bias:
         bias = cast(emit, node, bias, _FLOAT)
@@ -95,6 +101,14 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     operands = [new.get(value, value) for value in node.inputs]
     y = emit.op(node, node.op_type, *operands, **{name: own.value for name, own in node.attributes.items()})
     return (cast(emit, node, y, graph_type(site.weight)) if wide else y), {}
+
+
+def _rounded_bias(emit: Emitter, site: Linear | Convolution, scale: np.ndarray) -> ir.Value | None:
+    """The bias of a site in steps of its products; one that an Add behind it adds is read so in its place."""
+    if site.bias is not None:
+        return _bias(emit, site, site.bias, scale)
+    _round_added(emit, site, scale)
+    return None
 
 
 def _weight(

@@ -14,6 +14,7 @@ import qcompile as qc
 from qcompile.backends.ort.integer_only.integer_operators import OPERATORS
 from qcompile.backends.ort.integer_only.numbers import dyadic
 from qcompile.backends.ort.manifest import INTEGER
+from qcompile.choice import selection
 from qcompile.errors import TargetError
 from qcompile.run.session import Session
 
@@ -93,6 +94,16 @@ def test_an_operator_without_an_integer_form_is_refused(parse, tmp_path, operato
     with pytest.raises(TargetError, match=reason):
         qc.export(parse(text), "integer", tmp_path / "out", calibration=tmp_path / "x.npz")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_embedding_is_refused_before_any_work(parse, tmp_path, monkeypatch):
+    text = (
+        "g (int64[n,k] i) => (float[n,k,8] y) <float[32,16] t, float[16,8] w> { a = Gather(t, i)\n y = MatMul(a, w) }"
+    )
+    np.savez(tmp_path / "x.npz", i=np.ones((8, 4), np.int64))
+    monkeypatch.setattr(selection, "choose", None)
+    with pytest.raises(TargetError, match="no integer form of the embedding Gather"):
+        qc.export(parse(text), "integer", tmp_path / "out", calibration=tmp_path / "x.npz")
 
 
 def test_the_target_names_the_operators_that_there_are():
