@@ -2,10 +2,10 @@
 
     python benchmarks/convolutions.py [MODEL.onnx ...] [--seconds 2] [--targets cpu-int8,cpu-int4,qdq-int8]
 
-Without models: the shipped classifiers, a YOLO-like network with random weights, and the PP-OCR models of the package
-``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else pictures of digits in the shape of the
-input; a quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that. Times are medians of
-runs in turn, on one thread, over those of the float model.
+Without models: the shipped classifiers and U-Net, a YOLO-like network with random weights, and the PP-OCR models of the
+package ``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else pictures of digits shaped as
+the input; a quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that. Times are
+medians of runs in turn, on one thread, over those of the float model. A file that onnxruntime does not load is named.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 def shipped(folder: Path) -> list[Path]:
     """The models that are there."""
-    found = [ZOO / "resnet.onnx", ZOO / "mobilenet.onnx", yolo_like(folder / "yolo.onnx")]
+    found = [ZOO / "resnet.onnx", ZOO / "mobilenet.onnx", ZOO / "unet.onnx", yolo_like(folder / "yolo.onnx")]
     package = importlib.util.find_spec("rapidocr_onnxruntime")
     if package is not None and package.origin is not None:
         found += sorted((Path(package.origin).parent / "models").glob("*.onnx"))
@@ -97,7 +97,10 @@ def yolo_like(path: Path) -> Path:
 def images_of(model: onnx.ModelProto, places: tuple[int, int] = PLACES) -> list[dict[str, np.ndarray]]:
     """Inputs of a model of images: digits for one that reads them, else pictures in its layout."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    (value,) = [value for value in model.graph.input if value.name not in constants]
+    value, *more = [value for value in model.graph.input if value.name not in constants]
+    if more:  # a diffusion model
+        with np.load(ZOO / "dit_calibration.npz") as points:
+            return [{name: points[name][i::IMAGES] for name in points} for i in range(IMAGES)]
     dims = [dim.dim_value or 0 for dim in value.type.tensor_type.shape.dim]
     with np.load(ZOO / "classifier_calibration.npz") as digits:
         shapes = digits["x"]
@@ -134,7 +137,8 @@ def table(path: Path, folder: Path, options: argparse.Namespace) -> None:
     plain = session(path)
     want = [plain.run(None, given) for given in held_out]
     rows = dict(quantized(path, folder, learned, options.targets.split(",")))
-    sessions = {name: session(file) for name, file in rows.items()}
+    sessions = {name: own for name, file in rows.items() if (own := loaded(file, name)) is not None}
+    rows = {name: rows[name] for name in sessions}
     errors = {name: error(want, [own.run(None, given) for given in held_out]) for name, own in sessions.items()}
     runs: list[Callable[[], Any]] = [lambda own=own: own.run(None, inputs[0]) for own in (plain, *sessions.values())]
     times, _ = interleaved(runs, options.seconds * len(runs))
@@ -180,6 +184,15 @@ def quantized(
     for target in targets:
         qc.export(path, target, folder / target, calibration=data)
         yield f"qcompile, {target}", folder / target / "model.onnx"
+
+
+def loaded(path: Path, name: str) -> onnxruntime.InferenceSession | None:
+    """A session, or none of a file that is invalid, with a word about it."""
+    try:
+        return session(path)
+    except onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph as error:
+        print(f"\n{name}: onnxruntime does not load what it wrote: {str(error)[:300]}")
+        return None
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from commands import done
 
@@ -133,3 +134,36 @@ def test_a_head_that_is_the_table_is_stored_with_it(parse, tmp_path, head, targe
     assert [site["weight"] for site in artifact.manifest["sites"] if site["op"] == "Gather"] == [
         site["shares"] for site in artifact.manifest["sites"] if "shares" in site
     ]
+
+
+#: A weight that two operators read, by what they are.
+TWICE = {
+    "MatMul": "g (float[n,32] x) => (float[n,8] y) <float[32,32] w, float[32,8] v>"
+    " { a = MatMul(x, w)\n h = Relu(a)\n c = MatMul(h, w)\n d = Relu(c)\n y = MatMul(d, v) }",
+    "Gemm": "g (float[n,32] x) => (float[n,8] y) <float[32,32] w, float[32] b, float[32,8] v>"
+    " { a = Gemm<transB=1>(x, w, b)\n h = Relu(a)\n c = Gemm<transB=1>(h, w, b)\n d = Relu(c)\n y = MatMul(d, v) }",
+    "Conv": "g (float[n,8,6,6] x) => (float[n,8,6,6] y) <float[8,8,3,3] w, float[8] b, float[8,8,1,1] v>"
+    " { a = Conv<pads=[1,1,1,1]>(x, w, b)\n h = Relu(a)\n c = Conv<pads=[1,1,1,1]>(h, w, b)\n"
+    " d = Relu(c)\n y = Conv(d, v) }",
+}
+
+
+@pytest.mark.parametrize("target", ["qdq-int8", "integer"])
+@pytest.mark.parametrize("name", TWICE)
+def test_static_artifacts_load_where_x86_lacks_vnni(parse, tmp_path, name, target):
+    """There the runner asks for exact sums, and onnxruntime makes unsigned codes of each weight."""
+    model = parse(TWICE[name])
+    shape = [size if isinstance(size, int) else 64 for size in model.graph.inputs[0].shape]
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    qc.export(model, target, tmp_path / "out", calibration=tmp_path / "x.npz", transforms="none", method="rtn")
+    stored = ir.load(tmp_path / "out" / "model.onnx").graph.initializers.values()
+    codes = [value.name for value in stored if value.dtype == ir.DataType.INT8 and value.name.startswith("w.weight")]
+    assert len(codes) == 1
+    results = []
+    for exact in ("0", "1"):
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", exact)
+        path = tmp_path / "out" / "model.onnx"
+        results.append(onnxruntime.InferenceSession(path, options).run(None, {"x": x})[0])
+    np.testing.assert_array_equal(*results)

@@ -47,7 +47,7 @@ def test_mamba_rotates_where_the_mathematics_says() -> None:
     assert error <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["language_model", "mamba", "dit"])
+@pytest.mark.parametrize("name", ["language_model", "mamba", "dit", "unet"])
 def test_each_file_is_small_enough_to_ship(name: str) -> None:
     assert (ZOO / f"{name}.onnx").stat().st_size < 10_000_000
 
@@ -94,3 +94,44 @@ def test_classifiers_still_do_once_they_are_quantized(name: str, target: str, tm
     assert (scores.argmax(1) == labels).mean() > 0.97
     bytes_ = artifact.manifest["bytes"]
     assert bytes_["artifact"] < {"cpu-int4": 0.4, "cpu-int8": 0.5}[target] * bytes_["source"]
+
+
+def points(rows: int) -> dict[str, np.ndarray]:
+    """Some of the held-out points between noise and digit, over all times; both diffusion models read them."""
+    with np.load(ZOO / "dit_evaluation.npz") as saved:
+        return {name: saved[name][:: -(-len(saved[name]) // rows)] for name in saved}
+
+
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_diffusion_models_know_the_way_from_noise_to_digits(name: str) -> None:
+    given = points(64)
+    (velocity,) = Session(ZOO / f"{name}.onnx").run(given).values()
+    asked = Session(ZOO / f"{name}.onnx").run(given | {"y": (given["y"] + 5) % 10})["velocity"]
+    assert velocity.shape == given["x"].shape
+    # Where the time is t, x + (1 - t) v is the digit: values of pixels, which the other class would draw elsewhere.
+    digit = given["x"] + (1 - given["t"])[:, None, None, None] * velocity
+    late = given["t"] > 0.5
+    assert np.abs(digit[late]).max() < 1.6
+    assert np.square(velocity - asked)[late].mean() > 0.1
+
+
+def test_the_unet_is_small_and_its_skips_are_one_space() -> None:
+    assert (ZOO / "unet.onnx").stat().st_size < 2_000_000
+    analysis = rotate(ZOO / "unet.onnx", transforms="none").prepared.analysis
+    assert len(analysis.sites) == 28
+    joins = [space for space in analysis.spaces if len(space.readers) >= 5 and len(space.writers) >= 3]
+    assert joins  # encoder, middle and decoder meet by Concat, in products of axes
+
+
+@pytest.mark.parametrize(("target", "most"), [("reference", 0.30), ("qdq-int8", 0.42), ("cpu-int4", 0.42)])
+def test_the_whole_unet_is_quantized(target: str, most: float, tmp_path: Path) -> None:
+    given = points(64)
+    np.savez(tmp_path / "points.npz", **given)
+    artifact = qc.export(
+        ZOO / "unet.onnx", target, tmp_path / "artifact", calibration=tmp_path / "points.npz", method="rtn"
+    )
+    assert all(site["format"] != "float" for site in artifact.manifest["sites"])
+    assert artifact.manifest["bytes"]["artifact"] < most * artifact.manifest["bytes"]["source"]
+    want = Session(ZOO / "unet.onnx").run(given)["velocity"]
+    have = artifact.run(given)["velocity"]
+    assert np.linalg.norm(have - want) < 0.15 * np.linalg.norm(want)

@@ -2,7 +2,7 @@
 
 python evaluate.py language_model --write 300
 python evaluate.py mamba
-python evaluate.py dit --model quantized.onnx
+python evaluate.py dit --model quantized.onnx          # or unet
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training import sample
 from weights import restore
 
 HERE = Path(__file__).parent
-NAMES = ("language_model", "mamba", "dit", "resnet", "mobilenet")
+NAMES = ("language_model", "mamba", "dit", "unet", "resnet", "mobilenet")
 SHIPPED = {name: f"{name}.onnx" for name in NAMES}
 
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -74,7 +74,7 @@ def evaluate_text(options: argparse.Namespace) -> None:
         print(text.decode(errors="replace"))
 
 
-def evaluate_dit(options: argparse.Namespace) -> None:
+def evaluate_diffusion(options: argparse.Namespace) -> None:
     """Velocity error on the path, and the share of drawn digits that the judge reads as asked."""
     velocity = _session(options.model)
     for name, split, seed in zip(("learned", "held-out"), digits.load(), (2, 3), strict=True):
@@ -109,7 +109,7 @@ def main() -> None:
     if options.which in ("resnet", "mobilenet"):
         print(f"held-out digits: {read_right(_session(options.model)):.1%} read right")
         return
-    (evaluate_dit if options.which == "dit" else evaluate_text)(options)
+    (evaluate_diffusion if options.which in ("dit", "unet") else evaluate_text)(options)
 
 
 if __name__ == "__main__":

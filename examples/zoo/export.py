@@ -2,7 +2,7 @@
 
     python export.py language_model --weights language_model.safetensors
     python export.py mamba --weights mamba.safetensors
-    python export.py dit --weights dit.safetensors
+    python export.py dit --weights dit.safetensors             # and unet
     python export.py resnet --weights resnet.safetensors
 
 Mamba's selective scan is qcompile's: one node, with a function of standard operators for runtimes that know no better.
@@ -26,10 +26,12 @@ from dit import DiT
 from language_model import LanguageModel
 from mamba import Mamba
 from qcompile.ir.state_space import add_bodies, selective_scan, translations
+from unet import UNet
 from weights import name_initializers, restore
 
-__all__ = ["export_classifier", "export_dit", "export_language_model", "export_mamba"]
+__all__ = ["export_classifier", "export_diffusion", "export_language_model", "export_mamba"]
 
+DIFFUSION = {"dit": DiT, "unet": UNet}
 HERE = Path(__file__).parent
 LIMIT = 10_000_000
 """Bytes an ONNX file may have, so that it can live in the repository."""
@@ -37,7 +39,7 @@ LIMIT = 10_000_000
 CALIBRATION_ROWS = 96
 EVALUATION_ROWS = 64
 LENGTH = 256
-DIT_ROWS = 512
+DIFFUSION_ROWS = 512
 CLASSIFIER_ROWS = 512
 
 
@@ -113,17 +115,17 @@ def export_mamba(weights: Path, folder: Path, saved_corpus: Path | None, opset: 
     _export(model, example, folder / "mamba.onnx", "logits", dynamic, opset)
 
 
-def export_dit(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
-    """Write dit.onnx and points of the path, over all times, of learned and of held-out digits."""
+def export_diffusion(name: str, weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
+    """Write the diffusion model of that name, and points of its path over all times, learned and held out."""
     train, held_out = digits.load()
-    calibration, _ = digits.noisy_batch(train, DIT_ROWS, seed=2)
-    evaluation, _ = digits.noisy_batch(held_out, DIT_ROWS, seed=3)
+    calibration, _ = digits.noisy_batch(train, DIFFUSION_ROWS, seed=2)
+    evaluation, _ = digits.noisy_batch(held_out, DIFFUSION_ROWS, seed=3)
     np.savez_compressed(folder / "dit_calibration.npz", **calibration)
     np.savez_compressed(folder / "dit_evaluation.npz", **evaluation)
     batch = {0: torch.export.Dim("batch")}
     example = {name: value[:5] for name, value in evaluation.items()}
-    model = restore(DiT(), weights)
-    _export(model, example, folder / "dit.onnx", "velocity", {"x": batch, "t": batch, "y": batch}, opset)
+    model = restore(DIFFUSION[name](), weights)
+    _export(model, example, folder / f"{name}.onnx", "velocity", {"x": batch, "t": batch, "y": batch}, opset)
 
 
 def export_classifier(name: str, weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
@@ -140,7 +142,8 @@ def export_classifier(name: str, weights: Path, folder: Path, saved_corpus: Path
 
 def main() -> None:
     """Export one model of the zoo."""
-    exporters = {"language_model": export_language_model, "mamba": export_mamba, "dit": export_dit}
+    exporters = {"language_model": export_language_model, "mamba": export_mamba}
+    exporters |= {name: partial(export_diffusion, name) for name in DIFFUSION}
     exporters |= {name: partial(export_classifier, name) for name in CLASSIFIERS}
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", choices=exporters)

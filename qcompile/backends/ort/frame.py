@@ -11,8 +11,9 @@ import onnx_ir as ir
 from qcompile.analysis.forms import Convolution, Linear, Stack
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
+from qcompile.ir.required import sizes_of
 
-__all__ = ["cast", "cut", "graph_type", "prepare", "resize", "transpose", "wrap"]
+__all__ = ["again", "cast", "cut", "graph_type", "prepare", "resize", "transpose", "wrap"]
 
 
 def graph_type(weight: ir.Value) -> ir.DataType:
@@ -50,6 +51,17 @@ def resize(emit: Emitter, node: ir.Node, x: ir.Value, size: int, have: int, want
     if have < want:
         x = emit.shared(("pad", x, want), partial(_pad, emit, node, x, want - have))
     return x
+
+
+def again(emit: Emitter, node: ir.Node, weight: ir.Value) -> ir.Value:
+    """A weight that another site reads too, as a constant of this one once the model is loaded.
+
+    Where onnxruntime is asked for exact sums on x86 without VNNI, it makes unsigned codes of each weight, and fails at
+    one that it has made them of. It makes one of operators that are equal, so each takes the rows up to an end of its
+    own, all of them behind the last.
+    """
+    bounds = (0, sizes_of(weight)[0] + len(weight.uses()), 0)
+    return emit.op(node, "Slice", weight, *(emit.constant(f"qcompile.{n}", np.array([n], np.int64)) for n in bounds))
 
 
 def cut(emit: Emitter, node: ir.Node, x: ir.Value, size: int) -> ir.Value:

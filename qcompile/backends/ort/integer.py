@@ -20,10 +20,9 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Linear, Lookup
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.frame import cast, graph_type, prepare, wrap
+from qcompile.backends.ort.frame import again, cast, graph_type, prepare, wrap
 from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.catalogue import AnyFormat
-from qcompile.ir.required import sizes_of
 from qcompile.targets.plans import Plan
 from qcompile.targets.scheme import Scheme
 
@@ -96,20 +95,9 @@ def _operands(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> Sequence
     codes, scales = (emit.made((part, id(plan.weight))) for part in _TABLE)
     if codes is None or scales is None:
         weight, scales = emit.weights(site.weight, parts)
-        return _again(emit, site.node, weight) if weight.uses() else weight, scales
+        return again(emit, site.node, weight) if weight.uses() else weight, scales
     flat = emit.constant("qcompile.flat", np.array([-1], np.int64))
     return emit.op(site.node, "Transpose", codes, perm=[1, 0]), emit.op(site.node, "Reshape", scales, flat)
-
-
-def _again(emit: Emitter, node: ir.Node, weight: ir.Value) -> ir.Value:
-    """A weight that another site reads too, as a constant of this one once the model is loaded.
-
-    Where onnxruntime is asked for exact sums on x86 without VNNI, it makes unsigned codes of each weight, and fails at
-    one that it has made them of. It makes one of operators that are equal, so each takes the rows up to an end of its
-    own, all of them behind the last.
-    """
-    bounds = (0, sizes_of(weight)[0] + len(weight.uses()), 0)
-    return emit.op(node, "Slice", weight, *(emit.constant(f"qcompile.{n}", np.array([n], np.int64)) for n in bounds))
 
 
 def _scale(emit: Emitter, site: Linear, x: ir.Value) -> ir.Value:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Convolution, Linear
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.frame import cast, graph_type
+from qcompile.backends.ort.frame import again, cast, graph_type
 from qcompile.errors import InputError
 from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.rounding import decode_element
@@ -159,6 +159,8 @@ def _decoded(
     operands = emit.weights(site.weight, parts)
     steps = np.asarray([*parts.values()][1])
     if operands[0].dtype == ir.DataType.INT8:
+        if operands[0].uses() and emit.target.form != TENSORRT and not emit.target.options.get("integers"):
+            operands[0] = again(emit, site.node, operands[0])
         operands.append(emit.apart(f"{of.name}.zero_point", np.zeros(steps.shape, np.int8)))
     return emit.op(site.node, "DequantizeLinear", *operands, axis=axis, hint=f"{of.name}/decoded", **blocks)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.backends.ort.frame import again
 from qcompile.backends.ort.integer_only.integer_graph import AnyNumber, Integers
 from qcompile.backends.ort.integer_only.numbers import Number, Term
 from qcompile.errors import TargetError
@@ -81,6 +82,8 @@ def product(work: Integers, node: ir.Node) -> list[AnyNumber]:
             if turned[index]
             else weight.value
         )
+        if any(reader.op_type == "MatMulInteger" for reader, _ in codes.uses()):
+            codes = again(work.emit, node, codes)
         terms.append((codes, None))
         scale = scale * weight.scale
     (a, zero_a), (b, zero_b) = terms
