@@ -4,7 +4,10 @@
     python export.py mamba --weights mamba.safetensors
     python export.py dit --weights dit.safetensors             # and unet
     python export.py resnet --weights resnet.safetensors
+    python export.py language_model_cached --weights language_model.onnx --folder ELSEWHERE
 
+The one with a cache takes keys and values of what was before and returns them with what came; it has the weights of the
+language model, so it does not ship.
 Mamba's selective scan is qcompile's: one node, with a function of standard operators for runtimes that know no better.
 """
 
@@ -16,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 
 import corpus
 import digits
+import qcompile
 from classifiers import CLASSIFIERS
 from dit import DiT
 from language_model import LanguageModel
@@ -29,7 +34,7 @@ from qcompile.ir.state_space import add_bodies, selective_scan, translations
 from unet import UNet
 from weights import name_initializers, restore
 
-__all__ = ["export_classifier", "export_diffusion", "export_language_model", "export_mamba"]
+__all__ = ["export_cached", "export_classifier", "export_diffusion", "export_language_model", "export_mamba"]
 
 DIFFUSION = {"dit": DiT, "unet": UNet}
 HERE = Path(__file__).parent
@@ -106,6 +111,17 @@ def export_language_model(weights: Path, folder: Path, saved_corpus: Path | None
     _export(model, example, folder / "language_model.onnx", "logits", dynamic, opset)
 
 
+def export_cached(weights: Path, folder: Path, saved_corpus: Path | None = None, opset: int = 23) -> None:
+    """Write language_model_cached.onnx, whose caches are called as Hugging Face calls them."""
+    model = restore(LanguageModel(), weights).eval()
+    size = (2, model.shape.key_value_heads, 5, model.shape.head_size)
+    layers = range(model.shape.layers)
+    past = {str(layer): {part: torch.randn(size) for part in ("key", "value")} for layer in layers}
+    example = {"input_ids": torch.zeros(2, 8, dtype=torch.int64), "past_key_values": past}
+    captured = qcompile.capture(model, example)
+    ir.save(captured.model, folder / "language_model_cached.onnx")
+
+
 def export_mamba(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
     """Write mamba.onnx; it reads the language model's windows."""
     with np.load(folder / "language_model_evaluation.npz") as saved:
@@ -143,6 +159,7 @@ def export_classifier(name: str, weights: Path, folder: Path, saved_corpus: Path
 def main() -> None:
     """Export one model of the zoo."""
     exporters = {"language_model": export_language_model, "mamba": export_mamba}
+    exporters |= {"language_model_cached": export_cached}
     exporters |= {name: partial(export_diffusion, name) for name in DIFFUSION}
     exporters |= {name: partial(export_classifier, name) for name in CLASSIFIERS}
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -7,12 +7,16 @@ the way such models usually are: what a compiler finds here, it has to find in o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["LanguageModel", "Shape"]
+
+#: Keys and values of one layer, each [batch, key_value_heads, length, head_size].
+Held = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,11 @@ class RMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(mean_square + self.epsilon))
 
 
-def rotary_tables(length: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding (Su et al., 2021), each [length, head_size]."""
+def rotary_tables(length: int, shape: Shape, device: torch.device, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding (Su et al., 2021) from a position on, each [length, head_size]."""
     pairs = torch.arange(0, shape.head_size, 2, device=device, dtype=torch.float32)
     frequencies = shape.rotary_base ** (-pairs / shape.head_size)
-    positions = torch.arange(length, device=device, dtype=torch.float32)
+    positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
     angles = positions[:, None] * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -83,7 +87,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, keys, bias=False)
         self.o_proj = nn.Linear(queries, shape.hidden, bias=False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, past: Held | None = None) -> tuple[Tensor, Held]:
+        """What attention makes of x, and the keys and values of the past with those of x behind them."""
         batch, length, _ = x.shape
         split = (batch, length, -1, self.shape.head_size)
         query = self.q_proj(x).view(split).transpose(1, 2)
@@ -91,10 +96,16 @@ class Attention(nn.Module):
         value = self.v_proj(x).view(split).transpose(1, 2)
         query = (query * cosine + rotate_half(query) * sine).to(value.dtype)
         key = (key * cosine + rotate_half(key) * sine).to(value.dtype)
+        seen = None
+        if past is not None:
+            key, value = torch.cat((past["key"], key), 2), torch.cat((past["value"], value), 2)
+            places = torch.arange(key.shape[2], device=x.device)
+            seen = places <= (places[-length:])[:, None]
+        held = {"key": key, "value": value}
         times = self.shape.heads // self.shape.key_value_heads
         key, value = repeat_heads(key, times), repeat_heads(value, times)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        mixed = F.scaled_dot_product_attention(query, key, value, seen, is_causal=seen is None)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), held
 
 
 class FeedForward(nn.Module):
@@ -121,13 +132,17 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(shape)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.input_norm(x), cosine, sine))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, past: Held | None = None) -> tuple[Tensor, Held]:
+        mixed, held = self.attention(self.input_norm(x), cosine, sine, past)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), held
 
 
 class LanguageModel(nn.Module):
-    """Token ids int64 [batch, length] -> logits float32 [batch, length, vocabulary]."""
+    """Token ids int64 [batch, length] -> logits float32 [batch, length, vocabulary].
+
+    With a past, by number of layer, it returns `logits` and the `present` that takes its place.
+    """
 
     def __init__(self, shape: Shape | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -145,9 +160,13 @@ class LanguageModel(nn.Module):
             depth = (2 * self.shape.layers) ** -0.5 if writes_stream else 1.0
             nn.init.normal_(module.weight, std=0.05 * depth)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, past_key_values: dict[str, Held] | None = None) -> Tensor | dict[str, Any]:
         x = self.embedding(input_ids)
-        cosine, sine = rotary_tables(input_ids.shape[1], self.shape, input_ids.device)
-        for block in self.blocks:
-            x = block(x, cosine, sine)
-        return F.linear(self.norm(x), self.embedding.weight)
+        start = 0 if past_key_values is None else past_key_values["0"]["key"].shape[2]
+        cosine, sine = rotary_tables(input_ids.shape[1], self.shape, input_ids.device, start)
+        present = {}
+        for layer, block in enumerate(self.blocks):
+            past = None if past_key_values is None else past_key_values[str(layer)]
+            x, present[str(layer)] = block(x, cosine, sine, past)
+        logits = F.linear(self.norm(x), self.embedding.weight)
+        return logits if past_key_values is None else {"logits": logits, "present": present}

