@@ -5,7 +5,7 @@ from __future__ import annotations
 from qcompile.errors import InputError, nearest
 from qcompile.formats.format import Format
 from qcompile.formats.registry import SCALAR_FORMATS
-from qcompile.formats.static import STATIC_FORMATS
+from qcompile.formats.static import TENSOR_FORMATS
 from qcompile.formats.structured.family import FAMILIES, FamilyFormat
 from qcompile.formats.structured.trit_planes import PLANE_FORMATS, PlaneFormat
 from qcompile.formats.structured.twin_log import TWIN_LOG_FORMATS, TwinLogFormat
@@ -43,7 +43,7 @@ def get_activation(name: str) -> Format:
     Raises:
         InputError: if there is none, or it has a structure of its own.
     """
-    found = STATIC_FORMATS.get(name) or get_format(name)
+    found = TENSOR_FORMATS.get(name) or get_format(name)
     if not isinstance(found, Format):
         raise InputError(f"no target quantizes activations to '{name}': it has a structure of its own")
     return found

@@ -13,7 +13,7 @@ from qcompile.formats.quantizer import Dequantizes, Structured, _chunk_scales, _
 from qcompile.formats.replay import captured
 from qcompile.formats.rows import Rows
 from qcompile.formats.scales import Scales, quotient
-from qcompile.formats.static import Activation, Range, range_within
+from qcompile.formats.static import Activation, Range, range_of, range_within
 
 __all__ = ["fake_quantize", "fake_quantize_rows"]
 
@@ -80,13 +80,15 @@ def _captured(
 
 
 def fake_quantize_rows(x: torch.Tensor, fmt: Activation) -> torch.Tensor:
-    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself, or in a range.
+    """Quantize and dequantize activations ``[rows, features]`` as a runtime does: each row by itself, or in one range.
 
     A second-level scale is that of its row, so that a token's result does not depend on its neighbours. A static format
     without a range takes one that suits these rows.
     """
     if isinstance(fmt, Range):
         return fmt.round(x)
+    if fmt.whole:
+        return range_of(x, fmt).round(x)
     if fmt.static:
         return range_within(x, fmt).round(x)
     if fmt.tensor_scale is None:

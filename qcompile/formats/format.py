@@ -121,6 +121,7 @@ class Format:
             kept, per group. Empty means the element's maximum. ``(6, 4)`` is four-over-six.
         rows: rows of a weight that share one scale with the group (16 for square NVFP4 blocks).
         static: for activations: one scale, and zero point, for a whole tensor, which data taught (``formats.static``).
+        whole: for activations: the same, but taken from the tensor as it comes.
         source: the specification or paper.
     """
 
@@ -134,6 +135,7 @@ class Format:
     targets: tuple[float, ...] = ()
     rows: int = 1
     static: bool = False
+    whole: bool = False
     source: str = ""
 
     @property

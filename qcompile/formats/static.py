@@ -1,4 +1,7 @@
-"""Static formats of activations: one scale, and one zero point, for a whole tensor, which data taught beforehand.
+"""Formats of activations with one scale, and one zero point, for a whole tensor: data taught these, or they are found.
+
+Those that data taught beforehand are static; the others are found in the tensor as it comes, so that each of its values
+depends on all of them (``DynamicQuantizeLinear`` of ONNX).
 
 ``x̂ = scale · (saturate(round(x / scale) + zero_point) - zero_point)``, half to even, in float32: ``QuantizeLinear`` and
 ``DequantizeLinear`` of ONNX, to the bit. In a format of groups the static scale is the second level, and a power of
@@ -19,7 +22,7 @@ from qcompile.formats.format import Format, ScaleRule, ScaleType
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["STATIC_FORMATS", "Activation", "Range", "range_within"]
+__all__ = ["STATIC_FORMATS", "TENSOR_FORMATS", "Activation", "Range", "range_of", "range_within"]
 
 #: Parts of the largest magnitude at which values are clipped, where a range is looked for in the values themselves.
 _CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -43,6 +46,14 @@ STATIC_FORMATS: dict[str, Format] = {
             source="compressed-tensors, strategy tensor_group with dynamic local scales",
         ),
     )
+}  # fmt: skip
+
+TENSOR_FORMATS: dict[str, Format] = {
+    **STATIC_FORMATS,
+    "uint8-tensor": Format(
+        "uint8-tensor", ELEMENTS["uint8"], None, ScaleType.FP32, ScaleRule.MINMAX, zero_point=True, whole=True,
+        source="ONNX DynamicQuantizeLinear",
+    ),
 }  # fmt: skip
 
 
@@ -110,3 +121,10 @@ def range_within(x: Tensor, fmt: Format) -> Range:
     low, high = float(x.min()), float(x.max())
     found = [Range.spanning(fmt, low * clip, high * clip) for clip in _CLIPS]
     return min(found, key=lambda one: float((one.round(x) - x).square().sum()))
+
+
+def range_of(x: Tensor, fmt: Format) -> Range:
+    """The range of a tensor as it comes, which holds all its values that are finite, and zero."""
+    finite = x if x.isfinite().all() else x.nan_to_num(0.0, 0.0, 0.0)
+    low, high = finite.aminmax() if x.numel() else (0.0, 0.0)
+    return Range.spanning(fmt, float(low), float(high))

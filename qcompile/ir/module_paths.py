@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["module_of_parameter", "module_path"]
+__all__ = ["SCOPES", "innermost", "module_of_parameter", "module_path"]
 
 #: The modules around an operator, outermost first, and its own name in the program: torch's exporter writes them.
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -43,6 +43,12 @@ def _of_scopes(text: str | None) -> str | None:
         return None
     around = scopes[:-1] if isinstance(scopes, list | tuple) else []
     return next((scope for scope in reversed(around) if isinstance(scope, str) and scope), None)
+
+
+def innermost(text: str) -> str:
+    """Scopes that say the same path in fewer words."""
+    path = _of_scopes(text)
+    return text if path is None else str([path, ""])
 
 
 def _of_name(name: str) -> str | None:

@@ -107,7 +107,7 @@ def _reads(groups: Sequence[Siblings], schemes: Mapping[str, Scheme], decline: D
             if fmt is None or not fmt.static:
                 continue
             form = read_site(site.node)
-            if group.nested or isinstance(form, Lookup):
+            if isinstance(form, Lookup) or form.x.graph is not site.weight.graph:  # a group's value may have gone since
                 reason = "it stands in the body of another operator, whose values are not calibrated for static scales"
                 decline(site.name, WEIGHT, reason)
             elif fmt.group is not None and is_convolution(site.node):

@@ -8,7 +8,7 @@ from qcompile.errors import InputError
 from qcompile.formats.catalogue import get_activation, get_format
 from qcompile.formats.format import Format
 from qcompile.formats.scalar import Scalar, is_scalar
-from qcompile.formats.static import STATIC_FORMATS
+from qcompile.formats.static import TENSOR_FORMATS
 
 __all__ = ["FLOAT", "Scheme"]
 
@@ -57,8 +57,8 @@ class Scheme:
         if text == "float":
             return FLOAT
         weight, _, activation = text.partition("/")
-        if weight in STATIC_FORMATS:
-            raise InputError(f"'{weight}' is a format of activations: a weight is known, and needs no static scale")
+        if weight in TENSOR_FORMATS:
+            raise InputError(f"'{weight}' is a format of activations: a weight is known, and has scales of its own")
         of_weight, of_input = get_format(weight), get_activation(activation) if activation else None
         if not is_scalar(of_weight):
             raise InputError(f"no target runs '{weight}': its codes are not levels of single values")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from changes import parse
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import InputError
 from qcompile.formats import fake_quantize_rows, get_format, quantize
-from qcompile.formats.static import STATIC_FORMATS, Range, range_within
+from qcompile.formats.static import STATIC_FORMATS, TENSOR_FORMATS, Range, range_of, range_within
 from qcompile.run.session import Session
 from qcompile.targets.scheme import Scheme
 
@@ -76,11 +79,36 @@ def test_a_range_is_found_that_clips_what_is_rare():
     np.testing.assert_array_equal(fake_quantize_rows(x[:, None], fmt)[:, 0], found.round(x))
 
 
+READ = """g (float[n, k] x) => (float[n, k] y)
+    { q, s, z = DynamicQuantizeLinear(x)\n y = DequantizeLinear(q, s, z) }"""
+
+
+@given(st.integers(0, 10**6), st.floats(-20, 20), st.floats(-3, 3))
+def test_a_tensor_as_it_comes_is_rounded_as_onnxruntime_does(seed, exponent, shift):
+    x = np.random.default_rng(seed).standard_normal((5, 7)).astype(np.float32)
+    x = ((x + np.float32(shift)) * np.float32(2.0**exponent)).astype(np.float32)
+    have = fake_quantize_rows(torch.from_numpy(x), TENSOR_FORMATS["uint8-tensor"])
+    np.testing.assert_array_equal(have.numpy(), reading().run({"x": x})["y"])
+
+
+@cache
+def reading() -> Session:
+    return Session(parse(READ, opset=21))
+
+
+def test_a_range_of_what_is_empty_or_not_finite_is_one_of_numbers():
+    fmt = TENSOR_FORMATS["uint8-tensor"]
+    assert range_of(torch.zeros(0, 4), fmt).scale == 1.0
+    x = torch.tensor([1.0, float("nan"), -1.0, float("inf")])
+    assert range_of(x, fmt) == Range.spanning(fmt, -1.0, 1.0)
+
+
 def test_static_is_a_word_of_activations():
     scheme = Scheme.parse("int8-channel/uint8-static")
     assert scheme.static
     assert scheme.name == "int8-channel/uint8-static"
     assert not Scheme.parse("int8-channel/int8-channel").static
+    assert not Scheme.parse("int8-channel/uint8-tensor").static
     with pytest.raises(InputError, match="'uint8-static' is a format of activations"):
         Scheme.parse("uint8-static/uint8-static")
     with pytest.raises(InputError, match="there is no format"):

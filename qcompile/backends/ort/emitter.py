@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,13 @@ class Emitter:
         """The first output of a new node placed before another, with a name made from ``hint``."""
         name = self.unique(hint or f"{before.name}/{op}")
         return append_node(before, op, inputs, attributes, name=name, domain=domain).outputs[0]
+
+    def ops(self, before: ir.Node, op: str, *inputs: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
+        """All outputs of a new node of the standard placed before another, with those names."""
+        made = append_node(before, op, inputs, name=self.unique(outputs[0]), outputs=len(outputs)).outputs
+        for value, name in zip(made[1:], outputs[1:], strict=True):
+            value.name = self.unique(name)
+        return made
 
     def call(self, before: ir.Node, function: str, *inputs: ir.Value, hint: str = "", **attributes: Any) -> ir.Value:
         """The output of a new call of one of our functions."""

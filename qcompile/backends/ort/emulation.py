@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qcompile.analysis.forms import Convolution, Linear, Lookup, Stack
 from qcompile.backends.ort.activations import quantize_function, static_function
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, transpose, wrap
+from qcompile.backends.ort.frame import cast, cut, graph_type, prepare, resize, transpose, whole_codes, wrap
 from qcompile.backends.ort.scales import supported
 from qcompile.backends.ort.weights import decode_function, linear_function, lookup_function, packed_width
 from qcompile.formats import Format, Kind
@@ -134,6 +134,8 @@ def _quantized(
     node, fmt = site.node, plan.scheme.activation
     if fmt is None or (fmt.static and fmt.group is None):
         return in_range(emit, node, x, plan.calibrated), size
+    if fmt.whole:
+        return emit.shared(("read", x, fmt.name), partial(_read_whole, emit, node, x)), size
     group = fmt.group or size
     groups = -(-size // group)
     x = resize(emit, node, x, size, size, groups * group)
@@ -144,6 +146,10 @@ def _quantized(
         given.append(emit.constant(f"{x.name}.scale", np.array(plan.calibrated.scale, np.float32)))
     made = partial(emit.call, node, name, *given, hint=hint, **shapes)
     return emit.shared((name, x, plan.range), made), groups * group
+
+
+def _read_whole(emit: Emitter, node: ir.Node, x: ir.Value) -> ir.Value:
+    return emit.op(node, "DequantizeLinear", *whole_codes(emit, node, x), hint=f"{x.name}/read")
 
 
 def in_range(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:

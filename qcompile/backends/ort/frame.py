@@ -11,9 +11,9 @@ import onnx_ir as ir
 from qcompile.analysis.forms import Convolution, Linear, Stack
 from qcompile.backends.ort.activations import pad_function
 from qcompile.backends.ort.emitter import Emitter
-from qcompile.ir.required import sizes_of
+from qcompile.ir.required import producer_of, sizes_of
 
-__all__ = ["again", "cast", "cut", "graph_type", "prepare", "resize", "transpose", "wrap"]
+__all__ = ["again", "cast", "cut", "graph_type", "prepare", "resize", "transpose", "whole_codes", "wrap"]
 
 
 def graph_type(weight: ir.Value) -> ir.DataType:
@@ -42,6 +42,16 @@ def transpose(emit: Emitter, node: ir.Node, x: ir.Value, axes: Sequence[int]) ->
 def cast(emit: Emitter, node: ir.Node, x: ir.Value, dtype: ir.DataType) -> ir.Value:
     """The value in another type."""
     return emit.op(node, "Cast", x, to=int(dtype), hint=f"{x.name}/{dtype.name.lower()}")
+
+
+def whole_codes(emit: Emitter, node: ir.Node, x: ir.Value) -> Sequence[ir.Value]:
+    """The codes of a tensor as it comes, in unsigned bytes, their scale and their zero point; sites share them."""
+
+    def made() -> ir.Value:
+        names = [f"{x.name}/{part}" for part in ("codes", "scale", "zero_point")]
+        return emit.ops(node, "DynamicQuantizeLinear", x, outputs=names)[0]
+
+    return producer_of(emit.shared(("whole", x), made)).outputs
 
 
 def resize(emit: Emitter, node: ir.Node, x: ir.Value, size: int, have: int, want: int) -> ir.Value:

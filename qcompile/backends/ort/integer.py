@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import Linear, Lookup
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.frame import again, cast, graph_type, prepare, wrap
+from qcompile.backends.ort.frame import again, cast, graph_type, prepare, whole_codes, wrap
 from qcompile.formats import Format, Kind, Quantized, ScaleType
 from qcompile.formats.catalogue import AnyFormat
 from qcompile.targets.plans import Plan
@@ -35,8 +35,9 @@ _AXES_ARE_INPUTS = 18  # of ReduceMax
 
 
 def takes(scheme: Scheme) -> bool:
-    """Signed eight-bit integers with one float scale per output channel and per row of the input."""
-    return scheme.activation is not None and all(map(_fits, (scheme.weight, scheme.activation)))
+    """Signed eight-bit integers with one float scale per output channel, and per row of the input or for all of it."""
+    activation = scheme.activation
+    return activation is not None and _fits(scheme.weight) and (activation.whole or _fits(activation))
 
 
 def takes_lookup(scheme: Scheme) -> bool:
@@ -81,6 +82,9 @@ def _given(value: ir.Value) -> ir.Value:
 def emit(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Value, Mapping[str, Any]]:
     """The product of codes as float, times the scale of each row; sites that read one value share its codes."""
     node, x = site.node, prepare(emit, site, [ir.DataType.FLOAT])
+    activation = plan.scheme.activation
+    if activation is not None and activation.whole:
+        return wrap(emit, site, _whole(emit, site, x, plan, parts), ir.DataType.FLOAT), {}
     scale = emit.shared(("scale", x), partial(_scale, emit, site, x))
     codes = emit.shared(("codes", x), partial(_codes, emit, node, x, scale))
     weight, scales = _operands(emit, site, plan, parts)
@@ -88,6 +92,14 @@ def emit(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> tuple[ir.Valu
     zero = emit.constant("qcompile.zero_point", np.array(_ZERO, np.uint8))
     y = emit.op(node, "MatMulIntegerToFloat", codes, weight, _number(emit, 1), scales, zero, domain=_DOMAIN)
     return wrap(emit, site, emit.op(node, "Mul", y, scale), ir.DataType.FLOAT), {}
+
+
+def _whole(emit: Emitter, site: Linear, x: ir.Value, plan: Plan, parts: Parts) -> ir.Value:
+    """The product where all rows have one scale, which the operator applies as well."""
+    codes, scale, zero = whole_codes(emit, site.node, x)
+    weight, scales = _operands(emit, site, plan, parts)
+    emit.model.graph.opset_imports.setdefault(_DOMAIN, 1)
+    return emit.op(site.node, "MatMulIntegerToFloat", codes, weight, scale, scales, zero, domain=_DOMAIN)
 
 
 def _operands(emit: Emitter, site: Linear, plan: Plan, parts: Parts) -> Sequence[ir.Value]:

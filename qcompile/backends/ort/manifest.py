@@ -83,7 +83,7 @@ TARGETS = (
         "cpu-int8",
         "8-bit weights per channel and activations per token in integer arithmetic, on any CPU",
         ("ort",),
-        schemes=("int8-channel/int8-channel",),
+        schemes=("int8-channel/int8-channel", "int8-channel/uint8-tensor"),
         default="int8-channel/int8-channel",
         transform_price=3.0,
         bandwidth=_CPU,

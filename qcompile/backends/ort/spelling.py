@@ -2,7 +2,8 @@
 
 It fuses a sum and the norm behind it into one operator, which takes one element after the other: six times as long as
 the two, which take a vector at a time (onnxruntime 1.31, 128 rows of 384). It knows such a sum by its name, and takes
-as long for ``Sum`` as for ``Add``.
+as long for ``Sum`` as for ``Add``. A product of integers adds a bias while it still holds its sums, but it fuses none
+that stands behind.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.ir.functions import DOMAIN
-from qcompile.ir.module_paths import SCOPES
-from qcompile.ir.required import constant, operands
+from qcompile.ir.module_paths import SCOPES, innermost
+from qcompile.ir.required import constant, graph_of, operands
 
 __all__ = ["drop_notes", "share_vectors", "spell"]
 
@@ -25,6 +26,14 @@ _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization")
 #: Norms that graphs call functions of ours for, because their version of the standard has none: onnxruntime has.
 _OURS = {"RMSNorm": "SimplifiedLayerNormalization", "LayerNorm": "LayerNormalization"}
 
+_CONTRIB = "com.microsoft"
+
+#: Of ``MatMulIntegerToFloat``: the place of the scales of channels, and operands where none but a bias can follow.
+_SCALES, _WITHOUT_BIAS = 3, 5
+
+#: Operators that onnxruntime fuses with a bias in front of them.
+_WITH_BIAS = ("Gelu", "FastGelu")
+
 #: Types of floats that numpy knows, and that both ``Add`` and ``Sum`` add.
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
@@ -33,13 +42,16 @@ _NOTES = ("pkg.", "namespace")
 
 
 def spell(emitter: Emitter, model: ir.Model) -> None:
-    """Rewrite norms that are functions of ours, and sums in front of norms."""
+    """Rewrite norms that are functions of ours, sums in front of norms, and biases behind products of integers."""
     for node in list(model.graph.all_nodes()):
         if node.domain == DOMAIN and node.op_type in _OURS:
             _name_norm(emitter, node)
     for node in model.graph.all_nodes():
         if not node.domain and node.op_type in _NORMS:
             _keep_apart(node)
+    for node in list(model.graph.all_nodes()):
+        if (node.domain, node.op_type) == (_CONTRIB, "MatMulIntegerToFloat") and len(node.inputs) == _WITHOUT_BIAS:
+            _take_bias(emitter, node)
     RemoveUnusedFunctionsPass()(model)
 
 
@@ -57,6 +69,26 @@ def _keep_apart(norm: ir.Node) -> None:
         added.op_type = "Sum"
 
 
+def _take_bias(emitter: Emitter, product: ir.Node) -> None:
+    """Let a product add the vector that is added to it, unless what reads the sum would be fused with that."""
+    y = product.outputs[0]
+    if len(y.uses()) != 1 or y.is_graph_output():
+        return
+    ((added, index),) = y.uses()
+    if (added.domain, added.op_type) != ("", "Add"):
+        return
+    bias, total = added.inputs[1 - index], added.outputs[0]
+    scales = operands(product)[_SCALES]
+    if bias is None or bias.const_value is None or bias.dtype != ir.DataType.FLOAT or bias.shape != scales.shape:
+        return
+    if any(node.op_type in _WITH_BIAS for node, _ in total.uses()):
+        return
+    emitter.at(added)
+    given = [*product.inputs, None, bias]
+    emitter.replace(added, emitter.op(added, product.op_type, *given, domain=_CONTRIB))
+    graph_of(product).remove(product, safe=True)
+
+
 def share_vectors(model: ir.Model) -> None:
     """Store vectors of floats that are equal once, such as what folding made of the biases of layers that are one."""
     known: dict[tuple[object, ...], ir.Value] = {}
@@ -71,7 +103,7 @@ def share_vectors(model: ir.Model) -> None:
 
 
 def drop_notes(model: ir.Model) -> None:
-    """Leave what an exporter noted beside operators and values, stack traces among it, out of the file."""
+    """Leave what an exporter noted beside operators and values out of the file, but for the module of each."""
     for node in model.graph.all_nodes():
         _drop(node.metadata_props)
         for value in node.outputs:
@@ -83,3 +115,5 @@ def drop_notes(model: ir.Model) -> None:
 def _drop(notes: MutableMapping[str, str]) -> None:
     for key in [key for key in notes if key.startswith(_NOTES) and key != SCOPES]:
         del notes[key]
+    if SCOPES in notes:
+        notes[SCOPES] = innermost(notes[SCOPES])

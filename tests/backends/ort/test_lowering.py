@@ -17,7 +17,7 @@ from qcompile.backends.ort import lowering
 from qcompile.backends.ort.manifest import TARGETS
 from qcompile.backends.ort.runner import load
 from qcompile.errors import InputError, TargetError
-from qcompile.formats import fake_quantize
+from qcompile.formats import fake_quantize, fake_quantize_rows
 from qcompile.ir.functions import DOMAIN
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Lowered, get_target
@@ -56,6 +56,8 @@ def product(x: np.ndarray, plan: Plan) -> np.ndarray:
     rows = torch.tensor(x.astype(np.float32)).reshape(-1, x.shape[-1])
     if plan.range is not None:
         rows = plan.range.round(rows)
+    elif plan.scheme.activation is not None and plan.scheme.activation.whole:
+        rows = fake_quantize_rows(rows, plan.scheme.activation)
     elif plan.scheme.activation is not None:
         rows = torch.stack([fake_quantize(row[None], plan.scheme.activation)[0] for row in rows])
     out = rows.double() @ plan.weight.dequantize().double().T
@@ -115,8 +117,12 @@ def test_emulated_product_is_exact(name: str, size: int, rng: np.random.Generato
 
 
 @pytest.mark.parametrize(
-    "name", ["int8-channel/int8-channel", "nvfp4-4over6/nvfp4-4over6", "mxfp4/mxfp4", "nf4-g64/nf4-g64", "int4-g32"]
-)
+    "name",
+    [
+        "int8-channel/int8-channel", "int8-channel/uint8-tensor", "nvfp4-4over6/nvfp4-4over6", "mxfp4/mxfp4",
+        "nf4-g64/nf4-g64", "int4-g32",
+    ],
+)  # fmt: skip
 def test_no_rows_give_no_rows(name: str, rng: np.random.Generator, lower: Callable) -> None:
     """An expert may get no token: onnxruntime does not reduce what is empty."""
     model, weight = linear(rng)
@@ -343,6 +349,13 @@ def test_a_float_product_per_row_whatever_the_batch(rng: np.random.Generator, lo
     x = rng.standard_normal((1, 4, 96)).astype(np.float32)
     other = np.concatenate([x, 100 * x], 1)
     assert np.array_equal(run({"x": other})["y"][:, :4], run({"x": x})["y"])
+
+
+def test_the_reference_reads_a_whole_tensor_in_one_range(rng: np.random.Generator, lower: Callable) -> None:
+    model, weight = linear(rng, 100)
+    plan = plan_site(model, "site", weight, "int4-g32/uint8-tensor")
+    x = rng.standard_normal((2, 5, 100)).astype(np.float32) * np.linspace(1, 9, 5, dtype=np.float32)[:, None]
+    assert error(lower(model, "reference")[0]({"x": x})["y"], product(x, plan)) < ROUNDING
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

@@ -207,6 +207,20 @@ def test_the_manifest_says_how_a_range_was_found(parse, tmp_path):
     assert artifact.manifest["quantization"]["rel_l2"] < 0.02
 
 
+GRAPH = """g (float[n,32] x) => (float[n,8] y) <float[32,64] w, float[64,64] v, float[64,64] t, float[64,8] u>
+    { a = MatMul(x, w)\n h = Relu(a)\n k = Transpose(h)\n p = MatMul(h, k)\n s = Softmax(p)\n m = MatMul(s, h)
+    b = MatMul(h, v)\n c = MatMul(m, t)\n d = Add(b, c)\n r = Relu(d)\n e = Add(r, h)\n y = MatMul(e, u) }"""
+
+
+def test_a_value_that_might_have_been_parted_has_a_range(parse, tmp_path):
+    """The node that stands where a space could be parted is gone when ranges are learned."""
+    x = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    artifact = qc.export(parse(GRAPH), "qdq-int8", tmp_path / "out", calibration=tmp_path / "x.npz")
+    assert [site["format"] for site in artifact.manifest["sites"]] == ["int8-channel"] * 4
+    assert not [entry for entry in artifact.manifest["declined"] if "quantizing" in entry["what"]]
+
+
 def test_static_and_dynamic_scales_compete_by_error(parse, tmp_path):
     """A sequence that is ten times as loud as another wants a scale of its own."""
     x = data_of(MLP) * np.where(np.arange(64) % 8 == 0, 10, 1)[:, None].astype(np.float32)

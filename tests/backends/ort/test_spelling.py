@@ -102,6 +102,46 @@ def test_old_graphs_have_norms_and_sums_apart(tmp_path: Path) -> None:
     assert np.linalg.norm(artifact.run(x)["y"] - want) < 0.02 * np.linalg.norm(want)
 
 
+BIASED = """
+<ir_version: 8, opset_import: ["" : 20]>
+g (float[n, 32] x) => (float[n, 32] y)
+<float[32, 64] w, float[64] b, float[32, 64] v, float[64] c, float[64, 32] u, float[32] d>
+{
+  first = MatMul(x, w)
+  h = Add(first, b)
+  activated = Gelu(h)
+  second = MatMul(x, v)
+  gate = Add(c, second)
+  gated = Mul(activated, gate)
+  last = MatMul(gated, u)
+  y = Add(last, d)
+}
+"""
+
+
+def test_products_of_a_whole_tensor_are_one_operator_with_their_biases(tmp_path: Path) -> None:
+    """Where a Gelu reads the sum, onnxruntime fuses these two; siblings share the codes of their input."""
+    rng, model = np.random.default_rng(0), onnx.parser.parse_model(BIASED)
+    shapes = {"w": (32, 64), "b": (64,), "v": (32, 64), "c": (64,), "u": (64, 32), "d": (32,)}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    )
+    onnx.save(model, tmp_path / "biased.onnx")
+    every = {"*": "int8-channel/uint8-tensor"}
+    artifact = qc.export(
+        tmp_path / "biased.onnx", "cpu-int8", tmp_path / "artifact", transforms="none", format_for=every
+    )
+    kinds = Counter(node.op_type for node in optimized(tmp_path / "artifact" / "model.onnx", tmp_path).node)
+    assert kinds["DynamicQuantizeMatMul"] == kinds["BiasGelu"] == kinds["DynamicQuantizeLinear"] == 1, kinds
+    assert kinds["MatMulIntegerToFloat"] == 2
+    assert not kinds["Add"]
+    x = {"x": rng.standard_normal((5, 32)).astype(np.float32)}
+    want = onnxruntime.InferenceSession(tmp_path / "biased.onnx").run(None, x)[0]
+    assert np.linalg.norm(artifact.run(x)["y"] - want) < 0.02 * np.linalg.norm(want)
+    assert artifact.manifest["implementation"]["rel_l2"] < 1e-5
+
+
 def test_files_keep_no_traces_of_exporters(tmp_path: Path) -> None:
     source = small("encoder", tmp_path)
     assert b"stack_trace" in source.read_bytes()
@@ -109,6 +149,9 @@ def test_files_keep_no_traces_of_exporters(tmp_path: Path) -> None:
     written = (tmp_path / "artifact" / "model.onnx").read_bytes()
     assert b"stack_trace" not in written
     assert b"name_scopes" in written
+    nodes = onnx.load_from_string(written).graph.node
+    scopes = {prop.value for node in nodes for prop in node.metadata_props if "scopes" in prop.key}
+    assert all(text.count(",") == 1 for text in scopes)  # the innermost module of each operator
 
 
 def test_a_layer_that_runs_twice_is_stored_once(tmp_path: Path) -> None:
