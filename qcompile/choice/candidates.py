@@ -30,8 +30,12 @@ LEAST_GAIN = 0.05
 
 BLOCKS = (16, 32, 64, 128)
 
-#: Blocks of the closed form; a larger one costs more and equalizes more.
-FITTED_BLOCKS = (16, 32, 64)
+#: Blocks of the closed form; a larger one costs more, equalizes more, and knows more of what features share. The last
+#: is for axes that the one before does not divide.
+FITTED_BLOCKS = (16, 32, 64, 128, 96)
+
+#: The block by which bases are told apart.
+USUAL_BLOCK = 64
 
 #: Diagonals, by the part of the loudness that inputs give away: half where both are rounded, less for weights alone.
 ALPHAS = {"diagonal": 0.5, "diagonal-25": 0.25}
@@ -156,7 +160,7 @@ def named_candidate(
     assert fit is not None
     loud, read = fit.diagonals
     if kind == "wush":
-        made = wush_candidates(fit, scheme, whole=offline)
+        made = wush_candidates(fit, scheme, whole=offline, one=not offline)
         return list(made.values())[-1] if made else None
     if kind == "wush-shared":
         return _shared_wush(fit, block) if block > 1 and has_hadamard(block) else None
@@ -208,31 +212,34 @@ def _shared_wush(fit: Fit, block: int) -> Transform:
     return BlockDiagonal(Dense(found.matrices[0]), len(fit.moment) // block)
 
 
-def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False) -> dict[str, Transform]:
+def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False, one: bool = False) -> dict[str, Transform]:
     """The closed form WUSH in blocks, by name.
 
     Args:
         whole: whether the axis may be one block: where nobody pays for it.
+        one: whether blocks of one size are enough.
     """
     from qcompile.transforms import has_hadamard
     from qcompile.transforms.fitted import diagonal_blocks, wush_of_moments
 
     size = len(fit.moment)
     blocks = _fitted_blocks(size, scheme)
+    if one:
+        blocks = [block for block in blocks if block <= USUAL_BLOCK][-1:] or blocks[:1]
     if whole and size <= DENSE and has_hadamard(size):
         blocks = list(dict.fromkeys([*blocks, size]))
-    found = (block for block in blocks if size % block == 0)
     return {
         f"wush-{block}": wush_of_moments(
             fit.blocks(block), diagonal_blocks(fit.gram, block), device=fit.moment.device
         )
-        for block in found
+        for block in blocks
     }  # fmt: skip
 
 
 def _fitted_blocks(size: int, scheme: Scheme) -> list[int]:
     least = min(scheme.group or size, size)
-    return [block for block in FITTED_BLOCKS if least <= block < size or block == size]
+    found = [block for block in FITTED_BLOCKS if least <= block <= size and size % block == 0]
+    return found[:-1] if found[-2:] == [*FITTED_BLOCKS[-2:]] else found
 
 
 def shared_candidates(fit: Fit, scheme: Scheme) -> dict[str, Transform]:
@@ -240,7 +247,7 @@ def shared_candidates(fit: Fit, scheme: Scheme) -> dict[str, Transform]:
     from qcompile.transforms import has_hadamard
 
     size = len(fit.moment)
-    found = (block for block in _fitted_blocks(size, scheme) if size % block == 0 and has_hadamard(block))
+    found = (block for block in _fitted_blocks(size, scheme) if has_hadamard(block))
     return {f"wush-shared-{block}": _shared_wush(fit, block) for block in found}
 
 

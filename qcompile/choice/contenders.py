@@ -68,7 +68,7 @@ class OnlineChoice:
 
 def contenders(
     width: int, scheme: Scheme, fit: Fit | None, seed: int, *, behind: bool, able: bool, mixed: bool,
-    shared: bool = False,
+    shared: bool = False, few: bool = False,
 ) -> dict[str, Contender]:  # fmt: skip
     """All that competes, by name.
 
@@ -78,6 +78,7 @@ def contenders(
         able: whether a transform can stay in the graph.
         mixed: whether the input is in another basis already, or nothing is wanted but what is fitted.
         shared: whether what stays must have one matrix for all blocks.
+        few: whether of the closed form blocks of one size are enough.
     """
     scales: Mapping[str, Transform] = diagonals(fit) if fit is not None and behind else {}
     made = {name: Contender(scale, None, fitted=True) for name, scale in scales.items()}
@@ -87,7 +88,7 @@ def contenders(
         made[name] = Contender(None, item, fitted=False)
         made |= {f"{first}, {name}": Contender(scale, item, fitted=True) for first, scale in scales.items()}
     if fit is not None:
-        fitted = shared_candidates(fit, scheme) if shared else wush_candidates(fit, scheme)
+        fitted = shared_candidates(fit, scheme) if shared else wush_candidates(fit, scheme, one=few)
         made |= {name: Contender(None, item, fitted=True) for name, item in fitted.items()}
     return made
 

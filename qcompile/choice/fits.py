@@ -31,7 +31,7 @@ class Fit:
     """Second moments along an axis.
 
     Args:
-        moment: of the inputs, float64 ``[n, n]``.
+        moment: of the inputs, float64 ``[n, n]``: by how much errors of each row cost, where that is known.
         gram: of the rows of the weights that read them, float64 ``[n, n]``: by how much errors cost at each row's
             output, where that is known.
         effective: the independent rows that ``moment`` is worth; see ``SecondMoment``.
@@ -108,7 +108,8 @@ def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu", felt: Se
     Args:
         felt: gradients at the outputs of the sites, if known. An error ``δx`` of the input costs ``(g · W δx)²``, and
             one of the weight, whose entries err by themselves, the diagonal of the gradients' second moment; the rows
-            of ``W`` count by the mean of both, and have the energy that they have without.
+            of ``W`` count by the mean of both, and have the energy that they have without. Rounding errs in proportion
+            to the row ``x`` that it rounds, so that rows of the input count by ``‖g‖²``.
     """
     gram, rows = torch.zeros(group.width, group.width, device=device), 0
     costly = torch.zeros_like(gram)
@@ -120,13 +121,35 @@ def fit_of_group(group: Siblings, own: Statistics, device: str = "cpu", felt: Se
             back = (gradients @ weight.reshape(gradients.shape[1], -1)).reshape(-1, group.width)
             alone = gradients.square().sum(0).repeat_interleave(len(weight) // gradients.shape[1])
             costly = costly.addmm_(back.T, back).addmm_(weight.T * alone, weight)
-    moment = moment_on(own.second_moment, device, torch.float64)
+    moment, effective = moment_on(own.second_moment, device, torch.float64), own.effective
     if group.taps > 1:
         moment = diagonal_blocks(moment, group.width).mean(0)
+    elif felt:
+        moment, effective = _by_cost(moment, effective, felt)
     gram, costly = gram.double() / rows, costly.double()
     if (size := costly.trace()) > 0:
         gram = costly * (gram.trace() / size)
-    return Fit(moment, gram, own.effective)
+    return Fit(moment, gram, effective)
+
+
+def _by_cost(moment: torch.Tensor, effective: float, felt: Sequence[Felt]) -> tuple[torch.Tensor, float]:
+    """``Σ ‖g‖² x xᵀ`` of the few rows that are felt, shrunk towards the moment of all rows, at that one's energy.
+
+    How far is what Ledoit and Wolf derive for a target that is known (Journal of Multivariate Analysis 88, 2004): the
+    variance of the few, over their squared distance from it. The second result is how many rows the mean is worth.
+    """
+    rows = torch.cat([own.rows * own.gradients.norm(dim=1, keepdim=True) for own in felt]).to(moment.device)
+    energies = rows.double().square().sum(1)
+    if not (total := energies.sum()) > 0 or not (trace := moment.trace()) > 0:
+        return moment, effective
+    shares = energies / total
+    few = (rows.T @ rows).double().div_(total)
+    within = ((rows @ few.float()) * rows).sum(1).double() / energies.clamp_min(torch.finfo(torch.float64).tiny)
+    variance = float((shares.square() * (1 - 2 * within + few.square().sum())).sum())
+    distance = float((few - moment / trace).square().sum())
+    rho = min(1.0, variance / distance) if distance > 0 else 1.0
+    mixed = few.mul_((1 - rho) * trace).add_(moment, alpha=rho)
+    return mixed, 1 / ((1 - rho) ** 2 * float(shares.square().sum()) + rho**2 / max(effective, 1.0))
 
 
 def fit_of_space(

@@ -121,7 +121,7 @@ class Online:
         if self.kind_of(group) not in FREE or shared_table(group) is not None:
             return self.best(group, chosen, schemes).cost
         offline = self.offline(group.ref, chosen)
-        return min(self._ranked(group, offline, schemes)[1].values())
+        return min(self._ranked(group, offline, schemes, few=True)[1].values())
 
     def _chosen(
         self, group: Siblings, offline: Transform | None, schemes: Schemes, *, bare: bool
@@ -237,20 +237,20 @@ class Online:
         return {name: item for name, item in made.items() if name in kept}
 
     def _ranked(
-        self, group: Siblings, offline: Transform | None, schemes: Schemes
+        self, group: Siblings, offline: Transform | None, schemes: Schemes, *, few: bool = False
     ) -> tuple[dict[str, Contender], dict[str, float]]:
         """All candidates, and what each costs by a few rows; of ``none`` too."""
-        made, errors = self._screen(group, offline, schemes)
+        made, errors = self._screen(group, offline, schemes, few=few)
         base = errors["none"]
         return made, {"none": base} | {name: self._cost(group, item, errors[name], base) for name, item in made.items()}
 
     def _screen(
-        self, group: Siblings, offline: Transform | None, schemes: Schemes
+        self, group: Siblings, offline: Transform | None, schemes: Schemes, *, few: bool = False
     ) -> tuple[dict[str, Contender], dict[str, float]]:
         """All candidates, and the error of each by a few rows; of ``none`` too."""
-        key = group, tuple(scheme.name for scheme in schemes), offline
+        key = group, tuple(scheme.name for scheme in schemes), offline, few
         if key not in self._screens:
-            made, probes = self._candidates(group, offline, first_of(schemes)), self.probes[group]
+            made, probes = self._contenders(group, offline, first_of(schemes), few), self.probes[group]
             errors = {"none": probes.screen(schemes, offline)}
             for name, item in made.items():
                 errors[name] = probes.screen(schemes, self._after(offline, item))
@@ -276,21 +276,23 @@ class Online:
             self._joined[key] = joined(*key)
         return self._joined[key]
 
-    def _candidates(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, Contender]:
+    def _contenders(
+        self, group: Siblings, offline: Transform | None, scheme: Scheme, few: bool
+    ) -> dict[str, Contender]:
         """All candidates, which are the same for schemes with groups of one size."""
-        key = group, offline, scheme.group
-        if key not in self._made:
-            self._made[key] = self._contenders(group, offline, scheme)
-        return self._made[key]
-
-    def _contenders(self, group: Siblings, offline: Transform | None, scheme: Scheme) -> dict[str, Contender]:
+        key = group, offline, scheme.group, few
+        if key in self._made:
+            return self._made[key]
         wush = self.kind_of(group) == "wush"
         fit = self.moments.of(group, offline) if self.fits or wush else None
         behind = fit is not None and not wush and bool(self._behind(group))
         mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)
         wanted = self.staying in ("any", "shared") or (self.staying == "asked" and wush)
         able, shared = self._able(group) and wanted, self.staying != "any"
-        return contenders(group.width, scheme, fit, self.seed, behind=behind, able=able, mixed=mixed, shared=shared)
+        self._made[key] = contenders(
+            group.width, scheme, fit, self.seed, behind=behind, able=able, mixed=mixed, shared=shared, few=few
+        )
+        return self._made[key]
 
 
 def first_of(schemes: Schemes) -> Scheme:

@@ -10,10 +10,12 @@ import qcompile as qc
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.matrices import weight_matrix
 from qcompile.analysis.siblings import siblings_of
-from qcompile.choice.fits import fit_of_group
+from qcompile.choice.candidates import wush_candidates
+from qcompile.choice.fits import Fit, fit_of_group
 from qcompile.run.data import Data
 from qcompile.statistics.calibration import collect
 from qcompile.statistics.sensitivity import Felt
+from qcompile.targets.scheme import Scheme
 
 GRAPH = """g (float[n,5,32] x) => (float[n,5,8] y) <float[32,16] a, float[32,8] b, float[16,8] c> {
     p = MatMul(x, a)
@@ -76,3 +78,32 @@ def test_costs_are_known_where_transforms_are_chosen_by_data(parse, tmp_path, op
     assert (predicted is not None) is known
     if known:
         assert predicted == pytest.approx(made["quantization"]["divergence"], rel=0.5)
+
+
+def test_rows_of_the_input_count_by_what_errors_in_them_cost(parse) -> None:
+    """``Σ ‖g‖² x xᵀ`` of many rows, at the energy of all; of few, a mean with the moment of all rows."""
+    group, own = read_by_two(parse)
+    generator = torch.Generator().manual_seed(3)
+    quiet, loud = torch.ones(16, 1), torch.full((16, 1), 1e-3)
+    plain = fit_of_group(group, own).moment
+
+    def found(count: int) -> torch.Tensor:
+        rows = torch.randn(count, 32, generator=generator) * torch.cat([quiet, loud]).T
+        every = [Felt(rows, torch.ones(len(rows), len(weight_matrix(site)))) for site in group.sites]
+        return fit_of_group(group, own, felt=every).moment
+
+    many, few = found(20000), found(4)
+    assert float(many.trace()) == pytest.approx(float(plain.trace())) == pytest.approx(float(few.trace()))
+    assert float(many[16:, 16:].trace()) < 0.01 * float(many.trace())
+    assert 0.1 * float(few.trace()) < float(few[16:, 16:].trace()) < 0.6 * float(few.trace())
+
+
+def test_blocks_of_the_closed_form_divide_the_axis() -> None:
+    """The largest is 128, or 96 where that does not divide the axis; one size is enough to tell bases apart."""
+    generator = torch.Generator().manual_seed(0)
+    for size, group, wanted in ((576, 32, (32, 64, 96)), (1024, 16, (16, 32, 64, 128)), (48, 16, (16,))):
+        rows = torch.randn(2 * size, size, generator=generator, dtype=torch.float64)
+        fit = Fit(rows.T @ rows / len(rows), torch.eye(size, dtype=torch.float64), len(rows))
+        scheme = Scheme.parse(f"int4-g{group}/int4-g{group}")
+        assert [*wush_candidates(fit, scheme)] == [f"wush-{block}" for block in wanted]
+        assert len(wush_candidates(fit, scheme, one=True)) == 1
