@@ -180,11 +180,18 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
     )
     if choice.contest is not None:
         request.tell("trying choices out")
-    plain = None
-    if held_out is not None:
-        plain = plain_error(yardstick, prepared.model, choice, request.target, held_out, prepared.seen.data)
-        request.tell("measuring plain rounding")
-    return Chosen(prepared, request, sites, choice, yardstick, held_out, plain, work)
+    return Chosen(prepared, request, sites, choice, yardstick, held_out, None, work)
+
+
+def _beside_plain(chosen: Chosen) -> Chosen:
+    """Measure plain rounding, once nothing of the choice has to be held any more: this takes most memory of all."""
+    chosen.choice.posed = None  # all that was measured for it is large, and asked for by nobody any more
+    if chosen.held_out is None:
+        return chosen
+    prepared, request, data = chosen.prepared, chosen.request, chosen.held_out
+    plain = plain_error(chosen.yardstick, prepared.model, chosen.choice, request.target, data, prepared.seen.data)
+    request.tell("measuring plain rounding")
+    return replace(chosen, plain=plain)
 
 
 def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
@@ -200,9 +207,8 @@ def _computed_from(prepared: Prepared, options: Options) -> list[Any]:
 def _learned(captured: Captured, request: Request) -> Quantized:
     """Choose, rotate and round, or round plainly where all that errs more; what was asked for by name stays."""
     prepared = _prepare(captured, request)
-    chosen = with_learned_transforms(_choose(prepared, request))
+    chosen = _beside_plain(with_learned_transforms(_choose(prepared, request)))
     options, data = request.options, prepared.seen.data
-    chosen.choice.posed = None  # all that was measured for it is large, and asked for by nobody any more
     method = method_of(options.method)
     free = options.transforms in ("auto", "none") and method in (Gptq(), Rtn()) and not data.random
     if not free or (method == Rtn() and chosen.choice.placement.plain):
@@ -220,7 +226,7 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if reason is None:
         return quantized
     request = replace(request, options=replace(options, transforms="none", method="rtn"))
-    again = _choose(_prepare(captured, request), request)
+    again = _beside_plain(_choose(_prepare(captured, request), request))
     quantized = quantize(_rotate(replace(again, plain=again.plain or chosen.plain)))
     quantized.rotated.prepared.state.decline("*", LEARNING, reason)
     return quantized
