@@ -30,7 +30,7 @@ def scripts(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     (tmp_path / "pyproject.toml").write_text("[tool.mypy]\n")
     (tmp_path / "tools").mkdir()
-    for name in ("ruff", "mypy", "python", "python3", "pip", "pytest"):
+    for name in ("ruff", "mypy", "python", "python3", "pip", "pytest", "chromium"):
         tool = tmp_path / "tools" / name
         tool.write_text(PYTHON3 if name == "python3" else TOOL)
         tool.chmod(0o755)

@@ -21,7 +21,7 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 #: Modules that a tutorial needs beside the basis.
-NEEDS = {"decoder": ("transformers", "tokenizers")}
+NEEDS = {"decoder": ("transformers", "tokenizers", "compressed_tensors", "onnxruntime_genai")}
 
 
 @dataclass(frozen=True)

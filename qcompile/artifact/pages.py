@@ -24,6 +24,13 @@ WEIGHED = {
 }
 
 
+#: Columns of the table of sites that stand there only if a site has them: key, meaning, head.
+KNOWN = (
+    ("measured_t2", "the same, measured on the first batch", "measured"),
+    ("predicted_delta", "predicted growth of the loss", "α·t²"),
+)
+
+
 def render_report(manifest: Mapping[str, Any]) -> str:
     """The report of an artifact as HTML."""
     sites = manifest["sites"]
@@ -39,8 +46,17 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         m=manifest, formats=formats, colors=colors, left=left, answers=answers(manifest),
         predictions=prediction_chart(sites, colors), loss=loss_bars(quantization),
         on=ON.get(quantization.get("evaluated_on", ""), "the data"), weighed=WEIGHED[weighed],
+        spreads={site["name"]: _spread_of(site, manifest.get("spreads", {})) for site in sites},
+        known=[column for column in KNOWN if any(site.get(column[0]) is not None for site in sites)],
         shares=[(name, tree, opened(tree)) for name, tree in trees],
     )  # fmt: skip
+
+
+def _spread_of(site: Mapping[str, Any], spreads: Mapping[str, Any]) -> Any:
+    """The spread of a site's input; of a convolution, that of its patches, if all that read the value have those."""
+    name = site.get("input")
+    found = [spread for key, spread in spreads.items() if key == name or key.startswith(f"{name} in patches ")]
+    return spreads.get(name) or (found[0] if len(found) == 1 else None)
 
 
 def render_front(asked: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:

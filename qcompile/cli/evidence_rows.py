@@ -29,7 +29,8 @@ def engine_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows, apart = [], m.get("engine")
     if apart is not None:
         error, explained = scientific(apart["rel_l2"]), scientific(apart["explained"])
-        said = f"relative L2 {error}, on {apart['inputs']} inputs (another order of sums explains {explained})"
+        inputs = f"{apart['inputs']} input{'s' * (apart['inputs'] != 1)}"
+        said = f"relative L2 {error}, on {inputs} (another order of sums explains {explained})"
         rows.append(("artifact vs. engine", said))
     entries = [e for e in m["declined"] if e["what"] in (ON_ENGINE, FLOAT_ON_ENGINE, AS_ON_ENGINE)]
     return rows + [(f"not {e['what']}", f"warning: {e['reason']}") for e in entries]

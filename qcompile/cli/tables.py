@@ -98,14 +98,22 @@ def _times(artifact: Artifact) -> list[tuple[str, str]]:
         return [("latency", f"not measured: {found['not_measured']}")]
     own, source = found["artifact_ms"], found["source_ms"]
     ratio = f"{source / own:.2f}x faster" if own <= source else f"{own / source:.2f}x slower"
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found["inputs"].items())
-    how = f"median of {found['runs']} runs in turn, one thread, {shapes}"
+    how = f"median of {found['runs']} runs in turn, one thread, {_shapes(found['inputs'])}"
     rows = [("latency", f"source {source:.3g} ms → {own:.3g} ms, {ratio} ({how})")]
     if online := found.get("online_transforms"):
         known = "not_measured" not in online
         said = f"{online['without_ms']:.3g} ms" if known else f"not measured: {online['not_measured']}"
         rows.append(("without online transforms", said))
     return [*rows, *(("", f"warning: {text}") for text in found["warnings"])]
+
+
+def _shapes(inputs: Mapping[str, Sequence[int]]) -> str:
+    """Each shape with the first input that has it and the number of the others: caches are many, and alike."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in inputs.items():
+        alike.setdefault(tuple(shape), []).append(name)
+    said = [(names[0], f" and {len(names) - 1} more" * (len(names) > 1), shape) for shape, names in alike.items()]
+    return ", ".join(f"{first}{others} {'x'.join(map(str, shape))}" for first, others, shape in said)
 
 
 def _counts(counter: Mapping[str, int]) -> str:

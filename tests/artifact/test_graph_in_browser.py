@@ -98,6 +98,34 @@ def test_a_graph_opens_collapsed_and_groups_open(model: Path) -> None:
         assert len(shown(page)) == 44
 
 
+def write_side(path: Path) -> Path:
+    """Two modules in a row, each of which reads a chain that starts at an input of its own, last in the graph."""
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[4,64] x, float[4,64] y, float[4,64] z) => (float[4,64] o) {
+      a0 = Relu(x) a1 = Sigmoid(a0) a2 = Relu(a1) a3 = Sigmoid(a2) y0 = Abs(y) y1 = Neg(y0) a4 = Add(a3, y1)
+      b0 = Relu(a4) b1 = Sigmoid(b0) b2 = Relu(b1) b3 = Sigmoid(b2) z0 = Abs(z) z1 = Neg(z0) o = Add(b3, z1)
+    }"""
+    model = onnx.parser.parse_model(text)
+    for node in model.graph.node:
+        module = {"a": "first", "y": "first", "z": "side"}.get(node.output[0][0], "second")
+        node.name = f"/{module}/{node.output[0]}"
+    onnx.save(model, path)
+    return path
+
+
+def test_what_is_read_late_stands_near_its_reader_and_edges_lead_down(tmp_path: Path) -> None:
+    inspect_files(str(write_side(tmp_path / "side.onnx")), html=tmp_path / "side.html")
+    layers = "Object.fromEntries(graphs[0].visible.map(item => [item.group?.label ?? item.node.name, item.layer]))"
+    with browser_page(tmp_path / "side.html") as page:
+        page.evaluate("$('unfold').click()")
+        opened = page.evaluate(layers)
+        assert opened["/side/z0"] + 1 == opened["/side/z1"] == opened["/second/o"] - 1
+        assert page.evaluate("graphs[0].links.every(({ a, b }) => a.layer < b.layer)")
+        page.evaluate("[...graphs[0].groups.values()].forEach(group => toggle(group))")
+        assert page.evaluate(layers) == {"x": 0, "y": 0, "z": 0, "first": 1, "side": 1, "second": 2, "o": 3}
+        assert page.evaluate("graphs[0].links.every(({ a, b }) => a.layer < b.layer)")
+
+
 def test_operators_say_their_shapes_and_attributes(model: Path) -> None:
     with browser_page(model) as page:
         page.evaluate("goTo('/layers/3/up/MatMul_15')")

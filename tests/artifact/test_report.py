@@ -127,3 +127,19 @@ def test_a_report_says_where_the_error_is_and_what_was_left_alone() -> None:
     assert "Measured is 2.00 times predicted" in page
     assert page.count("a &lt;b&gt; forbids") == 2  # at the site, and in the list
     assert render_report(m) == page
+
+
+def test_columns_that_no_site_has_are_left_out() -> None:
+    assert ">α·t²</abbr></th>" not in (page := render_report(manifest(SITES, SIZES)))
+    assert ">measured</abbr></th>" in page
+    costly = [site("head", 0.01, predicted_delta=0.2)]
+    assert ">α·t²</abbr></th>" in (page := render_report(manifest(costly, {"head": (5000, 1100)})))
+    assert ">measured</abbr></th>" not in page
+
+
+def test_a_convolutions_histogram_is_that_of_its_patches() -> None:
+    spread = {"before": {"counts": [1] * 24, "peak": 3.0}}
+    m = manifest(SITES, SIZES) | {"spreads": {"x in patches 3x3": spread, "y in patches 3x3": spread}}
+    assert render_report(m).count('<figure class="spread">') == len(SITES)
+    m["spreads"]["x in patches 1x1"] = spread  # not known which of the two a site reads
+    assert '<figure class="spread">' not in render_report(m)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cached_decoder import cached_decoder
 from commands import call, done, refused
 from onnx import TensorProto, helper, numpy_helper
 
@@ -258,6 +259,15 @@ def test_export_writes_and_says_what_it_wrote(model: Path, data: Path) -> None:
     for words in ("bits per weight", "x smaller", "online transforms", "relative L2", "peak memory", "report.html"):
         assert words in result.stdout
     assert f"{manifest['bytes']['artifact']:,}" in result.stdout
+
+
+def test_times_name_each_shape_once(tmp_path: Path) -> None:
+    """A decoder of many layers has two caches in each, all of one shape."""
+    path = cached_decoder(tmp_path / "model.onnx")
+    said = done("export", path, "--target", "cpu-int4", "-o", tmp_path / "out", "--method", "rtn").stdout
+    assert re.search(r"one\s+thread,\s+input_ids\s+and\s+1\s+more\s+\S+,\s+past_key\s+and\s+1\s+more\s+\S+x16", said), (
+        said
+    )
 
 
 def test_the_manifest_keeps_its_contract(artifact: Path) -> None:

@@ -1,5 +1,5 @@
 // A graph with groups of operators that open and close, and the places of what is visible: layers by longest path.
-const COLUMN = 200, ROW = 64, WIDTH = 168, HEIGHT = 38, SLACK = 12, SMOOTH = 41, ROOM = 48, LABEL = 18;
+const COLUMN = 200, ROW = 64, WIDTH = 168, HEIGHT = 38, SLACK = 2, SMOOTH = 41, ROOM = 48, LABEL = 18;
 
 class Graph {
   constructor(drawn) {
@@ -65,15 +65,17 @@ class Graph {
       if (a === b || !places.has(a) || !places.has(b)) continue;
       const key = places.get(a) * this.visible.length + places.get(b);
       let link = links.get(key);
-      if (!link) { links.set(key, link = { a, b, edges: [] }); if (a.at < b.at) { a.after.push(b); b.before.push(a); } }
+      if (!link) links.set(key, link = { a, b, edges: [] });
       link.edges.push(edge);
     }
     this.links = [...links.values()];
-    for (const item of this.visible) for (const link of item.before) if (!link.aux) item.layer = Math.max(item.layer, link.layer + 1);
-    for (const item of [...this.visible].reverse()) {
+    const order = this.order(), rank = new Map(order.map((item, i) => [item, i]));
+    for (const { a, b } of this.links) if (rank.get(a) < rank.get(b)) { a.after.push(b); b.before.push(a); }
+    for (const item of order) for (const link of item.before) if (!link.aux) item.layer = Math.max(item.layer, link.layer + 1);
+    for (const item of order.reverse()) {
       if (!item.after.length) continue;
       const lowest = Math.max(0, Math.min(...item.after.map(other => other.layer)) - 1);
-      if (item.aux || lowest - item.layer > SLACK && item.before.length === 1) item.layer = lowest;
+      if (item.aux || lowest - item.layer > SLACK && item.before.length <= 1) item.layer = lowest;
     }
     this.layers = [];
     for (const item of this.visible) (this.layers[item.layer] ??= []).push(item);
@@ -82,6 +84,19 @@ class Graph {
       for (const row of rows) spread(row, near);
     this.straighten();
     this.box = this.extent(this.visible);
+  }
+  // Items behind all that they read; where groups read each other in a circle, the first of the graph comes first.
+  order() {
+    const next = new Map(this.visible.map(item => [item, []])), waits = new Map(this.visible.map(item => [item, 0])), order = new Set(), ready = [];
+    for (const { a, b } of this.links) { next.get(a).push(b); waits.set(b, waits.get(b) + 1); }
+    const take = item => {
+      if (order.has(item)) return;
+      order.add(item);
+      for (const other of next.get(item)) { waits.set(other, waits.get(other) - 1); if (!waits.get(other)) ready.push(other); }
+    };
+    for (const item of this.visible) if (!waits.get(item)) ready.push(item);
+    for (const first of this.visible) { for (let item; (item = ready.pop());) take(item); take(first); }
+    return [...order];
   }
   // What layers drift to one side is taken off, so that long graphs run straight down.
   straighten() {

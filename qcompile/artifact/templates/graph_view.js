@@ -1,5 +1,5 @@
 // A canvas that shows a graph: only what is visible is drawn, names only where they can be read.
-const FAR = 16, MANY = 4, dark = matchMedia("(prefers-color-scheme: dark)");
+const FAR = 16, MANY = 4, TITLE = 30, dark = matchMedia("(prefers-color-scheme: dark)");
 
 class View {
   constructor(graph, stage, told) {
@@ -18,7 +18,7 @@ class View {
     const { box } = this.graph, area = this.size(), wide = box.x1 - box.x0;
     this.zoom = Math.max(0.5, Math.min(1, area.width / wide));
     this.x = area.width / wide < 0.5 ? this.graph.visible[0]?.px ?? 0 : (box.x0 + box.x1) / 2;
-    this.y = box.y0 + area.height / 2 / this.zoom;
+    this.y = box.y0 + (area.height / 2 - TITLE) / this.zoom;
     this.redraw();
   }
   fit() {
