@@ -54,7 +54,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
 
 def _spread_of(site: Mapping[str, Any], spreads: Mapping[str, Any]) -> Any:
     """The spread of a site's input; of a convolution, that of its patches, if all that read the value have those."""
-    name = site.get("input")
+    name = str(site.get("input"))
     found = [spread for key, spread in spreads.items() if key == name or key.startswith(f"{name} in patches ")]
     return spreads.get(name) or (found[0] if len(found) == 1 else None)
 
