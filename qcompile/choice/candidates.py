@@ -220,6 +220,7 @@ def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False, one: bool 
         one: whether blocks of one size are enough.
     """
     from qcompile.transforms import has_hadamard
+    from qcompile.transforms.dense import in_half
     from qcompile.transforms.fitted import diagonal_blocks, wush_of_moments
 
     size = len(fit.moment)
@@ -229,8 +230,8 @@ def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False, one: bool 
     if whole and size <= DENSE and has_hadamard(size):
         blocks = list(dict.fromkeys([*blocks, size]))
     return {
-        f"wush-{block}": wush_of_moments(
-            fit.blocks(block), diagonal_blocks(fit.gram, block), device=fit.moment.device
+        f"wush-{block}": in_half(
+            wush_of_moments(fit.blocks(block), diagonal_blocks(fit.gram, block), device=fit.moment.device)
         )
         for block in blocks
     }  # fmt: skip

@@ -85,7 +85,8 @@ class Exchange:
 
 def _own_bytes(transform: Transform) -> float:
     """Bytes of the matrices of single blocks: others are stored once for all sites of a graph."""
-    return sum(4.0 * matrix.numel() for _, _, matrix in transform.factors() if matrix.ndim == 3)
+    own = [matrix for _, _, matrix in transform.factors() if matrix.ndim == 3]
+    return sum((2.0 if matrix.equal(matrix.half().to(matrix.dtype)) else 4.0) * matrix.numel() for matrix in own)
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,26 @@ def read_transform(node: ir.Node) -> Structure | None:
     """
     if not is_transform(node):
         return None
-    given = [None if value is None else value.const_value for value in node.inputs[1:]]
+    given = [None if value is None else _content(value) for value in node.inputs[1:]]
     constants = [constant for constant in given if constant is not None]
     if len(constants) < len(given):
         return None
     outer, widths, inner = (node.attributes[name].as_ints() for name in _SIZES)
     if (own := [constant.shape[-1] for constant in constants]) != [*widths]:
         raise InputError(f"{label(node)} states steps of the sizes {[*widths]}, but its constants have {own}")
-    steps = [(o, i, _turned(constant.numpy(), i)) for o, i, constant in zip(outer, inner, constants, strict=True)]
+    steps = [(o, i, _turned(constant, i)) for o, i, constant in zip(outer, inner, constants, strict=True)]
     return Structure(node.attributes[_KIND].as_string(), steps)
+
+
+def _content(value: ir.Value) -> np.ndarray | None:
+    """A constant, which may be stored in another type than it is read in."""
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    cast = value.producer()
+    if cast is None or cast.op_type != "Cast" or cast.domain or (stored := cast.inputs[0]) is None:
+        return None
+    read = ir.DataType(cast.attributes["to"].as_int()).numpy()
+    return None if stored.const_value is None else stored.const_value.numpy().astype(read)
 
 
 def append_transform(

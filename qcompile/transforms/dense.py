@@ -16,7 +16,7 @@ from qcompile.transforms.fields import StepTransform, as_tensor, freeze, join
 from qcompile.transforms.freedom import Freedom
 from qcompile.transforms.steps import Step
 
-__all__ = ["BlockDense", "Dense", "RandomOrthogonal", "classify"]
+__all__ = ["BlockDense", "Dense", "RandomOrthogonal", "classify", "in_half"]
 
 _TOLERANCE = 1e-10  # on each entry of MᵀM - I and of M·1 - 1
 
@@ -132,6 +132,21 @@ class BlockDense(_Matrices):
     @property
     def size(self) -> int:
         return self.matrices.shape[0] * self.matrices.shape[1]
+
+
+#: Largest entries of blocks that float16 holds as well as it can, with room for the others below.
+_HALF = (2.0**-8, 2.0**15)
+
+
+def in_half(transform: BlockDense) -> BlockDense:
+    """The nearest transform with entries of float16, which takes half the bytes; where a block is out of range, itself.
+
+    Its inverse is that of these entries, so that it changes no function.
+    """
+    largest = transform.matrices.abs().amax((-1, -2))
+    if not ((largest >= _HALF[0]) & (largest <= _HALF[1])).all():
+        return transform
+    return BlockDense(transform.matrices.half().double())
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from qcompile.transforms import (
     Transform,
     from_json,
 )
-from qcompile.transforms.dense import classify
+from qcompile.transforms.dense import classify, in_half
 from qcompile.transforms.freedom import Freedom
 
 
@@ -250,3 +250,15 @@ def test_compositions_cancel() -> None:
 def test_mistakes_are_named(build: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build()  # type: ignore[operator]
+
+
+def test_what_float16_holds_is_inverted_as_it_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64)
+    halved = in_half(BlockDense(matrices))
+    assert torch.equal(halved.matrices.half().double(), halved.matrices)
+    torch.testing.assert_close(halved.matrices, matrices, rtol=2**-11, atol=2**-24)
+    x = torch.randn(5, 24, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(halved.inverse().apply(halved.apply(x, 1), 1), x, rtol=1e-10, atol=1e-10)
+    quiet = BlockDense(torch.cat([matrices, matrices[:1] * 1e-6]))
+    assert in_half(quiet) is quiet

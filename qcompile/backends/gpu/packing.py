@@ -124,14 +124,23 @@ def pack_transform(steps: Sequence[tuple[int, int, np.ndarray]]) -> Packed:
     tensors: dict[str, np.ndarray] = {}
     described = []
     for i, (outer, inner, m) in enumerate(map(_in_a_row, steps)):
-        integer = np.issubdtype(m.dtype, np.integer)
-        kind = {1: "permutation" if integer else "diagonal", 2: "matrix", 3: "blocks"}[m.ndim]
-        tensors[f"m{i}"] = np.ascontiguousarray(m.astype(np.int32 if integer else np.float32))
+        gathers = np.issubdtype(m.dtype, np.integer)
+        kind = {1: "permutation" if gathers else "diagonal", 2: "matrix", 3: "blocks"}[m.ndim]
+        tensors[f"m{i}"] = np.ascontiguousarray(_stored(m, kind))
         described.append({"kind": kind, "outer": outer, "inner": inner})
     outer, inner, m = steps[0]
     size = m.size if m.ndim == 1 else outer * m.shape[-1] * inner
     fused, plan = plan_transform(steps, size)
     return tensors | fused, {"kind": "transform", "size": size, "steps": described, "plan": plan}
+
+
+def _stored(m: np.ndarray, kind: str) -> np.ndarray:
+    """A step as it is stored: matrices of blocks in float16 where that holds them, because they are many."""
+    if kind == "permutation":
+        return m.astype(np.int32)
+    with np.errstate(over="ignore"):
+        half = m.astype(np.float16)
+    return half if kind == "blocks" and np.array_equal(half, m) else m.astype(np.float32)
 
 
 def _in_a_row(step: tuple[int, int, np.ndarray]) -> tuple[int, int, np.ndarray]:

@@ -21,7 +21,7 @@ from qcompile.backends.ort.integer_only.integer_operators import OPERATORS
 from qcompile.backends.ort.kernels import Kernel, choose
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.backends.ort.qonnx import write_qonnx
-from qcompile.backends.ort.spelling import drop_notes, share_vectors, spell
+from qcompile.backends.ort.spelling import drop_notes, halve_matrices, share_vectors, spell
 from qcompile.errors import InputError
 from qcompile.ir.functions import opset
 from qcompile.ir.graph import node_name
@@ -71,6 +71,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     if not target.emulated:
         spell(emitter, model)
     share_vectors(model)
+    halve_matrices(model)
     drop_notes(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     files = (*_save(model, folder), *along, *write_bases(caches, folder))

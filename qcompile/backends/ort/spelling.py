@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from qcompile.backends.ort.emitter import Emitter
 from qcompile.ir.functions import DOMAIN
+from qcompile.ir.graph import add_initializer, append_node
 from qcompile.ir.module_paths import SCOPES, innermost
 from qcompile.ir.required import constant, graph_of, operands
+from qcompile.ir.transform_nodes import is_transform
 
-__all__ = ["drop_notes", "share_vectors", "spell"]
+__all__ = ["drop_notes", "halve_matrices", "share_vectors", "spell"]
 
 #: Norms that onnxruntime fuses with the sums in front of them.
 _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization")
@@ -39,6 +42,9 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 #: What exporters note beside operators and values; paths of modules are shown with an artifact.
 _NOTES = ("pkg.", "namespace")
+
+#: Axes of a matrix for each block, by which transforms take bytes; those that all blocks share are few.
+_BLOCKS = 3
 
 
 def spell(emitter: Emitter, model: ir.Model) -> None:
@@ -100,6 +106,25 @@ def share_vectors(model: ir.Model) -> None:
         if first is not value and not value.is_graph_input():
             ir.convenience.replace_all_uses_with(value, first)
             del model.graph.initializers[name]
+
+
+def halve_matrices(model: ir.Model) -> None:
+    """Store matrices of transforms whose entries are float16's in that: onnxruntime widens them as it loads them."""
+    graph, named = model.graph, model.graph.initializers
+    read = {value for node in graph.all_nodes() if is_transform(node) for value in node.inputs if value is not None}
+    for name, value in list(named.items()):
+        tensor = value.const_value
+        if value not in read or tensor is None or value.dtype != ir.DataType.FLOAT or len(tensor.shape) < _BLOCKS:
+            continue
+        whole = tensor.numpy()
+        with np.errstate(over="ignore"):
+            half = whole.astype(np.float16)
+        if not np.array_equal(half, whole):
+            continue
+        stored = add_initializer(model, f"{name}_half", half)
+        cast = append_node(graph[0], "Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{name}_read", like=value)
+        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        del named[name]
 
 
 def drop_notes(model: ir.Model) -> None:

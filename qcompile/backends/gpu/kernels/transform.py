@@ -28,7 +28,8 @@ class Transform:
     """
 
     def __init__(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        self.tensors, self.meta = tensors, meta
+        half = {name: own.float() for name, own in tensors.items() if own.dtype is torch.float16}
+        self.tensors, self.meta = tensors | half, meta  # they are stored so, not computed with
         self._plan = meta["plan"]
 
     def __call__(self, x: Tensor) -> Tensor:
