@@ -124,7 +124,7 @@ def choose(
     if several or (options.transforms == "auto" and statistics and not data.random):
         costs = measured(
             options.sensitivity, analysis.model, sites, statistics, data, decline, seed=options.seed,
-            device=options.device, progress=progress, work=work, group=options.group,
+            device=options.device, progress=progress, work=work, group=options.group, noise=several,
         )  # fmt: skip
     first, edge = schemes[0], target.scheme(target.edge)
 

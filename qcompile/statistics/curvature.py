@@ -91,15 +91,14 @@ def curvatures(
             place.sums.extend(own)
     found = {place.site.name: place.curvature() for place in places if place.sums.of("energy") > 0}
     if not found and decline is not None:
-        reason = f"they stop at {', '.join(stops[:NAMED])}" if stops else "they lead to no site"
-        decline("*", BY_GRADIENTS, f"{reason}: noise does")
+        decline("*", BY_GRADIENTS, f"they stop at {', '.join(stops[:NAMED])}" if stops else "they lead to no site")
     return found
 
 
 def measure_curvatures(
     model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data, decline: Decline,
     seed: int = 0, device: str = "cpu", progress: Progress | None = None, work: Work | None = None,
-    group: Group = ALONE,
+    group: Group = ALONE, noise: bool = True,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The curvature at every site: by gradients, and from noise in its weight where they do not reach.
 
@@ -108,6 +107,8 @@ def measure_curvatures(
         decline: told where noise is used.
         work: about this graph and this data.
         group: the processes that share batches, and weights where noise measures.
+        noise: whether it may measure, which runs the graph once for each weight. Without, sites that gradients do not
+            reach count as the median of those that they do, and none is known where they reach none.
     """
     logits = logit_outputs(model, sites)
     work = work or Work()
@@ -118,9 +119,21 @@ def measure_curvatures(
     rest = [site for site in sites if site.name not in found]
     if not rest:
         return found
+    instead = "noise does" if noise else "it counts as the median of the others"
     for site in rest if found else ():
-        decline(site.name, "measuring by gradients what its errors cost", "gradients do not reach it: noise does")
+        decline(site.name, "measuring by gradients what its errors cost", f"gradients do not reach it: {instead}")
+    if not found:
+        decline("*", BY_GRADIENTS, "noise does" if noise else "errors of all sites count alike, relative to outputs")
+    if not noise:
+        return found and found | dict.fromkeys((site.name for site in rest), _median(list(found.values())))
     return found | noise_curvatures(model, rest, statistics, data, seed, progress, work, group)
+
+
+def _median(known: Sequence[Curvature]) -> Curvature:
+    weight, of_input, coherence = (
+        float(np.median([getattr(own, name) for own in known])) for name in ("weight", "input", "coherence")
+    )
+    return Curvature(weight, of_input, coherence)
 
 
 def spread_evenly(batches: Sequence[Mapping[str, np.ndarray]], count: int) -> list[Mapping[str, np.ndarray]]:

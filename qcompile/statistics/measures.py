@@ -44,13 +44,13 @@ def check_measure(word: str) -> None:
 def measured(
     how: str, model: ir.Model, sites: Sequence[Site], statistics: Mapping[str, Statistics], data: Data,
     decline: Decline, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None, work: Work | None = None,
-    group: Group = ALONE,
+    group: Group = ALONE, noise: bool = True,
 ) -> dict[str, Curvature]:  # fmt: skip
     """The cost of errors by the name of the site; nothing where all count alike, in no unit of the metric.
 
     Args:
         how: one of ``MEASURES``.
-        statistics, decline, work, group: as for ``measure_curvatures``.
+        statistics, decline, work, group, noise: as for ``measure_curvatures``.
     """
     from qcompile.statistics.curvature import measure_curvatures  # need torch
     from qcompile.statistics.noise import noise_curvatures
@@ -60,7 +60,7 @@ def measured(
         return {}
     if how == "noise":
         return noise_curvatures(model, sites, statistics, data, seed, progress, work, group)
-    found = measure_curvatures(model, sites, statistics, data, decline, seed, device, progress, work, group)
+    found = measure_curvatures(model, sites, statistics, data, decline, seed, device, progress, work, group, noise)
     if how == "errors":
         return found
     even = {name: replace(own, felt=None) for name, own in found.items()}

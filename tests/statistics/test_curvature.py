@@ -20,7 +20,7 @@ from qcompile.choice.trial import Trial
 from qcompile.formats import get_format
 from qcompile.run.data import Data
 from qcompile.statistics.calibration import collect
-from qcompile.statistics.curvature import curvatures
+from qcompile.statistics.curvature import curvatures, measure_curvatures
 from qcompile.statistics.sensitivity import Curvature, sensitivities
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms import Hadamard
@@ -122,10 +122,30 @@ def test_what_gradients_do_not_reach_is_left_out() -> None:
     assert found == {}  # no gradient of a determinant
     assert said[0][:2] == ("d", "computing it in torch")
     assert "no row for this operator; onnxruntime computes it, without gradients" in said[0][2]
-    assert said[1] == ("*", "measuring by gradients what errors cost", "they stop at Det 'd': noise does")
+    assert said[1] == ("*", "measuring by gradients what errors cost", "they stop at Det 'd'")
     reads = analyzed("[one] h = MatMul(x, a) [two] y = MatMul(x, b)", weights, "(float[N,6,6] x) => (float[N,6,6] y)")
     assert measured(reads, batches, set())["two"].weight > 0
     assert measured(reads, batches, set())["one"] == Curvature(0, 0, 0)  # nothing reads its output
+
+
+def test_without_noise_the_rest_counts_as_the_median() -> None:
+    """A kernel with groups has no gradients here; a graph where they stop has no costs at all."""
+    rng = np.random.default_rng(9)
+    weights = {"a": rng.standard_normal((6, 6)), "k": rng.standard_normal((6, 1, 3)), "b": rng.standard_normal((6, 8))}
+    body = "[one] h = MatMul(x, a) t = Transpose<perm=[0,2,1]>(h) [deep] c = Conv<group=6,pads=[1,1]>(t, k) "
+    analysis = analyzed(body + "u = Transpose<perm=[0,2,1]>(c) [two] y = MatMul(u, b)", weights)
+    data, said = Data(({"x": rng.standard_normal((8, 5, 6), np.float32)},), random=False), []
+    found = measure_curvatures(analysis.model, analysis.sites, {}, data, lambda *to: said.append(to), noise=False)
+    known = [own for name, own in found.items() if name != "deep"]
+    assert len(known) == 2
+    assert found["deep"].weight == pytest.approx(sum(own.weight for own in known) / 2)
+    assert found["deep"].felt is None
+    assert said[-1][::2] == ("deep", "gradients do not reach it: it counts as the median of the others")
+    body = "[one] h = MatMul(x, a) d = Det(h) s = Unsqueeze(d, c) y = Mul(h, s)"
+    analysis = analyzed("c = Constant<value_ints=[1,2]>() " + body, weights, "(float[N,6,6] x) => (float[N,6,6] y)")
+    data = Data(({"x": rng.standard_normal((2, 6, 6), np.float32)},), random=False)
+    assert measure_curvatures(analysis.model, analysis.sites, {}, data, lambda *to: said.append(to), noise=False) == {}
+    assert said[-1][2] == "errors of all sites count alike, relative to outputs"
 
 
 def test_rows_of_a_table_cost_what_they_are_read() -> None:
