@@ -1,21 +1,24 @@
-"""Caches in few bits: nats above float, and tokens a second at long contexts, of a decoder that takes its cache.
+"""Caches in few bits: nats above float, and tokens a second and memory at long contexts, of a decoder with its cache.
 
     python benchmarks/caches.py MODEL.onnx --calibration C.npz --evaluation E.npz [--formats int8-token uint2-g32]
-    python benchmarks/caches.py MODEL.onnx --calibration C.npz --contexts 2048,8192,32768
+    python benchmarks/caches.py MODEL.onnx --calibration C.npz --contexts 2048,8192,32768 [--rounds 5]
 
 The weights stay float, so that caches alone make the difference. The first form measures the loss of each row of the
-evaluation data in one pass, with keys and values as they are and in a chosen basis; the second times one token behind
-a cache of random content on one thread, one after the other, and prints the bytes of the caches that each step reads
-and writes.
+evaluation data in one pass, with keys and values as they are and in a chosen basis. The second times one token behind
+a cache of random content on one thread, in time of the processor, the graphs in turn: the source as it was exported, and GroupQueryAttention over
+caches of float32, 8 and 4 bits. Ratios are those of medians, to GroupQueryAttention over float32. Memory is the largest
+that a process of its own held in a step, caches included, above what it held before (on Linux).
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +29,7 @@ from qcompile.checks.behaviour import behaviour
 from qcompile.choice.cache_choice import choose_caches
 from qcompile.formats.cache_format import parse_cache_format
 from qcompile.ir.cache_pairs import cache_pairs
+from qcompile.ir.required import name_of
 from qcompile.preparation import prepare
 from qcompile.run.data import Data, hold_out, load_data
 from qcompile.run.session import Session
@@ -37,28 +41,39 @@ FORMATS = [
     "int4-channel",
 ]  # fmt: skip
 
-#: Runs of each graph at each context; the median counts.
-RUNS = 5
+#: Graphs whose steps are timed: the source, and formats of caches that GroupQueryAttention reads.
+TIMED = ("float", "float32", "int8-channel", "int4-channel")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--calibration", required=True, help="rows of tokens")
+    parser.add_argument("--calibration", help="rows of tokens")
     parser.add_argument("--evaluation", help="rows to measure the loss on")
     parser.add_argument("--formats", nargs="+", default=FORMATS, help="with commas, those that each cache may have")
     parser.add_argument("--contexts", default="", help="lengths of the cache to time one token at")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each graph at each context (default 5)")
+    parser.add_argument("--resident", type=int, metavar="CONTEXT", help="print the memory of one step of MODEL alone")
     arguments = parser.parse_args()
+    if arguments.resident is not None:
+        print(resident(Path(arguments.model), arguments.resident))
+        return
     model = prepare(arguments.model).model
     data = hold_out(load_data(arguments.calibration, model), model)
     if arguments.evaluation:
         losses(model, data, load_data(arguments.evaluation, model), arguments.formats)
-    for context in filter(None, arguments.contexts.split(",")):
-        times(model, data, int(context))
+    if arguments.contexts:
+        files = {"float": saved(model)}
+        for word in TIMED[1:]:
+            files[word], plans = packed(model, data, word, rotates=True, fuses=True)
+            if {plan.form for plan in plans} != {"fused"}:
+                sys.exit(f"{word}: attention is not GroupQueryAttention everywhere, so there is nothing to compare")
+        for context in arguments.contexts.split(","):
+            times(files, int(context), arguments.rounds)
 
 
-def packed(model: ir.Model, data: Data, word: str, rotates: bool, fuses: bool) -> tuple[Session, list[CachePlan]]:
-    """The graph with packed caches."""
+def packed(model: ir.Model, data: Data, word: str, rotates: bool, fuses: bool) -> tuple[Path, list[CachePlan]]:
+    """The graph with packed caches, as a file."""
     clone = model.clone()
     plans = choose_caches(
         clone, [parse_cache_format(w) for w in word.split(",")], data, print_declined, rotates=rotates, fuses=fuses
@@ -66,7 +81,7 @@ def packed(model: ir.Model, data: Data, word: str, rotates: bool, fuses: bool) -
     lower_caches(clone)
     drop_cache_plans(clone)
     TopologicalSortPass()(clone)
-    return Session(saved(clone), threads=1), plans
+    return saved(clone), plans
 
 
 def print_declined(*said: str) -> None:
@@ -89,8 +104,8 @@ def losses(model: ir.Model, data: Data, rows: Data, words: list[str]) -> None:
     print("|---|---|---|---|---|---|")
     for word in words:
         for rotates in (False, True):
-            run, plans = packed(model, data, word, rotates, fuses=False)
-            outputs = with_float_caches(run.run, plans)
+            path, plans = packed(model, data, word, rotates, fuses=False)
+            outputs = with_float_caches(Session(path, threads=1).run, plans)
             have = (outputs(batch)[logits] for batch in rows.batches)
             found = behaviour(logits, True, zip(rows.batches, want, have, strict=True), tokens)
             more = np.array([prompt.losses[1] - prompt.losses[0] for prompt in found.prompts])
@@ -101,52 +116,65 @@ def losses(model: ir.Model, data: Data, rows: Data, words: list[str]) -> None:
             print(f"| {word} | {size} | {keys} | {more.mean():+.4f}{error} | {divergence:.5f} | {turned} |", flush=True)
 
 
-def times(model: ir.Model, data: Data, context: int) -> None:
-    """Print the time of one token behind a cache of that length."""
-    step = {"input_ids": np.array([[5]]), "position_ids": np.array([[context]])}
-    step["attention_mask"] = np.ones((1, context + 1), np.int64)
-    step = {value.name: step[value.name] for value in model.graph.inputs if value.name in step}
-    pairs = cache_pairs(model)
-    float_bytes = sum(4 * int(p.past.shape[1]) * int(p.past.shape[3]) for p in pairs if p.past.shape is not None)
-    rows: list[tuple[str, int, float]] = []
-    for word in ("float", "int8-channel", "int4-channel"):
-        if word == "float":
-            run, size, feeds = Session(saved(model), threads=1), float_bytes, filled(model, context)
-        else:
-            run, plans = packed(model, data, word, rotates=True, fuses=True)
-            size, feeds = sum(plan.bytes_per_token for plan in plans), codes(plans, context)
-        run.run(step | feeds)
-        rows.append((word, size, median(run, step | feeds)))
-        del run, feeds
-    for word, size, seconds in rows:
-        print(f"context {context}: {word}, cache {size * context / 1e6:.1f} MB, {1 / seconds:.2f} tokens/s, "
-              f"{rows[0][2] / seconds:.2f}x float", flush=True)  # fmt: skip
-
-
-def median(run: Session, feeds: Mapping[str, np.ndarray]) -> float:
-    seconds = []
-    for _ in range(RUNS):
-        began = perf_counter()
+def times(files: Mapping[str, Path], context: int, rounds: int) -> None:
+    """Print the time and the memory of one token behind caches of that length."""
+    runs = {word: (Session(path, threads=1), step(path, context)) for word, path in files.items()}
+    for run, feeds in runs.values():
         run.run(feeds)
-        seconds.append(perf_counter() - began)
-    return float(np.median(seconds))
+    seconds: dict[str, list[float]] = {word: [] for word in files}
+    for _ in range(rounds):
+        for word, (run, feeds) in runs.items():
+            began = process_time()
+            run.run(feeds)
+            seconds[word].append(process_time() - began)
+    held = {word: sum(feeds[name].nbytes for name in pasts(path)) for (word, path), (_, feeds) in
+            zip(files.items(), runs.values(), strict=True)}  # fmt: skip
+    runs.clear()
+    fair = float(np.median(seconds["float32"]))
+    for word, path in files.items():
+        own = float(np.median(seconds[word]))
+        command = [sys.executable, __file__, str(path), "--resident", str(context)]
+        grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        print(f"context {context}: {word:12} cache {held[word] / 1e6:7.1f} MB, memory {grown / 1e6:7.0f} MB, "
+              f"{1 / own:6.2f} tokens/s, {fair / own:.2f}x", flush=True)  # fmt: skip
 
 
-def filled(model: ir.Model, context: int) -> dict[str, np.ndarray]:
-    """Random caches of float."""
-    rng = np.random.default_rng(0)
-    shapes = {str(p.past.name): (1, int(p.past.shape[1]), context, int(p.past.shape[3])) for p in cache_pairs(model)}
-    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+def pasts(path: Path) -> list[str]:
+    """The inputs of a graph that hold caches."""
+    return [name_of(pair.past) for pair in cache_pairs(ir.load(path))]
 
 
-def codes(plans: list[CachePlan], context: int) -> dict[str, np.ndarray]:
-    """Random codes."""
-    rng, found = np.random.default_rng(0), {}
-    for plan in plans:
-        low, high = (-128, 128) if plan.format.stored == np.int8 else (0, 256)
-        shape = (1, plan.heads, context, plan.features // plan.format.per_byte)
-        found[plan.past] = rng.integers(low, high, shape, dtype=plan.format.stored)
-    return found
+def step(path: Path, context: int) -> dict[str, np.ndarray]:
+    """One token behind caches of random content."""
+    model, rng = ir.load(path), np.random.default_rng(0)
+    given = {"input_ids": np.array([[5]]), "position_ids": np.array([[context]])}
+    given["attention_mask"] = np.ones((1, context + 1), np.int64)
+    feeds = {name: array for name, array in given.items() if name in {value.name for value in model.graph.inputs}}
+    for past in (pair.past for pair in cache_pairs(model)):
+        assert past.shape is not None
+        assert past.dtype is not None
+        shape, kind = (1, past.shape[1], context, past.shape[3]), past.dtype.numpy()
+        floats = kind == np.float32
+        feeds[name_of(past)] = (
+            rng.standard_normal(shape, np.float32) if floats
+            else rng.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape, kind)
+        )  # fmt: skip
+    return feeds
+
+
+def resident(path: Path, context: int) -> int:
+    """Bytes that a process held at most in a step, above those that it held with the session before."""
+    run = Session(path, threads=1)
+    run.run(step(path, 1))
+    Path("/proc/self/clear_refs").write_text("5")  # what was held at most is from here on what is held
+    before = _most_held()
+    run.run(step(path, context))
+    return _most_held() - before
+
+
+def _most_held() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":
