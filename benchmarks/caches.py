@@ -6,8 +6,9 @@
 The weights stay float, so that caches alone make the difference. The first form measures the loss of each row of the
 evaluation data in one pass, with keys and values as they are and in a chosen basis. The second times one token behind
 a cache of random content on one thread, in time of the processor, the graphs in turn: the source as it was exported,
-and GroupQueryAttention over caches of float32, 8 and 4 bits. Ratios are those of medians, to GroupQueryAttention over float32. Memory is the largest
-that a process of its own held in a step, caches included, above what it held before (on Linux).
+and GroupQueryAttention over caches of float32, 8 and 4 bits. Ratios are those of medians, to GroupQueryAttention over
+float32. Memory is the largest that a process of its own held in a step, caches included, above what it held before
+(on Linux).
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ APART = {
     "python corpus.py": "reads the sources of Python for a training of hours",
     "python train_": "trains for hours",
     "python export.py": "needs what was trained",
+    "python examples/zoo/export.py": "writes what tests/support/shipped.py has it write for tests",
     "python evaluate.py": "judges the shipped models for minutes: test_zoo",
     "--device cuda": "needs GPUs",
     "torchrun": "needs GPUs",

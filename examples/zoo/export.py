@@ -5,9 +5,10 @@
     python export.py dit --weights dit.safetensors             # and unet
     python export.py resnet --weights resnet.safetensors
     python export.py language_model_cached --weights language_model.onnx --folder ELSEWHERE
+    python export.py mamba_stateful --weights mamba.onnx --folder ELSEWHERE
 
-The one with a cache takes keys and values of what was before and returns them with what came; it has the weights of the
-language model, so it does not ship.
+The last two take keys and values, or states, of what was before and return those behind it; they have the weights of
+models that ship, so they do not.
 Mamba's selective scan is qcompile's: one node, with a function of standard operators for runtimes that know no better.
 """
 
@@ -30,11 +31,15 @@ from classifiers import CLASSIFIERS
 from dit import DiT
 from language_model import LanguageModel
 from mamba import Mamba
-from qcompile.ir.state_space import add_bodies, selective_scan, translations
+from qcompile.ir.state_space import selective_scan
+from qcompile.ir.state_space_export import add_bodies, translations
 from unet import UNet
 from weights import name_initializers, restore
 
-__all__ = ["export_cached", "export_classifier", "export_diffusion", "export_language_model", "export_mamba"]
+__all__ = [
+    "export_cached", "export_classifier", "export_diffusion", "export_language_model", "export_mamba",
+    "export_stateful",
+]  # fmt: skip
 
 DIFFUSION = {"dit": DiT, "unet": UNet}
 HERE = Path(__file__).parent
@@ -122,6 +127,14 @@ def export_cached(weights: Path, folder: Path, saved_corpus: Path | None = None,
     ir.save(captured.model, folder / "language_model_cached.onnx")
 
 
+def export_stateful(weights: Path, folder: Path, saved_corpus: Path | None = None, opset: int = 23) -> None:
+    """Write mamba_stateful.onnx: to read one token more costs one step of each layer."""
+    model = restore(Mamba(scan=selective_scan), weights).eval()
+    example = {"input_ids": torch.zeros(2, 8, dtype=torch.int64), "past": model.start(2)}
+    captured = qcompile.capture(model, example)
+    ir.save(captured.model, folder / "mamba_stateful.onnx")
+
+
 def export_mamba(weights: Path, folder: Path, saved_corpus: Path | None, opset: int = 23) -> None:
     """Write mamba.onnx; it reads the language model's windows."""
     with np.load(folder / "language_model_evaluation.npz") as saved:
@@ -159,7 +172,7 @@ def export_classifier(name: str, weights: Path, folder: Path, saved_corpus: Path
 def main() -> None:
     """Export one model of the zoo."""
     exporters = {"language_model": export_language_model, "mamba": export_mamba}
-    exporters |= {"language_model_cached": export_cached}
+    exporters |= {"language_model_cached": export_cached, "mamba_stateful": export_stateful}
     exporters |= {name: partial(export_diffusion, name) for name in DIFFUSION}
     exporters |= {name: partial(export_classifier, name) for name in CLASSIFIERS}
     parser = argparse.ArgumentParser(description=main.__doc__)

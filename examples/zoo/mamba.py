@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +18,29 @@ from torch import Tensor, nn
 
 __all__ = ["Mamba", "Scan", "Shape", "selective_scan"]
 
-Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Scan = Callable[..., Any]
+
+#: What a layer knows of the past: `conv`, its last inputs, and `recurrent`, the state of its scan.
+Held = dict[str, Tensor]
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None
+) -> Any:
     """The recurrence h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = C_t h_t + D u_t.
 
     u and delta are [batch, length, channels], A [channels, state], B and C [batch, length, state],
-    D [channels]; the result is shaped like u. One step at a time: the reference, not the fast way.
+    D [channels]; the result is shaped like u. With a state [batch, channels, state] to go on from, the last one is
+    returned as well. One step at a time: the reference, not the fast way.
     """
-    state = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
+    given, state = state, u.new_zeros(u.shape[0], u.shape[2], A.shape[1]) if state is None else state
     outputs = []
     for t in range(u.shape[1]):
         decay = torch.exp(delta[:, t, :, None] * A)
         state = decay * state + (delta[:, t] * u[:, t])[..., None] * B[:, t, None, :]
         outputs.append((state * C[:, t, None, :]).sum(-1))
-    return torch.stack(outputs, dim=1) + D * u
+    y = torch.stack(outputs, dim=1) + D * u
+    return y if given is None else (y, state)
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,11 @@ class CausalConvolution(nn.Conv1d):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__(channels, channels, kernel, groups=channels, padding=kernel - 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
         length = x.shape[1]
+        if past is not None:  # [batch, kernel - 1, channels], which stand where zeros would
+            whole = torch.cat((past, x), 1).transpose(1, 2)
+            return F.conv1d(whole, self.weight, self.bias, groups=self.groups).transpose(1, 2)
         if not self.training:
             return super().forward(x.transpose(1, 2))[..., :length].transpose(1, 2)
         # The same sum tap by tap: a compiler fuses it, while the weight gradient of a depthwise
@@ -104,15 +115,23 @@ class Mixer(nn.Module):
             # softplus(bias) = step
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Held | None = None) -> tuple[Tensor, Held]:
+        """What the mixer makes of x; from a past on, also what it knows behind it."""
         u, gate = self.in_proj(x).chunk(2, dim=-1)
-        u = F.silu(self.conv1d(u))
+        held = {}
+        if past is not None:
+            held["conv"] = torch.cat((past["conv"], u), 1)[:, -(self.shape.kernel - 1) :]
+        u = F.silu(self.conv1d(u, None if past is None else past["conv"]))
         sizes = [self.shape.rank, self.shape.state, self.shape.state]
         step, B, C = self.x_proj(u).split(sizes, dim=-1)
         delta = F.softplus(self.dt_proj(step).float())
         # The recurrence multiplies hundreds of factors: float32 whatever the projections ran in.
-        y = self.scan(u.float(), delta, -self.A_log.exp(), B.float(), C.float(), self.D)
-        return self.out_proj(y * F.silu(gate))
+        operands = u.float(), delta, -self.A_log.exp(), B.float(), C.float(), self.D
+        if past is None:
+            y = self.scan(*operands)
+        else:
+            y, held["recurrent"] = self.scan(*operands, past["recurrent"])
+        return self.out_proj(y * F.silu(gate)), held
 
 
 class Block(nn.Module):
@@ -124,12 +143,16 @@ class Block(nn.Module):
         self.mixer = Mixer(shape, scan)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.mixer(self.norm(x)))
+    def forward(self, x: Tensor, past: Held | None = None) -> tuple[Tensor, Held]:
+        mixed, held = self.mixer(self.norm(x), past)
+        return x + self.dropout(mixed), held
 
 
 class Mamba(nn.Module):
-    """Token ids int64 [batch, length] -> logits float32 [batch, length, vocabulary]."""
+    """Token ids int64 [batch, length] -> logits float32 [batch, length, vocabulary].
+
+    With a past, by number of layer, it returns `logits` and the `present` that takes its place: states of one size.
+    """
 
     def __init__(self, shape: Shape | None = None, dropout: float = 0.0, scan: Scan = selective_scan) -> None:
         super().__init__()
@@ -146,8 +169,16 @@ class Mamba(nn.Module):
         if isinstance(module, Mixer):  # after its Linear children: apply() visits parents last
             module.initialize_step_size()
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, past: dict[str, Held] | None = None) -> Tensor | dict[str, Any]:
         x = self.embedding(input_ids)
-        for block in self.blocks:
-            x = block(x)
-        return F.linear(self.norm(x), self.embedding.weight)
+        present = {}
+        for layer, block in enumerate(self.blocks):
+            x, present[str(layer)] = block(x, None if past is None else past[str(layer)])
+        logits = F.linear(self.norm(x), self.embedding.weight)
+        return logits if past is None else {"logits": logits, "present": present}
+
+    def start(self, batch: int) -> dict[str, Held]:
+        """The past of texts that begin."""
+        shape, zeros = self.shape, self.embedding.weight.new_zeros
+        sizes = {"conv": (batch, shape.kernel - 1, shape.inner), "recurrent": (batch, shape.inner, shape.state)}
+        return {str(layer): {name: zeros(size) for name, size in sizes.items()} for layer in range(shape.layers)}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompile.ir.functions import DOMAIN
+
 __all__ = ["CachePair", "cache_pairs"]
 
 #: Operators that hold a cache or a state themselves: outputs by the inputs that they go on from.
@@ -19,6 +21,8 @@ _HOLDS: dict[tuple[str, str], dict[int, int]] = {
     ("", "TensorScatter"): {0: 0},
     ("com.microsoft", "GroupQueryAttention"): {3: 1, 4: 2},
     ("com.microsoft", "MultiHeadAttention"): {6: 1, 7: 2},
+    (DOMAIN, "SelectiveScanWithState"): {6: 1},
+    (DOMAIN, "StateSpaceDualityWithState"): {6: 1},
 }
 
 #: Operators whose output is their first input elsewhere, or a part of it.

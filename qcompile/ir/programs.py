@@ -58,7 +58,7 @@ def to_onnx(
     """
     import torch
 
-    from qcompile.ir.state_space import add_bodies, translations
+    from qcompile.ir.state_space_export import add_bodies, translations
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which optional libraries are not installed
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from qcompile.ir import state_space
 from qcompile.threads import alone
 
-__all__ = ["duality", "rms_norm", "rotary", "scan"]
+__all__ = ["duality", "duality_with_state", "rms_norm", "rotary", "scan", "scan_with_state"]
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -29,12 +29,33 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def scan(u: Tensor, *others: Tensor) -> Tensor:
     """``state_space.scan``, in float32 at least: its rounding would add up."""
-    wide = torch.promote_types(u.dtype, torch.float32)
-    with alone() if u.device.type == "cpu" else nullcontext():  # many small steps
-        return state_space.scan(u.to(wide), *(x.to(wide) for x in others)).to(u.dtype)
+    with _steps(u):
+        return state_space.scan(*_wide(u, *others)).to(u.dtype)
+
+
+def scan_with_state(u: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    """``state_space.scan_with_state``, likewise; the state has the type of ``u``."""
+    with _steps(u):
+        y, state = state_space.scan_with_state(*_wide(u, *others))
+    return y.to(u.dtype), state.to(u.dtype)
 
 
 def duality(x: Tensor, *others: Tensor) -> Tensor:
     """``state_space.duality``, likewise."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return state_space.duality(x.to(wide), *(y.to(wide) for y in others)).to(x.dtype)
+    return state_space.duality(*_wide(x, *others)).to(x.dtype)
+
+
+def duality_with_state(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    """``state_space.duality_with_state``, likewise."""
+    y, state = state_space.duality_with_state(*_wide(x, *others))
+    return y.to(x.dtype), state.to(x.dtype)
+
+
+def _steps(u: Tensor) -> AbstractContextManager[None]:
+    """Around many small steps."""
+    return alone() if u.device.type == "cpu" else nullcontext()
+
+
+def _wide(*inputs: Tensor) -> list[Tensor]:
+    wide = torch.promote_types(inputs[0].dtype, torch.float32)
+    return [x.to(wide) for x in inputs]

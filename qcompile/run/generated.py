@@ -34,6 +34,10 @@ _CONSTANT = re.compile(r"\bself\.(\w+)")
 FUNCTIONS: Table = {
     (DOMAIN, "SelectiveScan"): "plain.scan({0!t}, {1!t}, {2!t}, {3!t}, {4!t}, {5!t})",
     (DOMAIN, "StateSpaceDuality"): "plain.duality({0!t}, {1!t}, {2!t}, {3!t}, {4!t}, {5!t})",
+    (DOMAIN, "SelectiveScanWithState"): "plain.scan_with_state({0!t}, {1!t}, {2!t}, {3!t}, {4!t}, {5!t}, {6!t})",
+    (DOMAIN, "StateSpaceDualityWithState"): (
+        "plain.duality_with_state({0!t}, {1!t}, {2!t}, {3!t}, {4!t}, {5!t}, {6!t})"
+    ),
 }
 
 _HOOK = re.compile(r"\bself\.hook\((\d+),")

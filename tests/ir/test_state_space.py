@@ -12,6 +12,8 @@ from torch import Tensor
 
 import qcompile as qc
 from qcompile.errors import InputError
+from qcompile.ir.cache_pairs import cache_pairs
+from qcompile.run.executor import Executor
 from qcompile.run.session import evaluate
 
 #: One letter an axis; b and l are dynamic.
@@ -89,6 +91,62 @@ def test_exported_once_it_runs_at_any_batch_and_length(name: str) -> None:
         assert np.linalg.norm(found - want) <= 1e-6 * np.linalg.norm(want)
 
 
+STATES = {"scan": "bcn", "duality": "bhpn", "duality, one group": "bhpn"}
+
+
+class Continued(torch.nn.Module):
+    """A call that goes on from a state."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, u, delta, A, B, C, D, state):
+        return self.function(u, delta, A, B, C, D, state)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 64, 149])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_two_parts_make_the_whole(name: str, cut: int) -> None:
+    function, axes, sizes = OPERATORS[name]
+    sizes = sizes | {"b": 2, "l": 150}
+    inputs = dict(zip(axes, (t.double() for t in tensors(axes, sizes)), strict=True))
+    state, parts = torch.zeros([sizes[a] for a in STATES[name]], dtype=torch.float64), []
+    for at in (slice(0, cut), slice(cut, None)):
+        part = {key: t[:, at] if "l" in axes[key] else t for key, t in inputs.items()}
+        y, state = function(*part.values(), state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), step_by_step(*inputs.values()), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_states_have_gradients(name: str) -> None:
+    function, axes, sizes = OPERATORS[name]
+    axes = axes | {"state": STATES[name]}
+    inputs = [t.double().requires_grad_() for t in tensors(axes, sizes | {"b": 1, "l": 3})]
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_exported_with_its_state_it_goes_on(name: str) -> None:
+    """In onnxruntime and in the engine, at any batch and length."""
+    function, axes, sizes = OPERATORS[name]
+    axes = axes | {"state": STATES[name]}
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    dynamic = tuple({0: batch, 1: length} if "l" in a else {0: batch} if "b" in a else None for a in axes.values())
+    example = tensors(axes, sizes | {"b": 2, "l": 7})
+    source = qc.capture(Continued(function), example, dynamic_shapes=dynamic, input_names=list(axes))
+    operator = "SelectiveScan" if name == "scan" else "StateSpaceDuality"
+    assert [(node.domain, node.op_type) for node in source.model.graph] == [("qcompile", operator + "WithState")]
+    for b, n in [(2, 7), (1, 1), (3, 70)]:
+        inputs = tensors(axes, sizes | {"b": b, "l": n}, seed=n)
+        feeds = {k: v.numpy() for k, v in zip(axes, inputs, strict=True)}
+        for found in (evaluate(source.model, feeds), Executor(source.model)(feeds)):
+            for have, want in zip(found.values(), function(*inputs), strict=True):
+                assert np.linalg.norm(np.asarray(have) - want.numpy()) <= 1e-6 * np.linalg.norm(want.numpy())
+    assert [(p.past.name, p.axis) for p in cache_pairs(source.model)] == [("state", None)]
+
+
 def test_a_saved_program_keeps_its_scan(tmp_path) -> None:
     inputs = tuple(tensors(SCAN, {"b": 1, "l": 3, "c": 2, "n": 2}))
     torch.export.save(torch.export.export(Call(qc.selective_scan), inputs), tmp_path / "scan.pt2")
@@ -101,6 +159,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         qc.selective_scan(u, delta, A, torch.zeros(1, 3, 3), C, D)
     with pytest.raises(InputError, match="A has 1 axes, not 2"):
         qc.selective_scan(u, delta, A[0], B, C, D)
+    with pytest.raises(InputError, match="axis 2 of state has size 3, but A says 2"):
+        qc.selective_scan(u, delta, A, B, C, D, torch.zeros(1, 2, 3))
     with pytest.raises(InputError, match="6 heads cannot share 4 groups"):
         qc.state_space_duality(*tensors(DUALITY, {"b": 1, "l": 1, "h": 6, "p": 1, "g": 4, "n": 1}))
 

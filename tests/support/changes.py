@@ -15,7 +15,7 @@ from qcompile.analysis.axes import AxisNode
 from qcompile.analysis.folding import fold
 from qcompile.analysis.spaces import Analysis
 from qcompile.errors import InputError
-from qcompile.ir.state_space import add_bodies
+from qcompile.ir.state_space_export import add_bodies
 from qcompile.ir.widen import to_double
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs

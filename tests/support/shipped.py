@@ -11,7 +11,7 @@ __all__ = ["ZOO", "shipped"]
 ZOO = Path(__file__).parents[2] / "examples" / "zoo"
 
 #: Models by the shipped one whose weights they have.
-_WEIGHTS = {"language_model_cached": "language_model"}
+_WEIGHTS = {"language_model_cached": "language_model", "mamba_stateful": "mamba"}
 
 
 def shipped(name: str, folder: Path) -> Path:

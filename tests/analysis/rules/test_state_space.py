@@ -6,7 +6,7 @@ import pytest
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.axes import AxisNode, Mode, Ref
-from qcompile.ir.state_space import add_bodies
+from qcompile.ir.state_space_export import add_bodies
 from qcompile.transforms.freedom import Freedom
 
 SCAN = """y (float[2,3,5] x) => (float[2,3,4] y)
@@ -37,6 +37,18 @@ DUALITY = """y (float[2,3,5] x) => (float[2,3,4] y)
     g = qcompile.StateSpaceDuality(u, delta, A, B, C, D)
     h = Reshape(g, flat)
     y = MatMul(h, w2) }"""
+
+
+def with_state(text: str, size: int) -> str:
+    """The graph from a state on that is a product, as is what it makes of the last one."""
+    text = text.replace("float[2,3,5] x)", "float[2,3,5] x, float[2,5] s0)")
+    text = text.replace("(float[2,3,4] y)", "(float[2,3,4] y, float[2,4] z)")
+    text = text.replace("<float[5", f"<float[5,{size}] ws, float[{size},4] w3, int64[2] one, int64[N] held, float[5", 1)
+    text = text.replace("g = qcompile.", "s1 = MatMul(s0, ws) s = Reshape(s1, held) g, last = qcompile.")
+    text = text.replace("(u, delta", "WithState(u, delta").replace("C, D)", "C, D, s)")
+    return text.replace("y = MatMul", "z0 = Reshape(last, one) z = MatMul(z0, w3) y = MatMul")
+
+
 FIXED = {"heads": [0, 0, 6, 4], "groups": [0, 0, 2, 8], "flat": [0, 0, 24]}
 
 #: graph, value, axis -> the freedom
@@ -45,13 +57,24 @@ EXPECTED = {
     ("scan", "B", -1): Freedom.MONOMIAL,
     ("duality", "u", -1): Freedom.GENERAL,
     ("duality", "B", -1): Freedom.GENERAL,
+    ("scan with state", "u", -1): Freedom.MONOMIAL,
+    ("scan with state", "B", -1): Freedom.MONOMIAL,
+    ("duality with state", "u", -1): Freedom.GENERAL,
+    ("duality with state", "B", -1): Freedom.GENERAL,
 }
 
 
 @pytest.fixture
 def graph(parse):
     def make(name: str):
-        model = parse(SCAN) if name == "scan" else parse(DUALITY, **FIXED)
+        model = {
+            "scan": lambda: parse(SCAN),
+            "duality": lambda: parse(DUALITY, **FIXED),
+            "scan with state": lambda: parse(with_state(SCAN, 48).replace("[N]", "[3]"), held=[0, 6, 8], one=[0, 48]),
+            "duality with state": lambda: parse(
+                with_state(DUALITY, 192).replace("[N]", "[4]"), held=[0, 6, 4, 8], one=[0, 192], **FIXED
+            ),
+        }[name]()
         add_bodies(model)
         return model
 
@@ -68,7 +91,7 @@ def test_freedom_is_what_the_mathematics_says(graph, case):
     assert analysis.free(axis(analysis, *case[1:])).label == EXPECTED[case].label
 
 
-@pytest.mark.parametrize("name", ["scan", "duality"])
+@pytest.mark.parametrize("name", ["scan", "duality", "scan with state", "duality with state"])
 def test_members_of_the_freedom_keep_the_output(graph, check_sound, name):
     model = graph(name)
     for seed in range(5):
@@ -77,7 +100,7 @@ def test_members_of_the_freedom_keep_the_output(graph, check_sound, name):
 
 def test_a_transform_moves_every_space_at_once(graph):
     """The soundness above is not empty: each space holds a weight, and all of them change."""
-    for name, count in (("scan", 2), ("duality", 4)):
+    for name, count in (("scan", 2), ("duality", 4), ("scan with state", 2), ("duality with state", 4)):
         analysis = analyze(graph(name))
         free = [space for space in analysis.spaces if space.freedom != Freedom.NONE]
         assert len(free) == count
