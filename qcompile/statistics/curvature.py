@@ -47,6 +47,9 @@ __all__ = ["curvatures", "measure_curvatures", "spread_evenly"]
 #: A measurement, by the words in which it is declined, and the operators that are named then.
 BY_GRADIENTS, NAMED = "measuring by gradients what errors cost", 3
 
+#: Sites where noise is measured beside gradients: few positions and their own tokens give it another level.
+LEVELLED = 3
+
 #: Batches, and elements of the largest input of whole numbers in all of them: tokens.
 BATCHES, TOKENS = 32, 8192
 
@@ -126,7 +129,15 @@ def measure_curvatures(
         decline("*", BY_GRADIENTS, "noise does" if noise else "errors of all sites count alike, relative to outputs")
     if not noise:
         return found and found | dict.fromkeys((site.name for site in rest), _median(list(found.values())))
-    return found | noise_curvatures(model, rest, statistics, data, seed, progress, work, group)
+    shared = [site for site in sites if site.name in found and site.input is not None]
+    shared = [shared[i] for i in np.linspace(0, len(shared) - 1, min(LEVELLED, len(shared))).astype(int)]
+    both = noise_curvatures(model, [*rest, *shared], statistics, data, seed, progress, work, group)
+    pairs = [(found[site.name].weight, both[site.name].weight) for site in shared]
+    level = float(np.median([ours / theirs for ours, theirs in pairs if min(ours, theirs) > 0] or [1.0]))
+    levelled = {site.name: both[site.name] for site in rest}
+    return found | {
+        name: replace(own, weight=own.weight * level, input=own.input * level) for name, own in levelled.items()
+    }
 
 
 def _median(known: Sequence[Curvature]) -> Curvature:

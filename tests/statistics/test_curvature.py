@@ -21,6 +21,7 @@ from qcompile.formats import get_format
 from qcompile.run.data import Data
 from qcompile.statistics.calibration import collect
 from qcompile.statistics.curvature import curvatures, measure_curvatures
+from qcompile.statistics.noise import noise_curvatures
 from qcompile.statistics.sensitivity import Curvature, sensitivities
 from qcompile.targets.scheme import Scheme
 from qcompile.transforms import Hadamard
@@ -128,8 +129,8 @@ def test_what_gradients_do_not_reach_is_left_out() -> None:
     assert measured(reads, batches, set())["one"] == Curvature(0, 0, 0)  # nothing reads its output
 
 
-def test_without_noise_the_rest_counts_as_the_median() -> None:
-    """A kernel with groups has no gradients here; a graph where they stop has no costs at all."""
+def test_the_rest_has_the_level_of_gradients_or_their_median() -> None:
+    """A kernel with groups has no gradients here: noise, or the median, stands for them; nothing where they stop."""
     rng = np.random.default_rng(9)
     weights = {"a": rng.standard_normal((6, 6)), "k": rng.standard_normal((6, 1, 3)), "b": rng.standard_normal((6, 8))}
     body = "[one] h = MatMul(x, a) t = Transpose<perm=[0,2,1]>(h) [deep] c = Conv<group=6,pads=[1,1]>(t, k) "
@@ -141,6 +142,14 @@ def test_without_noise_the_rest_counts_as_the_median() -> None:
     assert found["deep"].weight == pytest.approx(sum(own.weight for own in known) / 2)
     assert found["deep"].felt is None
     assert said[-1][::2] == ("deep", "gradients do not reach it: it counts as the median of the others")
+    values = {g.name: g.reading for g in siblings_of(analysis.sites)}
+    statistics = collect(analysis.model, values, data)
+    levelled = measure_curvatures(analysis.model, analysis.sites, statistics, data, lambda *to: said.append(to))
+    by_name = {site.name: site for site in analysis.sites}
+    ordered = [by_name[name] for name in ("deep", "one", "two")]  # each has noise of its own by its place
+    noise = noise_curvatures(analysis.model, ordered, statistics, data)
+    levels = [levelled[name].weight / noise[name].weight for name in ("one", "two")]
+    assert levelled["deep"].weight / noise["deep"].weight == pytest.approx(sum(levels) / 2)
     body = "[one] h = MatMul(x, a) d = Det(h) s = Unsqueeze(d, c) y = Mul(h, s)"
     analysis = analyzed("c = Constant<value_ints=[1,2]>() " + body, weights, "(float[N,6,6] x) => (float[N,6,6] y)")
     data = Data(({"x": rng.standard_normal((2, 6, 6), np.float32)},), random=False)
