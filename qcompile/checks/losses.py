@@ -25,8 +25,7 @@ from qcompile.notes import FLOAT_ON_ENGINE, Decline
 from qcompile.run.compare import float_tensors, relative_l2
 from qcompile.run.data import Data
 from qcompile.run.kept_outputs import KeptOutputs
-from qcompile.run.sequences import tensors
-from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss
+from qcompile.statistics.sensitivity import divergence, logit_outputs, next_token_loss, next_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,17 +192,5 @@ def each(run: Run) -> Outputs:
 
 def _losses(batch: Mapping[str, np.ndarray], outputs: Mapping[str, Tensor], logits: Collection[str]) -> list[float]:
     """The next-token loss of one batch, or nothing."""
-    tokens = _tokens(batch, outputs, logits)
-    return [] if tokens is None else [next_token_loss(outputs[next(iter(logits))], tokens)]
-
-
-def _tokens(
-    batch: Mapping[str, np.ndarray], outputs: Mapping[str, Tensor], logits: Collection[str]
-) -> np.ndarray | None:
-    """The input whose next elements the logits predict: integers of the logits' leading shape, all of them scored."""
-    if not logits:
-        return None
-    *shape, scored = outputs[next(iter(logits))].shape
-    integers = (v for v in tensors(batch).values() if np.issubdtype(v.dtype, np.integer))
-    found = (v for v in integers if v.shape == tuple(shape) and v.shape[-1] > 1)
-    return next((v for v in found if not v.size or 0 <= v.min() <= v.max() < scored), None)
+    tokens = next_tokens(batch, outputs, logits)
+    return [] if tokens is None else [next_token_loss(outputs[next(iter(logits))], tokens[1])]

@@ -1,4 +1,4 @@
-"""Learns codes, biases and norms of a planned graph for the whole model at once."""
+"""Learns codes, scales, biases and norms of a planned graph for the whole model at once."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LearnedCodes", "learn_codes"]
 
-#: Of Adam, at the top of the schedule: of moves in gaps between levels, and of biases and norms.
-RATE, VECTOR_RATE = 3e-3, 3e-4
+#: Of Adam, at the top of the schedule: of moves in gaps between levels, of logarithms of scales, of biases and norms.
+RATE, SCALE_RATE, VECTOR_RATE = 3e-3, 1e-3, 3e-4
 
-#: How far a weight may move, in gaps between levels.
-REACH = 1.0
+#: How far a weight may move, in gaps between levels, and the logarithm of a scale: by a factor of 1.65 at most.
+REACH, SCALE_REACH = 1.0, 0.5
 
 #: Operands of operators that are biases and scales of norms.
 VECTORS = {
@@ -84,7 +84,9 @@ class _Planned:
     @property
     def rated(self) -> Sequence[Rated]:
         moves, vectors = [own.moves for own in self.latents.values()], list(self.vectors.values())
-        return [Rated(moves, RATE, REACH), *([Rated(vectors, VECTOR_RATE)] if vectors else [])]
+        scales = [own.stretch for own in self.latents.values() if own.stretch is not None]
+        rated = [Rated(moves, RATE, REACH), Rated(scales, SCALE_RATE, SCALE_REACH), Rated(vectors, VECTOR_RATE)]
+        return [own for own in rated if own.tensors]
 
     def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
         for name, latent in self.latents.items():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qcompile.learning.objectives import Wanted, departure
+from qcompile.learning.redrawn import redrawn
 
 if TYPE_CHECKING:
     from qcompile.learning.settings import Schedule
@@ -83,12 +84,14 @@ class Course:
         before, after: departures on each held-out sequence at the start, and at the parameters that were kept.
         steps: steps that were made.
         best: the step whose parameters were kept; 0 for the start.
+        redrawn: whether tokens were drawn anew from the float model.
     """
 
     before: np.ndarray
     after: np.ndarray
     steps: int
     best: int
+    redrawn: bool = False
 
 
 def follow(
@@ -105,29 +108,32 @@ def follow(
     """
     groups = [{"params": list(own.tensors), "lr": own.rate} for own in learnable.rated]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.rate * _factor(step, schedule.steps))
     wanted, apart = Wanted(lesson.batches, lesson.reference), Wanted(lesson.held_out, lesson.reference)
     parameters = [tensor for own in learnable.rated for tensor in own.tensors]
     before = after = _judged(learnable, apart, lesson.logits)
     kept, mean, best, done = _copied(parameters), _copied(parameters), 0, 0
-    reach = 1 / max(1.0, AVERAGED * schedule.steps)
-    every, until = max(1, math.ceil(schedule.steps / JUDGED)), time.monotonic() + 60 * schedule.minutes
+    drawn = redrawn(lesson.batches, wanted, lesson.reference, lesson.logits, seed)
+    clock, judged = _Clock(schedule), 0
     for index in _order(len(lesson.batches), schedule.steps, seed):
-        if schedule.minutes and time.monotonic() > until:
+        passed = clock.passed(done)
+        if passed >= 1:
             break
+        for group, own in zip(optimizer.param_groups, learnable.rated, strict=True):
+            group["lr"] = own.rate * schedule.rate * _factor(passed, schedule.steps)
+        batch, want = (lesson.batches[index], wanted[index]) if drawn is None else drawn(index)
         optimizer.zero_grad(set_to_none=True)
-        loss = departure(wanted[index], learnable(lesson.batches[index]), lesson.logits)
-        loss.backward()
+        departure(want, learnable(batch), lesson.logits).backward()
         optimizer.step()
-        factor.step()
         _bound(learnable.rated)
         done += 1
+        window = max(1.0, AVERAGED * done / clock.passed(done))
         with torch.no_grad():
             for average, tensor in zip(mean, parameters, strict=True):
-                average.lerp_(tensor, max(reach, 1 / (done + 1)))
+                average.lerp_(tensor, max(1 / window, 1 / (done + 1)))
         if progress is not None:
             progress(what, done, schedule.steps)
-        if done % every == 0 or done == schedule.steps:
+        if (now_judged := int(JUDGED * clock.passed(done))) > judged:
+            judged = now_judged
             last = _copied(parameters)
             _set(parameters, mean)
             now = _judged(learnable, apart, lesson.logits)
@@ -135,15 +141,27 @@ def follow(
             if now.mean() < after.mean():
                 kept, best, after = _copied(mean), done, now
     _set(parameters, kept)
-    return Course(before, after, done, best)
+    return Course(before, after, done, best, drawn is not None)
 
 
-def _factor(step: int, steps: int) -> float:
-    """The rate of a step relative to the top: up in a line, down in a cosine."""
-    warm = max(1, round(WARM * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+class _Clock:
+    """How much of a schedule has passed, by steps or, where that is more, by the time that it has."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule, self._began = schedule, time.monotonic()
+
+    def passed(self, done: int) -> float:
+        """The part that has passed, after so many steps."""
+        seconds = 60 * self._schedule.minutes
+        return max(done / self._schedule.steps, (time.monotonic() - self._began) / seconds if seconds else 0.0)
+
+
+def _factor(passed: float, steps: int) -> float:
+    """The rate relative to the top when a part of the schedule has passed: up in a line, down in a cosine."""
+    warm = max(WARM, 1 / steps)
+    if passed < warm:
+        return (passed + 1 / steps) / warm
+    return 0.5 * (1 + math.cos(math.pi * (passed - warm) / max(1 - warm, 1 / steps)))
 
 
 def _order(count: int, steps: int, seed: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ __all__ = ["PARTS", "Learning", "Schedule", "learning_of"]
 #: What can be learned, in the order in which it is, and what it is.
 PARTS = {
     "transforms": "matrices of the freedoms and scales of norms, before weights are rounded",
-    "codes": "codes within reach of those that rounding found, biases and norms, for the whole model at once",
+    "codes": "codes within reach of those that rounding found, scales, biases and norms, for the whole model at once",
 }
 
 
@@ -22,9 +22,9 @@ class Schedule:
 
     Args:
         steps: gradients that are followed.
-        minutes: wall time after which no further step begins; 0 for none. Exports that are stopped so differ.
+        minutes: wall time that it takes at most, the rate falling with it; 0 for any. Such exports differ.
         rate: the first step's size relative to the part's own; the last is near zero, by a cosine.
-        batch: sequences of one gradient; 0 for as many as make about 2,048 rows.
+        batch: sequences of one gradient; 0 for as many as make about 2,048 rows, a tenth at most.
     """
 
     steps: int = 200

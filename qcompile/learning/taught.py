@@ -19,6 +19,7 @@ class Taught:
         sequences: of those.
         before, after: mean departures there, at the start and at that step.
         kept: whether the result was taken.
+        redrawn: whether gradients were taken on sequences whose tokens were drawn anew, in part, from the float model.
         changed: of codes, how many differ from those before.
     """
 
@@ -30,4 +31,5 @@ class Taught:
     before: float
     after: float
     kept: bool
+    redrawn: bool
     changed: int | None = None

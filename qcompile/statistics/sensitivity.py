@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from qcompile.notes import Progress
 
-__all__ = ["EVEN", "Curvature", "divergence", "logit_outputs", "next_token_loss", "sensitivities"]
+__all__ = ["EVEN", "Curvature", "divergence", "logit_outputs", "next_token_loss", "next_tokens", "sensitivities"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +219,21 @@ def _by_rows(work: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Te
 
     some = max(1, ROW_NUMBERS // max(rows[0].shape[-1], 1))
     return torch.cat([work(*parts) for parts in zip(*(own.split(some) for own in rows), strict=True)])
+
+
+def next_tokens(
+    batch: Mapping[str, Any], outputs: Mapping[str, torch.Tensor], logits: Collection[str]
+) -> tuple[str, np.ndarray] | None:
+    """The input whose next elements the logits predict, with its name: integers of the logits' leading shape.
+
+    All of them are scored. ``None`` where no input is so.
+    """
+    if not logits:
+        return None
+    *shape, scored = outputs[next(iter(logits))].shape
+    integers = ((n, v) for n, v in tensors(batch).items() if np.issubdtype(v.dtype, np.integer))
+    found = (own for own in integers if own[1].shape == tuple(shape) and own[1].shape[-1] > 1)
+    return next(((n, v) for n, v in found if not v.size or 0 <= v.min() <= v.max() < scored), None)
 
 
 def next_token_loss(logits: torch.Tensor, tokens: np.ndarray) -> float:
