@@ -270,7 +270,7 @@ def learned_entries(taught: Sequence[Taught]) -> list[dict[str, Any]]:
         {
             "part": own.part, "parameters": own.parameters, "steps": own.steps, "best": own.best,
             "sequences": own.sequences, "before": number(own.before), "after": number(own.after), "kept": own.kept,
-            **({} if own.changed is None else {"changed": own.changed}),
+            "redrawn": own.redrawn, **({} if own.changed is None else {"changed": own.changed}),
         }
         for own in taught
     ]  # fmt: skip

@@ -47,6 +47,7 @@ def test_each_part_lowers_the_error(tmp_path: Path, wishes: dict, words: str) ->
     manifest, own = made(tmp_path, "learned", **wishes, learn=words)
     (entry,) = manifest["learned"]
     assert entry["kept"]
+    assert not entry["redrawn"]  # there are no tokens
     assert 0 < entry["best"] <= entry["steps"] == 80
     assert entry["after"] < entry["before"]
     assert own < 0.97 * error

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from qcompile.learning.loop import Lesson, Rated, follow
 from qcompile.learning.objectives import Wanted
 from qcompile.learning.redrawn import SHARE, redrawn
+from qcompile.learning.settings import Schedule
 
 Batch = Mapping[str, np.ndarray]
 
@@ -48,6 +50,24 @@ def test_draws_follow_the_predictions() -> None:
     changed = (ids != given)[:, 1:].mean()
     assert changed == pytest.approx(SHARE * 2 * 0.75 * 0.25, rel=0.1)
     assert (own(0)[0]["ids"] != ids).any()
+
+
+def test_learning_sees_other_tokens_each_time() -> None:
+    batch, seen = text(2, 60), []
+
+    class Watched:
+        scale = torch.ones((), requires_grad=True)
+        rated = (Rated([scale], 1e-3),)
+
+        def __call__(self, own: Batch) -> dict[str, torch.Tensor]:
+            if torch.is_grad_enabled():
+                seen.append(own["ids"])
+            return {"y": self.scale * chain(own)["y"]}
+
+    lesson = Lesson([batch], [text(1, 60)], chain, {"y"})
+    assert follow(Watched(), lesson, Schedule(steps=3), seed=0, what="learning").redrawn
+    assert len(seen) == 3
+    assert len({ids.tobytes() for ids in (*seen, batch["ids"])}) == 4
 
 
 def test_equal_seeds_draw_alike() -> None:
