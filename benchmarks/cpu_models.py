@@ -1,15 +1,15 @@
 """Real models on a CPU against onnxruntime's own quantizers: size, error, and time at few and at many rows, in one run.
 
-    python benchmarks/cpu_models.py [MODEL.onnx | FOLDER ...] [--seconds 2] [--targets cpu-int8,cpu-int4,qdq-int8]
-        [--transforms auto,none] [--rows 1,128] [--json FILE]
+    python benchmarks/cpu_models.py [MODEL.onnx | FOLDER ...] [--runs 40] [--transforms auto,none] [--rows 1,128]
+        [--targets cpu-int8,cpu-int8=int8-channel/uint8-tensor,cpu-int4,qdq-int8] [--method METHOD] [--json FILE]
 
 A FOLDER holds a model of transformers (config.json, weights, a tokenizer), which torch exports. Without models: those
 of the zoo, and an ALBERT and a graph network with random weights. Integer inputs are tokens: of the zoo's calibration
 data, of the English of this project's pages where there is a tokenizer, else random; other inputs are the zoo's, else
 smooth noise. A quarter of the data is not calibrated with, and errors (relative L2 of the outputs) are on that.
 
-Rows are tokens of one sequence, or else the batch. Times are medians of runs in turn, on one thread, over those of the
-float model; where the machine is busy, ratios are all that holds.
+Rows are tokens of one sequence, or else the batch. Times are processor times of the one thread that
+computes, of which one run in ten is below, in turn, over those of the float model.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import numpy as np
 import onnx
 from convolutions import error, session
 from graph_models import albert, graph_network, transformers_model
+from latency import in_turn
 
 import qcompile as qc
-from qcompile.checks.latency import interleaved
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "examples" / "zoo"
@@ -56,9 +56,10 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="*")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of the runs of each quantized model")
-    parser.add_argument("--targets", default="cpu-int8,cpu-int4,qdq-int8")
+    parser.add_argument("--runs", type=int, default=40, help="of each model")
+    parser.add_argument("--targets", default=TARGETS, help="formats may stand behind one")
     parser.add_argument("--transforms", default="auto,none")
+    parser.add_argument("--method", help="of rounding, by default that of an export")
     parser.add_argument("--rows", default="1,128")
     parser.add_argument("--json", type=Path, help="all numbers")
     options = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
             folder = Path(scratch) / f"of-{case.path.stem}"
             folder.mkdir()
             ours = [(target, kind) for target in options.targets.split(",") for kind in options.transforms.split(",")]
-            found[case.path.stem] = measured(case, folder, ours, rows, options.seconds)
+            found[case.path.stem] = measured(case, folder, ours, rows, options.runs, options.method)
             print(table(case, found[case.path.stem], rows), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1))
@@ -184,7 +185,7 @@ def theirs(case: Case, folder: Path, learned: list[Feed]) -> Iterator[tuple[str,
 
 
 def quantized(
-    case: Case, folder: Path, learned: list[Feed], ours: list[tuple[str, str]]
+    case: Case, folder: Path, learned: list[Feed], ours: list[tuple[str, str]], method: str | None
 ) -> Iterator[tuple[str, Path | str]]:  # fmt: skip
     """Quantized copies of a model by name, theirs first, or why there is none."""
     for number, (name, make) in enumerate(theirs(case, folder, learned)):
@@ -200,10 +201,11 @@ def quantized(
     data.mkdir()
     for number, given in enumerate(learned):
         np.savez(data / f"{number:03}.npz", **given)
-    for target, kind in ours:
-        to = folder / f"{target}-{kind}"
+    for number, (target, kind) in enumerate(ours):
+        to, (name, _, formats) = folder / f"ours-{number}", target.partition("=")
+        own = formats.split(",") if formats else None
         try:
-            qc.export(case.path, target, to, calibration=data, transforms=kind)
+            qc.export(case.path, name, to, calibration=data, transforms=kind, formats=own, method=method)
         except qc.QCompileError as reason:
             yield f"qcompile, {target}, {kind}", str(reason)[:120]
         else:
@@ -211,28 +213,27 @@ def quantized(
 
 
 def measured(
-    case: Case, folder: Path, ours: list[tuple[str, str]], rows: list[int], seconds: float
+    case: Case, folder: Path, ours: list[tuple[str, str]], rows: list[int], runs: int,
+    method: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """By name, the numbers of a quantized copy over those of the float model, or why there is none."""
     held_out = case.data[3::4]
     learned = [given for number, given in enumerate(case.data) if number % 4 != 3]
     plain = session(case.path)
     want = [plain.run(None, given) for given in held_out]
-    made = dict(quantized(case, folder, learned, ours))
+    made = dict(quantized(case, folder, learned, ours, method))
     found: dict[str, Any] = {name: {"reason": why} for name, why in made.items() if isinstance(why, str)}
     files = {name: file for name, file in made.items() if isinstance(file, Path)}
     sessions = {name: session(file) for name, file in files.items()}
     for name, file in files.items():
         size = sum(part.stat().st_size for part in file.parent.glob(file.name + "*")) / case.path.stat().st_size
-        found[name] = {"size": size, "error": error(want, [sessions[name].run(None, given) for given in held_out])}
+        lost = error(want, [sessions[name].run(None, given) for given in held_out])
+        found[name] = {"size": size, "error": lost} if lost else {"reason": "it quantizes nothing"}
     for count in rows:
         given = case.at(count)
-        runs: list[Callable[[], Any]] = [
-            lambda own=own, given=given: own.run(None, given) for own in (plain, *sessions.values())
-        ]
-        times, _ = interleaved(runs, seconds * len(runs))
-        for name, own in zip(sessions, times[1:], strict=True):
-            found[name][str(count)] = own / times[0]
+        (source, _), *times = in_turn([case.path, *files.values()], given, runs)
+        for name, (own, _) in zip(files, times, strict=True):
+            found[name][str(count)] = own / source
     return found
 
 
@@ -267,6 +268,9 @@ def beaten(row: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], colum
 
 #: Without the standard's Attention, which its quantizer takes for its own, so that its session refuses the graph.
 DYNAMIC = ["MatMul", "Gemm", "Gather", "Conv"]
+
+#: Targets of ours, some with formats that are not their default.
+TARGETS = "cpu-int8,cpu-int8=int8-channel/uint8-tensor,cpu-int4,qdq-int8"
 
 #: Ratios that differ by less are the same.
 SAME = 1.02

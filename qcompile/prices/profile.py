@@ -91,7 +91,7 @@ class Profile:
 
 
 def kind_of(scheme: Scheme, *, convolution: bool = False) -> str:
-    """The kind of kernel: ``w4``, ``w8a8``, ``w32``; the width of groups shows in the bytes.
+    """The kind of kernel: ``w4``, ``w8a8``, ``w8a8-tensor``, ``w32``; the width of groups shows in the bytes.
 
     Runtimes whose times are measured compute convolutions in float, whatever their weights are stored as.
     """
@@ -99,7 +99,9 @@ def kind_of(scheme: Scheme, *, convolution: bool = False) -> str:
         return CONVOLUTION
     if scheme.weight is None:
         return "w32"
-    return f"w{scheme.weight.bits:g}" + (f"a{scheme.activation.bits:g}" if scheme.activation is not None else "")
+    if scheme.activation is None:
+        return f"w{scheme.weight.bits:g}"
+    return f"w{scheme.weight.bits:g}a{scheme.activation.bits:g}" + ("-tensor" if scheme.activation.whole else "")
 
 
 def product_work(

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from qcompile.errors import InputError
 from qcompile.prices.linear_model import NEAR, added, elements, fit, seconds
 from qcompile.prices.machine import machine, word_of
+from qcompile.prices.operator_work import operator_work, spans
 from qcompile.prices.profile import Profile, input_work, kind_of, product_work, transform_work
 from qcompile.prices.profile_files import MACHINE, NONE, cached_file, profile_of, save_profile
+from qcompile.run.trace import Step
 from qcompile.targets.registry import get_target, targets
 from qcompile.targets.scheme import FLOAT, Scheme
 from qcompile.transforms import BlockDiagonal, Hadamard
@@ -53,11 +55,29 @@ def test_work_grows_with_rows_and_sites() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "kind"), [("int4-g32", "w4"), ("int8-channel/int8-channel", "w8a8"), ("float", "w32")]
-)
+    ("scheme", "kind"),
+    [
+        ("int4-g32", "w4"), ("int8-channel/int8-channel", "w8a8"), ("int8-channel/uint8-tensor", "w8a8-tensor"),
+        ("float", "w32"),
+    ],
+)  # fmt: skip
 def test_kinds_tell_kernels_apart(scheme: str, kind: str) -> None:
     assert kind_of(Scheme.parse(scheme)) == kind
     assert kind_of(Scheme.parse(scheme), convolution=True) == "convolution"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "count"),
+    [
+        ([(2, 384, 16), (2, 384, 16)], 0), ([(2, 384, 16), (16,)], 768), ([(2, 384, 1), (384, 16)], 768),
+        ([(2, 16, 384), (2, 16, 1)], 32), ([(2, 16, 384), (1,)], 0), ([(4, 5), ()], 0), ([(7,)], 0), ([], 0),
+        ([(4, 1, 64), (16, 1)], 64),
+    ],
+)  # fmt: skip
+def test_operands_that_begin_anew_part_an_operator_into_stretches(shapes: list[tuple[int, ...]], count: int) -> None:
+    assert spans(shapes) == count
+    step = Step("", "Mul", tuple(shapes), ())
+    assert operator_work(step)["span"] == count
 
 
 def test_steps_of_a_transform_are_work() -> None:
