@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from families import load, stored
 from stack_cases import BODIES, STACKS, body_model, stack_model
 
 from qcompile.compiler import Options, plan
+from qcompile.ir.state_space_export import add_bodies
 from qcompile.run.compare import compare
 from qcompile.run.data import example_inputs
+from qcompile.run.session import evaluate
 from qcompile.targets.registry import get_target, lowered_to
 
 pytest.importorskip("triton", reason="the generated programs import triton")
@@ -61,3 +66,21 @@ def test_a_weight_in_several_companies_is_packed_once(parse, lower: Callable) ->
     source = check(model, "hopper-w4a8", lower)
     packed = [name for name in ("v", "w", "v_w") if f'packed("{name}")' in source]
     assert packed == ["v", "w"]
+
+
+def test_a_scan_goes_on_from_a_state(lower: Callable) -> None:
+    """By its body: there is no kernel for it."""
+    text = """<ir_version: 10, opset_import: ["" : 21, "qcompile": 1]>
+    g (float[b,l,3] u, float[b,l,3] d, float[b,l,2] B, float[b,l,2] C, float[b,3,2] s)
+    => (float[b,l,3] y, float[b,3,2] z)
+    <float[3,2] A = {-1, -2, -3, -1, -2, -3}, float[3] D = {1, 2, 3}> {
+        y, z = qcompile.SelectiveScanWithState(u, d, A, B, C, D, s) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    add_bodies(model)
+    rng = np.random.default_rng(0)
+    sizes = {"u": (2, 4, 3), "d": (2, 4, 3), "B": (2, 4, 2), "C": (2, 4, 2), "s": (2, 3, 2)}
+    inputs = {name: rng.random(size).astype(np.float32) for name, size in sizes.items()}
+    want = evaluate(model.clone(), inputs)
+    run, _ = lower(model)
+    for name, array in run(inputs).items():
+        np.testing.assert_allclose(array, want[name], rtol=1e-5)
