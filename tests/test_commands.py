@@ -133,7 +133,7 @@ def test_every_exception_is_one() -> None:
 
 def network(path: Path) -> None:
     """A model of two mixtures of experts and a head, on tokens."""
-    graph = """<ir_version: 10, opset_import: ["" : 21]>
+    graph = """<ir_version: 11, opset_import: ["" : 23]>
     g (int64[batch,length] input_ids) => (float[batch,length,64] logits) {
       x = Gather(table, input_ids)
       a = MatMul(x, w0)  b = MatMul(x, w1)  c = Add(a, b)  d = Relu(c)

@@ -171,7 +171,7 @@ def test_one_closed_form_for_all_blocks() -> None:
     alike = fit_of(blocks[:1].expand(4, -1, -1), grams[:1].expand(4, -1, -1))
     same = named_candidate("wush-shared", 128, Scheme.parse("mxfp4"), 0, Freedom.GENERAL, alike, offline=False)
     each = wush_candidates(alike, Scheme.parse("mxfp4"))["wush-32"]
-    torch.testing.assert_close(same.matrix(), each.matrix(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(same.matrix(), each.matrix(), rtol=2**-11, atol=1e-6)  # of each, entries are float16's
     fit = fit_of(blocks, grams)
     shared = named_candidate("wush-shared", 128, Scheme.parse("mxfp4"), 0, Freedom.GENERAL, fit, offline=False)
     t, dual = (transform.matrix()[:32, :32] for transform in (shared, shared.dual()))
