@@ -47,7 +47,7 @@ def test_a_budget_of_time_decides_how_inputs_are_rounded(parse, tmp_path: Path) 
         { h = MatMul(x, a)\n y = MatMul(h, b) }"""
     ways, bounds = ["int8-channel/int8-channel", "int8-channel/uint8-tensor"], {}
     for way in ways:
-        options = {"format_for": {"*": way}, "transforms": "none", "method": "rtn"}
+        options = {"formats": [way], "transforms": "none", "method": "rtn"}  # at the edges of the graph, too
         bounds[way] = qc.export(parse(text), "cpu-int8", tmp_path / way, **options).manifest["timing"]["predicted_ms"]
     slow, fast = bounds.values()
     assert fast < slow

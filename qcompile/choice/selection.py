@@ -127,6 +127,8 @@ def choose(
             device=options.device, progress=progress, work=work, group=options.group, noise=several,
         )  # fmt: skip
     first, edge = schemes[0], target.scheme(target.edge)
+    if edge.activation is not None and edge.weight == first.weight:
+        edge = first  # it would keep no bits, and inputs were asked to be rounded in that way
 
     def plain_edge(site: Site) -> bool:
         return site.name in edges and site.name not in wishes.schemes
