@@ -58,6 +58,7 @@ class Online:
     fits: bool = True  # what is fitted must then hold on sequences that were held out
     own: Mapping[Siblings, str] = field(default_factory=dict)  # kinds of single groups
     staying: str = "any"  # of transforms, those that may stay in the graph: ``Target.online``
+    channels: bool = False  # whether in front of convolutions too
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
     _screens: dict[tuple[object, ...], tuple[dict[str, Contender], dict[str, float]]] = field(default_factory=dict)
     _offline: dict[tuple[object, ...], Transform | None] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class Online:
         return OnlineChoice(transform, error + self.price.of([group], transform, error))
 
     def _able(self, group: Siblings) -> bool:
-        return group not in self.barred and able(self.analysis, group)
+        return group not in self.barred and able(self.analysis, group, channels=self.channels)
 
     def _forced(self, group: Siblings, offline: Transform | None, schemes: Schemes) -> OnlineChoice:
         if offline is not None:

@@ -220,8 +220,8 @@ def _choices(
     ordered = sorted(schemes, key=lambda scheme: (scheme.bits, scheme.name)) if several else schemes
     place = partial(
         pose_choice, analysis, probes, kind=options.transforms, kinds=kinds, statistics=statistics, fits=fits,
-        price=clock or Share(target.transform_price), seed=options.seed, staying=target.online, progress=progress,
-        group=options.group,
+        price=clock or Share(target.transform_price), seed=options.seed, staying=target.online,
+        channels=target.channels, progress=progress, group=options.group,
     )  # fmt: skip
     if several:
         every = siblings_of(analysis.sites)

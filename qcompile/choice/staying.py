@@ -17,9 +17,14 @@ STAYING = {
 }  # fmt: skip
 
 
-def able(analysis: Analysis, group: Siblings) -> bool:
-    """Whether there can be an online transform in front of a group: it would spread infinity over all features."""
-    return features_last(analysis, group) and infinity(analysis, group.value, group.ref) is None
+def able(analysis: Analysis, group: Siblings, *, channels: bool = False) -> bool:
+    """Whether there can be an online transform in front of a group: it would spread infinity over all features.
+
+    Args:
+        channels: whether convolutions may have one, between transposes; zeros around what they read stay zeros.
+    """
+    whole = channels and group.axis == 1 and not group.grouped and not group.nested
+    return (features_last(analysis, group) or whole) and infinity(analysis, group.value, group.ref) is None
 
 
 def features_last(analysis: Analysis, group: Siblings) -> bool:

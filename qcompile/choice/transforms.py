@@ -87,6 +87,7 @@ def pose_choice(
     price: Share | GraphClock,
     seed: int = 0,
     staying: str = "any",
+    channels: bool = False,
     progress: Progress | None = None,
     group: Group = ALONE,
 ) -> tuple[Placement, Posed]:
@@ -96,6 +97,7 @@ def pose_choice(
         asked: the schemes that compete, what they cost, and budgets; see ``place`` for the other parameters.
         price: of online transforms: by their share of arithmetic, or by their time, at the rate of ``exchange``.
         staying: the transforms that may stay in the graph, in the words of ``Target.online``.
+        channels: whether they may in front of convolutions.
         group: the processes that share the measuring of candidates.
 
     Returns:
@@ -114,7 +116,9 @@ def pose_choice(
     tied = {own for own in groups if partners[own] is not own or led[own] > 1}
     kinds_of = _with_leaders(kinds or {}, partners)
     first = Share(0.0) if isinstance(price, GraphClock) else price
-    online = Online(analysis, probes, kind, statistics or {}, first, seed, barred, tied, fits, kinds_of, staying)
+    online = Online(
+        analysis, probes, kind, statistics or {}, first, seed, barred, tied, fits, kinds_of, staying, channels
+    )
     if isinstance(price, GraphClock):
         online.price = _exchange(online, asked, price)
     placement = Placement({}, {}, rate=online.price.rate if isinstance(online.price, Exchange) else None)

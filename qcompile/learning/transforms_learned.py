@@ -110,7 +110,8 @@ def free_bases(
             continue
         if norm_before(analysis, own) is not None and not any(site.stored is not site.weight for site in own.sites):
             scales[own.name] = Diagonal(own.width, device)
-        if own.name in bases.online and (block := _block(own, schemes, bases.online[own.name])):
+        fixed = own.patches is not None  # kernels are not rounded as gradients flow
+        if not fixed and own.name in bases.online and (block := _block(own, schemes, bases.online[own.name])):
             general = of_freedom(Freedom.GENERAL, own.width, block=block, device=device)
             blocks |= {} if general is None else {own.name: general}
     return replace(bases, learned=made, scales=scales, blocks=blocks)

@@ -15,8 +15,8 @@ from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.placement import Placement, total_transform
 from qcompile.errors import InternalError
-from qcompile.ir.graph import add_initializer, bodies
-from qcompile.ir.required import constant, dtype_of, graph_of, name_of, operand
+from qcompile.ir.graph import add_initializer, append_node, bodies
+from qcompile.ir.required import constant, dtype_of, graph_of, operand, rank_of, shape_of
 from qcompile.ir.transform_nodes import Structure, append_transform
 from qcompile.notes import FITTED_TRANSFORM
 from qcompile.passes.state import State
@@ -47,7 +47,7 @@ class Rotate:
         fold(self.analysis, self.placement.offline)
         folded: set[tuple[ir.Value, int]] = set()
         for group in self.groups:
-            name = name_of(group.value)
+            name = group.name
             scale, transform = self.placement.behind.get(name), self.placement.online.get(name)
             if scale is not None:
                 self._scale_norm(state.model, group, scale)
@@ -129,12 +129,30 @@ def insert_online(
             continue
         folded.add((weight, axis))
         change_axes(model, weight, [(axis, dual)])
-    made = _emit(model, _first_reader(group), value, group.sites[0].weight, transform, f"{value.name}_transformed")
+    made = _along(model, group, transform, f"{group.name}_transformed")
     for site in group.sites:
         for index, given in enumerate(site.node.inputs):
             if given is value:
                 site.node.replace_input_with(index, made)
     return made
+
+
+def _along(model: ir.Model, group: Siblings, transform: Transform, name: str) -> ir.Value:
+    """The value of a group with its features transformed: channels come last for it, and then back."""
+    before, value, like = _first_reader(group), group.value, group.sites[0].weight
+    if group.axis == -1 or _trails(value):
+        return _emit(model, before, value, like, transform, name)
+    rank = rank_of(value)
+    there, back = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+    last = append_node(before, "Transpose", [value], {"perm": there}, name=f"{name}/last").outputs[0]
+    last.type, last.shape = value.type, ir.Shape([shape_of(value)[axis] for axis in there])
+    made = _emit(model, before, last, like, transform, f"{name}/channels")
+    return append_node(before, "Transpose", [made], {"perm": back}, name=name, like=value).outputs[0]
+
+
+def _trails(value: ir.Value) -> bool:
+    """Whether nothing but axes of one follow its channels, which run fastest then."""
+    return all(size == 1 for size in shape_of(value)[2:])
 
 
 def _first_reader(group: Siblings) -> ir.Node:

@@ -50,6 +50,7 @@ class Target:
             scale.
         online: the transforms that may stay in the graph: any; those with one matrix for all blocks (``"shared"``);
             these only where a user names a kind (``"asked"``): common readers of the artifact leave them out; none.
+        channels: whether they may in front of convolutions, between transposes.
         static: which values have static ranges where a scheme has one: those that sites read and convolutions hand on
             (``"sites"``), or all.
         operators: the operators that it computes of quantized values, where it has no floats to compute others in.
@@ -86,6 +87,7 @@ class Target:
     ties: bool = False
     modules: bool = False
     online: Literal["any", "shared", "asked", "none"] = "any"
+    channels: bool = False
     static: Literal["sites", "all"] = "sites"
     operators: frozenset[str] | None = None
     caches: str | None = None

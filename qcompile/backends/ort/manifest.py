@@ -196,6 +196,7 @@ TARGETS = (
         edge="int8-g32",
         stacks="all",
         convolutions="all",
+        channels=True,
         bodies=True,
         emulated=True,
         ties=True,

@@ -64,7 +64,7 @@ def exactly(model: ir.Model, inputs: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("scheme", ["int4-g32", "nvfp4/nvfp4", "int8-channel/int8-channel", "mxfp4/mxfp8-e4m3"])
 def test_the_reference_runs_every_convolution(parse, tmp_path: Path, name: str, scheme: str) -> None:
-    model = plan(graph(parse, name), Options("reference", format_for={"kind:convolution": scheme}))
+    model = plan(graph(parse, name), Options("reference", format_for={"kind:convolution": scheme}, transforms="none"))
     ((_, item),) = planned(model)
     assert item.scheme.name == scheme
     inputs = example_inputs(model, sizes={"n": 2})
@@ -170,3 +170,55 @@ def test_a_target_with_float_inputs_says_that_it_rounds_none(parse, tmp_path: Pa
     said = [entry for entry in artifact.manifest["declined"] if entry["what"] == "quantizing its input"]
     assert {entry["site"] for entry in said} == {"h", "j", "l", "y"}
     assert {entry["activation"] for entry in artifact.manifest["sites"]} == {None}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_channels_change_basis_in_front_of_a_kernel(parse, tmp_path, name):
+    """Between transposes, zeros around stay zeros; groups see channels apart, and three have no Hadamard matrix."""
+    x, line, weights = KINDS[name]
+    sizes = ",".join(["n", "c", *"pqr"[: x.count(",") - 1]])
+    made = weights.split("]")[0].split("[")[1].split(",")
+    channels = int(made[1]) * (2 if "group=2" in line else 1) if "Transpose" in line else int(made[0])
+    ones = ",1" * (x.count(",") - 1)
+    model = parse(
+        f"g ({x}) => (float[{sizes}] y) <{weights}, float[4,{channels}{ones}] head>"
+        f" {{ a = {line}\n r = Relu(a)\n y = Conv(r, head) }}"
+    )  # what writes an output keeps its input
+    artifact = qc.export(
+        model, "reference", tmp_path / "out", transforms="hadamard", method="rtn", formats=["mxfp4/mxfp4"]
+    )
+    apart = name in ("grouped", "depthwise", "transposed groups", "odd")
+    assert bool(artifact.manifest["online_transforms"]) is not apart
+    equivalence = artifact.manifest["equivalence"]["rel_l2"]
+    assert (equivalence == 0) is apart
+    assert equivalence < 1e-6
+    inputs = example_inputs(model)
+    want = evaluate(model, inputs)
+    assert 1e-3 < compare(want, artifact.run(inputs))[0] < 0.5
+
+
+LOUD = """g (float[n,32,8,8] x) => (float[n,16,8,8] y) <float[16,32,3,3] w, float[16,32,1,1] v, float[16,16,1,1] u>
+    { s = Sigmoid(x)\n h = Mul(x, s)\n a = Conv<pads=[1,1,1,1]>(h, w)\n r = Relu(a)\n y = Conv(r, u) }"""
+TWO = LOUD.replace("r = Relu(a)", "b = Conv(h, v)\n c = Add(a, b)\n r = Relu(c)")
+
+
+@pytest.mark.parametrize(("text", "count"), [(LOUD, 1), (TWO, 2)])
+def test_a_fitted_transform_in_front_of_a_kernel_lowers_the_error(parse, tmp_path, text, count):
+    """One loud channel in each block spoils the scales of the others; kernels of two sizes have a basis each."""
+    rng, model = np.random.default_rng(0), parse(text)
+    loud = np.where(np.arange(32) % 16 == 0, 12, 1)[:, None, None]
+    np.savez(tmp_path / "x.npz", x=(rng.standard_normal((96, 32, 8, 8)) * loud).astype(np.float32))
+    errors = {}
+    for transforms in ("none", "auto"):
+        artifact = qc.export(
+            model, "reference", tmp_path / transforms, transforms=transforms, method="rtn", formats=["mxfp4/mxfp4"],
+            calibration=tmp_path / "x.npz",
+        )  # fmt: skip
+        errors[transforms] = artifact.manifest["quantization"]["rel_l2"]
+    assert len(artifact.manifest["online_transforms"]) == count
+    assert errors["auto"] < 0.6 * errors["none"]
+
+
+def test_targets_whose_kernels_read_floats_or_integers_put_nothing_in_front_of_them(parse, tmp_path):
+    artifact = qc.export(parse(LOUD), "cpu-int8", tmp_path / "out", transforms="hadamard", method="rtn")
+    assert not artifact.manifest["online_transforms"]
