@@ -4,11 +4,11 @@
                                    [--sampled]
 
 Each scheme is rounded to nearest without transforms, then as qcompile chooses, and once more where single sites may
-have eight bits, within a quarter of a bit a weight. Calibration data is that of the zoo, points between noise and digits
-over all times; with ``--sampled`` that which the sampler of the float model meets, with the class and without it. A row
-has the size over float, the relative L2 of the velocity on held-out points of the path, that of the images, and how
-many of them the judge of the zoo (which needs scikit-learn) reads as asked. Formats are emulated (target ``reference``)
-and nothing is timed.
+have eight bits, within a quarter of a bit a weight. Calibration data is that of the zoo, points between noise and
+digits over all times; with ``--sampled`` that which the sampler of the float model meets, with the class and without
+it. A row has the size over float, the relative L2 of the velocity on held-out points of the path, that of the images,
+and how many of them the judge of the zoo (which needs scikit-learn) reads as asked. Formats are emulated (target
+``reference``), and nothing is timed.
 """
 
 from __future__ import annotations
