@@ -288,12 +288,10 @@ class Online:
         fit = self.moments.of(group, offline) if self.fits or wush else None
         behind = fit is not None and not wush and bool(self._behind(group))
         mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)
-        wanted = self.staying in ("any", "shared") or (self.staying == "asked" and wush)
-        able, shared = self._able(group) and wanted, self.staying != "any"
-        self._made[key] = contenders(
-            group.width, scheme, fit, self.seed, behind=behind, able=able, mixed=mixed, shared=shared, few=few
-        )
-        return self._made[key]
+        able = self._able(group) and (self.staying in ("any", "shared") or (self.staying == "asked" and wush))
+        flags = {"behind": behind, "able": able, "mixed": mixed, "shared": self.staying != "any", "few": few}
+        made = contenders(group.width, scheme, fit, self.seed, **flags)
+        return self._made.setdefault(key, made)
 
 
 def first_of(schemes: Schemes) -> Scheme:
