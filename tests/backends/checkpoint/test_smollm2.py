@@ -22,7 +22,7 @@ from compressed_tensors.quantization.lifecycle.forward import forward_quantize  
 #: Nats between a checkpoint's loss and that of the planned graph.
 LIMIT = 0.002
 
-#: Draws of half a place of float32 by which what layers read is moved, and by how much less they may all do than another.
+#: Draws of half a place of float32 by which what layers read is moved, and how much less all may do than another.
 DRAWS, SPREAD = 4, 2.0
 
 
