@@ -110,9 +110,10 @@ def test_the_shipped_language_model(word: str, tmp_path: Path) -> None:
 def test_smollm2(word: str, tmp_path: Path) -> None:
     """A folder of Hugging Face: its tokenizer and its configuration go along."""
     genai()
-    folder = smollm2_folder(tmp_path / "smollm2")
+    folder, text = smollm2_folder(tmp_path / "smollm2"), tmp_path / "text.txt"
+    text.write_text((ROOT / "README.md").read_text())
     artifact = qc.export(
-        folder, "cpu-int4", tmp_path / "artifact", calibration=ROOT / "README.md", tokenizer=folder, window=128,
+        folder, "cpu-int4", tmp_path / "artifact", calibration=text, tokenizer=folder, window=128,
         cache_format=word, formats=["int4"], transforms="none", method="rtn", form="genai",
     )  # fmt: skip
     prompt = (
