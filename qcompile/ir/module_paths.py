@@ -14,6 +14,9 @@ __all__ = ["SCOPES", "innermost", "module_of_parameter", "module_path"]
 #: The modules around an operator, outermost first, and its own name in the program: torch's exporter writes them.
 SCOPES = "pkg.torch.onnx.name_scopes"
 
+#: What torch's exporter writes where no module is known.
+_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
+
 #: The attribute in which a wrapper of ours keeps a module; it is no part of anybody's paths.
 WRAPPED = "qcompile_module"
 
@@ -42,7 +45,7 @@ def _of_scopes(text: str | None) -> str | None:
     except (SyntaxError, ValueError):  # of another writer
         return None
     around = scopes[:-1] if isinstance(scopes, list | tuple) else []
-    return next((scope for scope in reversed(around) if isinstance(scope, str) and scope), None)
+    return next((scope for scope in reversed(around) if isinstance(scope, str) and scope and scope != _NOWHERE), None)
 
 
 def innermost(text: str) -> str:

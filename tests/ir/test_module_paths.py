@@ -21,6 +21,7 @@ from qcompile.ir.module_paths import SCOPES, module_path
         ("model/dense/MatMul", None, "w", "model.dense"),
         ("/MatMul_1", None, "encoder.0.query.weight_transposed", "encoder.0.query"),
         ("first", None, "up", None),
+        ("first", "['_empty_nn_module_stack_from_metadata_hook', 'sym_size']", "up", None),
         ("first", None, "onnx::MatMul.3", None),
         ("", None, "", None),
     ],
