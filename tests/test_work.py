@@ -447,7 +447,7 @@ def test_the_command_says_what_it_reused(tmp_path: Path) -> None:
     flipped(sorted((tmp_path / "work").glob("statistics-*"))[0])
     told = done(*words, "-o", tmp_path / "second", "--work", tmp_path / "work").stdout
     assert "reused from --work" in told
-    assert "2 of 2 roundings, 1 of 2 statistics" in told
+    assert "2 of 2 roundings, 1 of 1 sensitivities, 1 of 2 statistics" in told
     assert "warning: " in told
     assert "is not used, and computed again: it does not hold what was written" in " ".join(told.split())
 

@@ -29,6 +29,7 @@ from qcompile.run.data import Data
 from qcompile.run.executor import Executor
 from qcompile.run.foreign import stopping
 from qcompile.run.gradients import gradients
+from qcompile.run.sequences import tensors
 from qcompile.run.stream import Stream
 from qcompile.statistics.kept_statistics import kept_curvatures
 from qcompile.statistics.noise import noise_curvatures
@@ -155,7 +156,7 @@ def spread_evenly(batches: Sequence[Mapping[str, np.ndarray]], count: int) -> li
 
 def _chosen(batches: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
     """Batches to measure on, spread evenly over the data."""
-    tokens = max((a.size for a in batches[0].values() if np.issubdtype(a.dtype, np.integer)), default=1)
+    tokens = max((a.size for a in tensors(batches[0]).values() if np.issubdtype(a.dtype, np.integer)), default=1)
     return spread_evenly(batches, min(BATCHES, max(1, TOKENS // max(tokens, 1))))
 
 

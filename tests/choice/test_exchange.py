@@ -25,6 +25,7 @@ from qcompile.prices.graph_clock import GraphClock
 from qcompile.prices.profile_files import profile_of, save_profile
 from qcompile.targets.registry import get_target
 from qcompile.transforms import BlockDense, Hadamard
+from qcompile.transforms.dense import in_half
 
 TEXT = """g (float[batch,length,256] x) => (float[batch,length,256] y) <float[256,512] a, float[512,256] b> {
     h = MatMul(x, a)
@@ -79,10 +80,11 @@ def test_a_loud_site_does_not_price_the_others() -> None:
 
 
 def test_matrices_of_a_transform_s_own_count_by_their_bytes() -> None:
-    blocks = BlockDense(torch.eye(16, dtype=torch.float64).repeat(4, 1, 1))
+    blocks = BlockDense(0.1 * torch.eye(16, dtype=torch.float64).repeat(4, 1, 1))
     clock = cast(GraphClock, SimpleNamespace(transform=lambda group, transform: 1e-6))
     price, groups = Exchange(clock, rate=2.0, per_byte=1e-6), cast("list[Siblings]", [None])
     assert price.of(groups, blocks, 1.0) == pytest.approx(2.0 * 4 * 16 * 16 * 4e-6)
+    assert price.of(groups, in_half(blocks), 1.0) == pytest.approx(2.0 * 4 * 16 * 16 * 2e-6)  # stored in float16
     assert price.of(groups, Hadamard(64, 0), 1.0) == pytest.approx(2e-6)  # one for all sites
 
 

@@ -16,8 +16,8 @@ from qcompile.ir.functions import DOMAIN
 from qcompile.targets.scheme import Scheme
 
 _ACTIVATIONS = [s.activation for t in TARGETS if t.schemes != ("*",) for s in map(Scheme.parse, t.schemes)]
-#: Those that a function rounds as they come; static ones have a test of their own.
-OF_TARGETS = sorted({fmt.name for fmt in _ACTIVATIONS if fmt is not None and not fmt.static})
+#: Those that a function rounds row by row; those of whole tensors have tests of their own.
+OF_TARGETS = sorted({fmt.name for fmt in _ACTIVATIONS if fmt is not None and not (fmt.static or fmt.whole)})
 OTHERS = [
     "int4-g32", "int4-g128-fp16", "int2-g16", "uint4-g32", "uint8-channel", "int4-signedmax-g32", "nf4-g64",
     "bnb-fp4-g32", "e3m0-g32", "e2m3-g16", "e1m2-g16", "fp8-e5m2-channel", "mxfp6-e2m3-even", "mxfp6-e3m2-ceil",
