@@ -30,9 +30,11 @@ LEAST_GAIN = 0.05
 
 BLOCKS = (16, 32, 64, 128)
 
-#: Blocks of the closed form; a larger one costs more, equalizes more, and knows more of what features share. The last
-#: is for axes that the one before does not divide.
-FITTED_BLOCKS = (16, 32, 64, 128, 96)
+#: Blocks of the closed form; a larger one costs more, equalizes more, and knows more of what features share.
+FITTED_BLOCKS = (16, 32, 64)
+
+#: The largest block, and that of axes which it does not divide.
+LARGEST_BLOCKS = (128, 96)
 
 #: The block by which bases are told apart.
 USUAL_BLOCK = 64
@@ -239,8 +241,8 @@ def wush_candidates(fit: Fit, scheme: Scheme, *, whole: bool = False, one: bool 
 
 def _fitted_blocks(size: int, scheme: Scheme) -> list[int]:
     least = min(scheme.group or size, size)
-    found = [block for block in FITTED_BLOCKS if least <= block <= size and size % block == 0]
-    return found[:-1] if found[-2:] == [*FITTED_BLOCKS[-2:]] else found
+    largest = [block for block in LARGEST_BLOCKS if size % block == 0][:1]
+    return [block for block in (*FITTED_BLOCKS, *largest) if least <= block and size % block == 0]
 
 
 def shared_candidates(fit: Fit, scheme: Scheme) -> dict[str, Transform]:

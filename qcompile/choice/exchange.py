@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qcompile.analysis.siblings import Siblings
 from qcompile.choice.candidates import LEAST_GAIN
+from qcompile.ir.transform_nodes import halved
 from qcompile.prices.graph_clock import GraphClock
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Exchange:
 def _own_bytes(transform: Transform) -> float:
     """Bytes of the matrices of single blocks: others are stored once for all sites of a graph."""
     own = [matrix for _, _, matrix in transform.factors() if matrix.ndim == 3]
-    return sum((2.0 if matrix.equal(matrix.half().to(matrix.dtype)) else 4.0) * matrix.numel() for matrix in own)
+    return sum((4.0 if halved(matrix.numpy()) is None else 2.0) * matrix.numel() for matrix in own)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from qcompile.errors import InputError
 from qcompile.ir.functions import ALLOWZERO, DOMAIN, ensure_function, opset
 from qcompile.ir.graph import append_node, ensure_initializer, label
 
-__all__ = ["Structure", "append_transform", "is_transform", "read_transform"]
+__all__ = ["Structure", "append_transform", "halved", "is_transform", "read_transform"]
 
 #: ``(outer, inner, M)`` as in ``transforms.steps``, first applied first.
 Step = tuple[int, int, np.ndarray]
@@ -64,6 +64,13 @@ def read_transform(node: ir.Node) -> Structure | None:
         raise InputError(f"{label(node)} states steps of the sizes {[*widths]}, but its constants have {own}")
     steps = [(o, i, _turned(constant, i)) for o, i, constant in zip(outer, inner, constants, strict=True)]
     return Structure(node.attributes[_KIND].as_string(), steps)
+
+
+def halved(matrix: np.ndarray) -> np.ndarray | None:
+    """A matrix in float16, as it may be stored; ``None`` where that does not hold all its entries."""
+    with np.errstate(over="ignore"):
+        half = matrix.astype(np.float16)
+    return half if np.array_equal(half, matrix) else None
 
 
 def _content(value: ir.Value) -> np.ndarray | None:

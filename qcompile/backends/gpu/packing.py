@@ -16,6 +16,7 @@ from qcompile.errors import TargetError
 from qcompile.formats import Element, Format, Kind, Quantized, ScaleRule, ScaleType
 from qcompile.formats.packing import pack_codes
 from qcompile.formats.rounding import decode_element
+from qcompile.ir.transform_nodes import halved
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Packed", "describe", "pack", "pack_table", "pack_transform"]
@@ -138,9 +139,8 @@ def _stored(m: np.ndarray, kind: str) -> np.ndarray:
     """A step as it is stored: matrices of blocks in float16 where that holds them, because they are many."""
     if kind == "permutation":
         return m.astype(np.int32)
-    with np.errstate(over="ignore"):
-        half = m.astype(np.float16)
-    return half if kind == "blocks" and np.array_equal(half, m) else m.astype(np.float32)
+    half = halved(m) if kind == "blocks" else None
+    return m.astype(np.float32) if half is None else half
 
 
 def _in_a_row(step: tuple[int, int, np.ndarray]) -> tuple[int, int, np.ndarray]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
@@ -19,7 +18,7 @@ from qcompile.ir.functions import DOMAIN
 from qcompile.ir.graph import add_initializer, append_node
 from qcompile.ir.module_paths import SCOPES, innermost
 from qcompile.ir.required import constant, graph_of, operands
-from qcompile.ir.transform_nodes import is_transform
+from qcompile.ir.transform_nodes import halved, is_transform
 
 __all__ = ["drop_notes", "halve_matrices", "share_vectors", "spell"]
 
@@ -116,10 +115,7 @@ def halve_matrices(model: ir.Model) -> None:
         tensor = value.const_value
         if value not in read or tensor is None or value.dtype != ir.DataType.FLOAT or len(tensor.shape) < _BLOCKS:
             continue
-        whole = tensor.numpy()
-        with np.errstate(over="ignore"):
-            half = whole.astype(np.float16)
-        if not np.array_equal(half, whole):
+        if (half := halved(tensor.numpy())) is None:
             continue
         stored = add_initializer(model, f"{name}_half", half)
         cast = append_node(graph[0], "Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{name}_read", like=value)
