@@ -130,7 +130,7 @@ def test_operators_say_their_shapes_and_attributes(model: Path) -> None:
     with browser_page(model) as page:
         page.evaluate("goTo('/layers/3/up/MatMul_15')")
         said = page.inner_text("#detail")
-        for words in ("MatMul /layers/3/up/MatMul_15", "nx64", "w6 64x64 float constant", "layers.3.up"):
+        for words in ("MatMul /layers/3/up/MatMul_15", "n×64", "w6 64×64 float constant", "layers.3.up"):
             assert words in said.replace("\n", " ")
 
 
