@@ -231,5 +231,6 @@ def test_graphs_fit_any_screen(model: Path, artifact: Path, width: int, height: 
             assert min(stage["width"], side["width"]) >= 180
             assert min(stage["height"], side["height"]) >= 200
             assert page.locator("#find").is_visible()
+            assert page.evaluate("document.querySelector('nav').scrollWidth <= innerWidth")  # no list is out of sight
             page.locator("#list .row").first.click()
             assert page.locator("#detail b").first.is_visible()

@@ -46,14 +46,14 @@ def loss(logits: np.ndarray, ids: np.ndarray) -> float:
 
 
 def rounds_as_planned(module: torch.nn.Module, manifest: dict, ids: torch.Tensor) -> None:
-    """Each layer rounds what it really reads as the plan does, to the bit: what differs is the order of sums."""
+    """Each layer rounds what it really reads as the plan does, to the bit."""
     sites, seen = {one["module"]: one for one in manifest["sites"] if one.get("module")}, []
 
     def check(path: str, layer: torch.nn.Module, x: torch.Tensor) -> None:
         activation = get_activation(sites[path]["activation"])
         if "range" in sites[path]:
             activation = Range(activation, sites[path]["range"]["scale"])
-        theirs = forward_quantize(layer, x, "input", layer.quantization_scheme.input_activations)
+        theirs = forward.forward_quantize(layer, x, "input", layer.quantization_scheme.input_activations)
         ours = fake_quantize_rows(x.flatten(0, -2), activation).view(x.shape)
         assert torch.equal(theirs, ours), path
         seen.append(path)
@@ -68,6 +68,43 @@ def rounds_as_planned(module: torch.nn.Module, manifest: dict, ids: torch.Tensor
     for hook in hooks:
         hook.remove()
     assert sorted(seen) == sorted(path for path, one in sites.items() if one["activation"])
+
+
+def with_planned_codes(
+    module: torch.nn.Module, rounded: Rounded, manifest: dict, given: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[np.ndarray, dict[str, float]]:  # fmt: skip
+    """What the module computes where its layers read the codes that they read in the plan.
+
+    Returns:
+        the logits; by the path of each layer, how far what it reads is from the plan before it is rounded, in relative
+        L2.
+    """
+    path_of = {one["name"]: one["module"] for one in manifest["sites"] if one.get("module")}
+    engine = Executor(rounded.model, hooked=rounded.places)
+    engine.sources |= rounded.weights
+    read, codes, apart = {}, {}, {}
+
+    def noted(place: Place, value: torch.Tensor) -> torch.Tensor:
+        found = place.hook(value)
+        for path in filter(None, map(path_of.get, place.sites)):
+            read[path], codes[path] = value, found
+        return found
+
+    with torch.no_grad():
+        engine(given, {name: partial(noted, place) for name, place in rounded.places.items() if place.hook})
+    names = {layer: path for path, layer in module.named_modules()}
+
+    def planned(layer: torch.nn.Module, x: torch.Tensor, base_name: str, args: object) -> torch.Tensor:
+        want = read[names[layer]].view(x.shape)
+        apart[names[layer]] = float((x - want).norm() / want.norm())
+        return codes[names[layer]].view(x.shape)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(forward, "forward_quantize", planned)
+        logits = module(input_ids=torch.from_numpy(given["input_ids"])).logits
+    assert set(apart) == set(read)
+    return logits.numpy(), apart
 
 
 @pytest.mark.slow
