@@ -28,7 +28,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.checks.behaviour import behaviour
 from qcompile.choice.cache_choice import choose_caches
-from qcompile.formats.cache_format import parse_cache_format
+from qcompile.formats.cache_words import parse_cache_formats
 from qcompile.ir.cache_pairs import cache_pairs
 from qcompile.ir.required import name_of
 from qcompile.preparation import prepare
@@ -76,9 +76,7 @@ def main() -> None:
 def packed(model: ir.Model, data: Data, word: str, rotates: bool, fuses: bool) -> tuple[Path, list[CachePlan]]:
     """The graph with packed caches, as a file."""
     clone = model.clone()
-    plans = choose_caches(
-        clone, [parse_cache_format(w) for w in word.split(",")], data, print_declined, rotates=rotates, fuses=fuses
-    )
+    plans = choose_caches(clone, parse_cache_formats(word), data, print_declined, rotates=rotates, fuses=fuses)
     lower_caches(clone)
     drop_cache_plans(clone)
     TopologicalSortPass()(clone)

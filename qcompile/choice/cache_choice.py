@@ -154,8 +154,10 @@ def _not_fused(own: Sequence[CachePlan], seen: Sequence[AttentionSample]) -> str
         return "it is no attention over keys and values of two caches, whose heads neighbours share"
     formats = list(dict.fromkeys(plan.format for plan in own))
     for fmt in formats:
-        if not fmt.plain and (not fmt.static or fmt.bits < 4):
-            return f"'{fmt.name}' has no static scales of 4 or 8 bits: take int8-channel or int4-channel"
+        if not fmt.plain and (not fmt.static or fmt.bits < 4 or type(fmt) is not CacheFormat):
+            return f"'{fmt.name}' has no integers of 4 or 8 bits with static scales: take int8-channel or int4-channel"
+        if fmt.keeps:
+            return f"'{fmt.name}' keeps some tokens in float32: take it without options"
     if len(formats) > 1:
         return f"keys and values differ: {' and '.join(fmt.name for fmt in formats)}"
     for sample in seen:

@@ -166,14 +166,32 @@ def _places(model: ir.Model, sites: Iterable[_Site], activation: Rounds) -> Iter
 
 
 def _cache_places(model: ir.Model) -> Iterable[tuple[str, Place]]:
-    """Past and new keys or values, in front of what joins them."""
+    """Past and new keys or values, in front of what joins them, or all behind it where it depends on their places."""
     for node, plan in ((node, plan) for node, plan in caches_planned(model) if not plan.format.plain):
+        if plan.format.keeps:
+            name = _insert_behind(model, node)
+            yield name, Place(-1, None, node.outputs[0].dtype or ir.DataType.FLOAT, (node_name(node),), plan)
+            continue
         for index, value in enumerate(node.inputs):
             if value is not None:
                 name = unique(model, f"{name_of(value)}/held")
                 place = append_node(node, "Identity", [value], name=name, like=value).outputs[0]
                 node.replace_input_with(index, place)
                 yield name, Place(-1, None, value.dtype or ir.DataType.FLOAT, (node_name(node),), plan)
+
+
+def _insert_behind(model: ir.Model, node: ir.Node) -> str:
+    """Put a place behind an operator, which has the name of what that made."""
+    made, outputs = node.outputs[0], model.graph.outputs
+    name = name_of(made)
+    readers = list(made.uses())
+    made.name = unique(model, f"{name}/exact")
+    place = append_node(node, "Identity", [made], name=name, like=made, after=True).outputs[0]
+    for reader, index in readers:
+        reader.replace_input_with(index, place)
+    if made in outputs:
+        outputs[outputs.index(made)] = place
+    return name
 
 
 def _held(plan: CachePlan, value: torch.Tensor) -> torch.Tensor:

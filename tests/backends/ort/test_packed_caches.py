@@ -16,7 +16,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 import qcompile as qc
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.choice.cache_choice import choose_caches
-from qcompile.formats.cache_format import parse_cache_format
+from qcompile.formats.cache_words import parse_cache_format
 from qcompile.preparation import prepare
 from qcompile.run.data import load_data
 from qcompile.run.session import Session
@@ -48,17 +48,19 @@ def by_definition(path: Path, plans: dict[str, CachePlan], ids: np.ndarray) -> t
     """Logits of each step by the float graph, given what the caches hold, and the codes in the end."""
     session = Session(path, optimize=False)
     held = {name: np.zeros((len(ids), HEADS, 0, FEATURES), np.float32) for name in plans}
+    exact = dict(held)
     logits = []
     for step in steps():
         tokens = ids[:, step]
         new = session.run(with_past(tokens, held[KEY], held[VALUE]))
         for name, plan in plans.items():
             grown = new[plan.present][:, :, held[name].shape[2] :]
-            held[name] = np.concatenate([held[name], plan.fake(grown)], 2)
+            exact[name] = np.concatenate([exact[name], grown], 2)
+            held[name] = plan.fake(exact[name])
         behind = {name: held[name][:, :, : held[name].shape[2] - tokens.shape[1]] for name in plans}
         own = {name: held[name][:, :, behind[name].shape[2] :] for name in plans}
         logits.append(attended(path, tokens, behind, own))
-    return logits, {name: plan.pack(held[name]) for name, plan in plans.items()}
+    return logits, {name: plan.pack(exact[name]) for name, plan in plans.items()}
 
 
 def attended(path: Path, tokens: np.ndarray, behind: dict, own: dict) -> np.ndarray:
@@ -84,13 +86,12 @@ def by_artifact(artifact: Any, plans: dict[str, CachePlan], ids: np.ndarray) -> 
     caches = {name: plan.pack(empty) for name, plan in plans.items()}
     logits = []
     for step in steps():
-        past = next(iter(caches[KEY].values())).shape[2]
-        feeds = with_past(ids[:, step], np.zeros((len(ids), 1, past, 1)))
+        feeds = with_past(ids[:, step], np.zeros((len(ids), 1, step.start, 1)))
         outputs = run(feeds | caches[KEY] | caches[VALUE])
         logits.append(outputs["logits"])
         for name, plan in plans.items():
-            names = {name: plan.present, plan.scales[0]: plan.scales[1]}
-            caches[name] = {past: outputs[names[past]] for past in caches[name]}
+            assert caches[name].keys() == plan.parts.keys()
+            caches[name] = {past: outputs[present] for past, present in plan.parts.items()}
     return logits, caches
 
 
@@ -99,7 +100,10 @@ CASES = [
     ("reference", "int4-channel", "spelled"), ("cpu-int4", "int8", "one"), ("cpu-int4", "int4", "one"),
     ("cpu-int4", "int4-tensor", "one"), ("cpu-int4", "int4-token", "one"), ("cpu-int8", "int8-tensor", "one"),
     ("cpu-int8", "int4", "spelled"), ("cpu-int4", "int4-token,uint4-g16", "one"),
-    ("cpu-int8", "float32", "one"), ("reference", "float32", "spelled"),
+    ("cpu-int8", "float32", "one"), ("reference", "float32", "spelled"), ("reference", "fp8-tensor", "one"),
+    ("cpu-int4", "fp8", "spelled"), ("cpu-int8", "nvfp4", "one"), ("reference", "mxfp4,nvfp4", "spelled"),
+    ("reference", "eden2", "one"), ("cpu-int4", "turboquant4", "one"), ("reference", "uint2-token{recent=3}", "one"),
+    ("cpu-int4", "int4{recent=3,first=2}", "spelled"), ("cpu-int8", "nvfp4{first=7}", "one"),
 ]  # fmt: skip
 
 
@@ -107,7 +111,8 @@ CASES = [
 def test_token_by_token(target: str, word: str, attention: str, tmp_path: Path) -> None:
     artifact, path = export(tmp_path, target, word, attention)
     plans = plans_of(artifact)
-    fused = target != "reference" and (plans[KEY].format.static is not None or word == "float32")
+    integers = word.startswith("int") and plans[KEY].format.static is not None and not plans[KEY].format.keeps
+    fused = target != "reference" and (integers or word == "float32")
     assert {plan.form for plan in plans.values()} == {"fused" if fused else "standard"}
     graph = onnx.load(artifact.folder / "model.onnx").graph
     assert ("GroupQueryAttention" in {node.op_type for node in graph.node}) == fused
