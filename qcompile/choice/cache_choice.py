@@ -30,6 +30,9 @@ FUSING = "computing attention on packed codes"
 #: What is not done where there is too little data, by the words in which it is declined.
 _FITTING = "fitting a basis to the cache"
 
+#: Why no tokens of a cache stay float32.
+_ONE_SIZE = "it has one size, so that no token is the newest or the first by its place"
+
 #: Operators between attention and what reads its output.
 _CARRIES = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -95,7 +98,7 @@ def choose_caches(
 
 def _fitting(site: CacheSite, formats: Sequence[CacheFormat], decline: Decline) -> list[CacheFormat]:
     """The formats in which a cache can be stored."""
-    reasons = [fmt.fits(site.features) for fmt in formats]
+    reasons = [_ONE_SIZE if fmt.keeps and not site.grows else fmt.fits(site.features) for fmt in formats]
     if all(reasons):
         decline(site.name, QUANTIZING, str(reasons[0]))
     return [fmt for fmt, reason in zip(formats, reasons, strict=True) if reason is None]
@@ -140,7 +143,11 @@ def _plan_attention(
     own: Mapping[CacheSite, CachePlan], samples: Sequence[AttentionSample], decline: Decline, fuses: bool
 ) -> None:  # fmt: skip
     """Give the caches of one attention their plans, with the form in which it computes."""
-    reason = _not_fused(list(own.values()), samples) if fuses else None
+    reason = None
+    if fuses and not all(site.grows for site in own):
+        reason = "the graph writes into a cache of one size"
+    elif fuses:
+        reason = _not_fused(list(own.values()), samples)
     if reason is not None:
         decline(", ".join(site.name for site in own), FUSING, reason)
     form = "fused" if fuses and reason is None else "standard"

@@ -172,7 +172,7 @@ def _cache_places(model: ir.Model) -> Iterable[tuple[str, Place]]:
             name = _insert_behind(model, node)
             yield name, Place(-1, None, node.outputs[0].dtype or ir.DataType.FLOAT, (node_name(node),), plan)
             continue
-        for index, value in enumerate(node.inputs):
+        for index, value in enumerate(node.inputs[:2]):
             if value is not None:
                 name = unique(model, f"{name_of(value)}/held")
                 place = append_node(node, "Identity", [value], name=name, like=value).outputs[0]

@@ -135,7 +135,12 @@ class CacheInGraph:
         return append_node(self.node, "Slice", [value, *bounds], name=name).outputs[0]
 
     def _joined(self, past: ir.Value, new: ir.Value, name: str) -> ir.Value:
-        return self._concat([past, new], name)
+        """The past with what is new, as the graph had it: behind it, or where it says."""
+        if self.site.grows:
+            return self._concat([past, new], name)
+        inputs, settings = [past, new, *self.node.inputs[2:]], dict(self.node.attributes)
+        attributes = {key: attribute.value for key, attribute in settings.items()}
+        return append_node(self.node, self.node.op_type, inputs, attributes, name=name).outputs[0]
 
     def _concat(self, parts: list[ir.Value], name: str, like: ir.Value | None = None) -> ir.Value:
         return append_node(self.node, "Concat", parts, {"axis": 2}, name=name, like=like).outputs[0]
@@ -177,7 +182,7 @@ class CacheInGraph:
         codes.name, codes.shape, codes.type = name, self._shape(self.present, self.width), self.type
         for reader, _ in list(self.present.uses()):
             if reader.op_type == "Shape":
-                self._replace_sizes(reader, [self.site.new])
+                self._replace_sizes(reader, [self.site.new] if self.site.grows else [])
 
     def _replace_sizes(self, asked: ir.Node, more: list[ir.Value]) -> None:
         """Compute sizes of a cache from those of its parts: a mask may need them before there are codes."""
