@@ -18,6 +18,9 @@ __all__ = ["QUANTIZING", "CacheSite", "cache_sites"]
 #: Work on caches, by the words in which it is declined.
 QUANTIZING = "quantizing the cache"
 
+#: The operator that holds keys and values itself, and may hold them in codes.
+HOLDER = ("com.microsoft", "GroupQueryAttention")
+
 #: Operators between a cache and the product that reads it: copies of heads for the queries that share them.
 _COPIES = {"Expand", "Identity", "Reshape", "Tile", "Transpose", "Unsqueeze", "Cast"}
 
@@ -51,6 +54,11 @@ class CacheSite:
         return name_of(self.pair.past)
 
     @property
+    def held(self) -> bool:
+        """Whether the operator that reads the cache appends to it itself; what is new is then the whole of it."""
+        return self.reader is self.pair.node
+
+    @property
     def grows(self) -> bool:
         """Whether the cache is longer with each call; it has one size otherwise."""
         return self.pair.axis is not None
@@ -80,6 +88,8 @@ def _site(pair: CachePair) -> CacheSite | str:
         return "the graph does not say how many heads and features it has"
     if pair.past.dtype is not ir.DataType.FLOAT:
         return f"it holds {pair.past.dtype}, not float32"
+    if (pair.node.domain, pair.node.op_type) == HOLDER:
+        return _held(pair, heads, features)
     joins = pair.node.op_type == "Concat" and len(pair.node.inputs) == 2
     if not (joins or writes) or pair.node.outputs[0] is not pair.present:
         return f"{label(pair.node)} appends to it in a way of its own"
@@ -93,6 +103,17 @@ def _site(pair: CachePair) -> CacheSite | str:
     assert new is not None
     assert role is not None
     return CacheSite(pair, role, new, node, heads, features)
+
+
+def _held(pair: CachePair, heads: int, features: int) -> CacheSite | str:
+    """The site of a cache that GroupQueryAttention holds; calibration data without a past tell what is in it."""
+    kinds = {pair.node.attributes.get_string(f"{role}_quant_type", "NONE") for role in ("k", "v")}
+    if kinds != {"NONE"}:
+        return "it holds codes of its own"
+    if pair.present.uses() or len(pair.past.uses()) > sum(_asks_size(node) for node, _ in pair.past.uses()) + 1:
+        return "something else than its attention reads it"
+    role = "key" if optional(pair.node, 3) is pair.past else "value"
+    return CacheSite(pair, role, pair.present, pair.node, heads, features)
 
 
 def _writes(node: ir.Node) -> bool:

@@ -130,6 +130,8 @@ def _turns_halves(site: CacheSite) -> bool:
     What a feature reaches then depends on the position, but what a pair reaches does not.
     """
     node = site.new.producer()
+    if site.held:
+        return bool(site.reader.attributes.get_int("do_rotary", 0))
     if node is None or node.op_type != "RotaryEmbedding" or node.domain:
         return False
     if node.attributes.get_int("interleaved", 0):

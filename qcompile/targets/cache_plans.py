@@ -205,19 +205,19 @@ def hadamard_basis(features: int) -> CacheBasis:
 
 
 def give_cache_plan(node: ir.Node, plan: CachePlan) -> None:
-    """Plan the cache that an operator appends to."""
-    node.meta[_PLAN] = plan
+    """Plan a cache that an operator appends to."""
+    node.meta[_PLAN] = {**node.meta.get(_PLAN, {}), plan.past: plan}
 
 
-def cache_plan_of(node: ir.Node) -> CachePlan | None:
-    """The plan of the cache that an operator appends to; ``None`` where that stays as it is."""
-    return node.meta.get(_PLAN)
+def cache_plan_of(node: ir.Node, past: str) -> CachePlan | None:
+    """The plan of a cache that an operator appends to, by its name; ``None`` where that stays as it is."""
+    found: dict[str, CachePlan] = node.meta.get(_PLAN, {})
+    return found.get(past)
 
 
 def caches_planned(model: ir.Model) -> list[tuple[ir.Node, CachePlan]]:
     """Operators that append to planned caches, with the plans, in the order of the graph."""
-    found = ((node, cache_plan_of(node)) for node in model.graph)
-    return [(node, plan) for node, plan in found if plan is not None]
+    return [(node, plan) for node in model.graph for plan in node.meta.get(_PLAN, {}).values()]
 
 
 def drop_cache_plans(model: ir.Model) -> None:

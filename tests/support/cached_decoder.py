@@ -65,6 +65,19 @@ _ATTENTION = {
     "held": "mixed, present_key, present_value = Attention <scale = 0.25> (q, k, v2, mask, past_key, past_value)",
     "causal": """mixed, present_key, present_value = Attention <scale = 0.25, is_causal = 1>
       (q, k, v2, , past_key, past_value)""",
+    "grouped": """k5 = Transpose <perm = [0, 2, 1, 3]> (k)
+      q5 = Transpose <perm = [0, 2, 1, 3]> (q)
+      k6 = Reshape(k5, narrow)
+      q6 = Reshape(q5, flat)
+      last_place = Sub(total, one)
+      rows = Shape <start = 0, end = 1> (input_ids)
+      every = Expand(last_place, rows)
+      lengths = Cast <to = 6> (every)
+      whole = Cast <to = 6> (total)
+      flat_mixed, present_key, present_value = com.microsoft.GroupQueryAttention
+        <scale = 0.25, num_heads = 4, kv_num_heads = 2> (q6, k6, v0, past_key, past_value, lengths, whole)
+      mixed4 = Reshape(flat_mixed, heads)
+      mixed = Transpose <perm = [0, 2, 1, 3]> (mixed4)""",
     "written": """at = Gather <axis = 1> (position_ids, zero)
       present_key = TensorScatter (past_key, k, at)
       present_value = TensorScatter (past_value, v2, at)
@@ -85,11 +98,13 @@ def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0, number
 
     Args:
         attention: one operator, spelled out, or an operator that holds its caches: ``held``, ``causal``,
-            ``flat``; or ``written``: into caches of one size.
+            ``flat``, ``grouped``; or ``written``: into caches of one size.
         loud: some features of its keys and values are so much louder than others.
         numbered: whether its caches are called as those of Hugging Face.
     """
     text = _GRAPH if attention in ("one", "spelled") else _without_joins(_GRAPH)
+    if attention == "grouped":
+        text = text.replace('"" : 23]>', '"" : 23, "com.microsoft" : 1]>')
     if attention == "written":
         text = text.replace("P,16]", f"{PLACES},16]").replace("T,16]", f"{PLACES},16]").replace("23]>", "24]>")
         text = text.replace("more = Shape <start = 2, end = 3> (k)", "more = Constant <value_ints = [0]> ()")

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompile.analysis.attentions import CacheAttention
 from qcompile.backends.ort.cache_in_graph import CacheInGraph
+from qcompile.formats.cache_format import CacheFormat
 from qcompile.ir.graph import append_node, ensure_initializer
 from qcompile.ir.required import operand
 from qcompile.run.session import CONTRIB
@@ -19,6 +20,12 @@ __all__ = ["Fusing"]
 _MASKED = -1e30
 
 _TURN = {"perm": [0, 2, 1, 3]}
+
+
+def _packing(fmt: CacheFormat) -> dict[str, Any]:
+    """What GroupQueryAttention is told of the codes of a format with static scales."""
+    kind = {"tensor": "PER_TENSOR", "channel": "PER_CHANNEL"}[str(fmt.static)]
+    return {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": fmt.bits}
 
 
 class Fusing:
@@ -45,8 +52,7 @@ class Fusing:
         }  # fmt: skip
         given = [*packed, *pasts, *lengths, None, None, None, bias]
         if fmt.static is not None:
-            kind = {"tensor": "PER_TENSOR", "channel": "PER_CHANNEL"}[fmt.static]
-            settings |= {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": fmt.bits}
+            settings |= _packing(fmt)
             given += [None, key.scale(), value.scale()]
         made = append_node(
             reader, "GroupQueryAttention", given, settings, name=f"{name}/fused", domain=CONTRIB, outputs=3
@@ -61,6 +67,22 @@ class Fusing:
         apart = append_node(reader, "Reshape", [made.outputs[0], shape], name=f"{name}/heads").outputs[0]
         turned = append_node(reader, "Transpose", [apart], _TURN, name=f"{name}/turned", like=attention.output)
         ir.convenience.replace_all_uses_with(attention.output, turned.outputs[0])
+
+    def pack(self, caches: dict[str, CacheInGraph]) -> None:
+        """Let GroupQueryAttention hold its caches in codes."""
+        key, value = caches["key"], caches["value"]
+        node, codes = key.node, [cache.take_codes() for cache in (key, value)]
+        given = [*node.inputs[:3], *codes, *node.inputs[5:12]]
+        given += [None] * (12 - len(given))
+        settings = {name: attribute.value for name, attribute in node.attributes.items()}
+        made = append_node(
+            node, node.op_type, [*given, key.scale(), value.scale(), *node.inputs[14:]],
+            settings | _packing(key.plan.format), name=f"{node.name}/packed", domain=CONTRIB, outputs=len(node.outputs),
+            like=node.outputs[0],
+        )  # fmt: skip
+        for cache, held in zip((key, value), made.outputs[1:3], strict=True):
+            cache.give_codes(held)
+        ir.convenience.replace_all_uses_with(node.outputs[0], made.outputs[0], replace_graph_outputs=True)
 
     def _flat(self, before: ir.Node, value: ir.Value, what: str) -> ir.Value:
         """``[batch, heads, length, features]`` as ``[batch, length, heads * features]``."""

@@ -29,7 +29,9 @@ def lower_caches(model: ir.Model) -> list[CachePlan]:
         caches = {role: CacheInGraph(model, site, plans[site.name]) for role, site in roles.items()}
         for cache in caches.values():
             cache.turn_reader()
-        if attention is not None and all(cache.plan.form == "fused" for cache in caches.values()):
+        if all(site.held for site in roles.values()):
+            fusing.pack(caches)
+        elif attention is not None and all(cache.plan.form == "fused" for cache in caches.values()):
             fusing.fuse(attention, caches)
         else:
             for cache in caches.values():

@@ -105,6 +105,7 @@ CASES = [
     ("cpu-int4", "fp8", "spelled"), ("cpu-int8", "nvfp4", "one"), ("reference", "mxfp4,nvfp4", "spelled"),
     ("reference", "eden2", "one"), ("cpu-int4", "turboquant4", "one"), ("reference", "uint2-token{recent=3}", "one"),
     ("cpu-int4", "int8", "held"), ("reference", "int4-g16", "causal"), ("cpu-int8", "int4", "flat"),
+    ("cpu-int4", "int4", "grouped"), ("cpu-int8", "int8-tensor", "grouped"),
     ("cpu-int4", "uint2-token{recent=4}", "held"), ("cpu-int4", "int4{recent=3,first=2}", "spelled"),
     ("cpu-int8", "nvfp4{first=7}", "one"),
 ]  # fmt: skip
@@ -274,6 +275,19 @@ def test_caches_of_one_size_that_are_written_into(target: str, word: str, tmp_pa
             held[name] = plan.unpack(have)
     with pytest.raises(InputError, match="no cache that can be quantized"):
         qc.export(path, target, folder=tmp_path / "other", calibration=data, cache_format="int8-token{recent=4}")
+
+
+def test_caches_that_an_operator_holds_itself_take_what_it_packs(tmp_path: Path) -> None:
+    path = cached_decoder(tmp_path / "model.onnx", "grouped")
+    data = prompts(8, 12)
+    for target, word in (("cpu-int4", "int8-token"), ("reference", "int8-tensor"), ("cpu-int8", "fp8")):
+        artifact = qc.export(
+            path, target, folder=tmp_path / target, calibration=data, cache_format=word, method="rtn", transforms="none"
+        )
+        assert artifact.manifest["caches"] == []
+        reasons = {entry["reason"] for entry in artifact.manifest["declined"] if entry["site"] in (KEY, VALUE)}
+        assert all(reason.startswith("GroupQueryAttention holds it, and") for reason in reasons)
+        assert reasons
 
 
 def test_tools_write_on_with_all_parts_of_a_cache(tmp_path: Path) -> None:
