@@ -13,7 +13,7 @@ from qcompile.ir.graph import label, static
 from qcompile.ir.required import name_of, optional
 from qcompile.notes import Declined
 
-__all__ = ["QUANTIZING", "CacheSite", "cache_sites"]
+__all__ = ["QUANTIZING", "SCORES", "CacheSite", "behind_softmax", "cache_sites"]
 
 #: Work on caches, by the words in which it is declined.
 QUANTIZING = "quantizing the cache"
@@ -25,7 +25,7 @@ HOLDER = ("com.microsoft", "GroupQueryAttention")
 _COPIES = {"Expand", "Identity", "Reshape", "Tile", "Transpose", "Unsqueeze", "Cast"}
 
 #: Operators between scores and the probabilities that weigh values.
-_SCORES = {"Add", "Cast", "Div", "Dropout", "Identity", "Mul", "Softmax", "Where"}
+SCORES = {"Add", "Cast", "Div", "Dropout", "Identity", "Mul", "Softmax", "Where"}
 
 
 @dataclass(eq=False)
@@ -145,16 +145,16 @@ def _role(node: ir.Node, place: int) -> str | None:
     if node.op_type != "MatMul" or place != 1:
         return None
     left = optional(node, 0)
-    return "value" if left is not None and _behind_softmax(left) else "key"
+    return "value" if left is not None and behind_softmax(left) else "key"
 
 
-def _behind_softmax(value: ir.Value) -> bool:
+def behind_softmax(value: ir.Value) -> bool:
     """Whether a value is made of probabilities."""
     seen: set[ir.Node] = set()
     line = [value.producer()]
     while line:
         node = line.pop()
-        if node is None or node in seen or node.op_type not in _SCORES:
+        if node is None or node in seen or node.op_type not in SCORES:
             continue
         seen.add(node)
         if node.op_type == "Softmax":
