@@ -7,7 +7,7 @@ from typing import Any
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.inventory import take_inventory
-from qcompile.analysis.products import products
+from qcompile.analysis.value_products import products
 from qcompile.checks.equivalence import begin_source
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import state_outputs

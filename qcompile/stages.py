@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.analysis.inventory import Weight
-from qcompile.analysis.products import Product
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
+from qcompile.analysis.value_products import Product
 from qcompile.checks.equivalence import Equivalence, Observed
 from qcompile.checks.fake_quantized import Departure
 from qcompile.checks.losses import FloatModel, Measured

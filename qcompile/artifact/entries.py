@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from qcompile.analysis.axes import AxisNode, Ref
-    from qcompile.analysis.products import Product
     from qcompile.analysis.siblings import Siblings
     from qcompile.analysis.spaces import Analysis, Site, Space
+    from qcompile.analysis.value_products import Product
     from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.plain_rounding import Plain
     from qcompile.choice.export_options import Options

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qcompile.analysis.inventory import Weight
-    from qcompile.analysis.products import Product
     from qcompile.analysis.spaces import Analysis, Site
+    from qcompile.analysis.value_products import Product
     from qcompile.checks.equivalence import Equivalence
     from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.losses import Measured

@@ -10,7 +10,7 @@ from cached_decoder import cached_decoder
 from shipped import ZOO
 
 import qcompile as qc
-from qcompile.analysis.products import products
+from qcompile.analysis.value_products import products
 
 
 @pytest.mark.parametrize("attention", ["one", "spelled", "grouped"])
