@@ -277,7 +277,7 @@ def _write(compared: Compared) -> None:
             runtimes=compared.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, plain=chosen.plain,
             departure=compared.departure, checked=compared.checked, folder=folder, data=prepared.seen.data,
-            caches=quantized.caches,
+            caches=quantized.caches, products=prepared.products,
             learned=[*chosen.taught, *quantized.taught],
         )
     )  # fmt: skip

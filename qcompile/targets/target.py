@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcompile.errors import TargetError, nearest
-from qcompile.formats.cache_format import AUTO_CACHES, CacheFormat, parse_cache_format
+from qcompile.formats.cache_format import CacheFormat
+from qcompile.formats.cache_words import AUTO_CACHES, parse_cache_formats
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Target"]
@@ -163,8 +164,7 @@ class Target:
             return []
         if self.caches is None:
             raise TargetError(f"target '{self.name}' cannot quantize caches: take cpu-int4, cpu-int8 or reference")
-        names = AUTO_CACHES if words == "auto" else words.split(",")
-        return [parse_cache_format(word.strip(), self.caches) for word in names]
+        return parse_cache_formats(",".join(AUTO_CACHES) if words == "auto" else words, self.caches)
 
     def in_form(self, form: str) -> Target:
         """The target that writes another form of its artifacts.

@@ -16,7 +16,7 @@ from qcompile.analysis.forms import read_site
 from qcompile.backends.ort import emulation, qdq, tensorrt
 from qcompile.backends.ort.compact import compact, say_once
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.genai import write_genai
+from qcompile.backends.ort.genai import check_caches, write_genai
 from qcompile.backends.ort.integer_only.integer_graph import rewrite
 from qcompile.backends.ort.integer_only.integer_operators import OPERATORS
 from qcompile.backends.ort.kernels import Kernel, choose
@@ -77,6 +77,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     files = (*_save(model, folder), *along, *write_bases(caches, folder))
     if target.form == GENAI:
+        check_caches(caches)
         files = (*files, write_genai(model, folder, target.options.get("along", ())))
     return Lowered(files, unrolled.joined(said))
 
