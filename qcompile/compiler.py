@@ -185,7 +185,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
 
 def _beside_plain(chosen: Chosen) -> Chosen:
     """Measure plain rounding, once nothing of the choice has to be held any more: this takes most memory of all."""
-    chosen.choice.posed = None  # all that was measured for it is large, and asked for by nobody any more
+    chosen.choice.forget()
     if chosen.held_out is None:
         return chosen
     prepared, request, data = chosen.prepared, chosen.request, chosen.held_out
