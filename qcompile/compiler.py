@@ -214,8 +214,8 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if not free or (method == Rtn() and chosen.choice.placement.plain):
         return with_learned_codes(quantize(_rotate(chosen)))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
-    everywhere, schemes = request.target.static == "all", chosen.choice.schemes
-    rounded = rounded_plainly(prepared.model, chosen.choice, schemes, options.device, data, everywhere=everywhere)
+    schemes = chosen.choice.schemes
+    rounded = rounded_plainly(prepared.model, chosen.choice, schemes, options.device, data, request.target)
     plain = errors(rounded)
     request.tell("measuring plain rounding")
     chosen = replace(chosen, plain=chosen.plain or Plain.of(plain))

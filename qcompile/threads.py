@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,6 +54,14 @@ def alone() -> Iterator[None]:
         torch.set_num_threads(own)
 
 
+@lru_cache(maxsize=1)
+def _workers(count: int) -> Executor:
+    """Threads that stay: stacks come by the thousand, and those of each begin sooner than new ones do."""
+    import torch
+
+    return ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
+
+
 def by_part(work: Callable[[Tensor], tuple[Tensor, ...]], stack: Tensor) -> tuple[Tensor, ...]:
     """Results for each matrix of a stack ``[count, n, n]`` of the CPU, some by each thread if it takes long.
 
@@ -64,6 +72,6 @@ def by_part(work: Callable[[Tensor], tuple[Tensor, ...]], stack: Tensor) -> tupl
     count = min(len(stack), os.cpu_count() or 1)
     if count == 1 or stack.is_cuda or stack.numel() * stack.shape[-1] < LONG:
         return work(stack)
-    with threads(count) as several:
-        parts = list(several.map(work, stack.tensor_split(count)))
+    with alone():
+        parts = list(_workers(count).map(work, stack.tensor_split(count)))
     return tuple(torch.cat(found) for found in zip(*parts, strict=True))

@@ -58,7 +58,6 @@ APART = {
     "torchrun": "needs GPUs",
     "qcompile profile": "measures this machine, and writes into the user's cache",
     "--profile ": "needs what was measured",
-    "--target integer": "has no kernel for the table of the model that stands for model.onnx here",
     "canonicalize,drop-casts": "names the pass that readers write on that page",
     "import onnxruntime_genai": "needs the extra genai: tests/backends/ort/test_genai.py",
     "ORTModelFor": "needs optimum, which no extra brings",
@@ -126,23 +125,39 @@ def test_commands_and_options_are_there(page: Path) -> None:
     assert [text for text in commands if text.split()[1] not in {*known, "--version"}] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_scripts_have_the_options_that_pages_give_them(page: Path) -> None:
+    """Wherever they are named: those that measure for hours run in no test."""
+    called = re.findall(r"\b((?:benchmarks|examples|docs)/[\w/]+\.py)((?: (?!&&)[^\s`|]+)*)", page.read_text())
+    unknown = [
+        (script, option)
+        for script, rest in called
+        for option in re.findall(r"(?<= )--[a-z-]+", rest)
+        if f'"{option}"' not in (ROOT / script).read_text()
+    ]
+    assert unknown == []
+
+
 def test_every_exception_is_one() -> None:
     text = "\n".join(step.text for page in PAGES for step in steps(page))
     assert [part for part in APART if part not in text] == []
 
 
-def network(path: Path) -> None:
-    """A model of two mixtures of experts and a head, on tokens."""
-    graph = """<ir_version: 11, opset_import: ["" : 23]>
-    g (int64[batch,length] input_ids) => (float[batch,length,64] logits) {
-      x = Gather(table, input_ids)
+def network(path: Path, tokens: bool = True) -> None:
+    """A model of two mixtures of experts and a head, on tokens or, without a table, on numbers."""
+    given, first = "int64[batch,length] input_ids", "Gather(table, input_ids)"
+    if not tokens:
+        given, first = "float[batch,length,64] numbers", "Identity(numbers)"
+    graph = f"""<ir_version: 11, opset_import: ["" : 23]>
+    g ({given}) => (float[batch,length,64] logits) {{
+      x = {first}
       a = MatMul(x, w0)  b = MatMul(x, w1)  c = Add(a, b)  d = Relu(c)
       y = MatMul(d, w2)
       logits = MatMul(y, w3)
-    }"""
+    }}"""
     model = onnx.parser.parse_model(graph)
     rng = np.random.default_rng(0)
-    arrays = {name: rng.standard_normal((64, 64)) / 8 for name in ("table", "w0", "w1", "w2", "w3")}
+    arrays = {name: rng.standard_normal((64, 64)) / 8 for name in ("table", "w0", "w1", "w2", "w3")[not tokens :]}
     model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items())
     names = ["embedding", "mlp.experts.0.up", "mlp.experts.1.up", "sum", "relu", "mlp.down", "lm_head"]
     for node, name in zip(model.graph.node, names, strict=True):
@@ -216,10 +231,13 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
 def staged(page: Path, stage: Path) -> None:
     """The files that pages speak of."""
     rng = np.random.default_rng(1)
-    network(stage / "model.onnx")
-    ids = rng.integers(0, 48, (16, 16))
+    tokens = page.name != "static.md"  # whose integers alone have no table
+    network(stage / "model.onnx", tokens)
+    given = {"input_ids": rng.integers(0, 48, (16, 16))}
+    if not tokens:
+        given = {"numbers": rng.standard_normal((16, 16, 64)).astype(np.float32)}
     for name in ("tokens", "data", "calib", "evaluation"):
-        np.savez(stage / f"{name}.npz", input_ids=ids)
+        np.savez(stage / f"{name}.npz", **given)
     if page.name == "caches.md":
         cached_decoder(stage / "decoder.onnx")
         np.savez(stage / "tokens.npz", **prompts(16, 16))

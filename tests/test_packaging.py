@@ -248,3 +248,27 @@ def test_metadata_names_one_version_and_the_pythons_that_are_meant(project: dict
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first is not None
     assert first[1] == __version__
+
+
+#: Where else an address of the project may stand, with what it would look like there.
+ADDRESSES = {"CITATION.cff": r"^(?:repository-code|url): (\S+)", "mkdocs.yml": r"^(?:repo_url|site_url): (\S+)"}
+
+
+def test_addresses_stand_in_one_place(project: dict) -> None:
+    """The project has no public address yet; other files may repeat those of ``[project.urls]``, and add none."""
+    named = set(project["project"].get("urls", {}).values())
+    found = {name: re.findall(line, (ROOT / name).read_text(), re.MULTILINE) for name, line in ADDRESSES.items()}
+    assert {name: urls for name, urls in found.items() if not named.issuperset(url.strip('"') for url in urls)} == {}
+
+
+def test_an_address_that_a_publisher_sets_reaches_the_wheel(project: dict, tmp_path: Path) -> None:
+    """As CONTRIBUTING.md has it."""
+    (lines,) = re.findall(r"```toml\n(\[project\.urls\]\n.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    source = checkout(tmp_path / "source", "text")
+    settings = (source / "pyproject.toml").read_text()
+    if "urls" not in project["project"]:
+        settings += "\n" + lines
+        (source / "pyproject.toml").write_text(settings)
+    (metadata,) = (c for name, c in build(source, tmp_path / "wheel", "--wheel").items() if name.endswith("/METADATA"))
+    wanted = [f"{name}, {url}" for name, url in tomllib.loads(settings)["project"]["urls"].items()]
+    assert re.findall(r"^Project-URL: (.+)$", metadata.decode(), re.MULTILINE) == wanted

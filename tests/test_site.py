@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import qcompile
+
 ROOT = Path(__file__).parent.parent
 
 #: What a browser would load from elsewhere.
@@ -46,6 +48,7 @@ def test_the_reference_has_docstrings(site: Path) -> None:
     page = (site / "reference" / "python.html").read_text()
     for words in ("Compile a model for a target", "An exported model", "qcompile.errors.InputError"):
         assert words in page
+    assert [name for name, home in qcompile._HOMES.items() if f'id="qcompile.{home}.{name}"' not in page] == []
 
 
 @pytest.mark.parametrize("name", ["targets.md", "formats.md", "transforms.md", "commands.md"])

@@ -124,7 +124,7 @@ class _Main:
 
 
 def _shape(value: ir.Value) -> str:
-    return "?" if value.shape is None else "x".join(str(getattr(dim, "value", dim) or "?") for dim in value.shape)
+    return "?" if value.shape is None else "×".join(str(getattr(dim, "value", dim) or "?") for dim in value.shape)
 
 
 def _said(value: ir.Value) -> list[str]:

@@ -12,6 +12,9 @@ __all__ = ["grouped", "repeats"]
 #: Parts of a graph count as repeated from this many operators on, and where at least this share of all is in them.
 LEAST, SHARE = 4, 0.4
 
+#: The part of its operators by which a call of a module may differ from the others.
+LOOSE = 0.25
+
 #: More operators than this in no group of their own are cut into pieces.
 MANY = 200
 
@@ -75,16 +78,34 @@ def _by_calls(paths: list[list[str]], kinds: Sequence[str]) -> list[list[str]]:
     inner = {tuple(inside): group for group, inside in sorted(members.items(), key=lambda pair: len(pair[0]))}
     for group in sorted(inner.values(), key=len):  # of groups in groups that hold the same, the innermost
         inside = members[group]
-        found = None if parted.intersection(inside) else repeats(
-            [".".join([*paths[i][len(group) :], kinds[i]]) for i in inside]
-        )  # fmt: skip
-        if found is None or len(inside) - found[1] * found[2] >= found[1]:  # a piece of it that repeats is no call
+        if parted.intersection(inside):
             continue
-        start, period, count = found
-        for place, i in enumerate(inside[start : start + period * count]):
-            made[i].insert(len(group), f"call {place // period + 1}")
-        parted.update(inside)
+        calls = _calls([".".join([*paths[i][len(group) :], kinds[i]]) for i in inside])
+        for i, call in zip(inside, calls or ()):
+            if call:
+                made[i].insert(len(group), f"call {call}")
+        parted.update(inside if calls else ())
     return made
+
+
+def _calls(kinds: Sequence[str]) -> list[int] | None:
+    """The number of the call that each operator of a module belongs to, from 1; 0 for none. ``None`` if called once.
+
+    Calls begin at the operator that is the module's first, if each has one of its kind: the first call may compute a
+    little more, such as a mask, which the others take from it.
+    """
+    found = repeats(kinds)
+    if found is None:
+        return None
+    start, period, count = found
+    begins = [place for place, kind in enumerate(kinds) if kind == kinds[0]]
+    lengths = [end - begin for begin, end in zip(begins, [*begins[1:], len(kinds)])]
+    if len(begins) > 1 and all(abs(length - period) < LOOSE * period for length in lengths):
+        return [call for call, length in enumerate(lengths, 1) for _ in range(length)]
+    if len(kinds) - count * period >= period:  # a piece of it that repeats is no call
+        return None
+    run = [place // period + 1 for place in range(count * period)]
+    return [*[0] * start, *run, *[0] * (len(kinds) - start - len(run))]
 
 
 def _known(paths: Sequence[list[str] | None]) -> list[list[str] | None]:

@@ -20,7 +20,7 @@ __all__ = ["render_comparison", "render_front", "render_inspection", "render_rep
 #: The error that is added up over modules, by its key: the first that all sites of a manifest have.
 WEIGHED = {
     "predicted_delta": "the predicted loss, α·t²",
-    "t2": "t², summed alike over sites, for without a budget it is not known what errors cost",
+    "t2": "t², summed alike over sites, for it was not measured what errors cost",
 }
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qcompile.analysis.siblings import Siblings
 from qcompile.choice.candidates import ALPHAS, orthogonal_candidates, shared_candidates, wush_candidates
+from qcompile.choice.fits import KEPT_WIDTH, Fit
 from qcompile.choice.placement import Worth, joined
 
 if TYPE_CHECKING:
-    from qcompile.choice.fits import Fit
     from qcompile.targets.scheme import Scheme
     from qcompile.transforms import Transform
 
-__all__ = ["Contender", "OnlineChoice", "contenders", "diagonals"]
+__all__ = ["Contender", "OnlineChoice", "Tried", "contenders", "diagonals"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,36 @@ class OnlineChoice:
     def after(self, offline: Transform | None) -> Transform | None:
         """The transform of the input: what folds, then this."""
         return joined(offline, self.behind, self.transform)
+
+
+@dataclass
+class Tried:
+    """Candidates that were made and measured, so that they need not be again.
+
+    Args:
+        made: contenders by group and all that they depend on.
+        screens: the same, with the error of each by a few rows.
+    """
+
+    made: dict[tuple[object, ...], dict[str, Contender]] = field(default_factory=dict)
+    screens: dict[tuple[object, ...], tuple[dict[str, Contender], dict[str, float]]] = field(default_factory=dict)
+    _joined: dict[tuple[Transform | None, ...], Transform | None] = field(default_factory=dict)
+
+    def after(self, offline: Transform | None, item: Contender) -> Transform | None:
+        """One object for what folds and a candidate behind it, by which what is known of it is found again."""
+        key = offline, item.behind, item.transform
+        if key not in self._joined:
+            self._joined[key] = joined(*key)
+        return self._joined[key]
+
+    def forget(self, groups: Iterable[object]) -> None:
+        """Drop what was made for wide inputs, which is large, once it is known what is best there."""
+        wide = {group for group in groups if isinstance(group, Siblings) and group.width > KEPT_WIDTH}
+        if not wide:
+            return
+        self.made = {key: found for key, found in self.made.items() if key[0] not in wide}
+        self.screens = {key: found for key, found in self.screens.items() if key[0] not in wide}
+        self._joined.clear()
 
 
 def contenders(

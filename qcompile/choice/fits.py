@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qcompile.statistics.sensitivity import Felt
     from qcompile.transforms import Transform
 
-__all__ = ["Fit", "Moments", "fit_of_group", "fit_of_space", "seen_as"]
+__all__ = ["KEPT_WIDTH", "Fit", "Moments", "fit_of_group", "fit_of_space", "seen_as"]
 
 #: Features of inputs whose moments stay in memory; those of wider ones are made anew.
 KEPT_WIDTH = 2048

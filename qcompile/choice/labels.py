@@ -48,6 +48,9 @@ COMPARED = 12
 #: Labels of a space, besides none, that stay in the decision.
 KEPT = 2
 
+#: How far the ranks of one group, which few rows give, may be off, as a part of them: what is nearer counts as equal.
+UNSURE = 0.05
+
 #: The loss of a space that does not change although a user asks for it: more than anything that is predicted.
 WISH = 1e9
 
@@ -98,6 +101,7 @@ def labels_of(
             continue
         scored = _Scored(analysis, node, compared, online, competing, chosen, processes)
         found[node] = scored.labels(transforms, readers, kind, placement.errors, name)
+        online.tried.forget(readers)
         best = scored.best
         if best in transforms:
             chosen[node] = transforms[best]
@@ -195,13 +199,14 @@ class _Scored:
         losses = [WISH if label == "none" and forced else self._written(item) for label, item in taken.items()]
         return Labels(taken, losses, readers, base * scale)
 
-    @staticmethod
     def _first(
-        transforms: Mapping[str, Transform], costs: Mapping[str, np.ndarray], index: int, *, forced: bool
+        self, transforms: Mapping[str, Transform], costs: Mapping[str, np.ndarray], index: int, *, forced: bool
     ) -> list[str]:  # fmt: skip
-        """The transforms that few rows rank first under a scheme, of those that are no worse than none."""
-        able = [label for label in transforms if forced or costs[label][index] < costs["none"][index]]
-        return sorted(able, key=lambda label: (costs[label][index], label))[:KEPT]
+        """The transforms that few rows rank first under a scheme, of those that are clearly better than none."""
+        far = 1 + UNSURE / len(self.compared) ** 0.5
+        able = [label for label in transforms if forced or costs[label][index] * far < costs["none"][index]]
+        ranked = sorted(able, key=lambda label: (costs[label][index], label))[:KEPT]
+        return [label for label in ranked if forced or costs[label][index] < far * costs[ranked[0]][index]]
 
     def _of_each(self, work: Callable[[Siblings], R]) -> list[R]:
         """What is found for each group that is compared."""
@@ -246,7 +251,8 @@ class _Scored:
         lost = 0.0
         for group, site, item in self._writers():
             out = axis_transform(self.analysis.axes, site.ref_out, {self.node: transform})
-            scheme = max((schemes[group.sites.index(site)] for schemes in self.competing[group]), key=_coarse)
+            place = group.sites.index(site)
+            scheme = min((schemes[place] for schemes in self.competing[group]), key=lambda own: own.bits)
             if out is not None and scheme.weight is not None:
                 loss = site_loss(item, Scheme(scheme.weight))
                 lost += max(written_factor(item, scheme, out) - 1, 0.0) * loss
@@ -257,10 +263,6 @@ class _Scored:
             for site, item in zip(group.sites, probes.items, strict=True):
                 if any(leaf.node is self.node for leaf in self.analysis.axes.leaves(site.ref_out)):
                     yield group, site, item
-
-
-def _coarse(scheme: Scheme) -> float:
-    return -scheme.bits
 
 
 def _is_fitted(label: str) -> bool:

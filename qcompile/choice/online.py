@@ -13,11 +13,10 @@ from qcompile.analysis.scales import norm_before
 from qcompile.analysis.siblings import Siblings, shared_table
 from qcompile.analysis.spaces import Analysis
 from qcompile.choice.candidates import LEAST_GAIN, is_shared, named_candidate, not_worth
-from qcompile.choice.contenders import Contender, OnlineChoice, contenders, diagonals
+from qcompile.choice.contenders import Contender, OnlineChoice, Tried, contenders, diagonals
 from qcompile.choice.exchange import Offer, Price
 from qcompile.choice.fits import Moments
 from qcompile.choice.kinds import FREE, NAMED
-from qcompile.choice.placement import joined
 from qcompile.choice.scoring import Probes
 from qcompile.choice.staying import STAYING, able
 from qcompile.errors import InputError
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Online", "first_of"]
 
-#: Candidates of an input that are measured, of those that a few rows rank first.
-MEASURED = 2
+#: Candidates of an input that are measured, of those that a few rows rank first: the second where it is near.
+MEASURED, NEAR = 2, 1.1
 
 #: What a candidate may cost by a few rows, relative to none, and still be measured.
 WORTH_MEASURING = 1.1
@@ -60,10 +59,8 @@ class Online:
     staying: str = "any"  # of transforms, those that may stay in the graph: ``Target.online``
     channels: bool = False  # whether in front of convolutions too
     _known: dict[tuple[object, ...], OnlineChoice] = field(default_factory=dict)
-    _screens: dict[tuple[object, ...], tuple[dict[str, Contender], dict[str, float]]] = field(default_factory=dict)
     _offline: dict[tuple[object, ...], Transform | None] = field(default_factory=dict)
-    _made: dict[tuple[object, ...], dict[str, Contender]] = field(default_factory=dict)
-    _joined: dict[tuple[Transform | None, ...], Transform | None] = field(default_factory=dict)
+    tried: Tried = field(default_factory=Tried)
 
     def __post_init__(self) -> None:
         devices = {group: own.device for group, own in self.probes.items()}
@@ -189,7 +186,7 @@ class Online:
         made = {name: item for name, item in found.items() if not (bare and item.transform is not None)}
         errors, costs = {"none": 1.0}, {"none": base}
         for name, item in made.items():
-            error = probes.error(schemes, self._after(offline, item))
+            error = probes.error(schemes, self.tried.after(offline, item))
             errors[name], costs[name] = error / base if base else 1.0, self._cost(group, item, error, base)
         return self._proven(group, offline, schemes, made, errors, costs)
 
@@ -208,8 +205,8 @@ class Online:
                 break
             if theirs is None:
                 known = made.get(plain, Contender(None, None, fitted=False))
-                theirs = probes.held_out(schemes, self._after(offline, known))
-            ours = probes.held_out(schemes, self._after(offline, item))
+                theirs = probes.held_out(schemes, self.tried.after(offline, known))
+            ours = probes.held_out(schemes, self.tried.after(offline, item))
             if errs_less(ours, theirs):
                 break
             unproven = unproven or f"on {len(ours)} sequences that it had not seen, {name} does not clearly err less"
@@ -250,48 +247,42 @@ class Online:
     ) -> tuple[dict[str, Contender], dict[str, float]]:
         """All candidates, and the error of each by a few rows; of ``none`` too."""
         key = group, tuple(scheme.name for scheme in schemes), offline, few
-        if key not in self._screens:
+        if key not in self.tried.screens:
             made, probes = self._contenders(group, offline, first_of(schemes), few), self.probes[group]
             errors = {"none": probes.screen(schemes, offline)}
             for name, item in made.items():
-                errors[name] = probes.screen(schemes, self._after(offline, item))
-            self._screens[key] = made, errors
-        return self._screens[key]
+                errors[name] = probes.screen(schemes, self.tried.after(offline, item))
+            self.tried.screens[key] = made, errors
+        return self.tried.screens[key]
 
     def offer(self, group: Siblings, schemes: Schemes, seconds: Callable[[Siblings, Transform], float]) -> Offer:
         """All that can stand in front of a group whose value comes as it is, by a few rows, and the seconds of each."""
         made, errors = self._screen(group, None, schemes)
         scale = self.probes[group].error(schemes) / max(errors["none"], 1e-30)
-        pairs = ((name, item.transform) for name, item in made.items())
-        others = [(errors[name] * scale, 0.0 if t is None else seconds(group, t)) for name, t in pairs]
-        return Offer(errors["none"] * scale, others)
+        own = {name: 0.0 if (t := item.transform) is None else seconds(group, t) for name, item in made.items()}
+        return Offer(errors["none"] * scale, [(errors[name] * scale, cost) for name, cost in own.items()])
 
     @staticmethod
     def _first(made: Mapping[str, Contender], costs: Mapping[str, float], *, fitted: bool) -> list[str]:
-        return sorted((name for name in made if made[name].fitted is fitted), key=costs.__getitem__)[:MEASURED]
-
-    def _after(self, offline: Transform | None, item: Contender) -> Transform | None:
-        """One object for what folds and a candidate behind it, by which what is known of it is found again."""
-        key = offline, item.behind, item.transform
-        if key not in self._joined:
-            self._joined[key] = joined(*key)
-        return self._joined[key]
+        ranked = sorted((name for name in made if made[name].fitted is fitted), key=costs.__getitem__)
+        return [name for name in ranked[:MEASURED] if costs[name] < NEAR * costs[ranked[0]]]
 
     def _contenders(
         self, group: Siblings, offline: Transform | None, scheme: Scheme, few: bool
     ) -> dict[str, Contender]:
         """All candidates, which are the same for schemes with groups of one size."""
         key = group, offline, scheme.group, few
-        if key in self._made:
-            return self._made[key]
-        wush = self.kind_of(group) == "wush"
-        fit = self.moments.of(group, offline) if self.fits or wush else None
+        if key in self.tried.made:
+            return self.tried.made[key]
+        wush, scaled = self.kind_of(group) == "wush", offline is not None and offline.group in Freedom.DIAGONAL
+        undone = scaled and self.staying == "any"  # WUSH is the same behind scales
+        fit = self.moments.of(group, offline) if wush or (self.fits and not undone) else None
         behind = fit is not None and not wush and bool(self._behind(group))
         mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)
         able = self._able(group) and (self.staying in ("any", "shared") or (self.staying == "asked" and wush))
         flags = {"behind": behind, "able": able, "mixed": mixed, "shared": self.staying != "any", "few": few}
         made = contenders(group.width, scheme, fit, self.seed, **flags)
-        return self._made.setdefault(key, made)
+        return self.tried.made.setdefault(key, made)
 
 
 def first_of(schemes: Schemes) -> Scheme:

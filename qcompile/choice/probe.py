@@ -57,6 +57,14 @@ class Probe:
             widened=self.widened,
         )  # fmt: skip
 
+    @cached_property
+    def back(self) -> torch.Tensor:
+        """The gradients that are felt at the output, as they come back to the input: ``[rows, in]``."""
+        felt, read = self.curvature.felt, self.read
+        assert felt is not None, "nothing is felt here"
+        assert read is not None, "what is felt has a weight"
+        return felt.gradients @ read()
+
     @property
     def nearest(self) -> Probe:
         """A probe that makes up for no error of rounding."""

@@ -86,19 +86,20 @@ def _felt(
     item: Probe, weight: torch.Tensor, felt: Felt, fmt: Scalar, activation: Format | None, transform: Transform | None
 ) -> float:
     """The growth of the metric by the errors that are really made, against gradients."""
-    rows = felt.rows
+    rows, back = felt.rows, item.back
     if transform is not None:
-        weight, rows = transform.dual().apply(weight, -1), transform.apply(rows, -1)
+        dual = transform.dual()
+        weight, back, rows = dual.apply(weight, -1), dual.apply(back, -1), transform.apply(rows, -1)
     change = fake_quantize(weight, fmt) - weight
     whole = item.beside is None  # beside a branch it is the rest of a weight, whose part says nothing of the output's
     left, part = _remaining(item, change, transform), _part(change, weight) if whole else 0.0
-    off, shrunk = rows @ (change - part * weight).T, part * left**0.5
-    lost = item.curvature.coherence * left * float((felt.gradients * off).sum(1).square().sum())
+    exact, off, shrunk = (rows * back).sum(1), (felt.gradients * (rows @ change.T)).sum(1), part * left**0.5
+    lost = item.curvature.coherence * left * float((off - part * exact).square().sum())
     if activation is not None:
         change = rounded_by_place(rows, activation, item.taps) - rows
         part = _part(change, rows) if whole else 0.0
-        off, shrunk = (change - part * rows) @ weight.T, shrunk + part
-        lost += item.curvature.agreement * float((felt.gradients * off).sum(1).square().sum())
+        off, shrunk = (change * back).sum(1), shrunk + part
+        lost += item.curvature.agreement * float((off - part * exact).square().sum())
     if item.beside is not None:
         lost += float((felt.gradients * item.beside.off(rows, transform, few=False)).sum(1).square().sum())
     return max(lost + item.curvature.shrink * shrunk**2, 0.0)

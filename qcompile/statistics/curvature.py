@@ -80,11 +80,12 @@ def curvatures(
         engine.tell(decline)
     chosen, rng = [] if stops or not outputs or not places else _chosen(data.batches), np.random.default_rng(seed)
     stream = Stream(engine)
+    kept: dict[str, torch.Tensor] | None = None if stream.large else {}
     seeds = [[int(rng.integers(1 << 62)) for _ in range(DRAWS * len(outputs))] for _ in chosen]
 
     def of_batches(own: Sequence[int]) -> Iterator[list[Sums]]:
         for done, number in enumerate(own):
-            new = [replace(place, sums=Sums()) for place in places]
+            new = [replace(place, sums=Sums(), kept=kept) for place in places]
             _collect(stream, new, chosen[number], bool(logits), iter(seeds[number]), len(chosen))
             yield [place.sums for place in new]
             if progress is not None:

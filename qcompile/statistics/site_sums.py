@@ -104,11 +104,17 @@ class Place:
     y: str
     device: str
     sums: Sums = field(default_factory=Sums)
+    kept: dict[str, torch.Tensor] | None = None
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight ``[out, in]``, read anew: those of all sites together may be too many to keep."""
-        return weight_matrix(self.site, device=self.device).contiguous()
+        """The weight ``[out, in]``, read anew where those of all sites together are too many to keep."""
+        found = None if self.kept is None else self.kept.get(self.site.name)
+        if found is None:
+            found = weight_matrix(self.site, device=self.device).contiguous()
+            if self.kept is not None:
+                self.kept[self.site.name] = found
+        return found
 
     def see(self, x: torch.Tensor, units: int) -> None:
         """Add what the site reads."""

@@ -55,6 +55,8 @@ class Target:
         static: which values have static ranges where a scheme has one: those that sites read and convolutions hand on
             (``"sites"``), or all.
         operators: the operators that it computes of quantized values, where it has no floats to compute others in.
+        neighbours: the most that two 8-bit codes of a weight that are neighbours and have one sign are together, where
+            inputs are bytes too: x86 without VNNI adds such products by twos, in 16 bits. ``None`` for any.
         caches: the scales of caches where only their bits are asked for, ``token`` or ``channel``; ``None`` for a
             target that leaves caches as they are.
         fused_caches: whether it has an operator that computes attention on packed caches.
@@ -91,6 +93,7 @@ class Target:
     channels: bool = False
     static: Literal["sites", "all"] = "sites"
     operators: frozenset[str] | None = None
+    neighbours: int | None = None
     caches: str | None = None
     fused_caches: bool = False
     forms: tuple[str, ...] = ("plain",)

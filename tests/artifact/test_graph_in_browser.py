@@ -130,7 +130,7 @@ def test_operators_say_their_shapes_and_attributes(model: Path) -> None:
     with browser_page(model) as page:
         page.evaluate("goTo('/layers/3/up/MatMul_15')")
         said = page.inner_text("#detail")
-        for words in ("MatMul /layers/3/up/MatMul_15", "nx64", "w6 64x64 float constant", "layers.3.up"):
+        for words in ("MatMul /layers/3/up/MatMul_15", "n×64", "w6 64×64 float constant", "layers.3.up"):
             assert words in said.replace("\n", " ")
 
 
@@ -231,5 +231,6 @@ def test_graphs_fit_any_screen(model: Path, artifact: Path, width: int, height: 
             assert min(stage["width"], side["width"]) >= 180
             assert min(stage["height"], side["height"]) >= 200
             assert page.locator("#find").is_visible()
+            assert page.evaluate("document.querySelector('nav').scrollWidth <= innerWidth")  # no list is out of sight
             page.locator("#list .row").first.click()
             assert page.locator("#detail b").first.is_visible()

@@ -28,6 +28,9 @@ def test_a_module_that_is_called_again_has_a_group_for_each_call() -> None:
     kinds = [kind for _, kind in layer] * 3
     paths = joined(grouped(modules, kinds, [[]] * 15))
     assert paths == [f"e/layer/call {number}" for number in (1, 2, 3) for _ in layer]
+    modules, kinds = ["e.layer.q", "e.layer", *modules[1:]], ["MatMul", "Where", *kinds[1:]]  # once, for all calls
+    paths = joined(grouped(modules, kinds, [[]] * 16))
+    assert paths == ["e/layer/call 1"] * 6 + ["e/layer/call 2"] * 5 + ["e/layer/call 3"] * 5
     turned = ["Mul", "Neg", "Concat", "Add"]  # of queries, then of keys
     attention = ["a.q", "a.k", *["a"] * 8, "a.v", "a.o", "b"]
     paths = joined(grouped(attention, ["MatMul", "MatMul", *turned, *turned, *["MatMul"] * 3], [[]] * 13))

@@ -67,7 +67,7 @@ const told = {
       return { head: `▸ ${item.group.label}`, foot: `${item.nodes.length} operators${own ? `, ${own} sites` : ""}${hit ? `, ${hit} hits` : ""}`, strip, round: 8 };
     }
     const { node } = item, { site } = node, format = site && site.format !== "float" ? ` ${site.format}` : "";
-    const foot = site ? `${site.weight_shape.join("x")}${format || `  ${site.space_in ?? "·"} → ${site.space_out ?? "·"}`}` : node.shape === "?" ? "" : node.shape || "scalar";
+    const foot = site ? `${site.weight_shape.join("×")}${format || `  ${site.space_in ?? "·"} → ${site.space_out ?? "·"}`}` : node.shape === "?" ? "" : node.shape || "scalar";
     return { head: node.kind === "node" ? node.op.replace(/_[0-9a-f]{16}$/, "") : `${node.op}: ${node.name}`, foot, strip, round: node.kind === "node" ? 8 : 19 };
   },
 };
@@ -128,7 +128,7 @@ function nodeDetail(node) {
   return [
     el("b", {}, `${node.domain ? `${node.domain}.` : ""}${node.op} `, el("span", { className: "mono", textContent: node.name })),
     facts(["in", groupLinks(node.above)], ["state", graphs.length > 1 ? `${node.state}: ${MEANING[node.state]}` : ""], ["module", node.module],
-      ["site", site ? [`weight ${site.weight} ${site.weight_shape.join("x")}, ${site.space_in ?? "indices"} → ${site.space_out}`, kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
+      ["site", site ? [`weight ${site.weight} ${site.weight_shape.join("×")}, ${site.space_in ?? "indices"} → ${site.space_out}`, kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
       ["reads", valueRows(node.reads)], ["gives", valueRows(node.gives)],
       ["attributes", Object.entries(node.attributes).map(([name, value]) => el("div", { className: "mono", textContent: `${name} = ${value}` }))],
       ["in the other", twins.map(twin => el("div", { textContent: `${twin.op} ${twin.name}` }))],
@@ -166,8 +166,8 @@ const TABS = {
     return { ...made, deep };
   }),
   spaces: () => order.map(i => { const s = spaces[i], limit = s.limited_by.at(-1); return row([s.id, s.freedom, s.transform, ...s.limited_by.map(l => l.reason), ...s.values], chosen.space === i, () => chooseSpace(i), headline(el("span", { className: "mono" }, swatch(colorOf(i)), s.id), `${s.size}`, el("span", { className: "pill", textContent: s.freedom }), end(isUsed(i) ? `${s.writers.length} write, ${s.readers.length} read` : "no site")), dim(limit ? limit.reason : "nothing limits it")); }),
-  sites: () => sites.map(s => row([s.name, s.module, s.op, s.weight, s.space_in, s.space_out, s.format], chosen.what?.name === s.name, () => goTo(s.name), headline(mono(s.module ?? s.name), end(`${s.op} ${s.weight_shape.join("x")}`)), dim(`${s.format === "float" ? "" : `${s.format} · `}${s.space_in ?? "indices"} → ${s.space_out}${(reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : ""}`))),
-  weights: () => weights.map(w => row([w.name, w.module, w.kind, w.status, w.format, w.reason, ...w.readers], w.readers.includes(chosen.what?.name), () => goTo(w.readers[0]), headline(mono(w.name), end(`${w.kind} ${w.shape.join("x")}, ${w.bytes} bytes`)), dim((w.module ? `${w.module} · ` : "") + [w.status, w.reason ?? w.format].filter(Boolean).join(": ")))),
+  sites: () => sites.map(s => row([s.name, s.module, s.op, s.weight, s.space_in, s.space_out, s.format], chosen.what?.name === s.name, () => goTo(s.name), headline(mono(s.module ?? s.name), end(`${s.op} ${s.weight_shape.join("×")}`)), dim(`${s.format === "float" ? "" : `${s.format} · `}${s.space_in ?? "indices"} → ${s.space_out}${(reasonsOf.get(s.name) || []).length ? ` · ${reasonsOf.get(s.name)[0].what}: no` : ""}`))),
+  weights: () => weights.map(w => row([w.name, w.module, w.kind, w.status, w.format, w.reason, ...w.readers], w.readers.includes(chosen.what?.name), () => goTo(w.readers[0]), headline(mono(w.name), end(`${w.kind} ${w.shape.join("×")}, ${w.bytes} bytes`)), dim((w.module ? `${w.module} · ` : "") + [w.status, w.reason ?? w.format].filter(Boolean).join(": ")))),
   declined: () => declined.map(d => row([d.site, d.module, d.what, d.reason], chosen.what?.name === d.site, () => goTo(d.site), el("div", { className: "mono", textContent: d.site + (d.module ? ` · ${d.module}` : "") }), el("div", { textContent: d.what }), dim(d.reason))),
   nodes: () => graphs.flatMap(graph => graph.nodes).map(n => row([textOf(n)], chosen.what === n, () => choose(n, null), headline(swatch(toneOf(n)), n.op, el("span", { className: "mono dim", textContent: n.name }), end(graphs.length > 1 ? n.graph.title : n.shape)))),
 };
