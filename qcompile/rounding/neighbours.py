@@ -21,7 +21,7 @@ from qcompile.formats.rounding import decode_element
 from qcompile.ir.required import sizes_of
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["adds_in_pairs", "together", "within"]
+__all__ = ["adds_in_pairs", "brought", "together", "within"]
 
 #: Scales that are tried for a row, from its own to the one with which rounding to nearest stays within the bound.
 _TRIED = 9
@@ -78,6 +78,14 @@ def within(
     scales = rounded.scales.clone()
     scales[beyond] = fixed.scale.to(scales)
     return replace(rounded, codes=codes, scales=scales)
+
+
+def brought(bound: int, rounded: Quantized) -> Quantized:
+    """A rounded weight ``[out, in]`` whose neighbours were moved, each pair beyond the bound brought to it."""
+    width = rounded.shape[-1]
+    codes = rounded.codes.clone()
+    codes[:, :width] = _brought(bound, _levels(rounded)[:, :width]).to(torch.int8).view(torch.uint8)
+    return replace(rounded, codes=codes)
 
 
 def _factors(bound: int, rows: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:

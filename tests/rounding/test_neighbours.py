@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import qcompile as qc
 from qcompile.formats import get_format, quantize
 from qcompile.rounding.methods import method_of
-from qcompile.rounding.neighbours import together, within
+from qcompile.rounding.neighbours import brought, together, within
 
 FORMAT = get_format("int8-channel")
 BOUND = 128
@@ -97,3 +98,14 @@ def test_artifacts_are_exact_in_a_plain_session(
     codes = [v.const_value.numpy() for v in ir.load(path).graph.initializers.values() if v.dtype == ir.DataType.INT8]
     assert max(code.max(initial=0) for code in codes) >= 60
     np.testing.assert_allclose(found[0], found[1], rtol=0.02)  # codes of results on borders may move by one
+
+
+def test_codes_that_were_learned_are_brought_within_the_bound() -> None:
+    """Each of two neighbours may have moved by one; all others stay."""
+    weight = quantize(torch.tensor([[64.0, 64.0, -127.0, 0.0], [127.0, -127.0, 3.0, 5.0]]), FORMAT)
+    moved = replace(
+        weight, codes=torch.tensor([[65, 65, -127, -2], [127, -127, 3, 5]]).to(torch.int8).view(torch.uint8)
+    )
+    found = levels(brought(BOUND, moved))
+    assert found[0].tolist() == [64, 64, -127, -1]
+    assert torch.equal(found[1], levels(moved)[1])
