@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qcompile.backends.gpu.cache_layouts import cache_layout
 from qcompile.backends.gpu.kernels.cache_writing import CacheLayout, append_to_cache
 from qcompile.backends.gpu.kernels.cached_attention import attend_to_cache
-from qcompile.formats.cache_format import parse_cache_format
+from qcompile.formats.cache_words import parse_cache_format
 
 HEADS, HELD, SIZE = 32, 8, 128
 PRODUCTS = ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096))  # K, N of a layer

@@ -185,7 +185,7 @@ def _choose(prepared: Prepared, request: Request) -> Chosen:
 
 def _beside_plain(chosen: Chosen) -> Chosen:
     """Measure plain rounding, once nothing of the choice has to be held any more: this takes most memory of all."""
-    chosen.choice.posed = None  # all that was measured for it is large, and asked for by nobody any more
+    chosen.choice.forget()
     if chosen.held_out is None:
         return chosen
     prepared, request, data = chosen.prepared, chosen.request, chosen.held_out
@@ -214,8 +214,8 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     if not free or (method == Rtn() and chosen.choice.placement.plain):
         return with_learned_codes(quantize(_rotate(chosen)))
     errors = partial(output_errors, chosen.yardstick, target=request.target, data=data.unlearned)
-    everywhere, schemes = request.target.static == "all", chosen.choice.schemes
-    rounded = rounded_plainly(prepared.model, chosen.choice, schemes, options.device, data, everywhere=everywhere)
+    schemes = chosen.choice.schemes
+    rounded = rounded_plainly(prepared.model, chosen.choice, schemes, options.device, data, request.target)
     plain = errors(rounded)
     request.tell("measuring plain rounding")
     chosen = replace(chosen, plain=chosen.plain or Plain.of(plain))
@@ -277,7 +277,7 @@ def _write(compared: Compared) -> None:
             runtimes=compared.runtimes, options=chosen.request.options, target=chosen.request.target,
             equivalence=quantized.equivalence, measured=compared.measured, plain=chosen.plain,
             departure=compared.departure, checked=compared.checked, folder=folder, data=prepared.seen.data,
-            caches=quantized.caches,
+            caches=quantized.caches, products=prepared.products,
             learned=[*chosen.taught, *quantized.taught],
         )
     )  # fmt: skip

@@ -14,7 +14,15 @@ import onnx_ir as ir
 from qcompile.analysis.cache_sites import CacheSite, cache_sites
 from qcompile.artifact.artifact import Artifact, is_artifact
 from qcompile.artifact.drawing import analyzed_spaces, drawing, named_spaces
-from qcompile.artifact.entries import declined_entries, obstacles, site_entry, space_entries, ties, with_modules
+from qcompile.artifact.entries import (
+    declined_entries,
+    obstacles,
+    product_entries,
+    site_entry,
+    space_entries,
+    ties,
+    with_modules,
+)
 from qcompile.artifact.pages import render_inspection
 from qcompile.artifact.phrases import QUANTIZABLE
 from qcompile.artifact.weight_entries import unsited, weight_entries, weights_summary
@@ -47,8 +55,8 @@ GRAPH = "model.onnx"
 
 #: What an artifact's manifest has in common with the inspection of a model.
 SHARED = (
-    "qcompile", "source", "target", "seed", "spaces", "sites", "caches", "weights", "weights_summary", "declined",
-    "online_transforms",
+    "qcompile", "source", "target", "seed", "spaces", "sites", "caches", "products", "weights", "weights_summary",
+    "declined", "online_transforms",
 )  # fmt: skip
 
 
@@ -97,6 +105,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "spaces": space_entries(analysis),
         "sites": [entry | {"quantizable": entry["name"] in quantized} for entry in sites],
         "caches": [_cache(site) for site in caches],
+        "products": product_entries(prepared.products),
         "weights": weights,
         "weights_summary": weights_summary(prepared.weights, weights, QUANTIZABLE),
         "declined": with_modules(analysis, declined_entries(found) + obstacles(analysis, analysis.sites)),

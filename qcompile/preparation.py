@@ -7,6 +7,7 @@ from typing import Any
 
 from qcompile.analysis.analyze import analyze
 from qcompile.analysis.inventory import take_inventory
+from qcompile.analysis.value_products import products
 from qcompile.checks.equivalence import begin_source
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.graph import state_outputs
@@ -65,4 +66,4 @@ def _prepared(captured: Captured, progress: Progress | None, ties: bool, modules
     weights = take_inventory(source.model, analysis)
     if progress is not None:
         progress("analyzing", 1, 1)
-    return Prepared(source, state, analysis, weights)
+    return Prepared(source, state, analysis, weights, products=products(state.model))

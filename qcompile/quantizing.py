@@ -63,7 +63,7 @@ def round_sites(rotated: Rotated) -> None:
     rounding = Quantize(
         pairs, choice.tables, choice.schemes, learned, options.method, options.device, data, options.memory,
         chosen.request.progress, work, options.group, chosen.request.target.modules,
-        chosen.request.target.static == "all",
+        chosen.request.target.static == "all", chosen.request.target.neighbours,
     )  # fmt: skip
     run_pass(rounding, prepared.state)
     method = method_of(options.method)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qcompile.analysis.inventory import Weight
 from qcompile.analysis.siblings import Siblings
 from qcompile.analysis.spaces import Analysis, Site
+from qcompile.analysis.value_products import Product
 from qcompile.checks.equivalence import Equivalence, Observed
 from qcompile.checks.fake_quantized import Departure
 from qcompile.checks.losses import FloatModel, Measured
@@ -93,6 +94,7 @@ class Prepared:
         analysis: sites, spaces and freedoms.
         weights: every constant of the source, with the sites that hold it.
         observed: the data that the source takes, and its outputs; ``None`` if nothing is to be run.
+        products: those of attention and of scans, which have no weights.
     """
 
     source: Source
@@ -100,6 +102,7 @@ class Prepared:
     analysis: Analysis
     weights: Sequence[Weight]
     observed: Observed | None = None
+    products: Sequence[Product] = ()
 
     @property
     def model(self) -> ir.Model:

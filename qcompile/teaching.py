@@ -21,6 +21,7 @@ from qcompile.learning.settings import Schedule, learning_of
 from qcompile.learning.taught import Taught
 from qcompile.learning.transforms_learned import learn_transforms
 from qcompile.learning.turned import Bases
+from qcompile.rounding.neighbours import adds_in_pairs, brought
 from qcompile.run.executor import Executor
 from qcompile.stages import Chosen, Quantized
 from qcompile.statistics.evidence import errs_less
@@ -101,9 +102,13 @@ def with_learned_codes(quantized: Quantized) -> Quantized:
     if not taught.kept:
         _declined(chosen, "codes", _no_better(learned.course))
         return quantized
+    sites, bound = {site.name: site for site in chosen.sites}, chosen.request.target.neighbours
     for node, plan in planned(model):
-        if node_name(node) in learned.weights:
-            give_plan(node, replace(plan, weight=learned.weights[node_name(node)]))
+        if (name := node_name(node)) in learned.weights:
+            weight = learned.weights[name]
+            if bound is not None and name in sites and adds_in_pairs(sites[name], plan.scheme):
+                weight = brought(bound, weight)  # each of two may have moved by one
+            give_plan(node, replace(plan, weight=weight))
     _set_vectors(model, learned.vectors)
     plans = {node_name(node): plan for node, plan in planned(model)}
     schemes = chosen.choice.schemes

@@ -10,7 +10,7 @@ from qcompile.errors import InputError
 
 __all__ = ["options_given", "spelled", "split_words"]
 
-_WORD = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+_WORD = re.compile(r"\s*([\w+-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 

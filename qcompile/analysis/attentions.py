@@ -51,6 +51,10 @@ def cache_attentions(sites: Iterable[CacheSite]) -> list[tuple[CacheAttention | 
     found: list[tuple[CacheAttention | None, dict[str, CacheSite]]] = []
     keys = {site.reader: site for site in sites if site.role == "key"}
     for value in (site for site in sites if site.role == "value"):
+        if value.held:
+            key = {"key": keys.pop(value.reader)} if value.reader in keys else {}
+            found.append((None, key | {"value": value}))
+            continue
         made = _one_operator(value.reader) if value.reader.op_type == "Attention" else _spelled_out(value.reader, keys)
         if made is not None and made[0] in keys:
             found.append((made[1], {"key": keys.pop(made[0]), "value": value}))

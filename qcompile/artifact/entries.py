@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qcompile.analysis.axes import AxisNode, Ref
     from qcompile.analysis.siblings import Siblings
     from qcompile.analysis.spaces import Analysis, Site, Space
+    from qcompile.analysis.value_products import Product
     from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.plain_rounding import Plain
     from qcompile.choice.export_options import Options
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "assignment_entry", "bits_of", "contest_entry", "count_of", "decision_entries", "declined_entries", "engine_entry",
-    "learned_entries", "numbers", "obstacles", "online_entries", "plain_entry", "range_entry", "site_entry",
-    "space_entries", "ties", "transform_name", "value_entries", "with_modules",
+    "learned_entries", "numbers", "obstacles", "online_entries", "plain_entry", "product_entries", "range_entry",
+    "site_entry", "space_entries", "ties", "transform_name", "value_entries", "with_modules",
 ]  # fmt: skip
 
 
@@ -204,6 +205,11 @@ def decision_entries(placement: Placement) -> list[dict[str, Any]]:
 def declined_entries(declined: Iterable[Declined]) -> list[dict[str, str]]:
     """Everything that was left alone, with the reasons."""
     return [{"site": entry.site, "what": entry.what, "reason": entry.reason} for entry in declined]
+
+
+def product_entries(products: Iterable[Product]) -> list[dict[str, Any]]:
+    """The products of attention and of scans, with the reason why each stays as it is."""
+    return [asdict(product) | {"operands": list(product.operands)} for product in products]
 
 
 def with_modules(analysis: Analysis, entries: Iterable[Mapping[str, str]]) -> list[dict[str, str | None]]:

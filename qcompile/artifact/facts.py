@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompile.analysis.inventory import Weight
     from qcompile.analysis.spaces import Analysis, Site
+    from qcompile.analysis.value_products import Product
     from qcompile.checks.equivalence import Equivalence
     from qcompile.checks.fake_quantized import Departure
     from qcompile.checks.losses import Measured
@@ -53,6 +54,7 @@ class Facts:
         folder: the folder that holds the target's own files.
         data: what was learned from, and what was held out.
         caches: the plans of caches.
+        products: those of attention and of scans.
         learned: how what was learned along gradients went, if anything was.
     """
 
@@ -75,4 +77,5 @@ class Facts:
     folder: Path
     data: Data
     caches: Sequence[CachePlan] = ()
+    products: Sequence[Product] = ()
     learned: Sequence[Taught] = ()

@@ -74,6 +74,8 @@ class FakeQuantized:
     """
 
     def __init__(self, rounded: Rounded, device: str) -> None:
+        if rounded.lacks is not None:
+            raise TargetError(rounded.lacks)
         engine = Executor(rounded.model, hooked=rounded.places, dtype=dtype_for(rounded.model, "cpu"), device=device)
         self._stream = Stream(engine)
         self._places = {name: place for name, place in rounded.places.items() if name in engine.hooked}

@@ -55,7 +55,7 @@ class Plain:
 
 
 def rounded_plainly(
-    model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str, data: Data, *, everywhere: bool = False
+    model: ir.Model, choice: Choice, schemes: Mapping[str, Scheme], device: str, data: Data, target: Target
 ) -> ir.Model:
     """A copy of a float graph whose sites are planned with weights rounded to nearest, on a device.
 
@@ -63,10 +63,13 @@ def rounded_plainly(
 
     Args:
         data: what teaches the ranges of static formats.
-        everywhere: whether all values have one.
+        target: which says what values have one, and what weights fit it.
     """
     groups = [(siblings, None) for siblings in choice.siblings]
-    rounding = Quantize(groups, choice.tables, schemes, {}, "rtn", device, data, everywhere=everywhere)
+    everywhere, neighbours = target.static == "all", target.neighbours
+    rounding = Quantize(
+        groups, choice.tables, schemes, {}, "rtn", device, data, everywhere=everywhere, neighbours=neighbours
+    )
     run_pass(rounding, State(model))
     rounded = model.clone()
     drop_plans(model)
@@ -96,8 +99,7 @@ def plain_error(
     """
     plain = Scheme.parse(target.plain or target.default)
     own = {name: plain if s.name == target.default else s for name, s in choice.schemes.items()}
-    everywhere = target.static == "all"
-    rounded = rounded_plainly(model, choice, own, yardstick.device, calibration, everywhere=everywhere)
+    rounded = rounded_plainly(model, choice, own, yardstick.device, calibration, target)
     found = _measured(yardstick, rounded, target, lambda own, run: own.measure(run, data))
     return Plain(found.rel_l2, found.divergence, found.loss.get("quantized"))
 

@@ -89,10 +89,13 @@ def _fitted(site: CacheSite, fmt: CacheFormat, learned: Sequence[AttentionSample
 def _error(plan: CachePlan, judged: Sequence[AttentionSample]) -> float:
     """The relative squared error of the output of attention, if this cache alone is rounded."""
     wrong = right = 0.0
+    rounding = replace(plan, format=replace(plan.format, recent=0))
     for sample in judged:
         key, value, want = sample.key, sample.value, sample.output
-        held = plan.fake(key if plan.role == "key" else value)
-        have = sample.attend(held, value) if plan.role == "key" else sample.attend(key, held)
+        held = rounding.fake(key if plan.role == "key" else value)
+        operands = (held, value) if plan.role == "key" else (key, held)
+        recent = plan.format.recent
+        have = sample.attend_recent(*operands, recent) if recent else sample.attend(*operands)
         wrong += float(np.square((have - want) * sample.reads, dtype=np.float64).sum())
         right += float(np.square(want * sample.reads, dtype=np.float64).sum())
     return wrong / right if right else 0.0
@@ -113,7 +116,7 @@ def _scale(
     top = np.maximum(top if fmt.static == "channel" else np.full((1, 1), top.max()), np.float32(1e-8))
     best, least = top, np.full(top.shape, np.inf)
     for reach in _REACHES:
-        scale = (top * np.float32(reach) / np.float32(fmt.high)).astype(np.float32)
+        scale = (top * np.float32(reach) / np.float32(fmt.largest)).astype(np.float32)
         errors = np.square(fmt.fake(rows[:, None], scale[None]).reshape(rows.shape) - rows, dtype=np.float64)
         error = errors.sum(0) if fmt.static == "channel" else errors.sum().reshape(1, 1)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
@@ -127,6 +130,8 @@ def _turns_halves(site: CacheSite) -> bool:
     What a feature reaches then depends on the position, but what a pair reaches does not.
     """
     node = site.new.producer()
+    if site.held:
+        return bool(site.reader.attributes.get_int("do_rotary", 0))
     if node is None or node.op_type != "RotaryEmbedding" or node.domain:
         return False
     if node.attributes.get_int("interleaved", 0):

@@ -30,6 +30,9 @@ FUSING = "computing attention on packed codes"
 #: What is not done where there is too little data, by the words in which it is declined.
 _FITTING = "fitting a basis to the cache"
 
+#: Why no tokens of a cache stay float32.
+_ONE_SIZE = "it has one size, so that no token is the newest or the first by its place"
+
 #: Operators between attention and what reads its output.
 _CARRIES = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -90,12 +93,12 @@ def choose_caches(
     chosen = dict(zip(ways, _assigned(list(ways.values()), budget), strict=True))
     for samples, (_, roles) in zip(seen, attentions, strict=True):
         _plan_attention({site: chosen[site] for site in roles.values()}, samples, decline, fuses)
-    return [plan for site in fitting if (plan := cache_plan_of(site.pair.node)) is not None]
+    return [plan for site in fitting if (plan := cache_plan_of(site.pair.node, site.name)) is not None]
 
 
 def _fitting(site: CacheSite, formats: Sequence[CacheFormat], decline: Decline) -> list[CacheFormat]:
     """The formats in which a cache can be stored."""
-    reasons = [fmt.fits(site.features) for fmt in formats]
+    reasons = [_ONE_SIZE if fmt.keeps and not site.grows else fmt.fits(site.features) for fmt in formats]
     if all(reasons):
         decline(site.name, QUANTIZING, str(reasons[0]))
     return [fmt for fmt, reason in zip(formats, reasons, strict=True) if reason is None]
@@ -140,7 +143,14 @@ def _plan_attention(
     own: Mapping[CacheSite, CachePlan], samples: Sequence[AttentionSample], decline: Decline, fuses: bool
 ) -> None:  # fmt: skip
     """Give the caches of one attention their plans, with the form in which it computes."""
-    reason = _not_fused(list(own.values()), samples) if fuses else None
+    if any(site.held for site in own):
+        _plan_held(own, decline, fuses)
+        return
+    reason = None
+    if fuses and not all(site.grows for site in own):
+        reason = "the graph writes into a cache of one size"
+    elif fuses:
+        reason = _not_fused(list(own.values()), samples)
     if reason is not None:
         decline(", ".join(site.name for site in own), FUSING, reason)
     form = "fused" if fuses and reason is None else "standard"
@@ -148,18 +158,38 @@ def _plan_attention(
         give_cache_plan(site.pair.node, replace(plan, form=form))
 
 
+def _plan_held(own: Mapping[CacheSite, CachePlan], decline: Decline, fuses: bool) -> None:
+    """Plan the caches that an operator holds itself, where it can pack them itself."""
+    reason = _not_packed(list(own.values())) if fuses else "the target does not run the operator on packed codes"
+    reason = "keys or values cannot be packed without the other" if reason is None and len(own) != 2 else reason
+    for site, plan in own.items():
+        if reason is None:
+            give_cache_plan(site.pair.node, replace(plan, form="fused"))
+        else:
+            decline(site.name, QUANTIZING, f"GroupQueryAttention holds it, and {reason}")
+
+
 def _not_fused(own: Sequence[CachePlan], seen: Sequence[AttentionSample]) -> str | None:
     """Why attention cannot be computed on packed codes by GroupQueryAttention; ``None`` if it can."""
     if not seen:
         return "it is no attention over keys and values of two caches, whose heads neighbours share"
-    formats = list(dict.fromkeys(plan.format for plan in own))
-    for fmt in formats:
-        if not fmt.plain and (not fmt.static or fmt.bits < 4):
-            return f"'{fmt.name}' has no static scales of 4 or 8 bits: take int8-channel or int4-channel"
-    if len(formats) > 1:
-        return f"keys and values differ: {' and '.join(fmt.name for fmt in formats)}"
+    if (reason := _not_packed(own)) is not None:
+        return reason
     for sample in seen:
         later = np.arange(sample.key.shape[2]) > sample.places[:, None]
         if np.any(np.broadcast_to(sample.bias, (*sample.bias.shape[:2], *later.shape))[..., later] > MASKED):
             return "positions see later ones"
+    return None
+
+
+def _not_packed(own: Sequence[CachePlan]) -> str | None:
+    """Why GroupQueryAttention does not read keys and values as they are stored; ``None`` if it does."""
+    formats = list(dict.fromkeys(plan.format for plan in own))
+    for fmt in formats:
+        if not fmt.plain and (not fmt.static or fmt.bits < 4 or type(fmt) is not CacheFormat):
+            return f"'{fmt.name}' has no integers of 4 or 8 bits with static scales: take int8-channel or int4-channel"
+        if fmt.keeps:
+            return f"'{fmt.name}' keeps some tokens in float32: take it without options"
+    if len(formats) > 1:
+        return f"keys and values differ: {' and '.join(fmt.name for fmt in formats)}"
     return None

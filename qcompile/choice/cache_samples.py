@@ -50,12 +50,26 @@ class AttentionSample:
 
     def attend(self, key: np.ndarray, value: np.ndarray) -> np.ndarray:
         """The output of attention; neighbouring queries share a head of keys and values."""
-        shared = self.query.shape[1] // key.shape[1]
-        key, value = (np.repeat(x, shared, 1) for x in (key, value))
-        scores = self.query @ key.swapaxes(-1, -2) * np.float32(self.scale) + self.bias
+        return self._weights(self._products(key)) @ self._shared(value)
+
+    def attend_recent(self, key: np.ndarray, value: np.ndarray, recent: int) -> np.ndarray:
+        """The same where each query meets so many positions, its own and those before it, as they were."""
+        back = self.places[:, None] - np.arange(key.shape[2])
+        near = (back >= 0) & (back < recent)
+        weights = self._weights(np.where(near, self._products(self.key), self._products(key)))
+        return np.where(near, weights, 0) @ self._shared(self.value) + np.where(near, 0, weights) @ self._shared(value)
+
+    def _shared(self, x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, self.query.shape[1] // x.shape[1], 1)
+
+    def _products(self, key: np.ndarray) -> np.ndarray:
+        return self.query @ self._shared(key).swapaxes(-1, -2) * np.float32(self.scale)
+
+    def _weights(self, products: np.ndarray) -> np.ndarray:
+        scores = products + self.bias
         scores -= scores.max(-1, keepdims=True)
         weights = np.exp(scores)
-        return (weights / weights.sum(-1, keepdims=True)) @ value
+        return weights / weights.sum(-1, keepdims=True)
 
     @cached_property
     def output(self) -> np.ndarray:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qcompile.analysis.siblings import Siblings
 from qcompile.choice.candidates import ALPHAS, orthogonal_candidates, shared_candidates, wush_candidates
-from qcompile.choice.fits import KEPT_WIDTH, Fit
 from qcompile.choice.placement import Worth, joined
 
 if TYPE_CHECKING:
+    from qcompile.analysis.siblings import Siblings
+    from qcompile.choice.fits import Fit
     from qcompile.targets.scheme import Scheme
     from qcompile.transforms import Transform
 
@@ -87,13 +87,10 @@ class Tried:
             self._joined[key] = joined(*key)
         return self._joined[key]
 
-    def forget(self, groups: Iterable[object]) -> None:
-        """Drop what was made for wide inputs, which is large, once it is known what is best there."""
-        wide = {group for group in groups if isinstance(group, Siblings) and group.width > KEPT_WIDTH}
-        if not wide:
-            return
-        self.made = {key: found for key, found in self.made.items() if key[0] not in wide}
-        self.screens = {key: found for key, found in self.screens.items() if key[0] not in wide}
+    def forget(self, groups: Collection[Siblings]) -> None:
+        """Drop what was made for groups."""
+        self.made = {key: found for key, found in self.made.items() if key[0] not in groups}
+        self.screens = {key: found for key, found in self.screens.items() if key[0] not in groups}
         self._joined.clear()
 
 

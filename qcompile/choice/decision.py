@@ -49,7 +49,7 @@ def pose(
     def measured(own: Sequence[Sequence[Siblings | Table]]) -> Iterator[Unit]:
         for done, members in enumerate(own):
             yield graph.unit(members)
-            online.tried.forget(members)
+            online.forget([group for group in members if isinstance(group, Siblings)])
             if progress is not None:
                 progress("choosing transforms", done + 1, len(own))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,11 @@ class Moments:
         if self._last is None or self._last[0] is not group or self._last[1] is not transform:
             self._last = group, transform, self._plain(group, own).turned(transform)
         return self._last[2]
+
+    def forget(self, groups: Collection[Siblings]) -> None:
+        """Drop the moments of groups."""
+        self._known = {group: fit for group, fit in self._known.items() if group not in groups}
+        self._wide = self._last = None
 
     def _plain(self, group: Siblings, own: Statistics) -> Fit:
         if self._wide is not None and self._wide[0] is group:

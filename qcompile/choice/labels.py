@@ -27,6 +27,7 @@ from qcompile.choice.online import Online, first_of
 from qcompile.choice.placement import Placement
 from qcompile.choice.probe import Probe
 from qcompile.choice.scoring import site_loss, written_factor
+from qcompile.choice.settling import settle
 from qcompile.group.group import ALONE, Group
 from qcompile.statistics.evidence import errs_less
 from qcompile.targets.scheme import Scheme
@@ -101,10 +102,9 @@ def labels_of(
             continue
         scored = _Scored(analysis, node, compared, online, competing, chosen, processes)
         found[node] = scored.labels(transforms, readers, kind, placement.errors, name)
-        online.tried.forget(readers)
-        best = scored.best
-        if best in transforms:
-            chosen[node] = transforms[best]
+        settle(analysis, node, readers, online, competing, found[node].transforms.values(), processes)
+        if scored.best in transforms:
+            chosen[node] = transforms[scored.best]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,11 @@ class Online:
             else:
                 self._known[key] = self._chosen(group, offline, schemes, bare=bare)
         return self._known[key]
+
+    def forget(self, groups: Collection[Siblings]) -> None:
+        """Drop all that is known of groups but what is best there: together it takes more memory than weights do."""
+        self.tried.forget(groups)
+        self.moments.forget(groups)
 
     def rank(self, group: Siblings, chosen: Mapping[AxisNode, Transform], schemes: Schemes) -> float:
         """The cost of the best by a few rows, to tell spaces' transforms apart: much cheaper than ``best``."""

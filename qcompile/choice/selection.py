@@ -93,6 +93,11 @@ class Choice:
     timing: Timing | None = None
     posed: Posed | None = None
 
+    def forget(self) -> None:
+        """Drop what only choosing needs: it is large."""
+        self.posed = None
+        self.curvatures = {name: replace(own, felt=None) for name, own in self.curvatures.items()}
+
 
 def _edges(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str]]:
     """Sites at the edges, without and then with a weight that is read within the model as well."""

@@ -199,7 +199,7 @@ CacheFormat = Annotated[
     str,
     typer.Option(
         metavar="FORMATS",
-        help="Of a decoder's caches: int8, int4-channel, uint4-g32, …, several with commas, or float.",
+        help="Of a decoder's caches: int8, fp8, nvfp4, uint2-g32{recent=64}, …, several with commas, or float.",
     ),
 ]
 Form = Annotated[

@@ -7,40 +7,35 @@ stored in float16, and codes follow from the stored ones; static scales are floa
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from qcompile.errors import InputError
 
-__all__ = ["AUTO_CACHES", "LARGEST_SCALE", "CacheFormat", "parse_cache_format"]
-
-#: Formats that ``auto`` means: at each size, that of which attention errs least on the language models that were tried.
-AUTO_CACHES = ("int8-token", "uint5+3-g32", "uint4-g32", "uint4-token", "uint2-g32", "uint2-token")
+__all__ = ["FLOAT_BITS", "LARGEST_SCALE", "CacheFormat", "half"]
 
 #: The largest scale that float16 holds.
 LARGEST_SCALE = 65504.0
 
-_FLOAT_BITS = 32
-
-_WORD = re.compile(r"(u?)int([248]|5\+3)-(tensor|channel|token|g(\d+))")
-
-_GROUPS = (16, 32, 64, 128)
+#: Of numbers that are stored as they are.
+FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """A way to store keys or values.
+    """A way to store keys or values: in integers, unless a subclass says otherwise.
 
     Args:
-        name: as on the command line: ``int8-channel``, ``int4-token``, ``uint2-g32``, ``uint5+3-g32``.
+        name: as on the command line: ``int8-channel``, ``int4-token``, ``uint2-g32``, ``uint5+3-g32{recent=64}``.
         bits: of a code: 2, 4 or 8; the mean of both where halves differ; 32 for numbers as they are, without scales.
         static: whether scales are fixed: ``tensor`` or ``channel``; ``None`` where each token brings its own.
         group: features of a head that share a scale of a token; ``None`` for all.
         offset: whether the smallest value of a group is stored, too, and codes count from there.
         halves: bits of codes of the first and of the second half of the features, where they differ: a byte holds one
             of each, the first in its lowest bits. A basis that puts loud features first makes use of it.
+        recent: tokens at the end that are float32 still; they get codes when newer ones come.
+        first: tokens at the beginning that stay float32: those that attention returns to (arXiv:2309.17453).
     """
 
     name: str
@@ -49,6 +44,18 @@ class CacheFormat:
     group: int | None = None
     offset: bool = False
     halves: tuple[int, int] | None = None
+    recent: int = 0
+    first: int = 0
+
+    @property
+    def word(self) -> str:
+        """The name without options."""
+        return self.name.partition("{")[0]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether some tokens stay float32."""
+        return bool(self.recent or self.first)
 
     @property
     def low(self) -> int:
@@ -60,6 +67,16 @@ class CacheFormat:
         """The highest code, where halves do not differ."""
         return self.low + 2**self.bits - 1
 
+    @property
+    def largest(self) -> float:
+        """The largest number that is stored exactly, in units of a static scale."""
+        return float(self.high)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Numbers by code, float32 ``[2^bits]``; codes of halves that differ are read otherwise."""
+        return np.arange(2**self.bits, dtype=np.float32) + self.low
+
     def highs(self, features: int) -> np.ndarray:
         """The highest code of each group, float32 ``[groups]``."""
         groups = self.groups(features)
@@ -70,7 +87,7 @@ class CacheFormat:
     @property
     def plain(self) -> bool:
         """Whether numbers are stored as they are."""
-        return self.bits == _FLOAT_BITS
+        return self.bits == FLOAT_BITS
 
     @property
     def per_byte(self) -> int:
@@ -84,12 +101,17 @@ class CacheFormat:
             return np.dtype(np.float32)
         return np.dtype(np.int8 if self.bits == 8 and not self.offset else np.uint8)
 
+    @property
+    def stored_scales(self) -> np.dtype:
+        """The type of the numbers that tokens bring."""
+        return np.dtype(np.float16)
+
     def groups(self, features: int) -> int:
         """Scales of a token and head."""
         return 1 if self.group is None else features // self.group
 
     def scale_numbers(self, features: int) -> int:
-        """Numbers in float16 that a token brings for each head: scales, and behind them what codes count from."""
+        """Numbers that a token brings for each head: scales, and behind them what codes count from."""
         return 0 if self.static or self.plain else self.groups(features) * (2 if self.offset else 1)
 
     def fits(self, features: int) -> str | None:
@@ -103,8 +125,13 @@ class CacheFormat:
         return None
 
     def bytes_per_token(self, heads: int, features: int) -> int:
-        """Bytes that one more token takes."""
-        return heads * (features // self.per_byte * self.stored.itemsize + 2 * self.scale_numbers(features))
+        """Bytes that one more token takes, once there are more than those that stay float32."""
+        numbers = self.scale_numbers(features) * self.stored_scales.itemsize
+        return heads * (features // self.per_byte * self.stored.itemsize + numbers)
+
+    def fixed_bytes(self, heads: int, features: int) -> int:
+        """Bytes of the tokens that stay float32."""
+        return heads * features * (self.recent + self.first) * np.dtype(np.float32).itemsize
 
     # -- the definition ---------------------------------------------------------------------------------------------
 
@@ -123,27 +150,28 @@ class CacheFormat:
         parts, highs = self._parts(x), self.highs(x.shape[-1])
         if self.offset:
             start, end = parts.min(-1), parts.max(-1)
-            stored = _half(start)
-            scales = _half((end - stored) / highs)
+            stored = half(start)
+            scales = half((end - stored) / highs)
             numbers = np.concatenate([scales, stored], -1)
         else:
             stored = None
-            numbers = scales = _half(np.abs(parts).max(-1, initial=0) / highs)
+            numbers = scales = half(np.abs(parts).max(-1, initial=0) / highs)
         divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
         moved = parts if stored is None else parts - stored[..., None]
         codes = self._codes(moved / divisor, highs[:, None])
         return self._packed(codes.reshape(x.shape)), numbers.astype(np.float16)
 
-    def decode(self, codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
-        """The float32 that codes and scales stand for; ``scales`` are those of the tokens, or the static ones."""
+    def decode(self, codes: np.ndarray, scales: np.ndarray | None, scale: np.ndarray | None = None) -> np.ndarray:
+        """The float32 that codes stand for, with scales that came with the tokens and static ones."""
         if self.plain:
             return codes
         values = self._unpacked(codes).astype(np.float32)
-        if scales is None:
+        given = scale if self.static else scales
+        if given is None:
             raise InputError(f"cache format '{self.name}' needs scales")
         if self.static:
-            return values * scales
-        numbers = scales.astype(np.float32)
+            return values * given
+        numbers = given.astype(np.float32)
         parts = self._parts(values)
         if self.offset:
             own, start = np.split(numbers, 2, -1)
@@ -153,7 +181,7 @@ class CacheFormat:
     def fake(self, x: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
         """Values as the cache holds them."""
         codes, numbers = self.encode(x, scale)
-        return self.decode(codes, numbers if scale is None else scale)
+        return self.decode(codes, numbers, scale)
 
     def _parts(self, x: np.ndarray) -> np.ndarray:
         groups = self.groups(x.shape[-1])
@@ -168,8 +196,12 @@ class CacheFormat:
         if self.halves is not None:
             first, second = np.split(codes, 2, -1)
             return (first | second << self.halves[0]).astype(np.uint8)
-        shifted = (codes - self.low).reshape(*codes.shape[:-1], codes.shape[-1] // self.per_byte, self.per_byte)
-        return (shifted << (self.bits * np.arange(self.per_byte))).sum(-1).astype(np.uint8)
+        return self._in_bytes(codes - self.low)
+
+    def _in_bytes(self, codes: np.ndarray) -> np.ndarray:
+        """Codes from 0 on in bytes, the first in the lowest bits."""
+        apart = codes.reshape(*codes.shape[:-1], codes.shape[-1] // self.per_byte, self.per_byte).astype(np.int32)
+        return (apart << (self.bits * np.arange(self.per_byte))).sum(-1).astype(np.uint8)
 
     def _unpacked(self, codes: np.ndarray) -> np.ndarray:
         if self.per_byte == 1:
@@ -177,37 +209,13 @@ class CacheFormat:
         if self.halves is not None:
             first = self.halves[0]
             return np.concatenate([codes & (2**first - 1), codes >> first], -1).astype(np.int32)
+        return self._out_of_bytes(codes) + self.low
+
+    def _out_of_bytes(self, codes: np.ndarray) -> np.ndarray:
         parts = codes[..., None].astype(np.int32) >> (self.bits * np.arange(self.per_byte))
-        return (parts & (2**self.bits - 1)).reshape(*codes.shape[:-1], codes.shape[-1] * self.per_byte) + self.low
+        return (parts & (2**self.bits - 1)).reshape(*codes.shape[:-1], codes.shape[-1] * self.per_byte)
 
 
-def _half(x: np.ndarray) -> np.ndarray:
-    """Rounded to float16, as float32."""
+def half(x: np.ndarray) -> np.ndarray:
+    """Numbers rounded to float16, as float32."""
     return np.clip(x, -LARGEST_SCALE, LARGEST_SCALE).astype(np.float16).astype(np.float32)
-
-
-def parse_cache_format(word: str, default: str = "token") -> CacheFormat:
-    """The format of a name; ``int4`` and ``uint4`` alone get the scales that are named as the default.
-
-    Raises:
-        InputError: if there is none of that name.
-    """
-    if word == "float32":
-        return CacheFormat(word, _FLOAT_BITS, None)
-    full = f"{word}-{default if not word.startswith('u') else 'token'}" if re.fullmatch(r"u?int\d+", word) else word
-    found = _WORD.fullmatch(full)
-    group = int(found[4]) if found and found[4] else None
-    static = found[3] if found and found[3] in ("tensor", "channel") else None
-    apart = found is not None and "+" in found[2]
-    if (
-        found is None or (group is not None and group not in _GROUPS) or (static and found[1])
-        or (apart and not (found[1] and group))
-    ):  # fmt: skip
-        raise InputError(
-            f"unknown cache format '{word}'; there are int2, int4 and int8 with -tensor, -channel, -token or -gN (N of "
-            f"{', '.join(map(str, _GROUPS))}), uint2, uint4 and uint8 with -token or -gN, uint5+3 with -gN, float32, "
-            "and float"
-        )
-    first, second = map(int, found[2].split("+")) if apart else (int(found[2]),) * 2
-    halves = (first, second) if apart else None
-    return CacheFormat(full, (first + second) // 2, static, group, offset=bool(found[1]), halves=halves)

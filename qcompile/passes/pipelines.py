@@ -13,6 +13,7 @@ from qcompile.passes.canonicalize.learn_sizes import LearnSizes
 from qcompile.passes.canonicalize.lift_constants import LiftConstants
 from qcompile.passes.canonicalize.modernize import Modernize
 from qcompile.passes.canonicalize.name_values import NameValues
+from qcompile.passes.canonicalize.split_caches import SplitCaches
 from qcompile.passes.canonicalize.split_norms import SplitNorms
 from qcompile.passes.canonicalize.split_projections import SplitProjections
 from qcompile.passes.center_norms import CenterNorms
@@ -38,6 +39,7 @@ CANONICALIZE = Pipeline(
         FoldConstants(),  # what is left between weights and their readers would hide sites
         DropIdentities(),  # folding leaves some
         NameValues(),  # from here on, sites are told apart by their names
+        SplitCaches(),  # before sizes are learned: caches and masks get theirs
         SplitNorms(),  # before sizes are learned: the rules have none for norms of sums that are read
         LearnSizes(),  # norms and projections are recognized by sizes
         FuseNorms(),  # on sizes; before projections, whose cuts are found behind norms

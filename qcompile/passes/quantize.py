@@ -24,6 +24,7 @@ from qcompile.rounding.better import better, better_experts
 from qcompile.rounding.kept_rounding import Asked, Following, Lesson, Notes, kept_roundings, learned_from
 from qcompile.rounding.methods import Method, method_of
 from qcompile.rounding.moments import InputMoments, input_moments, joined
+from qcompile.rounding.neighbours import adds_in_pairs, within
 from qcompile.rounding.sequential import Walk, in_order
 from qcompile.rounding.site_ranges import learn_site_ranges
 from qcompile.run.memory_budget import Memory
@@ -63,6 +64,7 @@ class Quantize:
         group: the processes that share batches and sites.
         shares: whether siblings of one format share its tensor scale, for runtimes that compute them as one product.
         everywhere: whether all values get static ranges, not those alone that sites read and convolutions hand on.
+        neighbours: as targets have it.
     """
 
     groups: Sequence[tuple[Siblings, Transform | None]]
@@ -78,6 +80,7 @@ class Quantize:
     group: Group = ALONE
     shares: bool = False
     everywhere: bool = False
+    neighbours: int | None = None
     name: ClassVar[str] = "quantize"
 
     def __post_init__(self) -> None:
@@ -110,7 +113,7 @@ class Quantize:
             scheme = self.schemes[site.name]
             if scheme.weight is not None:
                 if (key := _weight_of(site, scheme.weight)) not in once:
-                    once[key] = quantize_scalar(weight_matrix(site, device=self.device), scheme.weight).to("cpu")
+                    once[key] = self._of_table(site, scheme.weight)
                 give_plan(site.node, Plan(replace(scheme, weight=once[key].format), once[key]))
         for done, (group, lesson) in enumerate(self._lessons(state)):
             self._plan(state, group, lesson, ranges, once)
@@ -141,7 +144,7 @@ class Quantize:
         for site, fmt, scheme, own in sites:
             if fmt is not None and (key := _weight_of(site, fmt)) not in {*once, *wanted}:
                 reads = own or scheme.activation
-                make = partial(self._round, group, site, fmt, reads, lesson)
+                make = partial(self._rounded, group, site, fmt, reads, lesson)
                 asked = [*self._asked([site])[0], *([own.name] if own else [])]
                 wanted[key] = Asked(asked, fmt, reads, float(np.prod(site.shape)), make)
         group_of = self.group if self._way.learns else ALONE  # what is quick, each process does itself
@@ -163,7 +166,7 @@ class Quantize:
         """
         known = [g for g, _ in self.groups if g.name in self.statistics] if self._way.learns else []
         work = self.work.about(
-            lambda: [self.method, self.shares, learned_from(self.statistics), self._asked(self.tables)]
+            lambda: [self.method, self.shares, self.neighbours, learned_from(self.statistics), self._asked(self.tables)]
         )
         transforms = dict(self.groups)
         walked: list[Siblings] = []
@@ -220,33 +223,54 @@ class Quantize:
             return None
         return input_moments(self.statistics[group.name], Widened(group.taps)(transform), self.device)
 
-    def _round(
+    def _of_table(self, table: Site, fmt: Scalar) -> Quantized:
+        weight = weight_matrix(table, device=self.device)
+        made = quantize_scalar(weight, fmt).to("cpu")  # to nearest; what a product reads as well is fit for that
+        readers = (site for group, _ in self.groups for site in group.sites if site.stored is table.weight)
+        return next((self._fitting(site, weight, made, None) for site in readers), made)
+
+    def _rounded(
         self, group: Siblings, site: Site, fmt: Scalar, activation: Activation | None, lesson: Lesson, notes: Notes
     ) -> Quantized:
         moments = self._of_readers(group, site, lesson.teach(activation))
-        unusable = None if moments is None else moments.unusable
-        usable = moments if unusable is None else None
-        weight, way = weight_matrix(site, device=self.device), self._way
-        if way.learns:
+        weight = weight_matrix(site, device=self.device)
+        if self._way.learns:
             weight = weight.contiguous()  # they walk over it often
+        made, learned = self._round(group, site, weight, fmt, moments, notes)
+        return self._fitting(site, weight, made, moments if learned else None).to("cpu")
+
+    def _fitting(self, site: Site, weight: torch.Tensor, made: Quantized, moments: InputMoments | None) -> Quantized:
+        """A rounded weight with which the products of a site are exact on every processor."""
+        if self.neighbours is None or not adds_in_pairs(site, self.schemes[site.name]):
+            return made
+        again = partial(self._way.with_scales, made.format, moments)
+        return within(self.neighbours, weight, made, None if moments is None else moments.importance, again)
+
+    def _round(
+        self, group: Siblings, site: Site, weight: torch.Tensor, fmt: Scalar, moments: InputMoments | None, notes: Notes
+    ) -> tuple[Quantized, bool]:
+        """The rounded weight, and whether it was learned."""
+        unusable = None if moments is None else moments.unusable
+        usable, way = moments if unusable is None else None, self._way
         shared = self._shared(group, site, fmt) if self.shares and isinstance(fmt, Format) else None
         plain = way.plain(weight, fmt, shared) if isinstance(fmt, Format) else quantize_scalar(weight, fmt)
         if isinstance(fmt, VectorFormat):
             if way.learns and (usable is not None or not way.walks):
                 notes.decline(site.name, way.title, f"it chooses no scales for the codebook of {fmt.name}")
-            return plain.to("cpu")
+            return plain, False
         if not way.learns or moments is None:
-            return plain.to("cpu")
+            return plain, False
         form = routed(site)
         route = None if form is None else form.route
         rows = None if route is None else self.statistics[group.name].routed.get(route)
         if way.walks and form is not None and rows is not None:
             own = partial(self._of_expert, group, rows)
-            return better_experts(notes, site, weight, plain, form.places, own, way).to("cpu")
+            return better_experts(notes, site, weight, plain, form.places, own, way), False
         if usable is not None:
-            return better(notes, site, weight, plain, usable, way, shared).to("cpu")
+            made = better(notes, site, weight, plain, usable, way, shared)
+            return made, made is not plain
         notes.decline(site.name, way.title, f"{unusable}, so it is {way.otherwise}")
-        return plain.to("cpu")
+        return plain, False
 
     def _shared(self, group: Siblings, site: Site, fmt: Format) -> torch.Tensor | None:
         """The power of two from the largest tensor scale of siblings on: no weight is clipped, all fit bfloat16."""

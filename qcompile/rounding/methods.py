@@ -14,7 +14,7 @@ from qcompile.words import options_given, spelled, split_words
 if TYPE_CHECKING:
     import torch
 
-    from qcompile.formats import Format, Quantized
+    from qcompile.formats import Format, Quantized, Scales
     from qcompile.rounding.moments import InputMoments
 
 __all__ = ["METHODS", "TITLES", "Gptq", "Method", "Rtn", "Search", "method_of"]
@@ -62,6 +62,12 @@ class Method:
         from qcompile.formats import quantize
 
         return quantize(weight, fmt, tensor_scale=tensor_scale)
+
+    def with_scales(self, fmt: Format, moments: InputMoments | None, weight: torch.Tensor, scales: Scales) -> Quantized:
+        """A weight with given scales, by what is known of its input if that is given and the method takes it in."""
+        from qcompile.formats import quantize
+
+        return quantize(weight, fmt, scales=scales)
 
     @property
     def judges(self) -> slice:
@@ -164,6 +170,12 @@ class Gptq(_ByMoment):
         learn = partial(moments.learn, weight, fmt, tensor_scale, self.shift, lean=self.lean)
         found = [learn(damping=damping).quantized for damping in several]
         return found[0] if len(found) == 1 else min(found, key=lambda q: float(moments.errors(weight, q)[::2].sum()))
+
+    def with_scales(self, fmt: Format, moments: InputMoments | None, weight: torch.Tensor, scales: Scales) -> Quantized:
+        """The same with given scales."""
+        if moments is None:
+            return super().with_scales(fmt, moments, weight, scales)
+        return moments.learn(weight, fmt, None, self.shift, self.damping, scales=scales).quantized
 
     @property
     def judges(self) -> slice:

@@ -11,19 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from qcompile.formats import Scales, search_scales
+from qcompile.formats import search_scales
 from qcompile.rounding.defaults import LEAST_DAMPING, SHIFT
 from qcompile.rounding.gptq import Factor, GPTQResult, factorize, gptq
 from qcompile.statistics.collected import Statistics
 from qcompile.statistics.second_moment import moment_on, shrinkage
 
 if TYPE_CHECKING:
-    from qcompile.formats import Format, Quantized
+    from qcompile.formats import Format, Quantized, Scales
     from qcompile.transforms import Transform
 
 __all__ = ["InputMoments", "input_moments", "joined"]
@@ -95,14 +95,13 @@ class InputMoments:
 
     def learn(
         self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None, shift: float = SHIFT,
-        damping: float = LEAST_DAMPING, lean: float = 0.0,
+        damping: float = LEAST_DAMPING, lean: float = 0.0, scales: Scales | None = None,
     ) -> GPTQResult:  # fmt: skip
-        """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given."""
+        """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given, or all scales."""
         goal, factor = self.goal(weight, shift, damping), self.factor(damping)
-        scales: Literal["search"] | Scales = "search"
-        if lean:
+        if lean and scales is None:
             scales = search_scales(goal, fmt, weight=factor.importance(lean), tensor_scale=tensor_scale)
-        return gptq(goal, factor, fmt, scales=scales, tensor_scale=tensor_scale)
+        return gptq(goal, factor, fmt, scales=scales or "search", tensor_scale=tensor_scale)
 
     def errors(self, weight: torch.Tensor, rounded: Quantized) -> np.ndarray:
         """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` of each sequence that was held out, relative to all of them: ``[sequences]``."""

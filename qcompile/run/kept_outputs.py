@@ -24,7 +24,7 @@ __all__ = ["KeptOutputs"]
 MOST = 4 << 30
 
 #: The part of a GPU's free memory that they may take.
-SHARE = 0.1
+SHARE = 0.02
 
 
 class KeptOutputs:

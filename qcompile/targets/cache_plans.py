@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.formats.cache_format import CacheFormat, parse_cache_format
+from qcompile.formats.cache_format import CacheFormat
+from qcompile.formats.cache_words import parse_cache_format
 
 __all__ = [
     "CacheBasis", "CachePlan", "cache_plan_of", "cache_plans_in", "caches_planned", "drop_cache_plans",
@@ -26,6 +27,9 @@ _PLAN = "qcompile.cache"
 
 #: Behind the name of a cache, that of the scales that come with its tokens.
 SCALES = "_scales"
+
+#: Behind the name of a cache, those of its tokens that stay float32.
+FIRST, RECENT = "_first", "_recent"
 
 #: In an artifact, the matrices of bases that are fitted to data, by name of the cache's input.
 BASES = "caches.npz"
@@ -98,8 +102,26 @@ class CachePlan:
         return self.past + SCALES, self.present + SCALES
 
     @property
+    def first(self) -> tuple[str, str]:
+        """Names of the input and the output that hold the first tokens, which stay float32."""
+        return self.past + FIRST, self.present + FIRST
+
+    @property
+    def recent(self) -> tuple[str, str]:
+        """Names of the input and the output that hold the newest tokens, which are float32 still."""
+        return self.past + RECENT, self.present + RECENT
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The outputs that take the places of inputs, by these: codes, and what else the format has."""
+        own = [(self.past, self.present)]
+        own += [self.scales] if self.format.scale_numbers(self.features) else []
+        own += [self.first] if self.format.first else []
+        return dict([*own, self.recent] if self.format.recent else own)
+
+    @property
     def bytes_per_token(self) -> int:
-        """Bytes that one more token takes."""
+        """Bytes that one more token takes, once there are more than those that stay float32."""
         return self.format.bytes_per_token(self.heads, self.features)
 
     @property
@@ -109,17 +131,23 @@ class CachePlan:
 
     def fake(self, x: np.ndarray) -> np.ndarray:
         """Keys or values as the cache holds them, in the basis of the float model."""
-        return self._out_of(self.format.fake(self._into(x), self.scale))
+        return self.unpack({self.parts[name]: part for name, part in self.pack(x).items()})
 
     def pack(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """A cache of the float model as inputs of the artifact."""
-        codes, scales = self.format.encode(self._into(x), self.scale)
-        return {self.past: codes} | ({} if scales is None else {self.scales[0]: scales})
+        fmt, x = self.format, self._into(np.asarray(x, np.float32))
+        start = min(fmt.first, x.shape[2])
+        end = max(start, x.shape[2] - fmt.recent)
+        codes, scales = fmt.encode(x[:, :, start:end], self.scale)
+        kept = {self.first[0]: x[:, :, :start], self.recent[0]: x[:, :, end:]}
+        return {name: part for name, part in ({self.past: codes, self.scales[0]: scales} | kept).items()
+                if name in self.parts and part is not None}  # fmt: skip
 
     def unpack(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The cache among the outputs of the artifact, in the basis of the float model."""
-        numbers = outputs[self.scales[1]] if self.format.scale_numbers(self.features) else self.scale
-        return self._out_of(self.format.decode(outputs[self.present], numbers))
+        held = self.format.decode(outputs[self.present], outputs.get(self.scales[1]), self.scale)
+        sides = [[outputs[name]] if name in outputs else [] for name in (self.first[1], self.recent[1])]
+        return self._out_of(np.concatenate([*sides[0], held, *sides[1]], 2))
 
     def _into(self, x: np.ndarray) -> np.ndarray:
         return x if self.basis is None else self.basis.into(x)
@@ -133,6 +161,7 @@ class CachePlan:
             "past": self.past, "present": self.present, "role": self.role, "heads": self.heads,
             "features": self.features, "format": self.format.name, "form": self.form, "transform": self.transform,
             "bytes_per_token": self.bytes_per_token,
+            "fixed_bytes": self.format.fixed_bytes(self.heads, self.features),
             "scale": None if self.scale is None else [float(x) for x in self.scale.ravel()],
         }  # fmt: skip
 
@@ -176,19 +205,19 @@ def hadamard_basis(features: int) -> CacheBasis:
 
 
 def give_cache_plan(node: ir.Node, plan: CachePlan) -> None:
-    """Plan the cache that an operator appends to."""
-    node.meta[_PLAN] = plan
+    """Plan a cache that an operator appends to."""
+    node.meta[_PLAN] = {**node.meta.get(_PLAN, {}), plan.past: plan}
 
 
-def cache_plan_of(node: ir.Node) -> CachePlan | None:
-    """The plan of the cache that an operator appends to; ``None`` where that stays as it is."""
-    return node.meta.get(_PLAN)
+def cache_plan_of(node: ir.Node, past: str) -> CachePlan | None:
+    """The plan of a cache that an operator appends to, by its name; ``None`` where that stays as it is."""
+    found: dict[str, CachePlan] = node.meta.get(_PLAN, {})
+    return found.get(past)
 
 
 def caches_planned(model: ir.Model) -> list[tuple[ir.Node, CachePlan]]:
     """Operators that append to planned caches, with the plans, in the order of the graph."""
-    found = ((node, cache_plan_of(node)) for node in model.graph)
-    return [(node, plan) for node, plan in found if plan is not None]
+    return [(node, plan) for node in model.graph for plan in node.meta.get(_PLAN, {}).values()]
 
 
 def drop_cache_plans(model: ir.Model) -> None:
@@ -209,7 +238,8 @@ def with_float_caches(run: _Run, plans: Sequence[CachePlan]) -> _Run:
         outputs = dict(run(feeds))
         for plan in plans:
             outputs[plan.present] = plan.unpack(outputs)
-            outputs.pop(plan.scales[1], None)
+            for part in set(plan.parts.values()) - {plan.present}:
+                del outputs[part]
         return outputs
 
     return around

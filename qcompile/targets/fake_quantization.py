@@ -17,7 +17,7 @@ import torch
 from qcompile.analysis.forms import Form, Lookup, Stack, read_site
 from qcompile.analysis.matrices import Layout
 from qcompile.formats import fake_quantize_rows
-from qcompile.ir.graph import add_initializer, append_node, drop_unused, node_name, unique
+from qcompile.ir.graph import add_initializer, append_node, drop_unused, label, node_name, unique
 from qcompile.ir.required import dtype_of, graph_of, name_of, sizes_of
 from qcompile.run.executor import Hook
 from qcompile.targets.cache_plans import CachePlan, caches_planned, drop_cache_plans
@@ -113,11 +113,13 @@ class Rounded:
         model: the graph, without plans; it keeps no float weight of a site.
         places: by name of the value.
         weights: by name of the constant, what reads it on a device as float32.
+        lacks: what the graph does not say of the rounding, if anything.
     """
 
     model: ir.Model
     places: Mapping[str, Place]
     weights: Mapping[str, RoundedWeight]
+    lacks: str | None = None
 
 
 def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
@@ -128,6 +130,8 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     """
     model = model.clone()
     sites = [(node, plan, read_site(node)) for node, plan in planned(model)]
+    held = [label(node) for node, plan in caches_planned(model) if _rounds(node, plan)]
+    lacks = f"{held[0]} rounds what it appends to its caches itself" if held else None
     places = dict(_places(model, sites, activation)) | dict(_cache_places(model))
     for node, within in ranged(model):
         result = node.outputs[0]
@@ -148,7 +152,7 @@ def rounded_graph(model: ir.Model, activation: Rounds) -> Rounded:
     drop_plans(model)
     drop_cache_plans(model)
     drop_unused(model)
-    return Rounded(model, places, weights)
+    return Rounded(model, places, weights, lacks)
 
 
 _Site = tuple[ir.Node, Plan, Form]
@@ -166,14 +170,39 @@ def _places(model: ir.Model, sites: Iterable[_Site], activation: Rounds) -> Iter
 
 
 def _cache_places(model: ir.Model) -> Iterable[tuple[str, Place]]:
-    """Past and new keys or values, in front of what joins them."""
+    """Past and new keys or values, in front of what joins them, or all behind it where it depends on their places."""
     for node, plan in ((node, plan) for node, plan in caches_planned(model) if not plan.format.plain):
-        for index, value in enumerate(node.inputs):
+        if _rounds(node, plan):
+            continue
+        if plan.format.keeps:
+            name = _insert_behind(model, node)
+            yield name, Place(-1, None, node.outputs[0].dtype or ir.DataType.FLOAT, (node_name(node),), plan)
+            continue
+        for index, value in enumerate(node.inputs[:2]):
             if value is not None:
                 name = unique(model, f"{name_of(value)}/held")
                 place = append_node(node, "Identity", [value], name=name, like=value).outputs[0]
                 node.replace_input_with(index, place)
                 yield name, Place(-1, None, value.dtype or ir.DataType.FLOAT, (node_name(node),), plan)
+
+
+def _rounds(node: ir.Node, plan: CachePlan) -> bool:
+    """Whether an operator holds a cache, so that no value of the graph is what it rounds."""
+    return plan.past not in map(name_of, filter(None, node.inputs[:2]))
+
+
+def _insert_behind(model: ir.Model, node: ir.Node) -> str:
+    """Put a place behind an operator, which has the name of what that made."""
+    made, outputs = node.outputs[0], model.graph.outputs
+    name = name_of(made)
+    readers = list(made.uses())
+    made.name = unique(model, f"{name}/exact")
+    place = append_node(node, "Identity", [made], name=name, like=made, after=True).outputs[0]
+    for reader, index in readers:
+        reader.replace_input_with(index, place)
+    if made in outputs:
+        outputs[outputs.index(made)] = place
+    return name
 
 
 def _held(plan: CachePlan, value: torch.Tensor) -> torch.Tensor:

@@ -192,8 +192,10 @@ def backend(name: str) -> Backend:
 
 @contextmanager
 def lowered_to(target: Target, model: ir.Model) -> Iterator[Run]:
-    """A planned graph as a function of named inputs, lowered in a temporary folder; it may be edited."""
-    lowering = backend(target.backends[0])
+    """A planned graph as a function of its inputs, lowered in a temporary folder; it may be edited."""
+    from qcompile.targets.cache_plans import caches_planned, with_float_caches
+
+    lowering, caches = backend(target.backends[0]), [plan for _, plan in caches_planned(model)]
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         lowering.lower(model, target, Path(folder))
-        yield lowering.load(Path(folder))
+        yield with_float_caches(lowering.load(Path(folder)), caches)

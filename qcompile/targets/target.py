@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcompile.errors import TargetError, nearest
-from qcompile.formats.cache_format import AUTO_CACHES, CacheFormat, parse_cache_format
+from qcompile.formats.cache_format import CacheFormat
+from qcompile.formats.cache_words import AUTO_CACHES, parse_cache_formats
 from qcompile.targets.scheme import Scheme
 
 __all__ = ["Target"]
@@ -54,6 +55,8 @@ class Target:
         static: which values have static ranges where a scheme has one: those that sites read and convolutions hand on
             (``"sites"``), or all.
         operators: the operators that it computes of quantized values, where it has no floats to compute others in.
+        neighbours: the most that two 8-bit codes of a weight that are neighbours and have one sign are together, where
+            inputs are bytes too: x86 without VNNI adds such products by twos, in 16 bits. ``None`` for any.
         caches: the scales of caches where only their bits are asked for, ``token`` or ``channel``; ``None`` for a
             target that leaves caches as they are.
         fused_caches: whether it has an operator that computes attention on packed caches.
@@ -90,6 +93,7 @@ class Target:
     channels: bool = False
     static: Literal["sites", "all"] = "sites"
     operators: frozenset[str] | None = None
+    neighbours: int | None = None
     caches: str | None = None
     fused_caches: bool = False
     forms: tuple[str, ...] = ("plain",)
@@ -160,8 +164,7 @@ class Target:
             return []
         if self.caches is None:
             raise TargetError(f"target '{self.name}' cannot quantize caches: take cpu-int4, cpu-int8 or reference")
-        names = AUTO_CACHES if words == "auto" else words.split(",")
-        return [parse_cache_format(word.strip(), self.caches) for word in names]
+        return parse_cache_formats(",".join(AUTO_CACHES) if words == "auto" else words, self.caches)
 
     def in_form(self, form: str) -> Target:
         """The target that writes another form of its artifacts.

@@ -9,7 +9,7 @@ import pytest
 from qcompile.analysis.cache_sites import CacheSite
 from qcompile.choice.cache_candidates import best_cache_plan
 from qcompile.choice.cache_samples import AttentionSample
-from qcompile.formats.cache_format import parse_cache_format
+from qcompile.formats.cache_words import parse_cache_format
 from qcompile.ir.cache_pairs import CachePair
 from qcompile.targets.cache_plans import CachePlan
 
@@ -73,3 +73,11 @@ def test_nothing_is_turned_for_nothing() -> None:
     assert best("uint4-g16", loud=1.0, quiet=1.0).transform == "none"
     assert "wush" not in (best("uint4-g16", fits=0).errors or {})
     assert best("float32").errors == {"none": 0.0}
+
+
+def test_recent_tokens_are_met_as_they_were() -> None:
+    """Queries of any position see their neighbours in float32: errors fall with what is kept, to none at all."""
+    errors = [best(f"int2-token{{recent={count}}}").error for count in (0, 8, 24, LENGTH)]
+    assert errors[0] > errors[1] > errors[2] > errors[3] == 0
+    kept = samples(1, 3, 4.0, 4.0)[0]
+    np.testing.assert_allclose(kept.attend_recent(0 * kept.key, 0 * kept.value, LENGTH), kept.output, atol=1e-6)

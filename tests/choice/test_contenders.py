@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from qcompile.analysis.siblings import Siblings
 from qcompile.choice import contenders
 from qcompile.choice.export_options import Options
 from qcompile.compiler import choice_of
@@ -25,21 +27,26 @@ def test_what_is_forgotten_changes_no_choice(parse, monkeypatch: pytest.MonkeyPa
     loud = np.where(np.arange(64) % 9, 1, 8)
     rows = {"x": (loud * rng.standard_normal((24, 5, 64))).astype(np.float32)}
     options = Options("reference", formats=["mxfp4/mxfp4"], calibration=rows, transforms="auto")
-    forgotten: list[Any] = []
 
     def chosen() -> tuple[Any, Any, Any]:
         found = choice_of(model, options)
         return found.losses, found.placement.errors, found.placement.online
 
-    before = chosen()
-    assert before[2]
-    monkeypatch.setattr(contenders, "KEPT_WIDTH", 0)
+    forgotten: list[int] = []
     forget = contenders.Tried.forget
-    monkeypatch.setattr(
-        contenders.Tried, "forget", lambda own, groups: (forget(own, groups), forgotten.append(own.made))
-    )
+
+    def counted(tried: contenders.Tried, groups: Collection[Siblings]) -> None:
+        before = len(tried.made)
+        forget(tried, groups)
+        forgotten.append(before - len(tried.made))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contenders.Tried, "forget", lambda tried, groups: None)
+        before = chosen()
+    monkeypatch.setattr(contenders.Tried, "forget", counted)
+    assert before[2]
     assert chosen() == before
-    assert {} in forgotten
+    assert sum(forgotten) > 0
 
 
 def test_wush_undoes_scales() -> None:

@@ -6,9 +6,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from qcompile.errors import InputError
-from qcompile.formats.cache_format import parse_cache_format
+from qcompile.formats import get_format, quantize
+from qcompile.formats.cache_words import parse_cache_format, parse_cache_formats
+from qcompile.formats.grids.lloyd_max import lloyd_max
+from qcompile.formats.static import STATIC_FORMATS, Range
+from qcompile.transforms import hadamard_matrix
 
 WORDS = [
     "int8-token", "int4-token", "int2-token", "uint8-token", "uint4-token", "uint2-token", "int4-g16", "uint2-g32",
@@ -58,7 +63,19 @@ def test_bytes() -> None:
 
 @pytest.mark.parametrize(
     "word, size",
-    [("int8-channel", 64), ("int4-channel", 32), ("int4-token", 34), ("uint2-g16", 32), ("uint5+3-g32", 40)],
+    [
+        ("int8-channel", 64),
+        ("int4-channel", 32),
+        ("int4-token", 34),
+        ("uint2-g16", 32),
+        ("uint5+3-g32", 40),
+        ("fp8-channel", 64),
+        ("fp8-token", 66),
+        ("mxfp4", 34),
+        ("nvfp4", 36),
+        ("eden2", 18),
+        ("turboquant4", 34),
+    ],
 )
 def test_bytes_of_a_token(word: str, size: int) -> None:
     fmt = parse_cache_format(word)
@@ -67,18 +84,71 @@ def test_bytes_of_a_token(word: str, size: int) -> None:
     assert codes[0, :, 0].nbytes + (0 if numbers is None else numbers[0, :, 0].nbytes) == 3 * size
 
 
+@pytest.mark.parametrize("word", ["mxfp4", "nvfp4", "fp8-tensor"])
+def test_small_floats_are_those_of_the_registry(word: str) -> None:
+    fmt, second = parse_cache_format(word), np.float32([0.01])
+    x = torch.from_numpy(X)
+    if word == "fp8-tensor":
+        want = Range(STATIC_FORMATS["fp8-e4m3-static"], 0.01).round(x)
+    else:
+        want = quantize(x, get_format(word), tensor_scale=0.01 if fmt.static else None).dequantize()
+    np.testing.assert_array_equal(fmt.fake(X, second if fmt.static else None), want.numpy())
+    codes, _ = parse_cache_format("mxfp4").encode(np.float32([[[[0.5, -6, 3, 1] + [0] * 28]]]))
+    assert codes[0, 0, 0, :2].tolist() == [1 | 15 << 4, 5 | 2 << 4]  # the first in the lowest bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_rotated_tokens_err_as_a_normal_distribution(bits: int) -> None:
+    """TurboQuant's error is that of the best levels; EDEN's is never above it, for any token."""
+    loud = X * np.geomspace(0.1, 10, 64, dtype=np.float32)
+    x = (loud * np.random.default_rng(1).choice([-1, 1], 64)) @ (hadamard_matrix(64) / 8).astype(np.float32)
+    errors = {
+        word: np.square(parse_cache_format(f"{word}{bits}").fake(x) - x).sum(-1) / np.square(x).sum(-1)
+        for word in ("eden", "turboquant")
+    }
+    assert errors["turboquant"].mean() == pytest.approx(lloyd_max(2**bits).error, rel=0.15)
+    assert np.all(errors["eden"] <= errors["turboquant"] * 1.001 + 1e-6)
+
+
 def test_a_group_of_zeros() -> None:
-    for word in WORDS:
+    for word in [*WORDS, "mxfp4", "fp8-token", "eden2", "turboquant2"]:
         assert not parse_cache_format(word).fake(np.zeros((1, 1, 2, 64), np.float32)).any()
 
 
 def test_words() -> None:
     assert parse_cache_format("int4", "channel").name == "int4-channel"
     assert parse_cache_format("uint4", "channel").name == "uint4-token"
-    for word in ("int3", "int4-g24", "uint4-channel", "int5+3-g32", "uint5+3-token", "fp8", ""):
+    for word in (
+        "int3",
+        "int4-g24",
+        "uint4-channel",
+        "int5+3-g32",
+        "uint5+3-token",
+        "fp8-g24",
+        "eden3",
+        "mxfp8",
+        "int8,int4",
+        "",
+    ):
         with pytest.raises(InputError, match=re.escape(f"unknown cache format '{word}'")):
             parse_cache_format(word)
     assert "do not fill bytes" in str(parse_cache_format("int2-token").fits(6))
     assert "groups of 32" in str(parse_cache_format("int4-g32").fits(48))
     assert "half of 32 features" in str(parse_cache_format("uint5+3-g32").fits(32))
     assert parse_cache_format("int4-g32").fits(64) is None
+    assert "groups of 32" in str(parse_cache_format("mxfp4").fits(48))
+    kept = parse_cache_format("uint2-g32{first=4, recent=64}")
+    assert (kept.first, kept.recent, kept.word) == (4, 64, "uint2-g32")
+    assert parse_cache_format(kept.name) == kept
+    assert parse_cache_format("int8{recent=0}").name == "int8-token"
+    assert [f.name for f in parse_cache_formats("int8{recent=8},fp8", "channel")] == [
+        "int8-channel{recent=8}",
+        "fp8-channel",
+    ]
+    for word, said in (
+        ("int8{last=3}", "no option 'last'"),
+        ("int8{first=-1}", "no negative"),
+        ("float32{recent=4}", "all"),
+    ):
+        with pytest.raises(InputError, match=said):
+            parse_cache_format(word)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["FEATURES", "HEADS", "VOCABULARY", "cached_decoder", "prompts", "with_past"]
+__all__ = ["FEATURES", "HEADS", "PLACES", "VOCABULARY", "cached_decoder", "prompts", "with_past"]
 
 VOCABULARY, STREAM, QUERIES, HEADS, FEATURES, PLACES = 48, 64, 4, 2, 16, 64
 
@@ -20,8 +20,9 @@ agraph (int64[B,L] input_ids, int64[B,L] position_ids, float[B,2,P,16] past_key,
         float[B,2,P,16] past_value)
   => (float[B,L,48] logits, float[B,2,T,16] present_key, float[B,2,T,16] present_value)
   <int64[4] heads = {0, 0, 4, 16}, int64[4] shared = {0, 0, 2, 16}, int64[3] flat = {0, 0, 64}, int64[1] two = {2},
-   int64[5] copies = {1, 1, 2, 1, 1}, int64[4] all = {0, 4, -1, 16}, int64 zero = {0}, int64 one = {1},
-   int64[1] axis = {1}, int64[1] last = {2}, float eighth = {0.25}, float none = {-1e30}, float some = {0.0}> {
+   int64[3] narrow = {0, 0, 32}, int64[5] copies = {1, 1, 2, 1, 1}, int64[4] all = {0, 4, -1, 16}, int64 zero = {0},
+   int64 one = {1}, int64[1] axis = {1}, int64[1] last = {2}, float eighth = {0.25}, float none = {-1e30},
+   float some = {0.0}> {
     x = Gather(table, input_ids)
     q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
     q1 = Reshape(q0, heads)  k1 = Reshape(k0, shared)  v1 = Reshape(v0, shared)
@@ -60,6 +61,35 @@ _ATTENTION = {
       scores = Add(scaled, bias)
       weights = Softmax <axis = -1> (scores)
       mixed = MatMul(weights, values)""",
+    # the operator holds its caches itself: what the graph joined and copied is not there
+    "held": "mixed, present_key, present_value = Attention <scale = 0.25> (q, k, v2, mask, past_key, past_value)",
+    "causal": """mixed, present_key, present_value = Attention <scale = 0.25, is_causal = 1>
+      (q, k, v2, , past_key, past_value)""",
+    "grouped": """k5 = Transpose <perm = [0, 2, 1, 3]> (k)
+      q5 = Transpose <perm = [0, 2, 1, 3]> (q)
+      k6 = Reshape(k5, narrow)
+      q6 = Reshape(q5, flat)
+      last_place = Sub(total, one)
+      rows = Shape <start = 0, end = 1> (input_ids)
+      every = Expand(last_place, rows)
+      lengths = Cast <to = 6> (every)
+      whole = Cast <to = 6> (total)
+      flat_mixed, present_key, present_value = com.microsoft.GroupQueryAttention
+        <scale = 0.25, num_heads = 4, kv_num_heads = 2> (q6, k6, v0, past_key, past_value, lengths, whole)
+      mixed4 = Reshape(flat_mixed, heads)
+      mixed = Transpose <perm = [0, 2, 1, 3]> (mixed4)""",
+    "written": """at = Gather <axis = 1> (position_ids, zero)
+      present_key = TensorScatter (past_key, k, at)
+      present_value = TensorScatter (past_value, v2, at)
+      mixed = Attention <scale = 0.25> (q, present_key, present_value, mask)""",
+    "flat": """k5 = Transpose <perm = [0, 2, 1, 3]> (k)
+      q5 = Transpose <perm = [0, 2, 1, 3]> (q)
+      k6 = Reshape(k5, narrow)
+      q6 = Reshape(q5, flat)
+      flat_mixed, present_key, present_value = Attention
+        <scale = 0.25, q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q6, k6, v0, , past_key, past_value)
+      mixed4 = Reshape(flat_mixed, heads)
+      mixed = Transpose <perm = [0, 2, 1, 3]> (mixed4)""",
 }
 
 
@@ -67,10 +97,18 @@ def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0, number
     """Write the decoder to a file.
 
     Args:
+        attention: one operator, spelled out, or an operator that holds its caches: ``held``, ``causal``,
+            ``flat``, ``grouped``; or ``written``: into caches of one size.
         loud: some features of its keys and values are so much louder than others.
         numbered: whether its caches are called as those of Hugging Face.
     """
-    model = onnx.parser.parse_model(_GRAPH.replace("ATTENTION", _ATTENTION[attention]))
+    text = _GRAPH if attention in ("one", "spelled") else _without_joins(_GRAPH)
+    if attention == "grouped":
+        text = text.replace('"" : 23]>', '"" : 23, "com.microsoft" : 1]>')
+    if attention == "written":
+        text = text.replace("P,16]", f"{PLACES},16]").replace("T,16]", f"{PLACES},16]").replace("23]>", "24]>")
+        text = text.replace("more = Shape <start = 2, end = 3> (k)", "more = Constant <value_ints = [0]> ()")
+    model = onnx.parser.parse_model(text.replace("ATTENTION", _ATTENTION[attention]))
     if numbered:
         _rename(model, {f"{a}_{b}": f"{c}.0.{b}" for a, c in NUMBERED.items() for b in ("key", "value")})
     for node in model.graph.node:
@@ -93,6 +131,16 @@ def cached_decoder(path: Path, attention: str = "one", loud: float = 1.0, number
     model.graph.initializer.extend(stored)
     onnx.save(model, path)
     return path
+
+
+def _without_joins(text: str) -> str:
+    """The graph without what joins caches and copies heads; the mask asks the past for its length."""
+    start, end = text.index("    present_key = Concat"), text.index("    total = Squeeze")
+    sizes = """    before = Shape <start = 2, end = 3> (past_key)
+    more = Shape <start = 2, end = 3> (k)
+    length = Add(before, more)
+"""
+    return text[:start] + sizes + text[end:]
 
 
 def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:

@@ -21,9 +21,9 @@ def cache_layout(fmt: CacheFormat, features: int) -> CacheLayout:
     """
     if (reason := fmt.fits(features)) is not None:
         raise TargetError(f"cache format '{fmt.name}': {reason}")
-    if fmt.plain or fmt.static is not None or fmt.per_byte > 2:
+    if type(fmt) is not CacheFormat or fmt.plain or fmt.static or fmt.per_byte > 2 or fmt.keeps:
         raise TargetError(
-            f"cache format '{fmt.name}': attention on a GPU reads one or two codes in a byte, with scales of tokens"
+            f"cache format '{fmt.name}': attention on a GPU reads one or two integers in a byte, with scales of tokens"
         )
     width = features // fmt.per_byte
     if features & (features - 1) or width < 16:

@@ -6,15 +6,31 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.backends.ort.body import Body
+from qcompile.backends.ort.float_cache_bodies import float_codes, float_scales
+from qcompile.backends.ort.unit_cache_bodies import unit_codes
 from qcompile.formats.cache_format import LARGEST_SCALE, CacheFormat
+from qcompile.formats.float_caches import FloatCacheFormat
+from qcompile.formats.unit_caches import UnitCacheFormat
 
 __all__ = ["dequantizing", "quantizing"]
 
 
 def quantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
-    """Keys or values ``[batch, heads, length, features]`` to codes; to scales as well where tokens bring them."""
+    """Keys or values ``[batch, heads, length, features]`` to codes; to scales as well where tokens bring them.
+
+    Static scales are the last input, where there are any.
+    """
     body = Body(opset)
     x = body.input("x")
+    if isinstance(fmt, UnitCacheFormat):
+        codes, factor = unit_codes(body, x, fmt, features)
+        stored = body.column(_half(body, factor))
+        return body.function(_name("Quantize", fmt, features), _in_bytes(body, codes, fmt, features), stored)
+    if isinstance(fmt, FloatCacheFormat):
+        second = body.input("s") if fmt.static else None
+        codes, numbers = float_codes(body, x, second, fmt, features)
+        made = [_in_bytes(body, codes, fmt, features)] + ([] if numbers is None else [numbers])
+        return body.function(_name("Quantize", fmt, features), *made)
     if fmt.static:
         return body.function(
             _name("Quantize", fmt, features), _packed(body, body.Div(x, body.input("s")), fmt, features)
@@ -36,14 +52,17 @@ def quantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
 
 
 def dequantizing(fmt: CacheFormat, features: int, opset: int) -> ir.Function:
-    """Codes and scales to keys or values."""
+    """Codes and scales to keys or values: scales of tokens first, then static ones, where there are any."""
     body = Body(opset)
-    codes, scales = body.input("codes"), body.input("scales")
+    codes = body.input("codes")
     values = _unpacked(body, codes, fmt, features)
     name = _name("Dequantize", fmt, features)
-    if fmt.static:
-        return body.function(name, body.Mul(values, scales))
+    scales = body.input("scales") if fmt.scale_numbers(features) else None
+    if scales is None:
+        return body.function(name, body.Mul(values, body.input("s")))
     parts, numbers = body.Reshape(values, _parts(body, fmt, features)), body.to(scales, ir.DataType.FLOAT)
+    if isinstance(fmt, FloatCacheFormat):
+        numbers = float_scales(body, scales, body.input("s") if fmt.static else None, fmt)
     count, last = fmt.groups(features), body.vector(-1)
     own = body.Slice(numbers, body.vector(0), body.vector(count), last) if fmt.offset else numbers
     parts = body.Mul(parts, body.column(own))
@@ -58,7 +77,7 @@ def _high(highs: np.ndarray) -> np.ndarray:
 
 
 def _name(what: str, fmt: CacheFormat, features: int) -> str:
-    return f"{what}Cache_{fmt.name.replace('-', '_').replace('+', '_')}_{features}"
+    return f"{what}Cache_{fmt.word.replace('-', '_').replace('+', '_')}_{features}"
 
 
 def _parts(body: Body, fmt: CacheFormat, features: int) -> ir.Value:
@@ -78,8 +97,12 @@ def _packed(body: Body, y: ir.Value, fmt: CacheFormat, features: int) -> ir.Valu
     codes = body.Clip(body.Round(y), body.constant(float(fmt.low)), body.constant(float(fmt.high)))
     if fmt.per_byte == 1:
         return body.to(codes, ir.DataType.from_numpy(fmt.stored))
-    moved = body.Sub(codes, body.constant(float(fmt.low)))
-    apart = body.Reshape(moved, body.vector(0, 0, 0, features // fmt.per_byte, fmt.per_byte))
+    return _in_bytes(body, body.Sub(codes, body.constant(float(fmt.low))), fmt, features)
+
+
+def _in_bytes(body: Body, codes: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
+    """Codes from 0 on, as numbers, in bytes."""
+    apart = body.Reshape(codes, body.vector(0, 0, 0, features // fmt.per_byte, fmt.per_byte))
     places = body.constant(2.0 ** (fmt.bits * np.arange(fmt.per_byte)))
     return body.to(body.reduce("ReduceSum", body.Mul(apart, places)), ir.DataType.UINT8)
 
@@ -96,7 +119,7 @@ def _packed_halves(body: Body, y: ir.Value, bits: tuple[int, int], features: int
 
 def _unpacked(body: Body, codes: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
     """Codes as numbers; of packed ones, a table has those of each byte."""
-    if fmt.per_byte == 1:
+    if fmt.per_byte == 1 and type(fmt) is CacheFormat:
         return body.to(codes, ir.DataType.FLOAT)
     if fmt.halves is not None:
         split = 2 ** fmt.halves[0]
@@ -104,6 +127,6 @@ def _unpacked(body: Body, codes: ir.Value, fmt: CacheFormat, features: int) -> i
         byte = body.to(codes, ir.DataType.INT32)
         return body.Concat(*(body.Gather(table, byte, axis=0) for table in tables), axis=-1)
     places = np.arange(256)[:, None] >> (fmt.bits * np.arange(fmt.per_byte))
-    table = body.constant((places & (2**fmt.bits - 1)) + fmt.low)
+    table = body.constant(fmt.levels[places & (2**fmt.bits - 1)])
     found = body.Gather(table, body.to(codes, ir.DataType.INT32), axis=0)
     return body.Reshape(found, body.vector(0, 0, 0, features))

@@ -15,11 +15,13 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.errors import InputError
+from qcompile.formats.cache_format import CacheFormat
 from qcompile.ir.cache_pairs import CachePair, cache_pairs
 from qcompile.ir.graph import static
 from qcompile.ir.required import name_of
+from qcompile.targets.cache_plans import CachePlan
 
-__all__ = ["FILE", "genai_settings", "write_genai"]
+__all__ = ["FILE", "check_caches", "genai_settings", "write_genai"]
 
 FILE = "genai_config.json"
 
@@ -47,6 +49,20 @@ def _said(along: Iterable[Path]) -> dict[str, Any]:
         if name in files:
             found |= {key: value for key, value in json.loads(files[name].read_text()).items() if value is not None}
     return found
+
+
+def check_caches(plans: Iterable[CachePlan]) -> None:
+    """Refuse caches that onnxruntime-genai would take for others: it tells their sizes by their types.
+
+    Raises:
+        InputError: if a format is none of integers of 8 or 4 bits.
+    """
+    for plan in plans:
+        if not plan.format.plain and (type(plan.format) is not CacheFormat or plan.format.bits < 4):
+            raise InputError(
+                f"onnxruntime-genai has caches of integers of 8 and 4 bits, and '{plan.format.name}' is none: take "
+                "int8-channel or int4-channel"
+            )
 
 
 def genai_settings(model: ir.Model, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from qcompile.analysis.forms import read_site
 from qcompile.backends.ort import emulation, qdq, tensorrt
+from qcompile.backends.ort.compact import compact, say_once
 from qcompile.backends.ort.emitter import Emitter, Parts
-from qcompile.backends.ort.genai import write_genai
+from qcompile.backends.ort.genai import check_caches, write_genai
 from qcompile.backends.ort.integer_only.integer_graph import rewrite
 from qcompile.backends.ort.integer_only.integer_operators import OPERATORS
 from qcompile.backends.ort.kernels import Kernel, choose
@@ -76,6 +77,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
     files = (*_save(model, folder), *along, *write_bases(caches, folder))
     if target.form == GENAI:
+        check_caches(caches)
         files = (*files, write_genai(model, folder, target.options.get("along", ())))
     return Lowered(files, unrolled.joined(said))
 
@@ -141,21 +143,13 @@ def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, par
 
 
 def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:
-    model = _said_once(model)
+    model = model.clone()
+    say_once(model)
     constants = [value.const_value for value in model.graph.initializers.values()]
     if sum(tensor.nbytes for tensor in constants if tensor is not None) <= INLINE_BYTES:
-        ir.save(ir.external_data.load_to_model(model), folder / FILE)
+        model = ir.external_data.load_to_model(model)
+        compact(model)
+        ir.save(model, folder / FILE)
         return (FILE,)
     ir.save(model, folder / FILE, external_data=DATA)
     return (FILE, DATA)
-
-
-def _said_once(model: ir.Model) -> ir.Model:
-    """A copy in which constants have no shapes and types but those of their contents, so that files hold these once."""
-    model = model.clone()
-    for graph in model.graphs():
-        shown = {*graph.inputs, *graph.outputs}
-        for value in graph.initializers.values():
-            if value not in shown:
-                value.shape = value.type = None
-    return model

@@ -29,6 +29,9 @@ _TRT_INT8, _TRT_FP8 = "int8-channel/int8-static", "fp8-e4m3-channel/fp8-e4m3-sta
 #: Those whose scales TensorRT computes for blocks of inputs, MXFP8 by its rule, which rounds scales up.
 _TRT_BLOCKS = tuple(f"{weight}/nvfp4-static" for weight in _NVFP4) + ("mxfp8-e4m3-rceil/mxfp8-e4m3-rceil",)
 
+#: Two weights together, where bytes are multiplied: 255 times as much is within 16 bits.
+_NEIGHBOURS = 128
+
 #: Bytes a second that a desktop processor reads with a few threads.
 _CPU = 2e10
 
@@ -90,6 +93,7 @@ TARGETS = (
         profile=_PROFILE,
         runs_in=_PACKAGES,
         edge="int8-channel/int8-channel",
+        neighbours=_NEIGHBOURS,
         stacks="all",
         convolutions="weights",
         bodies=True,
@@ -106,6 +110,7 @@ TARGETS = (
         schemes=_PAIRS,
         default="int8-channel/uint8-static",
         edge="int8-channel/uint8-static",
+        neighbours=_NEIGHBOURS,
         transform_price=3.0,
         bandwidth=_CPU,
         convolutions="all",
@@ -117,6 +122,7 @@ TARGETS = (
                 "schemes": (_TRT_INT8,),
                 "default": _TRT_INT8,
                 "edge": _TRT_INT8,
+                "neighbours": None,
                 "tables": False,
                 "refusals": {
                     "int8-channel/uint8": "TensorRT's integers have no zero point but 0",
@@ -133,6 +139,7 @@ TARGETS = (
         schemes=("int8-channel/uint8-static",),
         default="int8-channel/uint8-static",
         edge="int8-channel/uint8-static",
+        neighbours=_NEIGHBOURS,
         bandwidth=_CPU,
         convolutions="all",
         online="none",

@@ -47,10 +47,14 @@ def quantized(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Va
 
 def _pair(emit: Emitter, node: ir.Node, x: ir.Value, within: Range) -> ir.Value:
     dtype = _TYPES[within.format.element.name]
-    scale = emit.constant(f"{x.name}.scale", np.array(within.scale, np.float32))
+    scale = _scale(emit, x, within)
     zero = emit.constant(f"{x.name}.zero_point", np.array(within.zero_point, dtype.numpy()))
     codes = emit.op(node, "QuantizeLinear", x, scale, zero, hint=f"{x.name}/codes")
     return emit.op(node, "DequantizeLinear", codes, scale, zero, hint=f"{x.name}/{within.format.name}")
+
+
+def _scale(emit: Emitter, x: ir.Value, within: Range) -> ir.Value:
+    return emit.constant(f"{x.name}.scale", np.array(within.scale, np.float32))
 
 
 def reads(fmt: Format) -> bool:
@@ -91,9 +95,8 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     read, bias = x, site.bias
     if plan.scheme.activation is not None:
         read = quantized(emit, node, x, plan.calibrated)
-        step = plan.calibrated.scale * scales
         if emit.target.form != TENSORRT:  # which reads biases as floats
-            bias = _rounded_bias(emit, site, step)
+            bias = _rounded_bias(emit, site, plan.calibrated, scales)
     decoded = _weight(emit, site, fmt, codes, scales)
     if wide and bias is not None and bias is site.bias:
         bias = cast(emit, node, bias, _FLOAT)
@@ -103,11 +106,11 @@ def emit(emit: Emitter, site: Linear | Convolution, plan: Plan, parts: Parts) ->
     return (cast(emit, node, y, graph_type(site.weight)) if wide else y), {}
 
 
-def _rounded_bias(emit: Emitter, site: Linear | Convolution, scale: np.ndarray) -> ir.Value | None:
+def _rounded_bias(emit: Emitter, site: Linear | Convolution, within: Range, scales: np.ndarray) -> ir.Value | None:
     """The bias of a site in steps of its products; one that an Add behind it adds is read so in its place."""
     if site.bias is not None:
-        return _bias(emit, site, site.bias, scale)
-    _round_added(emit, site, scale)
+        return _bias(emit, site, site.bias, within, scales)
+    _round_added(emit, site, within, scales)
     return None
 
 
@@ -171,7 +174,7 @@ def _channels(shape: tuple[int, ...], site: Linear | Convolution) -> int:
     return next((axis for axis in rows if shape[axis] != 1), rows[0])
 
 
-def _round_added(emit: Emitter, site: Linear | Convolution, scale: np.ndarray) -> None:
+def _round_added(emit: Emitter, site: Linear | Convolution, within: Range, scales: np.ndarray) -> None:
     """Read the constant that an Add behind a product of matrices adds through a pair as well.
 
     onnxruntime makes Gemm of both, and computes it in floats, weights decoded at each run, if its bias is a float.
@@ -181,22 +184,32 @@ def _round_added(emit: Emitter, site: Linear | Convolution, scale: np.ndarray) -
         return
     ((node, index),) = uses
     bias = node.inputs[1 - index] if node.op_type == "Add" and not node.domain else None
-    if bias is not None and (decoded := _bias(emit, site, bias, scale)) is not bias:
+    if bias is not None and (decoded := _bias(emit, site, bias, within, scales)) is not bias:
         node.replace_input_with(1 - index, decoded)
         emit.drop(bias)
 
 
-def _bias(emit: Emitter, site: Linear | Convolution, bias: ir.Value, scale: np.ndarray) -> ir.Value:
+def _bias(
+    emit: Emitter, site: Linear | Convolution, bias: ir.Value, within: Range, scales: np.ndarray
+) -> ir.Value:  # fmt: skip
     """A bias in 32 bits, one step of which is a step of the products; as it is where it is no constant vector.
 
     Its error is at most half such a step, of which a sum of products has thousands.
     """
     values = None if bias.const_value is None else constant(bias).numpy().astype(np.float32)
     scaled = isinstance(site, Linear) and (site.alpha != 1 or site.beta != 1)
-    if values is None or values.shape != scale.shape or scaled:
+    if values is None or values.shape != scales.shape or scaled:
         return bias
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    codes = np.round(values.astype(np.float64) / scale)
+    steps = np.float32(within.scale) * scales
+    follows = bool((steps > 0).all()) and not emit.target.options.get("integers")
+    steps = np.where(steps > 0, steps, 1.0).astype(np.float32)
+    codes = np.round(values.astype(np.float64) / steps)
     if np.abs(codes).max(initial=0) > _BIAS:
         return bias
-    return _decoded(emit, site, {"bias": codes.astype(np.int32), "bias_scale": scale}, 0, bias)
+    parts = {"bias": codes.astype(np.int32)}
+    if not follows:
+        return _decoded(emit, site, parts | {"bias_scale": steps}, 0, bias)
+    (stored,) = emit.weights(site.weight, parts)
+    factors = _scale(emit, site.x, within), emit.constant(f"{site.weight.name}.scale", scales)
+    step = emit.op(site.node, "Mul", *factors, hint=f"{bias.name}/step")  # computed as a model is loaded
+    return emit.op(site.node, "DequantizeLinear", stored, step, axis=0, hint=f"{bias.name}/decoded")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import TargetError
-from qcompile.formats.cache_format import CacheFormat, parse_cache_format
+from qcompile.formats.cache_format import CacheFormat
+from qcompile.formats.cache_words import parse_cache_format
 
 pytest.importorskip("triton", reason="the kernels need triton")
 

@@ -131,4 +131,8 @@ def test_what_genai_cannot_run_is_refused(tmp_path: Path) -> None:
 
     assert "static scales" in said(path, "--cache-format", "int8-token")
     assert "past_key, past_value" in said(other)
+    data = tmp_path / "data.npz"
+    np.savez(data, **numbered(prompts(8, 12)))
+    for word in ("fp8-tensor", "int2-channel"):
+        assert f"'{word}' is none" in said(path, "--cache-format", word, "--calibration", data)
     assert "no form 'genai'" in said(path, target="reference")

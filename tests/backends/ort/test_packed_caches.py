@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cached_decoder import FEATURES, HEADS, cached_decoder, prompts, with_past
+from cached_decoder import FEATURES, HEADS, PLACES, cached_decoder, prompts, with_past
 from commands import refused
 from onnx_ir.passes.common import TopologicalSortPass
 
 import qcompile as qc
 from qcompile.backends.ort.packed_caches import lower_caches
 from qcompile.choice.cache_choice import choose_caches
-from qcompile.formats.cache_format import parse_cache_format
+from qcompile.errors import InputError
+from qcompile.formats.cache_words import parse_cache_format
 from qcompile.preparation import prepare
 from qcompile.run.data import load_data
 from qcompile.run.session import Session
@@ -48,17 +49,19 @@ def by_definition(path: Path, plans: dict[str, CachePlan], ids: np.ndarray) -> t
     """Logits of each step by the float graph, given what the caches hold, and the codes in the end."""
     session = Session(path, optimize=False)
     held = {name: np.zeros((len(ids), HEADS, 0, FEATURES), np.float32) for name in plans}
+    exact = dict(held)
     logits = []
     for step in steps():
         tokens = ids[:, step]
         new = session.run(with_past(tokens, held[KEY], held[VALUE]))
         for name, plan in plans.items():
             grown = new[plan.present][:, :, held[name].shape[2] :]
-            held[name] = np.concatenate([held[name], plan.fake(grown)], 2)
+            exact[name] = np.concatenate([exact[name], grown], 2)
+            held[name] = plan.fake(exact[name])
         behind = {name: held[name][:, :, : held[name].shape[2] - tokens.shape[1]] for name in plans}
         own = {name: held[name][:, :, behind[name].shape[2] :] for name in plans}
         logits.append(attended(path, tokens, behind, own))
-    return logits, {name: plan.pack(held[name]) for name, plan in plans.items()}
+    return logits, {name: plan.pack(exact[name]) for name, plan in plans.items()}
 
 
 def attended(path: Path, tokens: np.ndarray, behind: dict, own: dict) -> np.ndarray:
@@ -84,13 +87,12 @@ def by_artifact(artifact: Any, plans: dict[str, CachePlan], ids: np.ndarray) -> 
     caches = {name: plan.pack(empty) for name, plan in plans.items()}
     logits = []
     for step in steps():
-        past = next(iter(caches[KEY].values())).shape[2]
-        feeds = with_past(ids[:, step], np.zeros((len(ids), 1, past, 1)))
+        feeds = with_past(ids[:, step], np.zeros((len(ids), 1, step.start, 1)))
         outputs = run(feeds | caches[KEY] | caches[VALUE])
         logits.append(outputs["logits"])
         for name, plan in plans.items():
-            names = {name: plan.present, plan.scales[0]: plan.scales[1]}
-            caches[name] = {past: outputs[names[past]] for past in caches[name]}
+            assert caches[name].keys() == plan.parts.keys()
+            caches[name] = {past: outputs[present] for past, present in plan.parts.items()}
     return logits, caches
 
 
@@ -99,20 +101,28 @@ CASES = [
     ("reference", "int4-channel", "spelled"), ("cpu-int4", "int8", "one"), ("cpu-int4", "int4", "one"),
     ("cpu-int4", "int4-tensor", "one"), ("cpu-int4", "int4-token", "one"), ("cpu-int8", "int8-tensor", "one"),
     ("cpu-int8", "int4", "spelled"), ("cpu-int4", "int4-token,uint4-g16", "one"),
-    ("cpu-int8", "float32", "one"), ("reference", "float32", "spelled"),
+    ("cpu-int8", "float32", "one"), ("reference", "float32", "spelled"), ("reference", "fp8-tensor", "one"),
+    ("cpu-int4", "fp8", "spelled"), ("cpu-int8", "nvfp4", "one"), ("reference", "mxfp4,nvfp4", "spelled"),
+    ("reference", "eden2", "one"), ("cpu-int4", "turboquant4", "one"), ("reference", "uint2-token{recent=3}", "one"),
+    ("cpu-int4", "int8", "held"), ("reference", "int4-g16", "causal"), ("cpu-int8", "int4", "flat"),
+    ("cpu-int4", "int4", "grouped"), ("cpu-int8", "int8-tensor", "grouped"),
+    ("cpu-int4", "uint2-token{recent=4}", "held"), ("cpu-int4", "int4{recent=3,first=2}", "spelled"),
+    ("cpu-int8", "nvfp4{first=7}", "one"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("target, word, attention", CASES)
 def test_token_by_token(target: str, word: str, attention: str, tmp_path: Path) -> None:
-    artifact, path = export(tmp_path, target, word, attention)
+    artifact, _ = export(tmp_path, target, word, attention)
     plans = plans_of(artifact)
-    fused = target != "reference" and (plans[KEY].format.static is not None or word == "float32")
+    integers = word.startswith("int") and plans[KEY].format.static is not None and not plans[KEY].format.keeps
+    fused = target != "reference" and (integers or word == "float32")
     assert {plan.form for plan in plans.values()} == {"fused" if fused else "standard"}
     graph = onnx.load(artifact.folder / "model.onnx").graph
     assert ("GroupQueryAttention" in {node.op_type for node in graph.node}) == fused
     ids = prompts(3, 11, seed=5)["input_ids"]
-    want, codes = by_definition(path, plans, ids)
+    definition = cached_decoder(tmp_path / "plain.onnx")  # the same function, whatever holds its caches
+    want, codes = by_definition(definition, plans, ids)
     have, caches = by_artifact(artifact, plans, ids)
     for name in plans:
         for part, array in codes[name].items():
@@ -230,6 +240,66 @@ def test_the_manifest_and_the_tools(tmp_path: Path) -> None:
     found = qc.compare(path, artifact.folder, prompts(4, 20, seed=9), generate=6)
     assert 0 < found["divergence"]["mean"] < 0.1
     assert found["generation"]["tokens"] == 6
+
+
+@pytest.mark.parametrize("target, word", [("reference", "int8-token"), ("cpu-int4", "nvfp4"), ("cpu-int8", "int4")])
+def test_caches_of_one_size_that_are_written_into(target: str, word: str, tmp_path: Path) -> None:
+    """TensorScatter writes codes and scales where it wrote numbers; what is elsewhere stays."""
+    path = cached_decoder(tmp_path / "model.onnx", "written")
+    empty = np.zeros((16, HEADS, PLACES, FEATURES), np.float32)
+    ids = prompts(16, 24)["input_ids"]
+    data = with_past(ids, empty) | {"position_ids": np.tile(np.arange(24), (16, 1))}
+    artifact = qc.export(
+        path, target, folder=tmp_path / "artifact", calibration=data, cache_format=word, method="rtn",
+        format_for={"*": "float", "logits": "int8"}, transforms="none",
+    )  # fmt: skip
+    plans = plans_of(artifact)
+    assert {plan.form for plan in plans.values()} == {"standard"}
+    run, session = artifact.load(), Session(path, optimize=False)
+    caches = {name: plan.pack(empty[:2]) for name, plan in plans.items()}
+    held = dict.fromkeys(plans, empty[:2])
+    for step in steps():
+        places = {"position_ids": np.tile(np.arange(step.start, step.stop), (2, 1))}
+        want = session.run(with_past(ids[:2, step], held[KEY], held[VALUE]) | places)
+        have = run(with_past(ids[:2, step], empty[:2]) | places | caches[KEY] | caches[VALUE])
+        assert np.linalg.norm(have["logits"] - want["logits"]) < 0.1 * np.linalg.norm(want["logits"])
+        for name, plan in plans.items():
+            exact = np.concatenate([held[name][:, :, : step.start], want[plan.present][:, :, step.start :]], 2)
+            for part, array in plan.pack(exact).items():
+                apart = np.count_nonzero(array[:, :, step] != have[plan.parts[part]][:, :, step])
+                assert apart <= 2e-3 * array.size, part  # keys are sums in another order
+                np.testing.assert_array_equal(
+                    have[plan.parts[part]][:, :, : step.start], caches[name][part][:, :, : step.start]
+                )
+            caches[name] = {past: have[present] for past, present in plan.parts.items()}
+            held[name] = plan.unpack(have)
+    with pytest.raises(InputError, match="no cache that can be quantized"):
+        qc.export(path, target, folder=tmp_path / "other", calibration=data, cache_format="int8-token{recent=4}")
+
+
+def test_caches_that_an_operator_holds_itself_take_what_it_packs(tmp_path: Path) -> None:
+    path = cached_decoder(tmp_path / "model.onnx", "grouped")
+    data = prompts(8, 12)
+    for target, word in (("cpu-int4", "int8-token"), ("reference", "int8-tensor"), ("cpu-int8", "fp8")):
+        artifact = qc.export(
+            path, target, folder=tmp_path / target, calibration=data, cache_format=word, method="rtn", transforms="none"
+        )
+        assert artifact.manifest["caches"] == []
+        reasons = {entry["reason"] for entry in artifact.manifest["declined"] if entry["site"] in (KEY, VALUE)}
+        assert all(reason.startswith("GroupQueryAttention holds it, and") for reason in reasons)
+        assert reasons
+
+
+def test_tools_write_on_with_all_parts_of_a_cache(tmp_path: Path) -> None:
+    artifact, path = export(tmp_path, "reference", "uint4-token{recent=4,first=2}", "held")
+    for entry in artifact.manifest["caches"]:
+        assert entry["bytes_per_token"] == HEADS * (FEATURES // 2 + 4)
+        assert entry["fixed_bytes"] == HEADS * FEATURES * 4 * 6
+    assert artifact.manifest["engine"]["rel_l2"] < 1e-5
+    found = qc.compare(path, artifact.folder, prompts(4, 20, seed=9), generate=6)
+    assert found["generation"]["tokens"] == 6
+    assert 0 < found["divergence"]["mean"] < 0.1
+    assert qc.verify(artifact.folder, path, prompts(4, 20, seed=9)).divergence > 0
 
 
 def test_fused_attention_needs_positions_that_see_none_behind_them(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ KERNELS = """g (float[n,16,8,8] x) => (float[n,8,8,8] y)
     y = ConvTranspose<strides=[2,2]>(s, t, c) }"""
 GROUPED = """g (float[n,16,4,4] x) => (float[n,8,8,8] y) <float[16,4,2,2] t, float[8] c>
     { y = ConvTranspose<strides=[2,2], group=2>(x, t, c) }"""
-SHAPES = {MLP: (64, 32), IMAGES: (16, 16, 6, 6), RESIDUAL: (16, 16, 6, 6), KERNELS: (16, 16, 8, 8),
+SHAPES = {MLP: (64, 32), IMAGES: (16, 16, 6, 6), RESIDUAL: (64, 16, 6, 6), KERNELS: (16, 16, 8, 8),
           GROUPED: (16, 16, 4, 4)}  # fmt: skip
 
 
@@ -121,7 +121,8 @@ def test_the_file_holds_the_plans(parse, tmp_path, model):
         np.testing.assert_array_equal(matrix, own.weight.dequantize().numpy())
         if len(node.input) > 2:
             bias = made[node.input[2]]
-            steps, step = (constants[name] for name in bias.input)
+            steps, factors = constants[bias.input[0]], [constants[name] for name in made[bias.input[1]].input]
+            step = factors[0] * factors[1]  # a product, which onnxruntime computes as it loads the file
             assert steps.dtype == np.int32
             np.testing.assert_allclose(step, scale * scales, rtol=1e-6)
 
@@ -204,7 +205,7 @@ def test_the_manifest_says_how_a_range_was_found(parse, tmp_path):
         assert found["errors"][found["calibrator"]] == min(found["errors"].values())
         assert site["activation"] == "uint8-static"
     assert artifact.manifest["implementation"]["rel_l2"] < 1e-3
-    assert artifact.manifest["quantization"]["rel_l2"] < 0.02
+    assert artifact.manifest["quantization"]["rel_l2"] < 1.3 * 0.02  # steps of normal weights that fit 16-bit sums
 
 
 GRAPH = """g (float[n,32] x) => (float[n,8] y) <float[32,64] w, float[64,64] v, float[64,64] t, float[64,8] u>

@@ -1,0 +1,70 @@
+"""Leaves out of a file what it says twice, or what readers find again: in small networks that is a tenth of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import onnx_ir as ir
+
+__all__ = ["compact", "say_once"]
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def say_once(model: ir.Model) -> None:
+    """Let constants have no shapes and types but those of their contents, so that files hold these once."""
+    for graph in model.graphs():
+        shown = {*graph.inputs, *graph.outputs}
+        for value in graph.initializers.values():
+            if value not in shown:
+                value.shape = value.type = None
+
+
+def compact(model: ir.Model) -> None:
+    """Shorten a graph that is about to be saved.
+
+    Shapes and types of values are left out where inference finds the same. Values between operators have short names.
+    Operators that were put in, which are called as what they write, have none; those of the source keep theirs, by
+    which manifests know sites.
+    """
+    graphs = list(model.graphs())
+    _drop_inferred(model)
+    names = _short({value.name for graph in graphs for value in _named(graph)})
+    for graph in graphs:
+        for node in graph:
+            if node.outputs and node.name == node.outputs[0].name:
+                node.name = None
+            for value in node.outputs:
+                if value.name and not value.is_graph_output():
+                    value.name = next(names)
+
+
+def _named(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Values whose names stay."""
+    yield from (*graph.inputs, *graph.outputs, *graph.initializers.values())
+
+
+def _short(taken: set[str | None]) -> Iterator[str]:
+    for number in count():
+        name, rest = "", number
+        while not name or rest:
+            rest, digit = divmod(rest, len(_DIGITS))
+            name = _DIGITS[digit] + name
+        if name not in taken:
+            yield name
+
+
+def _drop_inferred(model: ir.Model) -> None:
+    """Forget shapes and types between the operators of the main graph that follow from those of its inputs."""
+    from onnx import shape_inference
+
+    own = [value for node in model.graph for value in node.outputs if value.name and not value.is_graph_output()]
+    known = {value.name: (value.type, value.shape) for value in own}
+    for value in own:
+        value.shape = value.type = None
+    found = ir.from_proto(shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)).graph
+    inferred = {value.name: (value.type, value.shape) for node in found for value in node.outputs}
+    for value in own:
+        if known[value.name] != inferred.get(value.name):
+            value.type, value.shape = known[value.name]

@@ -1,0 +1,63 @@
+"""Files say nothing twice, and nothing that readers find again; what they compute stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from qcompile.backends.ort.compact import compact, say_once
+
+GRAPH = """g (float[n,8] x) => (float[n,4] y, float[n,8] seen) <float[8,8] w, float[8] b, float[8,4] v>
+    { long_name_of_a_product = MatMul(x, w)
+    seen = Add(long_name_of_a_product, b)
+    another_long_name = Relu(seen)
+    y = MatMul(another_long_name, v) }"""
+
+
+def saved(model: ir.Model, path: Path) -> onnx.ModelProto:
+    ir.save(model, path)
+    return onnx.load(path)
+
+
+def test_a_compact_file_computes_the_same(parse: Callable[..., ir.Model], tmp_path: Path) -> None:
+    model = parse(GRAPH)
+    for node in model.graph:
+        node.name = f"makes {node.outputs[0].name}" if node.op_type == "MatMul" else node.outputs[0].name
+    before = saved(model, tmp_path / "before.onnx")
+    say_once(model)
+    compact(model)
+    after = saved(model, tmp_path / "after.onnx")
+    assert [value.name for value in (*after.graph.input, *after.graph.output)] == ["x", "y", "seen"]
+    assert [node.name for node in after.graph.node] == ["makes long_name_of_a_product", "", "", "makes y"]
+    assert not after.graph.value_info
+    assert after.ByteSize() < before.ByteSize()
+    onnx.checker.check_model(after, full_check=True)
+    x = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
+    have, want = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(None, x) for name in ("after", "before"))
+    for one, other in zip(have, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_short_names_leave_out_those_that_stay(parse: Callable[..., ir.Model], tmp_path: Path) -> None:
+    model = parse(GRAPH)
+    model.graph.initializers["b"].name = "0"
+    compact(model)
+    made = [value.name for node in model.graph for value in node.outputs]
+    assert made == ["1", "seen", "2", "y"]
+
+
+def test_what_inference_does_not_find_is_said(parse: Callable[..., ir.Model], tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 18, "unknown": 1]> g (float[n,8] x) => (float[n,8] y)
+        { a = unknown.Doubled(x)
+        b = Relu(a)
+        y = Relu(b) }"""
+    model = parse(text)
+    first = model.graph[0].outputs[0]
+    first.type, first.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 8])
+    compact(model)
+    assert first.shape == ir.Shape(["n", 8])
