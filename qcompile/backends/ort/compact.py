@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import count
 
 import onnx_ir as ir
@@ -21,23 +21,25 @@ def say_once(model: ir.Model) -> None:
                 value.shape = value.type = None
 
 
-def compact(model: ir.Model) -> None:
+def compact(model: ir.Model, kept: Collection[str | None] = ()) -> None:
     """Shorten a graph that is about to be saved.
 
-    Shapes and types of values are left out where inference finds the same. Values between operators have short names.
-    Operators that were put in, which are called as what they write, have none; those of the source keep theirs, by
-    which manifests know sites.
+    Shapes and types of values are left out where inference finds the same. Operators that were put in, which are called
+    as what they write, have no names, and short ones for that; by those of the source manifests know sites, and readers
+    what they look at.
+
+    Args:
+        kept: names of values that stay, with those of the operators that write them.
     """
     graphs = list(model.graphs())
     _drop_inferred(model)
-    names = _short({value.name for graph in graphs for value in _named(graph)})
-    for graph in graphs:
-        for node in graph:
-            if node.outputs and node.name == node.outputs[0].name:
-                node.name = None
-            for value in node.outputs:
-                if value.name and not value.is_graph_output():
-                    value.name = next(names)
+    names = _short({*kept, *(value.name for graph in graphs for value in _named(graph))})
+    for node in (node for graph in graphs for node in graph if node.outputs):
+        if node.name == node.outputs[0].name and node.name not in kept:
+            node.name = None
+        for value in node.outputs:
+            if value.name and value.name not in kept and not value.is_graph_output():
+                value.name = next(names)
 
 
 def _named(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -47,10 +49,11 @@ def _named(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _short(taken: set[str | None]) -> Iterator[str]:
     for number in count():
-        name, rest = "", number
-        while not name or rest:
+        digits, rest = "", number
+        while not digits or rest:
             rest, digit = divmod(rest, len(_DIGITS))
-            name = _DIGITS[digit] + name
+            digits = _DIGITS[digit] + digits
+        name = f"_{digits}"  # no number alone: parts of networks are called so
         if name not in taken:
             yield name
 

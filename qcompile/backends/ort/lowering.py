@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -64,6 +64,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     if target.form == qdq.TENSORRT:
         along = (_write_tensorrt(model.clone(), target, folder),)
     unrolled = unroll(model, routed=True) if target.options.get("unrolls") else Unrolled({})
+    shown = {value.name for graph in model.graphs() for node in graph for value in node.outputs}
     emitter = Emitter(model, replace(target, form="plain"))
     said = _lower_sites(emitter, kernels)
     caches = lower_caches(model)
@@ -75,7 +76,7 @@ def lower(model: ir.Model, target: Target, folder: Path) -> Lowered:
     halve_matrices(model)
     drop_notes(model)
     model.ir_version = max(model.ir_version or 0, _FUNCTIONS)
-    files = (*_save(model, folder), *along, *write_bases(caches, folder))
+    files = (*_save(model, folder, shown), *along, *write_bases(caches, folder))
     if target.form == GENAI:
         check_caches(caches)
         files = (*files, write_genai(model, folder, target.options.get("along", ())))
@@ -142,13 +143,13 @@ def _lower_site(emitter: Emitter, node: ir.Node, plan: Plan, kernel: Kernel, par
     return {"kernel": kernel.about, "stored_bytes": emitter.stored, **notes}
 
 
-def _save(model: ir.Model, folder: Path) -> tuple[str, ...]:
+def _save(model: ir.Model, folder: Path, shown: Collection[str | None]) -> tuple[str, ...]:
     model = model.clone()
     say_once(model)
     constants = [value.const_value for value in model.graph.initializers.values()]
     if sum(tensor.nbytes for tensor in constants if tensor is not None) <= INLINE_BYTES:
         model = ir.external_data.load_to_model(model)
-        compact(model)
+        compact(model, shown)
         ir.save(model, folder / FILE)
         return (FILE,)
     ir.save(model, folder / FILE, external_data=DATA)

@@ -45,10 +45,19 @@ def test_a_compact_file_computes_the_same(parse: Callable[..., ir.Model], tmp_pa
 
 def test_short_names_leave_out_those_that_stay(parse: Callable[..., ir.Model], tmp_path: Path) -> None:
     model = parse(GRAPH)
-    model.graph.initializers["b"].name = "0"
+    model.graph.initializers["b"].name = "_0"
     compact(model)
     made = [value.name for node in model.graph for value in node.outputs]
-    assert made == ["1", "seen", "2", "y"]
+    assert made == ["_1", "seen", "_2", "y"]
+
+
+def test_what_the_source_shows_keeps_its_names(parse: Callable[..., ir.Model]) -> None:
+    model = parse(GRAPH)
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    compact(model, {"another_long_name", "y"})
+    made = [(node.name, node.outputs[0].name) for node in model.graph]
+    assert made == [(None, "_0"), (None, "seen"), ("another_long_name", "another_long_name"), ("y", "y")]
 
 
 def test_what_inference_does_not_find_is_said(parse: Callable[..., ir.Model], tmp_path: Path) -> None:
