@@ -202,9 +202,9 @@ class _Scored:
     def _first(
         self, transforms: Mapping[str, Transform], costs: Mapping[str, np.ndarray], index: int, *, forced: bool
     ) -> list[str]:  # fmt: skip
-        """The transforms that few rows rank first under a scheme, of those that are clearly better than none."""
+        """The transforms that few rows rank first under a scheme, of those that are no worse than none."""
         far = 1 + UNSURE / len(self.compared) ** 0.5
-        able = [label for label in transforms if forced or costs[label][index] * far < costs["none"][index]]
+        able = [label for label in transforms if forced or costs[label][index] < costs["none"][index]]
         ranked = sorted(able, key=lambda label: (costs[label][index], label))[:KEPT]
         return [label for label in ranked if forced or costs[label][index] < far * costs[ranked[0]][index]]
 

@@ -122,7 +122,6 @@ TARGETS = (
                 "schemes": (_TRT_INT8,),
                 "default": _TRT_INT8,
                 "edge": _TRT_INT8,
-                "neighbours": None,
                 "tables": False,
                 "refusals": {
                     "int8-channel/uint8": "TensorRT's integers have no zero point but 0",
