@@ -186,7 +186,7 @@ def _not_packed(own: Sequence[CachePlan]) -> str | None:
     """Why GroupQueryAttention does not read keys and values as they are stored; ``None`` if it does."""
     formats = list(dict.fromkeys(plan.format for plan in own))
     for fmt in formats:
-        if not fmt.plain and (not fmt.static or fmt.bits < 4 or type(fmt) is not CacheFormat):
+        if not fmt.plain and (not fmt.static or fmt.bits < 4 or not fmt.integers):
             return f"'{fmt.name}' has no integers of 4 or 8 bits with static scales: take int8-channel or int4-channel"
         if fmt.keeps:
             return f"'{fmt.name}' keeps some tokens in float32: take it without options"

@@ -206,7 +206,7 @@ class _Scored:
         far = 1 + UNSURE / len(self.compared) ** 0.5
         able = [label for label in transforms if forced or costs[label][index] < costs["none"][index]]
         ranked = sorted(able, key=lambda label: (costs[label][index], label))[:KEPT]
-        return [label for label in ranked if forced or costs[label][index] < far * costs[ranked[0]][index]]
+        return [label for label in ranked if forced or costs[label][index] <= far * costs[ranked[0]][index]]
 
     def _of_each(self, work: Callable[[Siblings], R]) -> list[R]:
         """What is found for each group that is compared."""

@@ -270,7 +270,7 @@ class Online:
     @staticmethod
     def _first(made: Mapping[str, Contender], costs: Mapping[str, float], *, fitted: bool) -> list[str]:
         ranked = sorted((name for name in made if made[name].fitted is fitted), key=costs.__getitem__)
-        return [name for name in ranked[:MEASURED] if costs[name] < NEAR * costs[ranked[0]]]
+        return [name for name in ranked[:MEASURED] if costs[name] <= NEAR * costs[ranked[0]]]
 
     def _contenders(
         self, group: Siblings, offline: Transform | None, scheme: Scheme, few: bool
@@ -280,7 +280,7 @@ class Online:
         if key in self.tried.made:
             return self.tried.made[key]
         wush, scaled = self.kind_of(group) == "wush", offline is not None and offline.group in Freedom.DIAGONAL
-        undone = scaled and self.staying == "any"  # WUSH is the same behind scales
+        undone = scaled and self.staying == "any"  # behind scales WUSH is what it is without, and scales are scales
         fit = self.moments.of(group, offline) if wush or (self.fits and not undone) else None
         behind = fit is not None and not wush and bool(self._behind(group))
         mixed = wush or not (offline is None or offline.group in Freedom.MONOMIAL)

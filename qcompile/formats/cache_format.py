@@ -58,6 +58,11 @@ class CacheFormat:
         return bool(self.recent or self.first)
 
     @property
+    def integers(self) -> bool:
+        """Whether codes are whole numbers, as kernels that know no other formats read them."""
+        return not self.plain
+
+    @property
     def low(self) -> int:
         """The lowest code."""
         return 0 if self.offset else -(2 ** (self.bits - 1))

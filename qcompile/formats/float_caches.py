@@ -41,6 +41,11 @@ class FloatCacheFormat(CacheFormat):
     blocks: Format = BLOCKS["mxfp4"]
 
     @property
+    def integers(self) -> bool:
+        """No codes are whole numbers here."""
+        return False
+
+    @property
     def element(self) -> Element:
         """The numbers that codes stand for."""
         return self.blocks.element

@@ -45,6 +45,11 @@ class UnitCacheFormat(CacheFormat):
     nearest: bool = True
 
     @property
+    def integers(self) -> bool:
+        """No codes are whole numbers here."""
+        return False
+
+    @property
     def levels(self) -> np.ndarray:
         """The levels of least squared error, in increasing order, float32 ``[2^bits]``."""
         return _levels(self.bits)

@@ -21,7 +21,7 @@ def cache_layout(fmt: CacheFormat, features: int) -> CacheLayout:
     """
     if (reason := fmt.fits(features)) is not None:
         raise TargetError(f"cache format '{fmt.name}': {reason}")
-    if type(fmt) is not CacheFormat or fmt.plain or fmt.static or fmt.per_byte > 2 or fmt.keeps:
+    if not fmt.integers or fmt.static or fmt.per_byte > 2 or fmt.keeps:
         raise TargetError(
             f"cache format '{fmt.name}': attention on a GPU reads one or two integers in a byte, with scales of tokens"
         )

@@ -119,7 +119,7 @@ def _packed_halves(body: Body, y: ir.Value, bits: tuple[int, int], features: int
 
 def _unpacked(body: Body, codes: ir.Value, fmt: CacheFormat, features: int) -> ir.Value:
     """Codes as numbers; of packed ones, a table has those of each byte."""
-    if fmt.per_byte == 1 and type(fmt) is CacheFormat:
+    if fmt.per_byte == 1 and fmt.integers:
         return body.to(codes, ir.DataType.FLOAT)
     if fmt.halves is not None:
         split = 2 ** fmt.halves[0]

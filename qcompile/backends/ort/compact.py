@@ -24,9 +24,9 @@ def say_once(model: ir.Model) -> None:
 def compact(model: ir.Model, kept: Collection[str | None] = ()) -> None:
     """Shorten a graph that is about to be saved.
 
-    Shapes and types of values are left out where inference finds the same. Operators that were put in, which are called
-    as what they write, have no names, and short ones for that; by those of the source manifests know sites, and readers
-    what they look at.
+    Shapes and types of values are left out where inference finds the same. Operators that were put in are called as
+    what they write: they lose their names, and what they write gets a short one. Names of the source stay, by which
+    manifests know sites, and readers what they look at.
 
     Args:
         kept: names of values that stay, with those of the operators that write them.

@@ -15,7 +15,6 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.errors import InputError
-from qcompile.formats.cache_format import CacheFormat
 from qcompile.ir.cache_pairs import CachePair, cache_pairs
 from qcompile.ir.graph import static
 from qcompile.ir.required import name_of
@@ -58,7 +57,7 @@ def check_caches(plans: Iterable[CachePlan]) -> None:
         InputError: if a format is none of integers of 8 or 4 bits.
     """
     for plan in plans:
-        if not plan.format.plain and (type(plan.format) is not CacheFormat or plan.format.bits < 4):
+        if not plan.format.plain and (not plan.format.integers or plan.format.bits < 4):
             raise InputError(
                 f"onnxruntime-genai has caches of integers of 8 and 4 bits, and '{plan.format.name}' is none: take "
                 "int8-channel or int4-channel"
