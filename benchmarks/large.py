@@ -91,7 +91,7 @@ def exported(args: argparse.Namespace, layers: int) -> dict[str, Any]:
 
         def said(step: str, done: int, total: int) -> None:
             if done >= total:
-                print(f"{time.time() - start:7.1f} s {step}", file=sys.stderr, flush=True)
+                print(f"{time.time() - start:7.1f} s {step} {held()}", file=sys.stderr, flush=True)
 
         artifact = qc.export(model, args.target, Path(scratch) / "artifact", progress=said, **options)
         seconds = time.time() - start
@@ -105,6 +105,12 @@ def exported(args: argparse.Namespace, layers: int) -> dict[str, Any]:
             shutil.copy(model.with_name("model.onnx.data"), Path(scratch) / "copy")
             found["copy"] = time.time() - start
         return found
+
+
+def held() -> str:
+    """What this process holds now: memory of its own, and pages of files, which the system takes back where it must."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return ", ".join(f"{name} {int(lines[name].split()[0]) / 2**20:.1f} GiB" for name in ("RssAnon", "RssFile"))
 
 
 def made(name: str, layers: int, folder: Path, tokens: Any, evaluation: Any) -> tuple[Any, int, int, dict[str, Any]]:

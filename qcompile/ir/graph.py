@@ -15,8 +15,8 @@ from qcompile.ir.text import refusal
 
 __all__ = [
     "SMALL", "add_initializer", "append_node", "bodies", "check_graph", "distinguish", "drop_unused",
-    "ensure_initializer", "is_float", "is_random", "is_read", "label", "name_outputs", "name_standard_domain",
-    "node_name", "open_dimensions", "state_outputs", "static", "tidy",
+    "ensure_initializer", "is_float", "is_random", "is_read", "label", "name_outputs", "name_sizes",
+    "name_standard_domain", "node_name", "open_dimensions", "state_outputs", "static", "tidy",
 ]  # fmt: skip
 
 #: Constants of at most this many elements are read during analysis, to learn shapes and scalars.
@@ -119,6 +119,17 @@ def state_outputs(model: ir.Model, source: ir.Model) -> None:
 
 def _unnamed(dim: object) -> bool:
     return isinstance(dim, ir.SymbolicDim) and dim.value is None
+
+
+def name_sizes(graph: ir.Graph) -> None:
+    """Give a name of its own to each size of an input that has none.
+
+    onnxruntime loads values that have sizes without names in a time that grows with the square of their number.
+    """
+    for value in graph.inputs:
+        if value.shape is not None and any(map(_unnamed, value.shape)):
+            sizes = [f"{value.name}.{axis}" if _unnamed(size) else size for axis, size in enumerate(value.shape)]
+            value.shape = ir.Shape(sizes)
 
 
 def name_outputs(model: ir.Model, names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import InputError, first_line, runtime_message
+from qcompile.ir.graph import name_sizes
 from qcompile.ir.required import constant, name_of
 from qcompile.ir.tensors import Turned, read
 from qcompile.ir.widen import to_double
@@ -81,7 +82,9 @@ class Session:
         self._weights: dict[str, ir.TensorProtocol] = {}  # that are inputs; computed at the first run
         content: bytes | str | Path
         if isinstance(model, ir.Model):
-            content = self._hand_over(_with_taps(model, taps) if taps else model.clone(), options, optimize)
+            model = _with_taps(model, taps) if taps else model.clone()
+            name_sizes(model.graph)
+            content = self._hand_over(model, options, optimize)
         else:
             content = model
         self._given: tuple[bytes | str | Path, ort.SessionOptions] | None = (content, options)

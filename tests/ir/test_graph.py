@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from qcompile.ir.graph import drop_unused
+from qcompile.ir.graph import drop_unused, name_sizes
 
 
 def test_a_dropped_branch_holds_nothing(parse: Callable[..., ir.Model]) -> None:
@@ -51,3 +51,10 @@ def test_a_branch_that_is_read_stays(parse: Callable[..., ir.Model]) -> None:
     drop_unused(model)
     assert [node.op_type for node in model.graph] == ["Relu", "If"]
     assert [*model.graph.initializers] == ["scale"]
+
+
+def test_sizes_of_inputs_get_names(parse: Callable[..., ir.Model]) -> None:
+    model = parse("g (float[n,3] x) => (float[n,3] y) { y = Relu(x) }")
+    model.graph.inputs[0].shape = ir.Shape([None, 3, "m", None])
+    name_sizes(model.graph)
+    assert model.graph.inputs[0].shape == ir.Shape(["x.0", 3, "m", "x.3"])
