@@ -150,12 +150,12 @@ function spaceDetail(i) {
   return [
     el("b", {}, swatch(colorOf(i)), `${s.id}: ${s.size} features, ${s.freedom}`),
     facts(["transform", s.transform], ["limited by", s.limited_by.length ? s.limited_by.map(l => el("div", { textContent: `${l.freedom}: ${l.reason}` })) : "nothing: any invertible matrix"],
-      ["written by", some(s.writers.map(title))], ["read by", some(s.readers.map(title))], ["values", some(s.values)]),
+      ["written by", some([...new Set(s.writers.map(title))])], ["read by", some([...new Set(s.readers.map(title))])], ["values", some(s.values)]),
   ];
 }
 function row(text, on, pick, ...inner) { return { text: text.filter(Boolean).join(" ").toLowerCase(), on, pick, make: () => inner }; }
 function headline(...parts) { return el("div", { className: "top" }, ...parts); }
-function mono(text) { return el("span", { className: "mono", textContent: text }); }
+function mono(text) { return el("span", { className: "mono" }, ...text.split(/(?<=[._/])(?=[^._/])/).flatMap((part, i) => i ? [el("wbr"), part] : [part])); }
 function end(text) { return el("span", { className: "dim end", textContent: text }); }
 function dim(text) { return el("div", { className: "dim", textContent: text }); }
 function* opened(group, deep = 0) { for (const part of group.parts) { if (!part.single) yield [part, deep]; if (part.open) yield* opened(part, deep + (part.single ? 0 : 1)); } }
