@@ -120,7 +120,7 @@ function facts(...pairs) {
   return el("dl", {}, ...pairs.filter(([, value]) => value !== "" && value != null && value.length !== 0).flatMap(([name, value]) => [el("dt", { textContent: name }), el("dd", {}, ...[value].flat())]));
 }
 function button(text, act, ...inner) { return el("button", { onclick: act, type: "button" }, ...inner, text); }
-function valueRows(list) { return list.map(([name, shape, kind]) => el("div", {}, el("span", { className: "mono", textContent: name }), ` ${shape || "scalar"} ${kind}`)); }
+function valueRows(list) { return list.map(([name, shape, kind]) => el("div", {}, mono(name), ` ${shape || "scalar"} ${kind}`)); }
 function groupLinks(groups) { return groups.filter(group => !group.single).map(group => button(`${group.open ? "▾" : "▸"} ${group.label}`, () => toggle(group))); }
 function nodeDetail(node) {
   const reasons = reasonsOf.get(node.name) || [], { site } = node, twins = twinsOf(node);
@@ -128,7 +128,7 @@ function nodeDetail(node) {
   return [
     el("b", {}, `${node.domain ? `${node.domain}.` : ""}${node.op} `, el("span", { className: "mono", textContent: node.name })),
     facts(["in", groupLinks(node.above)], ["state", graphs.length > 1 ? `${node.state}: ${MEANING[node.state]}` : ""], ["module", node.module],
-      ["site", site ? [`weight ${site.weight} ${site.weight_shape.join("×")}, ${site.space_in ?? "indices"} → ${site.space_out}`, kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
+      ["site", site ? [el("div", {}, "weight ", mono(site.weight), ` ${site.weight_shape.join("×")}, ${site.space_in ?? "indices"} → ${site.space_out}`), kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
       ["reads", valueRows(node.reads)], ["gives", valueRows(node.gives)],
       ["attributes", Object.entries(node.attributes).map(([name, value]) => el("div", { className: "mono", textContent: `${name} = ${value}` }))],
       ["in the other", twins.map(twin => el("div", { textContent: `${twin.op} ${twin.name}` }))],
