@@ -88,7 +88,12 @@ def exported(args: argparse.Namespace, layers: int) -> dict[str, Any]:
         model, count, layers, extra = made(args.model, layers, folder, args.tokens, args.evaluation)
         options |= extra
         start = time.time()
-        artifact = qc.export(model, args.target, Path(scratch) / "artifact", **options)
+
+        def said(step: str, done: int, total: int) -> None:
+            if done >= total:
+                print(f"{time.time() - start:7.1f} s {step}", file=sys.stderr, flush=True)
+
+        artifact = qc.export(model, args.target, Path(scratch) / "artifact", progress=said, **options)
         seconds = time.time() - start
         device = torch.cuda.max_memory_allocated() if args.device == "cuda" else 0
         found = {

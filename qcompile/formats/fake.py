@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from threading import Lock
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from qcompile.formats.format import Format, ScaleRule
 from qcompile.formats.quantizer import Dequantizes, Structured, _chunk_scales, _tensor_scale_of, round_to
-from qcompile.formats.replay import captured
+from qcompile.formats.replay import captured, capturing
 from qcompile.formats.rows import Rows
 from qcompile.formats.scales import Scales, quotient
 from qcompile.formats.static import Activation, Range, range_of, range_within
+from qcompile.formats.tensor_scale import default_tensor_scale
 
 __all__ = ["fake_quantize", "fake_quantize_rows"]
 
@@ -34,15 +36,8 @@ def fake_quantize(
     """``quantize(...).dequantize()`` without the codes: float32 values in the shape of ``x``."""
     if not isinstance(fmt, Format):
         return fmt.quantize(x, axis).dequantize()
-    if scales is None and _replays(x, fmt):
-        second = _tensor_scale_of(x, fmt, None, tensor_scale)
-        graph, own, own_scale, result = _captured(tuple(x.shape), x.dtype, fmt, axis, second is not None, x.device)
-        with _REPLAYING:
-            own.copy_(x.detach())
-            if second is not None:
-                own_scale.copy_(second)
-            graph.replay()
-            return result.clone()
+    if scales is None and tensor_scale is None and _replays(x, fmt):
+        return _replayed(_by_own_scales, x, fmt, axis)
     view = Rows.of(x, fmt, axis)
     tensor_scale = _tensor_scale_of(x, fmt, scales, tensor_scale)
     view.check(scales)
@@ -59,24 +54,40 @@ def _fake_quantized(x: Tensor, fmt: Format, view: Rows, scales: Scales | None, t
     return out.view(*view.lead, view.size).movedim(-1, view.axis)
 
 
+def _by_own_scales(x: Tensor, fmt: Format, axis: int) -> Tensor:
+    return _fake_quantized(x, fmt, Rows.of(x, fmt, axis), None, default_tensor_scale(x, fmt))
+
+
+def _by_scales_of_rows(x: Tensor, fmt: Format, axis: int) -> Tensor:
+    assert fmt.tensor_scale is not None, "the caller asked"
+    target, x = fmt.targets[0] if fmt.targets else fmt.element.max, x.float()
+    scale = quotient(x.abs().amax(axis, keepdim=True), target * fmt.tensor_scale)
+    scale = torch.where(scale > 0, scale, 1.0)
+    x = x / scale
+    return _fake_quantized(x, fmt, Rows.of(x, fmt, axis), None, torch.ones((), device=x.device)) * scale
+
+
 def _replays(x: Tensor, fmt: Format) -> bool:
     """Whether a tensor is rounded by a graph of kernels: a small one on a GPU, in formats that ask it nothing."""
-    asks = len(fmt.targets) > 1 or fmt.rule is ScaleRule.MINMAX
-    return x.is_cuda and x.numel() <= REPLAYED and not asks and not torch.cuda.is_current_stream_capturing()
+    return x.is_cuda and x.numel() <= REPLAYED and fmt.rule is not ScaleRule.MINMAX and not capturing(x)
+
+
+def _replayed(work: Callable[[Tensor, Format, int], Tensor], x: Tensor, fmt: Format, axis: int) -> Tensor:
+    graph, own, result = _captured(work, tuple(x.shape), x.dtype, fmt, axis, x.device)
+    with _REPLAYING:
+        own.copy_(x.detach())
+        graph.replay()
+        return result.clone()
 
 
 @lru_cache(maxsize=64)
 def _captured(
-    shape: tuple[int, ...], dtype: torch.dtype, fmt: Format, axis: int, scaled: bool, device: torch.device
-) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
-    own, second = torch.ones(shape, dtype=dtype, device=device), torch.ones((), device=device)
-    given = second if scaled else None
-
-    def work() -> Tensor:
-        return _fake_quantized(own, fmt, Rows.of(own, fmt, axis), None, given)
-
-    graph, result = captured(work, device)
-    return graph, own, second, result
+    work: Callable[[Tensor, Format, int], Tensor], shape: tuple[int, ...], dtype: torch.dtype, fmt: Format, axis: int,
+    device: torch.device,
+) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:  # fmt: skip
+    own = torch.ones(shape, dtype=dtype, device=device)
+    graph, result = captured(lambda: work(own, fmt, axis), device)
+    return graph, own, result
 
 
 def fake_quantize_rows(x: torch.Tensor, fmt: Activation) -> torch.Tensor:
@@ -93,7 +104,4 @@ def fake_quantize_rows(x: torch.Tensor, fmt: Activation) -> torch.Tensor:
         return range_within(x, fmt).round(x)
     if fmt.tensor_scale is None:
         return fake_quantize(x, fmt)
-    target, x = fmt.targets[0] if fmt.targets else fmt.element.max, x.float()
-    scale = quotient(x.abs().amax(-1, keepdim=True), target * fmt.tensor_scale)
-    scale = torch.where(scale > 0, scale, 1.0)
-    return fake_quantize(x / scale, fmt, tensor_scale=1.0) * scale
+    return _replayed(_by_scales_of_rows, x, fmt, -1) if _replays(x, fmt) else _by_scales_of_rows(x, fmt, -1)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["captured"]
+__all__ = ["captured", "capturing"]
 
 T = TypeVar("T")
 
@@ -27,3 +27,8 @@ def captured(work: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CU
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load weights meanwhile
         result = work()
     return graph, result
+
+
+def capturing(x: torch.Tensor) -> bool:
+    """Whether what is computed of a tensor becomes part of a graph now, so that nothing may wait for its values."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

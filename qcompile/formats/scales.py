@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qcompile.formats.format import Format, Kind, ScaleRule, ScaleType
+from qcompile.formats.replay import capturing
 
 __all__ = ["Scales", "divisor", "group_scales", "quotient", "scale_code", "scale_from_code", "store_scale"]
 
@@ -201,7 +202,7 @@ def group_error(groups: Tensor, scales: Scales, fmt: Format, weight: Tensor | No
     error = round_element(groups / divisor(effective), fmt.element, zero_point).mul_(effective).sub_(groups)
     total = _weighted_squares(error, weight)
     in_range = (total > 1e-24) & (total < 1e30)  # below, single squares lose bits; above, they are infinite
-    if in_range.all():
+    if not capturing(error) and in_range.all():
         return total
     return torch.where(in_range, total.double(), _weighted_squares(error.double(), weight))  # no group sees another's
 

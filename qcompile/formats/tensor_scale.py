@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qcompile.formats.format import Format, ScaleRule
+from qcompile.formats.replay import capturing
 from qcompile.formats.scales import quotient
 
 __all__ = ["default_tensor_scale", "finite_amax"]
@@ -20,7 +21,7 @@ def finite_amax(x: Tensor) -> Tensor:
     # Neither of the two copies whole tensors: aminmax would, if the strides were not those of a contiguous one.
     strides = x.stride()
     x = x.permute(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
-    if x.is_contiguous():
+    if x.is_contiguous() and not capturing(x):
         low, high = torch.aminmax(x)
         amax = torch.maximum(-low, high).float()
         if amax.isfinite():
@@ -36,7 +37,7 @@ def default_tensor_scale(x: Tensor, fmt: Format) -> Tensor | None:
     highest binade onto the largest element), which does not depend on the data.
     """
     if fmt.rule is ScaleRule.FOUR_THIRDS:
-        return torch.tensor(2.0 ** (fmt.element.max_exponent + 1) / fmt.element.max, device=x.device)
+        return torch.full((), 2.0 ** (fmt.element.max_exponent + 1) / fmt.element.max, device=x.device)
     if fmt.tensor_scale is None:
         return None
     target = fmt.targets[0] if fmt.targets else fmt.element.max

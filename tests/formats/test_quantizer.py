@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.errors import InputError
-from qcompile.formats import FORMATS, compute_scales, fake_quantize, get_format, quantize, round_to
+from qcompile.formats import (
+    FORMATS,
+    compute_scales,
+    fake_quantize,
+    fake_quantize_rows,
+    get_format,
+    quantize,
+    round_to,
+)
 from qcompile.formats.quantizer import decode, encode
 
 SOME = [
@@ -115,3 +123,15 @@ def test_every_value_is_the_nearest_and_stays_itself(name, rows, size, exponent,
     assert (found <= distance.amin(-1) + 1e-6 * (x.double().abs() + step[..., 0].abs())).all()
     again = quantize(q.dequantize(), fmt, scales=q.all_scales)
     assert torch.equal(again.dequantize(), q.dequantize())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", FORMATS)
+def test_graphs_of_kernels_round_as_the_processor_does(name):
+    """Small tensors on a GPU are rounded by captured graphs, which may ask nothing: not whether values are finite."""
+    fmt, x = FORMATS[name], randn(48, 256)
+    x[3], x[5, 7], x[9] = 0, torch.inf, x[9] * 1e-14
+    for rounded in (fake_quantize, fake_quantize_rows):
+        want = rounded(x, fmt)
+        for _ in range(2):
+            torch.testing.assert_close(rounded(x.cuda(), fmt).cpu(), want, rtol=0, atol=0, equal_nan=True)

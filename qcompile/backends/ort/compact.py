@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from itertools import count
+from typing import TypeAlias
 
 import onnx_ir as ir
 
 __all__ = ["compact", "say_once"]
+
+Size: TypeAlias = int | ir.SymbolicDim
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -59,15 +62,33 @@ def _short(taken: set[str | None]) -> Iterator[str]:
 
 
 def _drop_inferred(model: ir.Model) -> None:
-    """Forget shapes and types between the operators of the main graph that follow from those of its inputs."""
+    """Forget shapes and types between the operators of the main graph that follow from those of its inputs.
+
+    A size that nobody knows gets a name where it first appears: onnxruntime loads values that have sizes without names
+    in a time that grows with the square of their number, a minute for a decoder of 30 layers.
+    """
     from onnx import shape_inference
 
     own = [value for node in model.graph for value in node.outputs if value.name and not value.is_graph_output()]
     known = {value.name: (value.type, value.shape) for value in own}
     for value in own:
         value.shape = value.type = None
-    found = ir.from_proto(shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)).graph
+    found = ir.from_proto(shape_inference.infer_shapes(ir.to_proto(model))).graph
     inferred = {value.name: (value.type, value.shape) for node in found for value in node.outputs}
+    said: dict[Size, Size] = {size: size for value in model.graph.inputs for size in value.shape or ()}
     for value in own:
-        if known[value.name] != inferred.get(value.name):
-            value.type, value.shape = known[value.name]
+        kind, shape = inferred.get(value.name, (None, None))
+        follows = None if shape is None else [said.get(size, size) for size in shape]
+        own_kind, sizes = known[value.name][0] or kind, _filled(known[value.name][1], follows)
+        new = {size for size in shape or () if isinstance(size, ir.SymbolicDim)} - said.keys()
+        if new or own_kind != kind or sizes != follows:
+            value.type, value.shape = own_kind, None if sizes is None else ir.Shape(sizes)
+            said |= dict(zip(shape or (), sizes or (), strict=False))
+
+
+def _filled(shape: ir.Shape | None, found: list[Size] | None) -> list[Size] | None:
+    """A shape with the names that are found for what has none in it."""
+    if shape is None or found is None or len(shape) != len(found):
+        return found if shape is None else list(shape)
+    both = zip(shape, found, strict=True)
+    return [other if isinstance(size, ir.SymbolicDim) and size.value is None else size for size, other in both]
