@@ -94,6 +94,14 @@ class Patches:
             chosen = chosen.flip(tuple(range(1, 1 + count)))
         return chosen.flatten(1)
 
+    def convolved(self, value: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        """A value ``[samples, channels, *places]`` convolved with a kernel; not where it is transposed."""
+        from torch.nn import functional as F
+
+        padded = F.pad(value, [n for pair in reversed(self._pads(value.shape[2:])) for n in pair])
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+        return convolve(padded, kernel, stride=self.strides, dilation=self.dilations, groups=self.groups)
+
     def _windows(self, value: torch.Tensor) -> torch.Tensor:
         """A view ``[samples, channels, *places, *taps]``."""
         import torch

@@ -25,8 +25,9 @@ def grouped(
     """The path of groups of each operator, the outermost first; empty for one that stands alone.
 
     Operators whose module is not known stand between such whose is: what reads from the module before belongs to it,
-    the rest to the one behind, down to the first part in which the two paths differ. A module that is called again and
-    again, as where layers share their weights, has a group for each call. Groups of one operator are none.
+    the rest to the one behind, down to the first part in which the two paths differ; what reads constants alone, as
+    where packed weights are decoded, stands with its readers. A module that is called again and again, as where layers
+    share their weights, has a group for each call. Groups of one operator are none.
 
     Args:
         modules: paths such as ``layers.0.mlp``, in the order of the graph.
@@ -35,7 +36,11 @@ def grouped(
     """
     paths = [module.split(".") if module else None for module in modules]
     alone = all(path is None for path in paths)
-    found = _by_structure(kinds) if alone else _by_calls(_by_module(paths, reads), kinds)
+    found = (
+        _by_structure(kinds)
+        if alone
+        else _by_calls(_with_readers(_by_module(paths, reads), _constant(paths, kinds, reads), reads), kinds)
+    )
     sizes = Counter(tuple(path[:end]) for path in found for end in range(1, len(path) + 1))
     return _cut([[part for end, part in enumerate(path, 1) if sizes[tuple(path[:end])] > 1] for path in found])
 
@@ -66,6 +71,31 @@ def _by_module(paths: Sequence[list[str] | None], reads: Sequence[Sequence[int]]
         inner = a if after else b
         found.append(inner[: shared + 1] if shared and len(inner) > shared + 1 else inner[:shared])
     return found
+
+
+def _constant(
+    paths: Sequence[list[str] | None], kinds: Sequence[str], reads: Sequence[Sequence[int]]
+) -> list[bool]:  # fmt: skip
+    """Whether each operator, of no known module, reads nothing that depends on an input of the graph."""
+    found: list[bool] = []
+    for path, kind, read in zip(paths, kinds, reads, strict=True):
+        found.append(path is None and kind != "input" and all(j < len(found) and found[j] for j in read))
+    return found
+
+
+def _with_readers(
+    paths: list[list[str]], constant: Sequence[bool], reads: Sequence[Sequence[int]]
+) -> list[list[str]]:  # fmt: skip
+    """The same paths, but of what is constant that which all its readers share."""
+    made, readers = list(paths), defaultdict[int, list[int]](list)
+    for i, read in enumerate(reads):
+        for j in read:
+            readers[j].append(i)
+    for i in reversed(range(len(paths))):
+        if constant[i] and readers[i]:
+            first, *others = (made[j] for j in readers[i])
+            made[i] = first[: min((_shared(first, other) for other in others), default=len(first))]
+    return made
 
 
 def _by_calls(paths: list[list[str]], kinds: Sequence[str]) -> list[list[str]]:

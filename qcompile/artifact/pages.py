@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from qcompile.artifact.shares import by_kind, by_place, opened
 
 if TYPE_CHECKING:
     import jinja2
+    import markupsafe
 
 __all__ = ["render_comparison", "render_front", "render_inspection", "render_report", "template"]
 
@@ -91,6 +93,13 @@ def render_comparison(found: Mapping[str, Any]) -> str:
     return template("compare.html").render(c=found, version=__version__)
 
 
+def _parted(name: str) -> markupsafe.Markup:
+    """A long name that may wrap behind its dots, strokes and underscores, and within a word nowhere."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"(?<=[._/])(?=[^._/])", "<wbr>", str(markupsafe.escape(name))))
+
+
 @cache
 def template(name: str) -> jinja2.Template:
     """A page, compiled at its first use."""
@@ -105,5 +114,6 @@ def template(name: str) -> jinja2.Template:
         "scientific": scientific,
         "format_name": format_name,
         "outline": outline,
+        "parted": _parted,
     }
     return environment.get_template(name)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.analysis.folding import PIECE
 from qcompile.analysis.forms import Convolution, Lookup, Stack, read_site
+from qcompile.analysis.patches import CONVOLUTIONS
 from qcompile.analysis.spaces import Site
 from qcompile.analysis.stacks import Experts, experts_of
 from qcompile.errors import TargetError
@@ -26,6 +27,9 @@ from qcompile.run.compare import compare
 from qcompile.run.session import Session
 from qcompile.targets.plans import Plan
 from qcompile.targets.registry import Lowered
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["CHECKED_SITES", "Checked", "Sampled", "check_lowering", "sites_to_check", "spread"]
 
@@ -53,7 +57,8 @@ class Checked:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``, or a product with a stack."""
+    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``, a convolution, or a product with a
+    stack."""
 
     name: str
     read: str
@@ -63,6 +68,7 @@ class Sampled:
     bias: ir.TensorProtocol | None = None
     experts: Experts | None = None
     indices: str | None = None
+    convolution: Convolution | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -72,7 +78,8 @@ class Sampled:
 
 def sites_to_check(sites: Sequence[Site]) -> list[Sampled]:
     """A sample of sites that will be quantized, spread over the graph; to be taken before the graph is lowered."""
-    nodes = [site.node for site in sites if site.node.op_type in ("MatMul", "Gemm", "Einsum") and not site.nested]
+    known = ("MatMul", "Gemm", "Einsum", *CONVOLUTIONS)
+    nodes = [site.node for site in sites if site.node.op_type in known and not site.nested]
     sampled = map(_sampled, nodes)
     return spread([site for site in sampled if site is not None], CHECKED_SITES)
 
@@ -86,7 +93,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 def _sampled(node: ir.Node) -> Sampled | None:
     """``None`` for a form that the oracle does not know."""
     site = read_site(node)
-    if isinstance(site, Lookup | Convolution):
+    if isinstance(site, Lookup) or (isinstance(site, Convolution) and site.patches.transposed):
         return None
     read, written = required.name_of(site.x), required.name_of(node.outputs[0])
     if isinstance(site, Stack):
@@ -100,6 +107,9 @@ def _sampled(node: ir.Node) -> Sampled | None:
         name = None if chosen is None else chosen.name
         return Sampled(node_name(node), read, written, experts=form, indices=name)
     bias = None if site.bias is None else site.bias.const_value
+    if isinstance(site, Convolution):
+        known = site.bias is None or bias is not None
+        return Sampled(node_name(node), read, written, bias=bias, convolution=site) if known else None
     if node.inputs[1] is not site.weight or site.before is not None or (site.bias is not None and bias is None):
         return None
     return Sampled(node_name(node), read, written, site.alpha, site.beta, bias)
@@ -122,6 +132,8 @@ def check_lowering(
     given = {name for site in sites for name in site.reads}  # what is given to one site cannot be asked of another
     sites = [s for s in sites if s.written in present and s.written not in given and s.name in plans]
     sites = [s for s in sites if all(name in present and present[name].type is not None for name in s.reads)]
+    last = {value.name for value in model.graph.outputs}  # rounded, where a convolution in a static range writes one
+    sites = [s for s in sites if s.convolution is None or plans[s.name].range is None or s.written not in last]
     if not sites:
         return Checked(0.0, 0)
     reads = list(dict.fromkeys(name for site in sites for name in site.reads))
@@ -151,6 +163,7 @@ def _thinned(
         shapes = [present[name].shape for site in sites if site.read == read for name in site.reads]
         lead = inputs[read].shape[:-1]
         fixed = any(shape is None or len(shape) < 2 or isinstance(shape[-2], int) for shape in shapes)
+        fixed |= any(site.convolution is not None for site in sites if site.read == read)
         if len(leading) > 1 or not lead or fixed or np.prod(lead) <= CHECKED_ROWS:
             continue
         kept = spread(range(lead[-1]), max(1, CHECKED_ROWS // int(np.prod(lead[:-1]))))
@@ -163,6 +176,8 @@ def _oracle(
 ) -> np.ndarray:
     import torch
 
+    if site.convolution is not None:
+        x = np.moveaxis(x, 1, -1)  # rounded at each place
     rows = torch.from_numpy(np.ascontiguousarray(x)).float().reshape(-1, x.shape[-1])
     if activation is not None:
         rows = fake_quantize_rows(rows, activation)
@@ -173,8 +188,17 @@ def _oracle(
             rows.reshape(x.shape).numpy(), lambda expert: pieces[expert].dequantize().double().numpy(), indices
         )
     weight = quantized.dequantize()
+    if site.convolution is not None:
+        return _convolved(site, site.convolution, rows.reshape(x.shape).movedim(-1, 1), weight.double())
     parts = [rows @ piece.double().T for piece in weight.split(max(1, PIECE // weight.shape[1]))]
     y = (torch.cat(parts, 1) * site.alpha).numpy()
     if site.bias is not None:
         y = y + site.bias.numpy().astype(np.float64) * site.beta
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _convolved(site: Sampled, form: Convolution, x: torch.Tensor, weight: torch.Tensor) -> np.ndarray:
+    y = form.patches.convolved(x, form.layout.weight(weight)).numpy()
+    if site.bias is None:
+        return y
+    return y + site.bias.numpy().astype(np.float64).reshape(-1, *[1] * (y.ndim - 2))

@@ -126,6 +126,23 @@ def test_what_is_read_late_stands_near_its_reader_and_edges_lead_down(tmp_path: 
         assert page.evaluate("graphs[0].links.every(({ a, b }) => a.layer < b.layer)")
 
 
+def test_an_open_group_is_shown_though_its_first_operator_is_left_out(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[1,64] x, float[n,64] y) => (float[n,64] o) { s = Shape(y) a = Relu(x) b = Expand(a, s) o = Abs(b) }"""
+    model = onnx.parser.parse_model(text)
+    for node in model.graph.node:
+        node.name = f"/{'last' if node.output[0] == 'o' else 'first'}/{node.output[0]}"
+    onnx.save(model, tmp_path / "model.onnx")
+    inspect_files(str(tmp_path / "model.onnx"), html=tmp_path / "page.html")
+    with browser_page(tmp_path / "page.html") as page:
+        assert "Shape" not in shown(page)  # computes a shape, and is the first of its group
+        page.locator("#list .row", has_text="first").click()
+        place = page.evaluate(
+            "graphs[0].visible.filter(item => item.node?.name === '/first/a').map(item => [item.px, item.py])"
+        )
+        assert page.evaluate("[views[0].x, views[0].y]") == place[0]
+
+
 def test_operators_say_their_shapes_and_attributes(model: Path) -> None:
     with browser_page(model) as page:
         page.evaluate("goTo('/layers/3/up/MatMul_15')")
@@ -180,6 +197,7 @@ def test_the_artifact_stands_beside_its_source(artifact: Path) -> None:
         page.evaluate("goTo('/layers/1/up/MatMul_5')")
         assert selected(page, 0) == selected(page, 1) == "/layers/1/up/MatMul_5"
         assert "quantized: its weight is stored in a format" in page.inner_text("#detail")
+        assert page.inner_text("header .about").startswith("17 → 35 operators · 6 sites")
         states = page.evaluate(
             "graphs.map(g => [...new Set(g.nodes.filter(n => n.state === 'inserted').map(n => n.op))])"
         )

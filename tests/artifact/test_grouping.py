@@ -37,6 +37,17 @@ def test_a_module_that_is_called_again_has_a_group_for_each_call() -> None:
     assert paths == ["a"] * 12 + [""]
 
 
+def test_what_reads_constants_alone_stands_with_its_readers() -> None:
+    """Weights that are decoded where the graph begins, each by two operators, and one that both blocks read."""
+    modules = [None, None, None, None, None, None, "l.0.up", "l.0.down", "l.1.up", "l.1.down"]
+    kinds = ["input", "Decode", "Reshape", "Decode", "Reshape", "Decode", *["MatMul"] * 4]
+    reads = [[], [], [1], [], [3], [], [0, 2], [6, 5], [7, 4], [8, 5]]
+    assert joined(grouped(modules, kinds, reads)) == [
+        "", "l/0/up", "l/0/up", "l/1/up", "l/1/up", "l", "l/0/up", "l/0", "l/1/up", "l/1"
+    ]  # fmt: skip
+    assert joined(grouped([*modules[:1], *[None] * 9], kinds, reads)) == [""] * 10  # structure alone says nothing here
+
+
 def test_groups_of_one_operator_are_none() -> None:
     assert joined(grouped(["a.x", "a.x", "a.y", "b"], ["M"] * 4, [[]] * 4)) == ["a/x", "a/x", "a", ""]
 

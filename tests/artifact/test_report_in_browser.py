@@ -9,7 +9,7 @@ import pytest
 from browser import browser_page
 from manifests import manifest, site
 
-from qcompile.artifact.pages import render_front, render_report
+from qcompile.artifact.pages import render_comparison, render_front, render_report
 
 SIZES = {"blocks.0.up": (1000, 200), "blocks.0.down": (3000, 500), "blocks.1.up": (1000, 200), "head": (5000, 1100)}
 
@@ -63,6 +63,53 @@ def test_a_point_of_the_chart_shows_its_site(report: Path) -> None:
         assert page.locator("tbody.marked").get_attribute("data-site") == "node_blocks.1.up"
 
 
+def test_a_click_on_a_site_shows_how_its_input_is_spread(tmp_path: Path) -> None:
+    spread = {"before": {"counts": [1] * 24, "peak": 3.0}, "after": {"counts": [2] * 24, "peak": 1.5}}
+    m = manifest([site("up", 0.01), site("down", 0.01, input="y")], SIZES) | {"spreads": {"x": spread}}
+    (tmp_path / "report.html").write_text(render_report(m))
+    with browser_page(tmp_path / "report.html") as page:
+        figures = page.locator("figure.spread")
+        assert figures.count() == 1
+        assert not figures.is_visible()
+        page.locator("#sites button", has_text="up").click()
+        assert figures.locator("polygon:visible").count() == 2
+        assert "3.0 times its root mean square; behind its transform, 1.5 times" in figures.inner_text()
+
+
+def test_long_names_wrap_behind_their_dots(tmp_path: Path) -> None:
+    name = "encoder.layer_groups.0.attention.self.query_projection"
+    m = manifest([site(name, 0.01)], {name: (10, 2)})
+    (tmp_path / "report.html").write_text(render_report(m))
+    with browser_page(tmp_path / "report.html", 390) as page:
+        button = page.locator("#sites button")
+        assert button.inner_text() == name
+        parts = button.evaluate("""it => [...it.childNodes].filter(node => node.nodeType === 3).map(node => {
+            const range = document.createRange(); range.selectNodeContents(node); return range.getClientRects().length;
+        })""")
+        assert len(parts) == 8
+        assert set(parts) == {1}  # no part is on two lines
+
+
+def test_every_symbol_of_the_heads_is_explained(report: Path) -> None:
+    with browser_page(report) as page:
+        explained = " ".join(page.locator("#words + dl dt").all_inner_texts())
+        for symbol in (
+            "t²",
+            "α",
+            "α·t²",
+            "site",
+            "format",
+            "bits",
+            "relative L2",
+            "divergence",
+            "loss",
+            "space",
+            "transform",
+        ):
+            assert symbol in explained
+        assert page.locator("#sites th abbr[title]").count() == page.locator("#sites th abbr").count() >= 3
+
+
 def test_modules_open_and_add_up_in_two_ways(report: Path) -> None:
     with browser_page(report) as page:
         places = page.locator("#by-place")
@@ -82,8 +129,9 @@ def test_the_report_fits_any_screen(report: Path, width: int, dark: bool) -> Non
         assert overflow(page) <= 0
         table, card = (page.locator(name).bounding_box() for name in ("#sites", "#sites >> xpath=.."))
         assert table["width"] <= card["width"]
-        bottom = page.locator(".answers").bounding_box()
-        assert width < 1000 or bottom["y"] + bottom["height"] <= 860  # all answers are on the first screen
+        page.evaluate("scrollTo(0, 0)")
+        bottom = page.locator(".answer .compare").last.bounding_box()
+        assert bottom["y"] + bottom["height"] <= 860  # all answers are on the first screen
 
 
 def test_a_point_of_the_front_marks_its_row(tmp_path: Path) -> None:
@@ -97,3 +145,38 @@ def test_a_point_of_the_front_marks_its_row(tmp_path: Path) -> None:
         page.locator("circle").nth(1).click()
         assert page.locator("tr.marked td").first.inner_text() == "bits=6"
         assert overflow(page) <= 0
+
+
+def comparison(alike: bool) -> dict[str, Any]:
+    """What ``compare`` finds for one prompt, after which both write the same or not."""
+    loss = {"reference": 1.0, "other": 1.1, "difference": 0.1, "standard_error": 0.01}
+    part = {"from": 0, "to": 15, "divergence": 0.1, "flips": 0.05, "positions": 16}
+    prompt = {
+        "prompt": 0, "divergence": 0.1, "worst_position": 3, "worst_divergence": 0.5, "flips": 1,
+        "loss_difference": 0.1, "before": [1, 2], "wanted": [3, 4, 5], "made": [3, 4, 5 if alike else 6],
+        "first_divergence": None if alike else 2,
+    }  # fmt: skip
+    return {
+        "reference": "models/of/a/long/path/that_is_no_title/model.onnx", "other": "out/small", "output": "logits",
+        "scores": True, "prompts": 1, "positions": 16,
+        "divergence": {"mean": 0.1, "standard_error": 0.0, "median": 0.1, "p99": 0.5, "max": 0.5},
+        "flips": {"count": 1, "share": 0.06, "confident": 0, "confident_positions": 4}, "loss": loss,
+        "by_position": [part, part | {"from": 16, "to": 31, "divergence": 0.2}],
+        "generation": {"tokens": 3, "prompts": 1, "diverged": int(not alike), "mean_agreeing": 2.0},
+        "worst": [prompt],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("width, dark", [(1400, False), (390, True)])
+def test_a_comparison_fits_any_screen_and_marks_what_differs(
+    alike: bool, width: int, dark: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text(render_comparison(comparison(alike)))
+    with browser_page(tmp_path / "page.html", width, dark=dark) as page:
+        assert overflow(page) <= 0
+        assert page.inner_text("h1") == "small beside model.onnx"
+        assert page.locator("mark").all_inner_texts() == ([] if alike else ["5", "6"])
+        first, second = (page.locator(".bar").nth(i).bounding_box()["width"] for i in (0, 1))
+        assert second > 60
+        assert first == pytest.approx(second / 2, rel=0.02)

@@ -130,7 +130,7 @@ def test_inspect_names_modules(model: Path) -> None:
     assert '"module": "block.first"' in page.read_text()
     export(model, "--target cpu-int4 --method rtn -q")
     assert "block.first" in done("inspect", model.parent / "out").stdout
-    assert '<td class="mono">block.first</td>' in (model.parent / "out" / "report.html").read_text()
+    assert '<td class="mono">block.<wbr>first</td>' in (model.parent / "out" / "report.html").read_text()
 
 
 def test_a_format_is_the_targets_own(model: Path) -> None:

@@ -35,7 +35,12 @@ class View {
     if (at && after) { this.x = after.px - at[0]; this.y = after.py - at[1]; } else if (after) { this.x = after.px; this.y = after.py; }
     this.redraw();
   }
-  itemFor(what) { return what && (what.kind ? this.graph.itemOf(what) : this.graph.byShown.get(what) ?? this.graph.itemOf(what.nodes[0])); }
+  // The item that shows an operator or a group: of a group that is open, its first; none that is left out.
+  itemFor(what) {
+    if (!what) return undefined;
+    const items = what.kind ? [this.graph.itemOf(what)] : [this.graph.byShown.get(what), ...what.nodes.map(node => this.graph.itemOf(node))];
+    return items.find(item => item?.px !== undefined);
+  }
   isSelected(item) { return this.selected !== null && (item.node === this.selected || item.group === this.selected || item.nodes.includes(this.selected)); }
 
   // -- painting --

@@ -120,7 +120,7 @@ function facts(...pairs) {
   return el("dl", {}, ...pairs.filter(([, value]) => value !== "" && value != null && value.length !== 0).flatMap(([name, value]) => [el("dt", { textContent: name }), el("dd", {}, ...[value].flat())]));
 }
 function button(text, act, ...inner) { return el("button", { onclick: act, type: "button" }, ...inner, text); }
-function valueRows(list) { return list.map(([name, shape, kind]) => el("div", {}, el("span", { className: "mono", textContent: name }), ` ${shape || "scalar"} ${kind}`)); }
+function valueRows(list) { return list.map(([name, shape, kind]) => el("div", {}, mono(name), ` ${shape || "scalar"} ${kind}`)); }
 function groupLinks(groups) { return groups.filter(group => !group.single).map(group => button(`${group.open ? "▾" : "▸"} ${group.label}`, () => toggle(group))); }
 function nodeDetail(node) {
   const reasons = reasonsOf.get(node.name) || [], { site } = node, twins = twinsOf(node);
@@ -128,7 +128,7 @@ function nodeDetail(node) {
   return [
     el("b", {}, `${node.domain ? `${node.domain}.` : ""}${node.op} `, el("span", { className: "mono", textContent: node.name })),
     facts(["in", groupLinks(node.above)], ["state", graphs.length > 1 ? `${node.state}: ${MEANING[node.state]}` : ""], ["module", node.module],
-      ["site", site ? [`weight ${site.weight} ${site.weight_shape.join("×")}, ${site.space_in ?? "indices"} → ${site.space_out}`, kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
+      ["site", site ? [el("div", {}, "weight ", mono(site.weight), ` ${site.weight_shape.join("×")}, ${site.space_in ?? "indices"} → ${site.space_out}`), kept ? el("div", { textContent: kept }) : null, site.transform_in.kind !== "none" ? el("div", { textContent: `input through ${site.transform_in.kind}${site.transform_in.online ? ", online" : ", folded"}` }) : null].filter(Boolean) : ""],
       ["reads", valueRows(node.reads)], ["gives", valueRows(node.gives)],
       ["attributes", Object.entries(node.attributes).map(([name, value]) => el("div", { className: "mono", textContent: `${name} = ${value}` }))],
       ["in the other", twins.map(twin => el("div", { textContent: `${twin.op} ${twin.name}` }))],
@@ -150,12 +150,12 @@ function spaceDetail(i) {
   return [
     el("b", {}, swatch(colorOf(i)), `${s.id}: ${s.size} features, ${s.freedom}`),
     facts(["transform", s.transform], ["limited by", s.limited_by.length ? s.limited_by.map(l => el("div", { textContent: `${l.freedom}: ${l.reason}` })) : "nothing: any invertible matrix"],
-      ["written by", some(s.writers.map(title))], ["read by", some(s.readers.map(title))], ["values", some(s.values)]),
+      ["written by", some([...new Set(s.writers.map(title))])], ["read by", some([...new Set(s.readers.map(title))])], ["values", some(s.values)]),
   ];
 }
 function row(text, on, pick, ...inner) { return { text: text.filter(Boolean).join(" ").toLowerCase(), on, pick, make: () => inner }; }
 function headline(...parts) { return el("div", { className: "top" }, ...parts); }
-function mono(text) { return el("span", { className: "mono", textContent: text }); }
+function mono(text) { return el("span", { className: "mono" }, ...text.split(/(?<=[._/])(?=[^._/])/).flatMap((part, i) => i ? [el("wbr"), part] : [part])); }
 function end(text) { return el("span", { className: "dim end", textContent: text }); }
 function dim(text) { return el("div", { className: "dim", textContent: text }); }
 function* opened(group, deep = 0) { for (const part of group.parts) { if (!part.single) yield [part, deep]; if (part.open) yield* opened(part, deep + (part.single ? 0 : 1)); } }

@@ -195,6 +195,8 @@ def test_the_layout_is_llmcompressors(ours: str, tmp_path: Path) -> None:
     )  # fmt: skip
     found = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in stored(tmp_path / "out").items()}
     assert found == theirs["tensors"]
+    source, made_here = ({path.name for path in (tmp_path / name).iterdir()} for name in ("source", "out"))
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= source <= made_here  # save_pretrained's
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config.keys() <= theirs["config"].keys() | {"transform_config"}
     for key in ("format", "ignore", "kv_cache_scheme", "quant_method", "quantization_status"):
