@@ -2,10 +2,11 @@
 
     python benchmarks/convolutions.py [MODEL.onnx ...] [--seconds 2] [--targets cpu-int8,cpu-int4,qdq-int8]
 
-Without models: the shipped classifiers and U-Net, a YOLO-like network with random weights, and the PP-OCR models of the
-package ``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else pictures of digits shaped as
-the input; a quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that. Times are
-medians of runs in turn, on one thread, over those of the float model. A file that onnxruntime does not load is named.
+Without models: the shipped classifiers and U-Net, a YOLO-like and a MobileNet-like network with random weights, and the
+PP-OCR models of the package ``rapidocr-onnxruntime`` where it is installed. Data is that of the zoo, else pictures of
+digits shaped as the input; a quarter of it is not calibrated with, and errors (relative L2 of the outputs) are on that.
+Times are medians of up to 200 runs in turn, in seconds of the one thread that computes, over those of the float model.
+A file that onnxruntime does not load is named.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import argparse
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,9 @@ from qcompile.checks.latency import interleaved
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"
 PLACES = (64, 320)
 IMAGES = 64
+
+#: Rounds of all files of a model at most.
+ROUNDS = 200
 
 
 def main() -> None:
@@ -46,7 +52,8 @@ def main() -> None:
 
 def shipped(folder: Path) -> list[Path]:
     """The models that are there."""
-    found = [ZOO / "resnet.onnx", ZOO / "mobilenet.onnx", ZOO / "unet.onnx", yolo_like(folder / "yolo.onnx")]
+    found = [ZOO / "resnet.onnx", ZOO / "mobilenet.onnx", ZOO / "unet.onnx"]
+    found += [yolo_like(folder / "yolo.onnx"), mobilenet_like(folder / "random_mobilenet.onnx")]
     package = importlib.util.find_spec("rapidocr_onnxruntime")
     if package is not None and package.origin is not None:
         found += sorted((Path(package.origin).parent / "models").glob("*.onnx"))
@@ -89,7 +96,44 @@ def yolo_like(path: Path) -> Path:
             return self.head[0](self.join[1](torch.cat([up, seen[1]], 1))), self.head[1](middle)
 
     torch.manual_seed(0)
-    program = torch.onnx.export(Yolo().eval(), (torch.randn(1, 3, 160, 160),), dynamo=True, verbose=False)
+    return saved(Yolo(), (160, 160), path)
+
+
+def mobilenet_like(path: Path) -> Path:
+    """Inverted residuals as in MobileNetV2: pointwise, depthwise, pointwise, ReLU6 between, batch norms behind each."""
+    import torch
+    from torch import nn
+
+    def normed(inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+        norm = nn.BatchNorm2d(outer)
+        nn.init.normal_(norm.running_mean, std=0.2)
+        nn.init.uniform_(norm.running_var, 0.2, 0.6)
+        return [nn.Conv2d(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=False), norm]
+
+    class Inverted(nn.Module):
+        def __init__(self, inner: int, outer: int, stride: int) -> None:
+            super().__init__()
+            wide = 6 * inner
+            middle = [*normed(inner, wide, 1), nn.ReLU6(), *normed(wide, wide, 3, stride, wide), nn.ReLU6()]
+            self.inner = nn.Sequential(*middle, *normed(wide, outer, 1))
+            self.skips = inner == outer and stride == 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.inner(x) if self.skips else self.inner(x)
+
+    torch.manual_seed(0)
+    widths = (16, 24, 24, 32, 32, 64, 64, 96, 160)
+    blocks = [Inverted(a, b, 1 if a == b else 2) for a, b in pairwise(widths[:6])]
+    blocks += [Inverted(a, b, 1) for a, b in pairwise(widths[5:])]
+    head = [*normed(160, 640, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(640, 200)]
+    return saved(nn.Sequential(*normed(3, 16, 3, 2), nn.ReLU6(), *blocks, *head), (128, 128), path)
+
+
+def saved(network: Any, places: tuple[int, int], path: Path) -> Path:
+    """The file of a torch module that reads one picture."""
+    import torch
+
+    program = torch.onnx.export(network.eval(), (torch.randn(1, 3, *places),), dynamo=True, verbose=False)
     program.save(path, external_data=False)
     return path
 
@@ -141,12 +185,12 @@ def table(path: Path, folder: Path, options: argparse.Namespace) -> None:
     rows = {name: rows[name] for name in sessions}
     errors = {name: error(want, [own.run(None, given) for given in held_out]) for name, own in sessions.items()}
     runs: list[Callable[[], Any]] = [lambda own=own: own.run(None, inputs[0]) for own in (plain, *sessions.values())]
-    times, _ = interleaved(runs, options.seconds * len(runs))
+    times, _ = interleaved(runs, options.seconds * len(runs), ROUNDS, thread_time)
     print(f"\n{path.name}: {path.stat().st_size:,} bytes, {times[0] * 1e3:.2f} ms a run\n")
     print("| quantized by | size | error | latency |\n|---|---|---|---|")
     for (name, file), own in zip(rows.items(), times[1:], strict=True):
         size = sum(part.stat().st_size for part in file.parent.glob(file.name + "*")) / path.stat().st_size
-        print(f"| {name} | {size:.3f} | {errors[name]:.4f} | {own / times[0]:.2f} |")
+        print(f"| {name} | {size:.3f} | {errors[name]:.4f} | {own / times[0]:.2f} |", flush=True)
 
 
 def quantized(
@@ -173,7 +217,8 @@ def quantized(
     dynamic = folder / "dynamic.onnx"
     quantize_dynamic(str(prepared), str(dynamic), per_channel=True)
     yield "onnxruntime, dynamic", dynamic
-    for name, method in (("min-max", CalibrationMethod.MinMax), ("percentile", CalibrationMethod.Percentile)):
+    for name in ("MinMax", "Percentile", "Entropy"):
+        method = CalibrationMethod[name]
         static = folder / f"{name}.onnx"
         quantize_static(str(prepared), str(static), Reader(), per_channel=True, calibrate_method=method)
         yield f"onnxruntime, static, {name}", static

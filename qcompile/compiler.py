@@ -17,8 +17,9 @@ from qcompile.artifact.facts import Facts
 from qcompile.artifact.folder import folder_of_first
 from qcompile.artifact.manifest import build_manifest, write_report
 from qcompile.artifact.weight_entries import unsited
+from qcompile.checks import plain_rounding
 from qcompile.checks.fake_quantized import rounded_for
-from qcompile.checks.plain_rounding import Plain, better_plain, output_errors, plain_error, rounded_plainly
+from qcompile.checks.plain_rounding import Plain, output_errors, plain_error, rounded_plainly
 from qcompile.choice import selection
 from qcompile.choice.branches import Apart, alone, scheme_of
 from qcompile.choice.contest import contest
@@ -32,7 +33,7 @@ from qcompile.ir.blueprint import needed_blueprint
 from qcompile.ir.capture import begin_capture
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.measuring import measure, timed_beside
-from qcompile.notes import LEARNING, Progress
+from qcompile.notes import LEARNING, TRANSFORMS, Progress
 from qcompile.passes.pipeline import run_pass
 from qcompile.passes.rotate import Rotate
 from qcompile.preparation import prepare
@@ -222,14 +223,25 @@ def _learned(captured: Captured, request: Request) -> Quantized:
     quantized = with_learned_codes(quantize(_rotate(chosen)))
     ours = errors(quantized.rotated.model)
     request.tell("measuring beside plain rounding")
-    reason = better_plain(ours, plain, data)
-    if reason is None:
-        return quantized
-    request = replace(request, options=replace(options, transforms="none", method="rtn"))
-    again = _beside_plain(_choose(_prepare(captured, request), request))
-    quantized = quantize(_rotate(replace(again, plain=again.plain or chosen.plain)))
-    quantized.rotated.prepared.state.decline("*", LEARNING, reason)
+    if any(scheme.static for scheme in schemes.values()) and not chosen.choice.placement.plain:
+        bare = with_learned_codes(_bare(captured, chosen, options.method))
+        without = errors(bare.rotated.model)
+        if (reason := plain_rounding.better_without(ours, without)) is not None:
+            bare.rotated.prepared.state.decline("*", TRANSFORMS, reason)
+            quantized, ours = bare, without
+    reason = plain_rounding.better_plain(ours, plain, data)
+    if reason is not None:
+        quantized = _bare(captured, chosen, "rtn")
+        quantized.rotated.prepared.state.decline("*", LEARNING, reason)
     return quantized
+
+
+def _bare(captured: Captured, chosen: Chosen, method: str) -> Quantized:
+    """The same without transforms, by a method: chosen anew, and rounded."""
+    request = replace(chosen.request, options=replace(chosen.request.options, transforms="none", method=method))
+    again = _choose(_prepare(captured, request), request)
+    again.choice.forget()
+    return quantize(_rotate(replace(again, plain=chosen.plain)))
 
 
 def _rotate(chosen: Chosen) -> Rotated:

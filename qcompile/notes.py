@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 __all__ = ["CONTEST", 
     "AS_ON_ENGINE", "FITTED_TRANSFORM", "FLOAT_ON_ENGINE", "LEARNING", "OF_EACH", "ON_ENGINE", "Decline", "Declined",
-    "Progress",
+    "TRANSFORMS", "Progress",
 ]  # fmt: skip
 
 #: Work that learns from data, by the words in which it is declined: where the data does not bear it, it is left out.
 CONTEST = "trying the choice out beside simpler ones"
+TRANSFORMS = "transforms where ranges are static"
 FITTED_TRANSFORM, LEARNING = "a transform fitted to its input", "transforms, and rounding by what the data teaches"
 
 #: Behind the title of a method of rounding that is declined for matrices of a stack.

@@ -135,18 +135,24 @@ def _warnings(time: float, size: float, gain: float) -> list[str]:
     ]  # fmt: skip
 
 
-def interleaved(runs: Sequence[Callable[[], Any]], seconds: float) -> tuple[list[float], int]:
+def interleaved(
+    runs: Sequence[Callable[[], Any]], seconds: float, most: int = RUNS, clock: Callable[[], float] = perf_counter
+) -> tuple[list[float], int]:
     """The median time of each function in seconds, and the number of times that each ran.
 
     They run in turn, so that whatever else the machine does falls on all of them; the first round does not count.
+
+    Args:
+        most: rounds at most.
+        clock: by which a run is timed; ``time.thread_time`` leaves out what others do on a machine that is shared.
     """
     for run in runs:
         run()
     times: list[list[float]] = [[] for _ in runs]
     began = perf_counter()
-    while not times[0] or (len(times[0]) < RUNS and perf_counter() - began < seconds):
+    while not times[0] or (len(times[0]) < most and perf_counter() - began < seconds):
         for own, run in zip(times, runs, strict=True):
-            start = perf_counter()
+            start = clock()
             run()
-            own.append(perf_counter() - start)
+            own.append(clock() - start)
     return [statistics.median(own) for own in times], len(times[0])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qcompile.run.session import Run
     from qcompile.targets.target import Target
 
-__all__ = ["Plain", "better_plain", "output_errors", "plain_error", "rounded_plainly", "running"]
+__all__ = ["Plain", "better_plain", "better_without", "output_errors", "plain_error", "rounded_plainly", "running"]
 
 #: How sure it must be that plain rounding errs less as a whole, where each part was shown to help.
 DOUBT = 0.75
@@ -129,3 +129,15 @@ def better_plain(ours: np.ndarray, plain: np.ndarray, data: Data) -> str | None:
         return None if errs_less(ours, plain) else reason
     reason = f"on {len(ours)} sequences that nothing was fitted on, rounding to nearest errs less: {theirs} < {own}"
     return reason if errs_less(plain, ours, DOUBT) else None
+
+
+def better_without(ours: np.ndarray, without: np.ndarray) -> str | None:
+    """Why to leave transforms out where activations have static ranges, if so, by the errors of the whole on sequences.
+
+    Predictions know the ranges of no values, nor that convolutions hand theirs on: a transform that fits what one site
+    reads may cost the others that. So transforms must clearly help the whole.
+    """
+    if errs_less(ours, without):
+        return None
+    own, theirs = (f"{np.sqrt(np.mean(errors)):.3g}" for errors in (ours, without))
+    return f"on {len(ours)} sequences the whole does not clearly err less with them: {own} against {theirs} without"

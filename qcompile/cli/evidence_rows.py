@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qcompile.artifact.phrases import scientific
-from qcompile.notes import AS_ON_ENGINE, FITTED_TRANSFORM, FLOAT_ON_ENGINE, LEARNING, ON_ENGINE
+from qcompile.notes import AS_ON_ENGINE, FITTED_TRANSFORM, FLOAT_ON_ENGINE, LEARNING, ON_ENGINE, TRANSFORMS
 from qcompile.rounding.methods import TITLES
 
 __all__ = ["contest_rows", "engine_rows", "evaluated_on", "learned_rows", "unlearned_rows"]
@@ -54,7 +54,7 @@ def unlearned_rows(m: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows on the lessons that were not learned from calibration data; none where no data was given."""
     if m["options"]["calibration"] is None:
         return []
-    entries = [entry for entry in m["declined"] if entry["what"] in {*TITLES, FITTED_TRANSFORM, LEARNING}]
+    entries = [entry for entry in m["declined"] if entry["what"] in {*TITLES, FITTED_TRANSFORM, LEARNING, TRANSFORMS}]
     everywhere = [entry for entry in entries if entry["site"] == "*"]
     rows = [("not learned", f"warning: {entry['what']}: {entry['reason']}") for entry in everywhere]
     counts = Counter(entry["what"] for entry in entries if entry["site"] != "*")

@@ -227,7 +227,7 @@ class Quantize:
         weight = weight_matrix(table, device=self.device)
         made = quantize_scalar(weight, fmt).to("cpu")  # to nearest; what a product reads as well is fit for that
         readers = (site for group, _ in self.groups for site in group.sites if site.stored is table.weight)
-        return next((self._fitting(site, weight, made, None) for site in readers), made)
+        return next((self._fitting(site, weight, made) for site in readers), made)
 
     def _rounded(
         self, group: Siblings, site: Site, fmt: Scalar, activation: Activation | None, lesson: Lesson, notes: Notes
@@ -236,41 +236,40 @@ class Quantize:
         weight = weight_matrix(site, device=self.device)
         if self._way.learns:
             weight = weight.contiguous()  # they walk over it often
-        made, learned = self._round(group, site, weight, fmt, moments, notes)
-        return self._fitting(site, weight, made, moments if learned else None).to("cpu")
+        return self._round(group, site, weight, fmt, moments, notes).to("cpu")
 
-    def _fitting(self, site: Site, weight: torch.Tensor, made: Quantized, moments: InputMoments | None) -> Quantized:
+    def _fitting(self, site: Site, weight: torch.Tensor, made: Quantized, by: InputMoments | None = None) -> Quantized:
         """A rounded weight with which the products of a site are exact on every processor."""
         if self.neighbours is None or not adds_in_pairs(site, self.schemes[site.name]):
             return made
-        again = partial(self._way.with_scales, made.format, moments)
-        return within(self.neighbours, weight, made, None if moments is None else moments.importance, again)
+        again = partial(self._way.with_scales, made.format, by)
+        return within(self.neighbours, weight, made, None if by is None else by.importance, again)
 
     def _round(
         self, group: Siblings, site: Site, weight: torch.Tensor, fmt: Scalar, moments: InputMoments | None, notes: Notes
-    ) -> tuple[Quantized, bool]:
-        """The rounded weight, and whether it was learned."""
+    ) -> Quantized:
         unusable = None if moments is None else moments.unusable
         usable, way = moments if unusable is None else None, self._way
         shared = self._shared(group, site, fmt) if self.shares and isinstance(fmt, Format) else None
         plain = way.plain(weight, fmt, shared) if isinstance(fmt, Format) else quantize_scalar(weight, fmt)
+        plain = self._fitting(site, weight, plain)
         if isinstance(fmt, VectorFormat):
             if way.learns and (usable is not None or not way.walks):
                 notes.decline(site.name, way.title, f"it chooses no scales for the codebook of {fmt.name}")
-            return plain, False
+            return plain
         if not way.learns or moments is None:
-            return plain, False
+            return plain
         form = routed(site)
         route = None if form is None else form.route
         rows = None if route is None else self.statistics[group.name].routed.get(route)
         if way.walks and form is not None and rows is not None:
             own = partial(self._of_expert, group, rows)
-            return better_experts(notes, site, weight, plain, form.places, own, way), False
+            return self._fitting(site, weight, better_experts(notes, site, weight, plain, form.places, own, way))
         if usable is not None:
-            made = better(notes, site, weight, plain, usable, way, shared)
-            return made, made is not plain
+            fitting = partial(self._fitting, site, weight, by=usable)
+            return better(notes, site, weight, plain, usable, way, shared, fitting)
         notes.decline(site.name, way.title, f"{unusable}, so it is {way.otherwise}")
-        return plain, False
+        return plain
 
     def _shared(self, group: Siblings, site: Site, fmt: Format) -> torch.Tensor | None:
         """The power of two from the largest tensor scale of siblings on: no weight is clipped, all fit bfloat16."""

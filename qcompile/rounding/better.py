@@ -25,14 +25,18 @@ __all__ = ["better", "better_experts"]
 
 def better(
     notes: Notes, site: Site, weight: torch.Tensor, plain: Quantized, moments: InputMoments, way: Method,
-    tensor_scale: torch.Tensor | None = None,
+    tensor_scale: torch.Tensor | None = None, fitting: Callable[[Quantized], Quantized] = lambda made: made,
 ) -> Quantized:  # fmt: skip
-    """The weight that a method learns, unless the plain one errs as little on sequences that it has not seen."""
+    """The weight that a method learns, unless the plain one errs as little on sequences that it has not seen.
+
+    Args:
+        fitting: makes of what was learned what the target can compute.
+    """
     usual = way.least_damping
     if usual is not None and (damping := moments.factor(usual).damping) > 1.1 * usual:
         reason = f"its inputs needed a damping of {damping:.2g}"
         notes.decline(site.name, f"the usual damping of {way.title}", reason)
-    fitted = way.learned(weight, plain.format, moments, tensor_scale)
+    fitted = fitting(way.learned(weight, plain.format, moments, tensor_scale))
     ours, theirs = (moments.errors(weight, rounded)[way.judges] for rounded in (fitted, plain))
     made, other = way.sides
     notes.notes.setdefault("held_out", {})[site.name] = {made: float(ours.sum()), other: float(theirs.sum())}

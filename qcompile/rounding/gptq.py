@@ -18,6 +18,7 @@ from torch import Tensor
 from qcompile.errors import InputError
 from qcompile.formats import Format, Quantized, Scales, compute_scales, quantize, round_to, search_scales
 from qcompile.formats.replay import captured
+from qcompile.rounding.neighbours import Limits
 from qcompile.threads import alone
 
 __all__ = ["Factor", "GPTQResult", "factorize", "gptq", "output_error"]
@@ -82,6 +83,7 @@ def gptq(
     tensor_scale: Tensor | float | None = None,
     block: int = 128,
     device: torch.device | str | None = None,
+    together: int | None = None,
 ) -> GPTQResult:
     """Round a weight to a format so that its outputs, not its entries, stay close.
 
@@ -95,6 +97,8 @@ def gptq(
         tensor_scale: second-level scale, for instance one shared by several weights.
         block: columns whose corrections to later columns are applied together.
         device: where to compute; that of the weight by default.
+        together: the most that two neighbouring codes of one sign, the first and the second column and so on, are
+            together, for whole numbers in one group; what the bound takes is made up for like what rounding takes.
 
     Raises:
         InputError: if shapes do not fit, a number is not finite, or the moment cannot be factorized even when
@@ -111,7 +115,7 @@ def gptq(
     device = torch.device(device or weight.device)
     work = weight.detach().to(device, torch.float32)
     fixed = _scales(work, fmt, scales, moment.diagonal, tensor_scale)
-    rounded = _round_columns(work, moment, fixed, fmt, block)
+    rounded = _round_columns(work, moment, fixed, fmt, block, together)
     error = output_error(weight, rounded, given) if isinstance(given, Tensor) else float("nan")
     return GPTQResult(quantize(rounded, fmt, scales=fixed), moment.damping, error)
 
@@ -196,18 +200,22 @@ def _scales(
     raise InputError(f"GPTQ: scales must be 'absmax', 'search' or given, not {scales!r}")
 
 
-def _round_columns(weight: Tensor, factor: Factor, scales: Scales, fmt: Format, block: int) -> Tensor:
+def _round_columns(
+    weight: Tensor, factor: Factor, scales: Scales, fmt: Format, block: int, together: int | None
+) -> Tensor:  # fmt: skip
     """All rows at once, column by column in the factor's order; returns the rounded weight ``[out, in]``."""
     order, upper = factor.order.to(weight.device), factor.upper.to(weight.device)
     columns = weight.T[order].contiguous()  # a column of the weight is a row here
     groups = order // (fmt.group or len(order))
     scale = scales.effective.T.contiguous()
     zero_point = None if scales.zero_point is None else scales.zero_point.T.contiguous()
+    limits = None if together is None else Limits.of(weight, scales.effective, order, together)
     for start in range(0, len(order), block):
         part = slice(start, min(start + block, len(order)))
         own = groups[part]
         given = _Block(columns[part], upper[part, part], scale[own], None if zero_point is None else zero_point[own])
-        errors = _replayed(given, fmt) if weight.is_cuda else given.round(fmt)
+        replays = weight.is_cuda and limits is None
+        errors = _replayed(given, fmt) if replays else given.round(fmt, limits, start)
         columns[part.stop :].addmm_(upper[part, part.stop :].T, errors, alpha=-1)
     result = torch.empty_like(columns)
     result[order] = columns
@@ -230,14 +238,23 @@ class _Block:
     scale: Tensor
     zero_point: Tensor | None
 
-    def round(self, fmt: Format) -> Tensor:
-        """Errors of all roundings, each divided by its pivot: ``[columns, out]``."""
+    def round(self, fmt: Format, limits: Limits | None = None, start: int = 0) -> Tensor:
+        """Errors of all roundings, each divided by its pivot: ``[columns, out]``.
+
+        Args:
+            limits: of codes, by visit.
+            start: the visit of the first column.
+        """
         errors, pivots = torch.empty_like(self.columns), self.upper.diagonal()
         with alone() if len(self.columns[0]) < _WIDE else nullcontext():
             for j, column in enumerate(self.columns):
                 if j:
                     column.addmv_(errors[:j].T, self.upper[:j, j], alpha=-1)
-                rounded = round_to(column, self.scale[j], None if self.zero_point is None else self.zero_point[j], fmt)
+                scale = self.scale[j]
+                within = column if limits is None else limits.brought(start + j, column, scale)
+                rounded = round_to(within, scale, None if self.zero_point is None else self.zero_point[j], fmt)
+                if limits is not None:
+                    limits.learn(start + j, rounded, scale)
                 torch.sub(column, rounded, out=errors[j]).div_(pivots[j])
                 column.copy_(rounded)
         return errors

@@ -63,8 +63,14 @@ class Method:
 
         return quantize(weight, fmt, tensor_scale=tensor_scale)
 
-    def with_scales(self, fmt: Format, moments: InputMoments | None, weight: torch.Tensor, scales: Scales) -> Quantized:
-        """A weight with given scales, by what is known of its input if that is given and the method takes it in."""
+    def with_scales(
+        self, fmt: Format, moments: InputMoments | None, weight: torch.Tensor, scales: Scales, together: int
+    ) -> Quantized:  # fmt: skip
+        """A weight with given scales, by what is known of its input if that is given and the method takes it in.
+
+        Args:
+            together: the bound of two neighbouring codes, for methods that make up for it.
+        """
         from qcompile.formats import quantize
 
         return quantize(weight, fmt, scales=scales)
@@ -171,11 +177,13 @@ class Gptq(_ByMoment):
         found = [learn(damping=damping).quantized for damping in several]
         return found[0] if len(found) == 1 else min(found, key=lambda q: float(moments.errors(weight, q)[::2].sum()))
 
-    def with_scales(self, fmt: Format, moments: InputMoments | None, weight: torch.Tensor, scales: Scales) -> Quantized:
-        """The same with given scales."""
+    def with_scales(
+        self, fmt: Format, moments: InputMoments | None, weight: torch.Tensor, scales: Scales, together: int
+    ) -> Quantized:  # fmt: skip
+        """The same with given scales, within that bound of neighbours."""
         if moments is None:
-            return super().with_scales(fmt, moments, weight, scales)
-        return moments.learn(weight, fmt, None, self.shift, self.damping, scales=scales).quantized
+            return super().with_scales(fmt, moments, weight, scales, together)
+        return moments.learn(weight, fmt, None, self.shift, self.damping, scales=scales, together=together).quantized
 
     @property
     def judges(self) -> slice:

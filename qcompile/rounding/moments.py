@@ -95,13 +95,13 @@ class InputMoments:
 
     def learn(
         self, weight: torch.Tensor, fmt: Format, tensor_scale: torch.Tensor | None = None, shift: float = SHIFT,
-        damping: float = LEAST_DAMPING, lean: float = 0.0, scales: Scales | None = None,
+        damping: float = LEAST_DAMPING, lean: float = 0.0, scales: Scales | None = None, together: int | None = None,
     ) -> GPTQResult:  # fmt: skip
-        """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given, or all scales."""
+        """A weight ``[out, in]`` as GPTQ rounds it; a second-level scale may be given, or all scales, and a bound."""
         goal, factor = self.goal(weight, shift, damping), self.factor(damping)
         if lean and scales is None:
             scales = search_scales(goal, fmt, weight=factor.importance(lean), tensor_scale=tensor_scale)
-        return gptq(goal, factor, fmt, scales=scales or "search", tensor_scale=tensor_scale)
+        return gptq(goal, factor, fmt, scales=scales or "search", tensor_scale=tensor_scale, together=together)
 
     def errors(self, weight: torch.Tensor, rounded: Quantized) -> np.ndarray:
         """``‖x̂ Ŵᵀ - x Wᵀ‖² / ‖x Wᵀ‖²`` of each sequence that was held out, relative to all of them: ``[sequences]``."""

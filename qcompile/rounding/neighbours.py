@@ -9,7 +9,7 @@ seven bits, which others take for it, have steps twice as large.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,10 +21,51 @@ from qcompile.formats.rounding import decode_element
 from qcompile.ir.required import sizes_of
 from qcompile.targets.scheme import Scheme
 
-__all__ = ["adds_in_pairs", "brought", "together", "within"]
+__all__ = ["Limits", "adds_in_pairs", "brought", "together", "within"]
 
 #: Scales that are tried for a row, from its own to the one with which rounding to nearest stays within the bound.
 _TRIED = 9
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of codes, by which neighbours stay within a sum.
+
+    Args:
+        together: the bound of two of one sign.
+        least, most: of each, in the order of visits, ``[columns, out]``; the second of two learns from the first.
+        partners: the visit of each one's neighbour; past the end where it has none.
+    """
+
+    together: int
+    least: Tensor
+    most: Tensor
+    partners: list[int]
+
+    @staticmethod
+    def of(weight: Tensor, scale: Tensor, order: Tensor, together: int) -> Limits:
+        """Bounds of the first of two, so that either gives half of what they have too much."""
+        codes = (weight / scale.clamp_min(torch.finfo(scale.dtype).tiny)).T
+        places = torch.arange(len(codes), device=weight.device) ^ 1
+        other = torch.nn.functional.pad(codes, (0, 0, 0, 1))[places.clamp(max=len(codes))]
+        over = ((codes + other).abs() - together).clamp_min(0) * (codes * other > 0)
+        most = torch.where(over > 0, (codes.abs() - over / 2).round().clamp(1, together - 1), together - 1.0)[order]
+        visits = torch.full((len(codes) + 1,), len(codes), device=weight.device)
+        visits[order] = torch.arange(len(codes), device=weight.device)
+        return Limits(together, -most, most, visits[places.clamp(max=len(codes))][order].tolist())
+
+    def brought(self, visit: int, column: Tensor, scale: Tensor) -> Tensor:
+        """A column within the bounds."""
+        return column.clamp(self.least[visit] * scale, self.most[visit] * scale)
+
+    def learn(self, visit: int, rounded: Tensor, scale: Tensor) -> None:
+        """Bound the neighbour of a column by what that was rounded to."""
+        partner = self.partners[visit]
+        if visit < partner < len(self.most):
+            codes = (rounded / scale).nan_to_num(0.0).round()
+            whole = float(self.together - 1)
+            torch.clamp(self.together - codes.clamp_min(0), max=whole, out=self.most[partner])
+            torch.clamp(-self.together - codes.clamp_max(0), min=-whole, out=self.least[partner])
 
 
 def adds_in_pairs(site: Site, scheme: Scheme) -> bool:
@@ -52,7 +93,7 @@ def together(codes: Tensor) -> Tensor:
 
 def within(
     bound: int, weight: Tensor, rounded: Quantized, importance: Tensor | None,
-    again: Callable[[Tensor, Scales], Quantized],
+    again: Callable[[Tensor, Scales, int], Quantized],
 ) -> Quantized:  # fmt: skip
     """A rounded weight none of whose neighbours of one sign are more than the bound together.
 
@@ -64,7 +105,7 @@ def within(
         weight: ``[out, in]``, that was rounded.
         rounded: with one scale a row.
         importance: of each column, ``[in]``.
-        again: rounds rows of the weight with given scales.
+        again: rounds rows of the weight with given scales, within the bound if it can make up for it.
     """
     width = weight.shape[1]
     beyond = together(_levels(rounded)[:, :width]) > bound
@@ -72,7 +113,7 @@ def within(
         return rounded
     rows, scale = weight[beyond].float(), rounded.scales.to(weight.device)[beyond]
     fixed = Scales(scale * _factors(bound, rows, scale, importance))
-    made = again(rows, fixed)
+    made = again(rows, fixed, bound)
     codes = rounded.codes.clone()
     codes[beyond, :width] = _brought(bound, _levels(made)[:, :width]).to(torch.int8).view(torch.uint8).to(codes.device)
     scales = rounded.scales.clone()

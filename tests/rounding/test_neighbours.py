@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qcompile as qc
-from qcompile.formats import get_format, quantize
+from qcompile.formats import Scales, get_format, quantize
+from qcompile.rounding.gptq import factorize, gptq, output_error
 from qcompile.rounding.methods import method_of
 from qcompile.rounding.neighbours import brought, together, within
 
@@ -29,7 +30,7 @@ def levels(rounded) -> torch.Tensor:
 
 def fitted(weight: torch.Tensor):
     again = method_of("rtn").with_scales
-    return within(BOUND, weight, quantize(weight, FORMAT), None, lambda rows, s: again(FORMAT, None, rows, s))
+    return within(BOUND, weight, quantize(weight, FORMAT), None, lambda *rows: again(FORMAT, None, *rows))
 
 
 @given(st.integers(1, 6), st.integers(1, 33), st.integers(0, 9), st.sampled_from([1.0, 3.0]))
@@ -50,6 +51,31 @@ def test_rows_that_fit_stay_as_they_are() -> None:
     rounded, plain = fitted(weight), quantize(weight, FORMAT)
     assert torch.equal(levels(rounded)[0], levels(plain)[0])
     assert levels(rounded)[1, :2].sum() <= BOUND
+
+
+@given(st.integers(1, 6), st.integers(2, 150), st.integers(0, 9))
+def test_gptq_stays_within_the_bound(out: int, inner: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out, inner, generator=rng).abs()  # all of one sign
+    x = torch.randn(4 * inner, inner, generator=rng) @ torch.randn(inner, inner, generator=rng)
+    made = gptq(weight, x.T @ x / len(x), FORMAT, together=BOUND, block=32).quantized
+    assert float(together(levels(made)).max()) <= BOUND
+
+
+def test_gptq_makes_up_for_the_bound() -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(32, 96, generator=rng).abs()
+    x = torch.randn(4096, 96, generator=rng) @ torch.randn(96, 96, generator=rng)
+    moment = x.T @ x / len(x)
+    scales = quantize(weight, FORMAT).scales
+    factor = factorize(moment)
+    bounded, free = (
+        gptq(weight, factor, FORMAT, scales=Scales(scales), together=most).quantized for most in (BOUND, None)
+    )
+    afterwards = brought(BOUND, free)
+    lost = [output_error(weight, made.dequantize(), moment) for made in (free, bounded, afterwards)]
+    assert not torch.equal(bounded.codes, free.codes)
+    assert lost[0] < lost[1] < 0.6 * lost[2]
 
 
 def test_it_costs_less_than_a_bit() -> None:
