@@ -153,4 +153,7 @@ def _save(model: ir.Model, folder: Path, shown: Collection[str | None]) -> tuple
         ir.save(model, folder / FILE)
         return (FILE,)
     ir.save(model, folder / FILE, external_data=DATA)
+    light = ir.load(folder / FILE)  # whose weights are names of places in the other file
+    compact(light, shown)
+    ir.save(light, folder / FILE)
     return (FILE, DATA)

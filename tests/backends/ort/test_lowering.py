@@ -375,6 +375,8 @@ def test_the_same_bytes_twice(inline: int, tmp_path: Path, monkeypatch: pytest.M
         assert {path.name for path in folder.iterdir()} == set(said.files)
         written.append([(folder / name).read_bytes() for name in said.files])
         assert load(folder)({"ids": np.zeros((1, 2), np.int64)})["y"].shape == (1, 2, 50)
+        nodes = onnx.load(folder / "model.onnx", load_external_data=False).graph.node
+        assert any(name.startswith("_") for node in nodes for name in node.output)  # both kinds of files are compact
     assert written[0] == written[1]
 
 
