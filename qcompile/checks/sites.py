@@ -57,8 +57,10 @@ class Checked:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A site as it stands in the float graph: ``written = alpha · read Wᵀ + bias``, a convolution, or a product with a
-    stack."""
+    """A site as it stands in the float graph.
+
+    It computes ``written = alpha · read Wᵀ + bias``, a convolution, or a product with a stack.
+    """
 
     name: str
     read: str

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 __all__ = ["compact", "say_once"]
 
+#: A size of a shape: a number, or a name, which may be none.
 Size: TypeAlias = int | ir.SymbolicDim
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -27,7 +28,8 @@ def say_once(model: ir.Model) -> None:
 def compact(model: ir.Model, kept: Collection[str | None] = ()) -> None:
     """Shorten a graph that is about to be saved.
 
-    Shapes and types of values are left out where inference finds the same. Operators that were put in are called as
+    Shapes and types of values are left out where inference finds the same, and sizes that nobody knows are named where
+    they first appear. Operators that were put in are called as
     what they write: they lose their names, and what they write gets a short one. Names of the source stay, by which
     manifests know sites, and readers what they look at.
 
@@ -73,6 +75,7 @@ def _drop_inferred(model: ir.Model) -> None:
     known = {value.name: (value.type, value.shape) for value in own}
     for value in own:
         value.shape = value.type = None
+    # Without propagation of data: it finds sizes behind reshapes that onnxruntime does not find again.
     found = ir.from_proto(shape_inference.infer_shapes(ir.to_proto(model))).graph
     inferred = {value.name: (value.type, value.shape) for node in found for value in node.outputs}
     said: dict[Size, Size] = {size: size for value in model.graph.inputs for size in value.shape or ()}
